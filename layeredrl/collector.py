@@ -1,0 +1,137 @@
+"""Between vector environments and an agent: steps, resets, true last observations, finished episodes."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from numpy.typing import NDArray
+from tianshou.data import Batch
+
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.replay import require_finite
+
+
+@dataclass(frozen=True)
+class Episode:
+    """A finished episode."""
+
+    env_id: int
+    """Index of the environment."""
+    episode_return: float
+    """Undiscounted sum of its rewards."""
+    length: int
+    """Environment steps."""
+
+
+class Collector:
+    """Lets an agent act in vector environments, in any of gymnasium's three autoreset modes.
+
+    Where the environments do not reset themselves, the Collector does, with a seed of its own for every episode.
+
+    Args:
+        env: The environments.
+        agent: Acts, and learns from what is collected if it is told to.
+        seed: Of the environments and of acting in them.
+        learn: Whether the agent may store what happens.
+    """
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], agent: Hierarchy, *, seed: int, learn: bool = True) -> None:
+        mode = env.metadata.get("autoreset_mode")
+        if not isinstance(mode, AutoresetMode):
+            raise ValueError(
+                f"the environments' metadata['autoreset_mode'] is {mode!r}, expected one of {[*AutoresetMode]}"
+            )
+        self.env, self.agent, self.learn, self.mode = env, agent, learn, mode
+        self.n_envs = env.num_envs
+        self.n_total_env_steps = 0
+        env_seeds, act_seeds = np.random.SeedSequence(seed).spawn(2)
+        self._env_rng = np.random.default_rng(env_seeds)
+        self._carry = agent.start(self.n_envs, int(act_seeds.generate_state(1)[0]))
+        obs, _ = env.reset(seed=self._seeds())
+        self._obs = agent.task.flatten(obs)
+        self._returns = np.zeros(self.n_envs)
+        self._lengths = np.zeros(self.n_envs, np.int64)
+        self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: environments whose next step is only their reset
+
+    @property
+    def metrics(self) -> dict[str, NDArray[np.float32]]:
+        """What the last decisions had to tell, one entry for each environment."""
+        return self._carry.metrics
+
+    def step(self, *, explore: bool) -> list[Episode]:
+        """Take one step in every environment.
+
+        Args:
+            explore: Whether the agent should collect experience or do as well as possible.
+
+        Returns:
+            The episodes that ended, in the order of the environments.
+        """
+        actions = self.agent.act(self._obs, self._carry, explore=explore)
+        obs, rewards, terminated, truncated, info = self.env.step(self._to_env(actions))
+        next_obs = self.agent.task.flatten(obs)
+        ids = np.flatnonzero(~self._resetting)
+        self.agent.reset(self._carry, np.flatnonzero(self._resetting))
+        done = (terminated | truncated) & ~self._resetting
+        true_next = self._true_last(next_obs, done, info)
+        require_finite("the observation", true_next[ids], ids)
+        rewards = np.asarray(rewards, np.float64)
+        require_finite("the reward", rewards[ids], ids)
+        step = Batch(
+            rew=rewards[ids], terminated=terminated[ids], truncated=truncated[ids], obs_next=true_next[ids]
+        )
+        self.agent.observe(step, ids, self._carry, learn=self.learn)
+        self.n_total_env_steps += len(ids)
+        self._returns[ids] += rewards[ids]
+        self._lengths[ids] += 1
+        finished = np.flatnonzero(done)
+        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in finished]
+        self._returns[finished], self._lengths[finished] = 0.0, 0
+        self._obs = self._begin_episodes(next_obs, done)
+        return episodes
+
+    def collect_episodes(self, n: int, *, explore: bool = False) -> list[Episode]:
+        """Play until n episodes have ended.
+
+        Every environment plays its share of them, and what it plays beyond is dropped: the first n to end anywhere
+        would be the shortest.
+        """
+        shares = [n // self.n_envs + (i < n % self.n_envs) for i in range(self.n_envs)]
+        episodes: list[Episode] = []
+        while len(episodes) < n:
+            for episode in self.step(explore=explore):
+                if shares[episode.env_id] > 0:
+                    shares[episode.env_id] -= 1
+                    episodes.append(episode)
+        return episodes
+
+    def _true_last(
+        self, next_obs: NDArray[np.float32], done: NDArray[np.bool_], info: dict[str, Any]
+    ) -> NDArray[np.float32]:
+        """The observations that the step led to, also where the environment has already begun another episode."""
+        if self.mode != AutoresetMode.SAME_STEP or not done.any():
+            return next_obs
+        result = next_obs.copy()
+        space = self.agent.task.observation_space
+        for i in np.flatnonzero(done):
+            last = info["final_obs"][i]
+            single = {k: np.asarray(v)[None] for k, v in last.items()} if isinstance(space, spaces.Dict) else [last]
+            result[i] = self.agent.task.flatten(single)[0]
+        return result
+
+    def _begin_episodes(self, next_obs: NDArray[np.float32], done: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The observations to act on next."""
+        self._resetting = done if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(done)
+        if self.mode != AutoresetMode.DISABLED or not done.any():
+            return next_obs
+        obs, _ = self.env.reset(seed=self._seeds(), options={"reset_mask": done.copy()})
+        return np.where(done[:, None], self.agent.task.flatten(obs), next_obs)
+
+    def _seeds(self) -> list[int]:
+        return [int(seed) for seed in self._env_rng.integers(2**31, size=self.n_envs)]
+
+    def _to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
+        discrete = isinstance(self.agent.task.action_space, spaces.Discrete)
+        return actions[:, 0] if discrete else actions

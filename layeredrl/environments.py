@@ -1,0 +1,71 @@
+"""Vector environments made the way the rest of the library wants them."""
+
+import difflib
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.wrappers import RescaleAction
+
+from layeredrl.task import TaskSpec
+
+
+class UnknownEnvironmentError(ValueError):
+    """No environment is registered under the id that was asked for."""
+
+
+def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make one environment, its Box actions scaled to [-1, 1].
+
+    Args:
+        env_id: An id registered with gymnasium.
+        **kwargs: For the environment, such as `render_mode`.
+    """
+    env = _make_unscaled(env_id, **kwargs)
+    if isinstance(env.action_space, spaces.Box):
+        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return env
+
+
+def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
+    """Read the task from an instance that is made for that and closed again.
+
+    Args:
+        env_id: An id registered with gymnasium.
+        n_envs: How many instances the agent will act in.
+        **kwargs: For the environment.
+    """
+    env = _make_unscaled(env_id, **kwargs)
+    try:
+        return TaskSpec.from_env(env, n_envs)
+    finally:
+        env.close()
+
+
+def make_vector_env(env_id: str, n_envs: int = 1, *, asynchronous: bool = False, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
+    """Make instances of an environment that run side by side and are reset by the Collector alone.
+
+    Args:
+        env_id: An id registered with gymnasium.
+        n_envs: How many.
+        asynchronous: Each in a process of its own, instead of one after the other.
+        **kwargs: For the environments.
+    """
+    make = [partial(make_env, env_id, **kwargs)] * n_envs
+    if asynchronous:
+        return AsyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
+    return SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def _make_unscaled(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    try:
+        return gym.make(env_id, **kwargs)
+    except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
+        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; it is not registered with gymnasium"
+        raise UnknownEnvironmentError(f"unknown environment {env_id!r}{hint}") from error
+    except gym.error.Error as error:
+        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be made: {error}") from error

@@ -1,0 +1,220 @@
+"""Levels stacked into one agent."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl.levels import Level
+from layeredrl.task import TaskSpec
+
+
+@dataclass
+class LevelCarry:
+    """What is under way at one level, one row for each environment."""
+
+    memory: Batch
+    """What the level wants to see again, on its device."""
+    action: NDArray[Any]
+    """Action that stands, (E, A)."""
+    obs: NDArray[np.float32]
+    """Observation at which it was chosen, (E, O)."""
+    remaining: NDArray[np.int64]
+    """Environment steps for which it still stands, (E,); zero: a decision is due."""
+    elapsed: NDArray[np.int64]
+    """Environment steps since it was chosen, (E,)."""
+    reward: NDArray[np.float64]
+    """Reward accumulated since then, each step's discounted to the start, (E,)."""
+
+
+@dataclass
+class Carry:
+    """Everything that is under way in a set of environments. The caller owns it; the agent's levels keep none of it."""
+
+    levels: list[LevelCarry]
+    """One for each level, top first."""
+    generator: torch.Generator
+    """Randomness of acting in these environments."""
+    metrics: dict[str, NDArray[np.float32]]
+    """What the last decisions had to tell, (E,) each; NaN where an environment had none."""
+
+
+class Hierarchy:
+    """An agent made of levels, top first; a flat agent has one level.
+
+    Acting runs top-down, in the environments in which a level's action has run out. When a level's action ends, the
+    actions below end too. Observing runs bottom-up and hands every level the transitions that have ended at its own
+    time scale: observation and action at the start, reward summed with the level's discount, true last observation.
+
+    Args:
+        levels: Each emits what the next one takes as command; the last emits the environment's actions.
+        task: The environments' spaces.
+        device: Where the levels compute.
+    """
+
+    def __init__(self, levels: Sequence[Level], task: TaskSpec, device: torch.device | str = "cpu") -> None:
+        if not levels:
+            raise ValueError("levels is empty, expected at least one level")
+        if levels[0].command_space is not None:
+            raise ValueError(f"the top level takes commands of {levels[0].command_space}, but nothing is above it")
+        for above, below in zip(levels[:-1], levels[1:], strict=True):
+            if above.action_space != below.command_space:
+                raise ValueError(
+                    f"{type(above).__name__} emits {above.action_space}, but {type(below).__name__} below it takes "
+                    f"commands of {below.command_space}"
+                )
+        if levels[-1].action_space != task.action_space:
+            raise ValueError(
+                f"{type(levels[-1]).__name__} emits {levels[-1].action_space}, but the environment takes "
+                f"{task.action_space}"
+            )
+        self.levels = list(levels)
+        self.task = task
+        self.device = torch.device(device)
+
+    def start(self, n_envs: int, seed: int) -> Carry:
+        """Carry for environments that are about to begin.
+
+        Args:
+            n_envs: How many environments E; it need not be the number that the agent trains in.
+            seed: Of the randomness of acting there.
+        """
+        n_obs = self.task.observation_dim
+        carries = []
+        for level in self.levels:
+            discrete = isinstance(level.action_space, spaces.Discrete)
+            width = (1,) if discrete else level.action_space.shape
+            carries.append(
+                LevelCarry(
+                    memory=level.start(n_envs),
+                    action=np.zeros((n_envs, *(width or ())), np.int64 if discrete else np.float32),
+                    obs=np.zeros((n_envs, n_obs), np.float32),
+                    remaining=np.zeros(n_envs, np.int64),
+                    elapsed=np.zeros(n_envs, np.int64),
+                    reward=np.zeros(n_envs),
+                )
+            )
+        return Carry(carries, torch.Generator(self.device).manual_seed(seed), {})
+
+    def act(self, obs: NDArray[np.float32], carry: Carry, *, explore: bool) -> NDArray[Any]:
+        """Actions for all environments, (E, A), in [-1, 1] for a Box; updates the carry.
+
+        Args:
+            obs: Flat observations, (E, O).
+            carry: Of these environments.
+            explore: Whether to collect experience or to do as well as possible.
+        """
+        obs_on_device = torch.as_tensor(obs, device=self.device)
+        carry.metrics = {}
+        above: LevelCarry | None = None
+        for level, own in zip(self.levels, carry.levels, strict=True):
+            due = np.flatnonzero(own.remaining == 0)
+            if len(due):
+                self._decide(level, own, above, due, obs_on_device, carry, explore)
+                own.obs[due] = obs[due]
+            above = own
+        return carry.levels[-1].action.copy()
+
+    def _decide(
+        self,
+        level: Level,
+        own: LevelCarry,
+        above: LevelCarry | None,
+        due: NDArray[np.int64],
+        obs: Tensor,
+        carry: Carry,
+        explore: bool,
+    ) -> None:
+        everywhere = len(due) == len(own.remaining)
+        rows: Any = slice(None) if everywhere else torch.as_tensor(due, device=self.device)
+        command = None if above is None else torch.as_tensor(above.action[due], device=self.device)
+        memory = own.memory if everywhere or not own.memory.get_keys() else own.memory[rows]
+        decision = level.act(obs[rows], command, memory, explore=explore, generator=carry.generator)
+        own.action[due] = decision.action.cpu().numpy()
+        if everywhere:
+            own.memory = decision.memory
+        elif own.memory.get_keys():
+            _write(own.memory, rows, decision.memory)
+        own.remaining[due] = decision.duration
+        if above is not None:
+            own.remaining[due] = np.minimum(decision.duration, above.remaining[due])
+        own.elapsed[due] = 0
+        own.reward[due] = 0.0
+        for name, values in decision.metrics.items():
+            column = carry.metrics.setdefault(name, np.full(len(own.remaining), np.nan, np.float32))
+            column[due] = values.cpu().numpy()
+
+    def observe(self, step: Batch, env_ids: NDArray[np.int64], carry: Carry, *, learn: bool) -> None:
+        """Account for one step of some of the environments; updates the carry.
+
+        Args:
+            step: Keys `rew`, `terminated`, `truncated` (n,) and `obs_next` (n, O), the true next observation.
+            env_ids: Which environments, (n,), in ascending order.
+            carry: Of these environments.
+            learn: Whether finished transitions go to the levels' replay.
+        """
+        done = step.terminated | step.truncated
+        for i in reversed(range(len(self.levels))):
+            level, own = self.levels[i], carry.levels[i]
+            own.reward[env_ids] += level.discount ** own.elapsed[env_ids] * step.rew
+            own.elapsed[env_ids] += 1
+            own.remaining[env_ids] -= 1
+            ended = done | (own.remaining[env_ids] == 0)
+            ids = env_ids[ended]
+            if not learn or not len(ids):
+                continue
+            info = Batch(duration=own.elapsed[ids])
+            if i > 0:
+                info.command = carry.levels[i - 1].action[ids]
+            transitions = Batch(
+                obs=own.obs[ids],
+                act=own.action[ids],
+                rew=own.reward[ids],
+                terminated=step.terminated[ended],
+                truncated=step.truncated[ended],
+                obs_next=step.obs_next[ended],
+                info=info,
+            )
+            level.observe(transitions, ids)
+        self.reset(carry, env_ids[done])
+
+    def reset(self, carry: Carry, env_ids: NDArray[np.int64]) -> None:
+        """Begin anew in some of the environments, whose next observation is an episode's first."""
+        if not len(env_ids):
+            return
+        rows = torch.as_tensor(env_ids, device=self.device)
+        for level, own in zip(self.levels, carry.levels, strict=True):
+            own.remaining[env_ids] = 0
+            own.elapsed[env_ids] = 0
+            own.reward[env_ids] = 0.0
+            if own.memory.get_keys():
+                _write(own.memory, rows, level.start(len(env_ids)))
+
+    def learn(self, n_total_env_steps: int) -> dict[str, float]:
+        """Let every level learn if it is time for that; returns their metrics."""
+        metrics: dict[str, float] = {}
+        for level in self.levels:
+            metrics |= level.learn(n_total_env_steps)
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything learned, by level."""
+        return {str(i): level.state_dict() for i, level in enumerate(self.levels)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if len(state) != len(self.levels):
+            raise ValueError(f"the state has {len(state)} levels, expected {len(self.levels)}")
+        for i, level in enumerate(self.levels):
+            level.load_state_dict(state[str(i)])
+
+
+def _write(memory: Batch, rows: Tensor, values: Batch) -> None:
+    for key in memory.get_keys():
+        memory[key][rows] = values[key]

@@ -1,0 +1,7 @@
+"""Levels: decision makers at one time scale."""
+
+from layeredrl.levels.level import Decision, Level
+from layeredrl.levels.planner_level import ModelLearningConfig, PlannerLevel
+from layeredrl.levels.random_level import RandomLevel
+
+__all__ = ["Decision", "Level", "ModelLearningConfig", "PlannerLevel", "RandomLevel"]

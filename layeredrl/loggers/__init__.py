@@ -1,0 +1,23 @@
+"""Where the numbers of a run go: the console, a CSV file, TensorBoard, Weights & Biases, or several of them.
+
+Importing this loads neither torch nor tensorboard nor wandb; a logger imports what it needs when it first
+writes.
+"""
+
+from layeredrl.loggers.console import ConsoleLogger, closing_table
+from layeredrl.loggers.csv_file import CsvLogger
+from layeredrl.loggers.logger import STEP_COLUMN, Logger, LoggerList
+from layeredrl.loggers.tensorboard import TensorBoardLogger
+from layeredrl.loggers.weights_and_biases import WandbLogger, WandbSettings
+
+__all__ = [
+    "STEP_COLUMN",
+    "ConsoleLogger",
+    "CsvLogger",
+    "Logger",
+    "LoggerList",
+    "TensorBoardLogger",
+    "WandbLogger",
+    "WandbSettings",
+    "closing_table",
+]

@@ -1,0 +1,90 @@
+"""Metrics as a CSV file that any tool reads and that two identical runs write identically."""
+
+import csv
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from layeredrl.loggers.logger import STEP_COLUMN, Logger, plain_number
+
+
+class CsvLogger(Logger):
+    """One row per call of `log`; the first column is `n_total_env_steps`.
+
+    A column appears when its metric is first logged: the file is then replaced, in one step, by one with a
+    wider header. Cells without a value are empty. A float has as many digits as it takes to read the same
+    float back.
+
+    The file is open only while a row is written, so nothing is lost when the process is killed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._columns = [STEP_COLUMN]
+        self._n_rows = 0
+
+    def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
+        if not metrics:
+            return
+        cells = {name: repr(plain_number(name, value)) for name, value in metrics.items()}
+        cells[STEP_COLUMN] = str(n_total_env_steps)
+        columns = self._columns + [name for name in metrics if name not in self._columns]
+        if self._n_rows == 0:
+            self._start(columns)
+        elif len(columns) > len(self._columns):
+            self._rewrite(columns)
+        self._columns = columns
+        with self._path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow([cells.get(column, "") for column in columns])
+        self._n_rows += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._n_rows:
+            with self._path.open("r+", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+        return {"columns": list(self._columns), "n_rows": self._n_rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Cut the file back to the columns and rows of `state`.
+
+        Raises:
+            ValueError: If the file does not start with them.
+        """
+        self._columns, self._n_rows = list(state["columns"]), int(state["n_rows"])
+        if self._n_rows:
+            self._rewrite(self._columns)
+
+    def _start(self, columns: list[str]) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file, lineterminator="\n").writerow(columns)
+
+    def _rewrite(self, columns: list[str]) -> None:
+        """Replace the file, in one step, by its known rows under the header `columns`."""
+        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        try:
+            with temporary.open("w", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                writer.writerow(columns)
+                for row in self._known_rows():
+                    writer.writerow(row + [""] * (len(columns) - len(row)))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, self._path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _known_rows(self) -> Iterator[list[str]]:
+        """Yield the known columns of the known rows; the file may have more of both."""
+        with self._path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            header = next(reader, [])
+            n_columns = len(self._columns)
+            if header[:n_columns] != self._columns:
+                raise ValueError(f"{self._path} should have the columns {self._columns}, but has {header}")
+            for n_before in range(self._n_rows):
+                row = next(reader, None)
+                if row is None:
+                    raise ValueError(f"{self._path} should have {self._n_rows} rows, but has only {n_before}")
+                yield row[:n_columns]

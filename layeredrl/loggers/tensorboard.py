@@ -1,0 +1,91 @@
+"""Metrics, pictures and the configuration for TensorBoard."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from layeredrl.loggers.logger import Logger
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import FileWriter, SummaryWriter
+
+_N_CHANNELS = {"L": 1, "LA": 2, "RGBA": 4}
+"""Channels of what PIL calls an image's mode; 3 for all others that PNG and GIF know."""
+
+
+class TensorBoardLogger(Logger):
+    """Scalars at `n_total_env_steps`, figures and videos as images, the configuration as text.
+
+    Event files only grow: a resumed run makes TensorBoard hide what they say about the steps after its saved
+    state, and a run that starts anew makes it hide all that they say.
+
+    Args:
+        config: Nested, JSON-able settings of the run.
+        directory: Where the event files go.
+    """
+
+    def __init__(self, config: Mapping[str, object], directory: Path) -> None:
+        self._config = config
+        self._directory = directory
+        self._writer: SummaryWriter | None = None
+        self._closed = False
+        self._n_steps = -1  # of the last record
+
+    def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
+        if not metrics:
+            return
+        writer = self._opened()
+        for name, value in metrics.items():
+            writer.add_scalar(name, value, n_total_env_steps)
+        self._n_steps = n_total_env_steps
+
+    def log_figure(self, name: str, path: Path, n_total_env_steps: int) -> None:
+        self._log_image(name, path, n_total_env_steps)
+
+    def log_video(self, name: str, path: Path, n_total_env_steps: int) -> None:
+        self._log_image(name, path, n_total_env_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._writer is not None:
+            self._writer.flush()
+        return {"n_total_env_steps": self._n_steps}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._writer is not None:
+            raise RuntimeError("a TensorBoardLogger has to be restored before it writes anything")
+        self._n_steps = int(state["n_total_env_steps"])
+
+    def close(self) -> None:
+        self._closed = True
+        if self._writer is not None:
+            writer, self._writer = self._writer, None
+            writer.close()
+
+    def _opened(self) -> "SummaryWriter":
+        if self._closed:
+            raise RuntimeError("this TensorBoardLogger is closed")
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # purge_step hides that step and later ones in the files that are there already.
+            self._writer = SummaryWriter(self._directory, purge_step=self._n_steps + 1)
+            if self._n_steps < 0:
+                self._writer.add_text("config", f"```json\n{json.dumps(self._config, indent=2)}\n```", 0)
+        return self._writer
+
+    def _log_image(self, name: str, path: Path, n_total_env_steps: int) -> None:
+        """Record an image file byte by byte, so that a GIF stays animated: TensorBoard plays it."""
+        from PIL import Image
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        with Image.open(path) as image:
+            width, height = image.size
+            n_channels = _N_CHANNELS.get(image.mode, 3)
+        encoded = Summary.Image(
+            height=height, width=width, colorspace=n_channels, encoded_image_string=path.read_bytes()
+        )
+        summary = Summary(value=[Summary.Value(tag=name, image=encoded)])
+        file_writer = cast("FileWriter", self._opened().file_writer)  # set by now, whatever its type says
+        file_writer.add_summary(summary, n_total_env_steps)
+        self._n_steps = n_total_env_steps

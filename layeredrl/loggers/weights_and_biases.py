@@ -1,0 +1,180 @@
+"""Weights & Biases: online, or offline on the disk until somebody runs `wandb sync`."""
+
+import secrets
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from layeredrl.loggers.logger import STEP_COLUMN, Logger
+
+if TYPE_CHECKING:
+    import wandb
+
+# wandb.login gives up after 10 s without a network, so an answer from then on should come soon.
+_INIT_TIMEOUT_S = 10.0
+# Long enough for the videos of a run; by default wandb would wait for a lost network as long as it is lost.
+_FINISH_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class WandbSettings:
+    """Whether and where to log to Weights & Biases."""
+
+    mode: Literal["off", "offline", "online"] = "off"
+    """Offline writes to the run's folder only. Online without a key or a network continues offline."""
+
+    project: str = "layeredrl"
+    """Project that the run belongs to."""
+
+    group: str | None = None
+    """Runs that belong together, for instance the seeds of one setting."""
+
+    name: str | None = None
+    """Name of the run; W&B invents one by default."""
+
+    tags: tuple[str, ...] = ()
+    """Labels to find the run by."""
+
+
+class WandbLogger(Logger):
+    """Metrics over `n_total_env_steps`, figures, videos and the configuration in a W&B run of its own.
+
+    It prints nothing, never asks for a key, and never keeps a run from starting: what does not work online
+    within seconds goes offline, with one `RuntimeWarning`.
+
+    Every record has its number as W&B's internal step. When a resumed run records again what W&B got before
+    the interruption, W&B knows these numbers and ignores them.
+
+    Args:
+        settings: Anything but mode "off".
+        config: Nested, JSON-able settings of the run.
+        directory: Where W&B puts its folder `wandb`.
+    """
+
+    def __init__(self, settings: WandbSettings, config: Mapping[str, object], directory: Path) -> None:
+        if settings.mode == "off":
+            raise ValueError('mode should be "offline" or "online" for a WandbLogger, but is "off"')
+        self._settings = settings
+        self._config = dict(config)
+        self._directory = directory
+        self._run_id = _new_run_id()
+        self._n_records = 0
+        self._run: wandb.Run | None = None
+        self._closed = False
+
+    @property
+    def url(self) -> str | None:
+        """Where to look at the run; None offline, before the first record, and at the end."""
+        return None if self._run is None else self._run.url
+
+    def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
+        if metrics:
+            self._record(metrics, n_total_env_steps)
+
+    def log_figure(self, name: str, path: Path, n_total_env_steps: int) -> None:
+        import wandb
+
+        self._record({name: wandb.Image(str(path))}, n_total_env_steps)
+
+    def log_video(self, name: str, path: Path, n_total_env_steps: int) -> None:
+        import wandb
+
+        self._record({name: wandb.Video(str(path))}, n_total_env_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"run_id": self._run_id, "n_records": self._n_records}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if self._run is not None:
+            raise RuntimeError("a WandbLogger has to be restored before it writes anything")
+        self._run_id, self._n_records = str(state["run_id"]), int(state["n_records"])
+
+    def close(self) -> None:
+        """Finish the run.
+
+        Raises:
+            TimeoutError: If the upload is not done after two minutes. `wandb sync` can do it later.
+        """
+        self._closed = True
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.finish()
+
+    def _record(self, values: Mapping[str, object], n_total_env_steps: int) -> None:
+        if self._closed:
+            raise RuntimeError("this WandbLogger is closed")
+        if self._run is None:
+            self._run = self._start()
+        self._run.log({STEP_COLUMN: n_total_env_steps, **values}, step=self._n_records, commit=True)
+        self._n_records += 1
+
+    def _start(self) -> "wandb.Run":
+        import wandb
+
+        self._directory.mkdir(parents=True, exist_ok=True)  # else wandb would write to a temporary folder
+        wandb.setup(settings=wandb.Settings(silent=True))  # login has no such setting of its own
+        run = self._start_online() if self._settings.mode == "online" else self._init("offline")
+        run.define_metric(STEP_COLUMN)
+        run.define_metric("*", step_metric=STEP_COLUMN)
+        return run
+
+    def _start_online(self) -> "wandb.Run":
+        """Start the run online, or else offline with a warning that says why."""
+        problem = _login_problem()
+        if problem is None:
+            try:
+                return self._init("online")
+            except Exception as error:  # of wandb, its service, pydantic or the network
+                problem = f"{type(error).__name__}: {error}"
+                # This process cannot use the id again. `wandb sync --id` puts the two runs together.
+                self._run_id = _new_run_id()
+        warnings.warn(
+            f"W&B logs offline, to {self._directory / 'wandb'}, for `wandb sync` to upload later: {problem}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return self._init("offline")
+
+    def _init(self, mode: Literal["offline", "online"]) -> "wandb.Run":
+        import wandb
+
+        return wandb.init(
+            mode=mode,
+            project=self._settings.project,
+            group=self._settings.group,
+            name=self._settings.name,
+            tags=self._settings.tags,
+            config=self._config,
+            dir=self._directory,
+            id=self._run_id,
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(
+                silent=True,
+                console="off",  # wandb's capture of the console disturbs the live display
+                init_timeout=_INIT_TIMEOUT_S,
+                finish_timeout=_FINISH_TIMEOUT_S,
+                finish_timeout_raises=True,
+            ),
+        )
+
+
+def _login_problem() -> str | None:
+    """Log in, and return why that did not work.
+
+    This takes no time without a key, and seconds without a network, where wandb.init would take minutes.
+    """
+    import wandb
+
+    try:
+        if wandb.login(prompt=False, verify=True):
+            return None
+    except wandb.Error as error:
+        return f"{type(error).__name__}: {error}"
+    return "no API key is configured (`wandb login` stores one), or WANDB_MODE forbids it"
+
+
+def _new_run_id() -> str:
+    return secrets.token_hex(4)  # not from a seeded generator: equal seeds would make equal ids

@@ -1,0 +1,183 @@
+"""Fitting an ensemble to a fixed set of transitions, between phases of planning."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl.models.ensemble import ProbabilisticEnsemble
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """Settings of one fit."""
+
+    epochs: int = 5
+    """Passes over the data, at the most."""
+    batch_size: int = 256
+    """Transitions of a batch, for each member."""
+    bootstrap: bool = True
+    """Whether each member trains on transitions of its own, drawn with replacement (PETS)."""
+    holdout: float = 0.0
+    """Share of the transitions that is kept from training; above zero, members stop early at their best."""
+    patience: int = 5
+    """Epochs without improvement on the holdout, of any member, after which the fit stops."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not 0 <= self.holdout < 1:
+            raise ValueError(f"holdout is {self.holdout}, expected a number in [0, 1)")
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """How a fit went."""
+
+    loss: Tensor
+    """Mean training loss of each member over the last epoch, (M,)."""
+    holdout_loss: Tensor | None
+    """Best loss of each member on the holdout, (M,); None without holdout."""
+    epochs: int
+    """Passes over the data that were made."""
+    steps: int
+    """Optimiser steps that were taken."""
+
+
+def fit(
+    ensemble: ProbabilisticEnsemble, data: Batch, config: FitConfig, *, generator: torch.Generator
+) -> FitResult:
+    """Train all members for some epochs, starting from the parameters that they have.
+
+    Every member goes through the data in an order of its own; with `bootstrap` its data are drawn anew, with
+    replacement, at every call. The input statistics of the networks are refitted to all the data.
+
+    Args:
+        ensemble: With an optimiser.
+        data: Keys as in `ProbabilisticEnsemble.loss`, on the ensemble's device.
+        config: Settings.
+        generator: Source of randomness, on the ensemble's device.
+    """
+    if ensemble.optimizer is None:
+        raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
+    rows = ensemble.interface.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
+    ensemble.fit_inputs(rows["state"], rows["context"], rows["act"])
+    rows, held_out = split_holdout(rows, config.holdout, generator)
+    n_rows, n_members = len(rows["state"]), ensemble.n_models
+    if n_rows == 0:
+        raise ValueError("data is empty, expected at least one transition to train on")
+
+    def permutations(n: int) -> Tensor:
+        return torch.rand((n_members, n), generator=generator, device=ensemble.device).argsort(1)
+
+    share = torch.arange(n_rows, device=ensemble.device).expand(n_members, -1)
+    if config.bootstrap:
+        share = torch.randint(n_rows, (n_members, n_rows), generator=generator, device=ensemble.device)
+    best = _BestMembers(ensemble, held_out) if held_out is not None else None
+    n_batches = math.ceil(n_rows / config.batch_size)
+    was_training = ensemble.training
+    ensemble.train()
+    epoch, losses = 0, torch.zeros(n_members)
+    for epoch in range(1, config.epochs + 1):
+        order = share.gather(1, permutations(n_rows))
+        shuffled = {key: x[order] for key, x in rows.items()}
+        losses = torch.zeros(n_members, device=ensemble.device)
+        # Chunks of equal size, rather than full batches and a noisy rest of a row or two.
+        for batch in zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True):
+            member_losses = ensemble.member_losses(dict(zip(shuffled, batch, strict=True)))
+            ensemble.take_step(member_losses.sum() + ensemble.regularization())
+            losses += member_losses.detach()
+        if best is not None and best.update() >= config.patience:
+            break
+    if best is not None:
+        best.restore()
+    ensemble.train(was_training)
+    return FitResult(losses / n_batches, None if best is None else best.losses, epoch, epoch * n_batches)
+
+
+def split_holdout(
+    rows: dict[str, Tensor], fraction: float, generator: torch.Generator
+) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Split rows (N, ...) at random into those to train on and those held out; None if there are none."""
+    n_rows = len(rows["state"])
+    n_held_out = int(fraction * n_rows)
+    if n_held_out == 0:
+        return rows, None
+    order = torch.randperm(n_rows, generator=generator, device=rows["state"].device)
+    return (
+        {key: x[order[n_held_out:]] for key, x in rows.items()},
+        {key: x[order[:n_held_out]] for key, x in rows.items()},
+    )
+
+
+class _BestMembers:
+    """Remembers the parameters with which each member did best on the holdout."""
+
+    def __init__(self, ensemble: ProbabilisticEnsemble, held_out: dict[str, Tensor]) -> None:
+        self.ensemble = ensemble
+        self.held_out = {key: x.expand(ensemble.n_models, *x.shape) for key, x in held_out.items()}
+        self.parameters = [p.detach().clone() for p in ensemble.get_parameters()]
+        self.losses = self._evaluate()
+        self.epochs_without_gain = 0
+
+    def update(self) -> int:
+        """Take in the parameters as they are now; the number of epochs since any member improved."""
+        losses = self._evaluate()
+        better = losses < self.losses
+        self.losses = torch.where(better, losses, self.losses)
+        for kept, parameter in zip(self.parameters, self.ensemble.get_parameters(), strict=True):
+            kept[better] = parameter.detach()[better]
+        self.epochs_without_gain = 0 if bool(better.any()) else self.epochs_without_gain + 1
+        return self.epochs_without_gain
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        for kept, parameter in zip(self.parameters, self.ensemble.get_parameters(), strict=True):
+            parameter.copy_(kept)
+
+    @torch.no_grad()
+    def _evaluate(self) -> Tensor:
+        self.ensemble.eval()
+        losses = self.ensemble.member_losses(self.held_out)
+        self.ensemble.train()
+        return losses
+
+
+def fit_regression(
+    predict: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    inputs: Tensor,
+    targets: Tensor,
+    config: FitConfig,
+    *,
+    generator: torch.Generator,
+) -> float:
+    """Least squares for some epochs.
+
+    Args:
+        predict: Inputs (b, D) to predictions (b,).
+        optimizer: Of the parameters of `predict`.
+        inputs: Shape (N, D).
+        targets: Shape (N,).
+        config: Its `epochs` and `batch_size` count.
+        generator: Source of randomness, on the inputs' device.
+
+    Returns:
+        The mean loss of the last epoch.
+    """
+    n_batches = math.ceil(len(inputs) / config.batch_size)
+    total = torch.zeros((), device=inputs.device)
+    for _ in range(config.epochs):
+        total = torch.zeros((), device=inputs.device)
+        order = torch.randperm(len(inputs), generator=generator, device=inputs.device)
+        for index in order.tensor_split(n_batches):
+            loss = (predict(inputs[index]) - targets[index]).square().mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.detach()
+    return float(total / n_batches)

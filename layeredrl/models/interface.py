@@ -1,0 +1,128 @@
+"""What goes in and out of a model: its spaces, the networks made for them, and the checks of its arguments."""
+
+import inspect
+from collections.abc import Callable
+
+import torch
+from gymnasium.spaces import Box, Discrete
+from tianshou.data import Batch
+from torch import Tensor, nn
+
+from layeredrl.models import checks
+
+
+class Interface:
+    """The spaces of a model and everything that follows from them alone.
+
+    Args:
+        state_space: Box of shape (S,).
+        context_space: Box of shape (C,).
+        action_space: Box of shape (A,), or Discrete, whose actions are tensors (..., 1) of integers.
+    """
+
+    def __init__(self, state_space: Box, context_space: Box, action_space: Box | Discrete) -> None:
+        checks.require_flat_box("state_space", state_space)
+        checks.require_flat_box("context_space", context_space)
+        self.spaces = (state_space, context_space, action_space)
+        self.state_dim, self.context_dim = state_space.shape[0], context_space.shape[0]
+        self.action_dim = checks.action_width(action_space)
+        self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else None
+
+    def make_network(self, partial_net: Callable[..., nn.Module], n_modes: int) -> nn.Module:
+        """Call `partial_net` with the three spaces and `n_modes`, or with the spaces alone if it takes no more."""
+        try:
+            inspect.signature(partial_net).bind(*self.spaces, n_modes)
+        except TypeError:
+            net = partial_net(*self.spaces)
+        else:
+            net = partial_net(*self.spaces, n_modes)
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"partial_net returned {type(net).__name__}, expected a torch.nn.Module")
+        return net
+
+    def random_inputs(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """State, context and action to try a network with; they do not touch the global random state."""
+        generator = torch.Generator().manual_seed(0)
+        state = torch.randn(n_rows, self.state_dim, generator=generator)
+        context = torch.randn(n_rows, self.context_dim, generator=generator)
+        if self.n_choices is not None:
+            return state, context, torch.randint(self.n_choices, (n_rows, 1), generator=generator)
+        return state, context, torch.randn(n_rows, self.action_dim, generator=generator)
+
+    def check(self, name: str, value: Tensor, dtype: torch.dtype, *, n_dims: int | None = None) -> None:
+        """Raise unless `value` can be what its name says: a state, a context, or actions."""
+        if name in ("act", "action", "actions"):
+            checks.require_tensor(name, value, self.action_dim, n_dims=n_dims)
+            if self.n_choices is not None:
+                checks.require_integers(name, value, self.n_choices)
+                return
+        else:
+            width = self.context_dim if name == "context" else self.state_dim
+            checks.require_tensor(name, value, width, n_dims=n_dims)
+        checks.require_dtype(name, value, dtype)
+
+    def rows(self, dtype: torch.dtype, **tensors: Tensor) -> tuple[list[Tensor], torch.Size]:
+        """Check tensors of equal leading dimensions and flatten these.
+
+        Args:
+            dtype: The type that states, contexts and Box actions should have.
+            **tensors: By the names of the public arguments; the first one sets the leading dimensions.
+
+        Returns:
+            The tensors, (R, width) each, and the leading dimensions.
+        """
+        for name, value in tensors.items():
+            self.check(name, value, dtype)
+        lead = next(iter(tensors.values())).shape[:-1]
+        checks.require_same_lead(tensors, lead)
+        n_rows = lead.numel()
+        return [x.reshape(n_rows, x.shape[-1]) for x in tensors.values()], lead
+
+    def training_rows(self, batch: Batch, dtype: torch.dtype, weighted: bool) -> dict[str, Tensor]:
+        """Check a training batch and flatten its leading dimensions.
+
+        Args:
+            batch: Keys as in `ProbabilisticEnsemble.loss`.
+            dtype: The type that its numbers should have.
+            weighted: Whether it needs the key `weight`.
+
+        Returns:
+            `state` (N, S), `context` (N, C), `act` (N, A), `state_next` (N, S), `terminated` (N), and, where they
+            are given, `weight` (N) and `validity_mask` (N) of bools. Rows that are not valid hold zeros.
+        """
+        flags = ["terminated"] + ["weight"] * weighted + ["validity_mask"] * ("validity_mask" in batch)
+        keys = ["state", "context", "act", "state_next"]
+        missing = [key for key in keys + flags if key not in batch]
+        if missing:
+            raise ValueError(f"the batch lacks {', '.join(missing)}; it has {', '.join(sorted(batch.keys()))}")
+        flat, lead = self.rows(dtype, **{key: batch[key] for key in keys})
+        rows = dict(zip(keys, flat, strict=True))
+        for key in flags:
+            value = batch[key]
+            if not isinstance(value, Tensor):
+                raise TypeError(f"{key} is {type(value).__name__}, expected a torch.Tensor")
+            if value.shape not in (lead, (*lead, 1)):
+                raise ValueError(f"{key} has shape {tuple(value.shape)}, expected {tuple(lead)}")
+            rows[key] = value.reshape(-1)
+        valid = rows.pop("validity_mask").bool() if "validity_mask" in rows else None
+        for key, value in rows.items():
+            checks.require_finite(key, value, valid)
+        if valid is None:
+            return rows
+        # What is masked may hold anything, NaN too, and must not reach the networks.
+        rows = {k: torch.where(valid.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros_like(x)) for k, x in rows.items()}
+        return {**rows, "validity_mask": valid}
+
+
+def deal(rows: dict[str, Tensor], n_members: int) -> dict[str, Tensor]:
+    """Deal N rows out to members, (M, ceil(N / M), ...): row r goes to member r % M, so shares differ by one at most.
+
+    Places that stay empty are ruled out by `validity_mask`.
+    """
+    n = len(rows["state"])
+    missing = -n % n_members
+    if missing:
+        valid = rows.get("validity_mask", torch.ones(n, dtype=torch.bool, device=rows["state"].device))
+        rows = {**rows, "validity_mask": valid}
+        rows = {key: torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) for key, x in rows.items()}
+    return {key: x.unflatten(0, (-1, n_members)).transpose(0, 1) for key, x in rows.items()}

@@ -1,0 +1,134 @@
+"""The interface of dynamics models."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from tianshou.data import Batch
+from torch import Tensor, nn
+
+from layeredrl.models.checks import require_count
+
+
+class Model(ABC, nn.Module):
+    """A dynamics model: predicts the next state and whether the episode terminates.
+
+    B is a number of rows (environments times candidates, say), M of ensemble members, P of particles per member, K of
+    mixture modes, H a horizon; S, C and A are the widths of state, context and action. The context is what stays
+    constant during an episode. Public tensors are batch first; integer actions have shape (..., 1).
+    """
+
+    n_total_env_steps: Tensor
+
+    def __init__(
+        self,
+        n_models: int = 1,
+        n_particles_per_model: int = 1,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  the default that the Models API asks for
+    ) -> None:
+        """Set what all models have.
+
+        Args:
+            n_models: Number of ensemble members M.
+            n_particles_per_model: Particles P that a rollout follows per member.
+            device: Where the parameters live and inputs are expected.
+        """
+        nn.Module.__init__(self)
+        require_count("n_models", n_models)
+        require_count("n_particles_per_model", n_particles_per_model)
+        self.n_models = n_models
+        self.n_particles_per_model = n_particles_per_model
+        self.device = torch.device(device)
+        self.register_buffer("n_total_env_steps", torch.zeros((), dtype=torch.int64))
+
+    @abstractmethod
+    def get_log_prob(
+        self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Log density of an observed next state.
+
+        Args:
+            state: Shape (..., S).
+            context: Shape (..., C).
+            action: Shape (..., A).
+            next_state: Shape (..., S).
+
+        Returns:
+            Log density (...), termination probability (...), and a dict with more.
+        """
+
+    @abstractmethod
+    def get_parameters(self) -> Iterable[Tensor]:
+        """The parameters that an optimiser should train."""
+
+    def get_prob(
+        self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor
+    ) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """Density of an observed next state: the exponential of `get_log_prob`, which is the more accurate one.
+
+        Returns:
+            Density (...) in float64, held inside that type's finite range; the rest as from `get_log_prob`.
+        """
+        log_prob, term_prob, info = self.get_log_prob(state, context, action, next_state)
+        prob = log_prob.double().exp().clamp(max=torch.finfo(torch.float64).max)
+        return prob, term_prob, info
+
+    @abstractmethod
+    def learn(self, batch_lst: list[Batch]) -> Tensor:
+        """Take one optimiser step for each of the batches.
+
+        Returns:
+            The last batch's loss, a detached scalar.
+        """
+
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """Training loss of a batch of transitions, a scalar.
+
+        Args:
+            batch: Keys `state` (N, S), `context` (N, C), `act` (N, A), `state_next` (N, S), `terminated` (N).
+        """
+
+    @abstractmethod
+    def predict(
+        self, state: Tensor, context: Tensor, action: Tensor, std: Tensor | None = None
+    ) -> tuple[Tensor, ...]:
+        """Parameters of the predicted distribution over next states, without sampling.
+
+        Args:
+            state: Shape (B, S).
+            context: Shape (B, C).
+            action: Shape (B, A).
+            std: Replaces the predicted standard deviations; broadcastable to (B, M, K, S).
+
+        Returns:
+            Means (B, M, K, S), mode weights (B, M, K), standard deviations (B, M, K, S), and the termination
+            probability averaged over members (B).
+        """
+
+    @abstractmethod
+    def rollout(
+        self, initial_state: Tensor, context: Tensor, actions: Tensor, deterministic: bool = False
+    ) -> Batch:
+        """Follow a sequence of actions, open loop.
+
+        Args:
+            initial_state: Shape (B, S).
+            context: Shape (B, C), held for the whole rollout.
+            actions: Shape (B, H, A).
+            deterministic: Follow the mean instead of sampling.
+
+        Returns:
+            Batch with `state` (B, M, P, H+1, S), `state_mean` (B, M, H+1, S), `term_prob` (B, M, P, H), and what
+            else a model has to say.
+        """
+
+    @abstractmethod
+    def sample(self, state: Tensor, context: Tensor, action: Tensor) -> Tensor:
+        """Draw one next state (B, S) for each row of state (B, S), context (B, C), action (B, A)."""
+
+    def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
+        """Tell the model how far the training has come, in environment steps summed over all instances."""
+        require_count("n_total_env_steps", n_total_env_steps, minimum=0)
+        self.n_total_env_steps.fill_(n_total_env_steps)

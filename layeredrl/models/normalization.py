@@ -1,0 +1,49 @@
+"""Running scale of what a model predicts."""
+
+import torch
+from torch import Tensor, nn
+
+MIN_VARIANCE = 1e-24  # of a dimension that does not vary, which is then left unscaled; the square of `nets.MIN_STD`
+
+
+class RunningScale(nn.Module):
+    """Standard deviation of the prediction targets, from a running variance.
+
+    The first batch of at least two rows initialises the variance, later ones enter with weight `momentum`, as in
+    batch normalisation. The mean is not subtracted.
+
+    Args:
+        width: Number of dimensions S.
+        momentum: Weight of a new batch's variance.
+    """
+
+    variance: Tensor
+    std: Tensor
+    initialized: Tensor
+
+    def __init__(self, width: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("variance", torch.ones(width))
+        self.register_buffer("std", torch.ones(width))
+        self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, targets: Tensor, counted: Tensor | None = None) -> None:
+        """Take in targets (N, S), only the rows where `counted` (N) is true; fewer than two rows change nothing."""
+        if counted is None:
+            if len(targets) < 2:
+                return
+            variance = targets.var(0)
+            enough: Tensor | bool = True
+        else:
+            rows = counted.unsqueeze(-1)
+            n = rows.sum()
+            values = torch.where(rows, targets, 0.0)
+            residuals = torch.where(rows, targets - values.sum(0) / n.clamp(min=1), 0.0)
+            variance = residuals.square().sum(0) / (n - 1).clamp(min=1)
+            enough = n >= 2
+        updated = torch.where(self.initialized, self.variance.lerp(variance, self.momentum), variance)
+        self.variance.copy_(updated if enough is True else torch.where(enough, updated, self.variance))
+        self.initialized.logical_or_(torch.as_tensor(enough, device=self.initialized.device))
+        self.std.copy_(torch.where(self.variance > MIN_VARIANCE, self.variance.sqrt(), 1.0))

@@ -1,0 +1,198 @@
+"""Open-loop rollouts: a pure function of state, context, actions and noise.
+
+Inside, the layout is (M, R, ...): members first, then R = B * P rows, the P particles of a row side by side.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl.models.density import mixture_mean
+from layeredrl.models.stacking import NetOutput
+
+Propagation = Literal["tsinf", "ts1", "expectation"]
+
+
+class StepModel(NamedTuple):
+    """One step of the dynamics: `next = is_delta * state + std * (what the networks predict)`."""
+
+    predict: Callable[[Tensor, Tensor, Tensor], NetOutput]
+    """From state (M, R, S), context (M, R, C) and action (M, R, A), in the networks' units."""
+    std: Tensor
+    """Units of the networks' outputs, (S,)."""
+    is_delta: Tensor
+    """1.0 for dimensions predicted as a change, 0.0 for others, (S,)."""
+
+
+class Noise(NamedTuple):
+    """All randomness of a rollout of R rows over H steps, drawn beforehand.
+
+    The rows' noise is the same for every member (the member axis has length one), so that members that agree stay
+    together exactly and their spread measures disagreement alone. In TS1 all particles draw their own.
+    """
+
+    normal: Tensor
+    """Standard normal, (H, 1 or M, R, S)."""
+    uniform: Tensor | None
+    """Choice of the mode, in [0, 1), (H, 1 or M, R); None with a single mode."""
+    order: Tensor | None
+    """TS1: permutation of the M * P particles of a row of the batch, (H, B, M * P); None otherwise."""
+
+
+def draw_noise(
+    sizes: tuple[int, int, int, int, int],
+    n_modes: int,
+    shuffle: bool,
+    like: Tensor,
+    generator: torch.Generator | None,
+) -> Noise:
+    """Draw the noise of a sampled rollout.
+
+    Args:
+        sizes: (B, M, P, H, S).
+        n_modes: K.
+        shuffle: Whether particles change members at every step (TS1).
+        like: A tensor of the device and type wanted.
+        generator: Source of randomness; None for torch's global one.
+    """
+    b, m, p, h, s = sizes
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
+
+    own = m if shuffle else 1
+    normal = torch.randn((h, own, b * p, s), generator=generator, device=like.device, dtype=like.dtype)
+    uniform = rand(h, own, b * p) if n_modes > 1 else None
+    return Noise(normal, uniform, rand(h, b, m * p).argsort(-1) if shuffle else None)
+
+
+def choose_mode(values: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:
+    """Pick one mode per row by inverse transform: values (..., K, S), weights (..., K), uniform (...) -> (..., S)."""
+    mode = (weights.cumsum(-1) < uniform.unsqueeze(-1)).sum(-1).clamp(max=weights.shape[-1] - 1)
+    index = mode[..., None, None].expand(*mode.shape, 1, values.shape[-1])
+    return values.gather(-2, index).squeeze(-2)
+
+
+def _change(out: NetOutput, noise: Noise | None, t: int, expectation: bool) -> tuple[Tensor, Tensor | None]:
+    """The mean and the deviation (M, R, S) to draw a step from; without noise, the mixture's mean and None."""
+    if noise is None:
+        mean = mixture_mean(out.mean, out.weights)
+        return (mean.mean(0, keepdim=True) if expectation else mean), None
+    if noise.uniform is None:
+        return out.mean.squeeze(-2), out.std.squeeze(-2)
+    uniform = noise.uniform[t].expand(out.weights.shape[:-1])
+    return choose_mode(out.mean, out.weights, uniform), choose_mode(out.std, out.weights, uniform)
+
+
+def _permute(x: Tensor, order: Tensor) -> Tensor:
+    """Exchange particles between members: x (M, R, S), order (B, M * P)."""
+    m, r, s = x.shape
+    b = order.shape[0]
+    rows = x.view(m, b, r // b, s).transpose(0, 1).reshape(b, -1, s)
+    rows = rows.gather(1, order.unsqueeze(-1).expand(-1, -1, s))
+    return rows.view(b, m, r // b, s).transpose(0, 1).reshape(m, r, s)
+
+
+def simulate(
+    model: StepModel,
+    state: Tensor,
+    context: Tensor,
+    actions: Tensor,
+    noise: Noise | None,
+    expectation: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Follow actions.
+
+    Args:
+        model: The model of one step.
+        state: Start, (M, R, S).
+        context: (M, R, C).
+        actions: (H, R, A).
+        noise: From `draw_noise`; None for a deterministic rollout.
+        expectation: Every member continues from the mean over all members.
+
+    Returns:
+        States (H+1, M, R, S), termination probabilities (H, M, R), and whether a particle has left the finite range
+        (H, M, R); from then on its state and termination probability are held.
+    """
+    states, term_probs = [state], []
+    all_delta = bool(model.is_delta.all()) if model.is_delta.device.type == "cpu" else False
+    scaled_noise = None if noise is None else noise.normal * model.std
+    for t, action in enumerate(actions.unbind(0)):
+        current, order = state, None if noise is None or noise.order is None else noise.order[t]
+        if order is not None:
+            current = _permute(state, order)
+        out = model.predict(current, context, action.expand(current.shape[0], -1, -1))
+        mean, std = _change(out, noise, t, expectation)
+        state = torch.addcmul(current if all_delta else current * model.is_delta, mean, model.std)
+        if std is not None and scaled_noise is not None:
+            state = torch.addcmul(state, std, scaled_noise[t])
+        term_prob = out.term_prob
+        if order is not None:
+            back = order.argsort(-1)
+            state = _permute(state, back)
+            term_prob = _permute(term_prob.unsqueeze(-1), back).squeeze(-1)
+        states.append(state)
+        term_probs.append(term_prob)
+    return _hold(torch.stack(states), torch.stack(term_probs))
+
+
+def _hold(states: Tensor, term_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Let each particle stay where it last was finite.
+
+    Done after the whole rollout, where it costs a few operations instead of a few for every step.
+    """
+    # A sum is finite if its terms are (short of overflow), and x * 0 equals 0 just for finite x.
+    finite = states[1:].detach().sum(-1) * 0 == 0
+    kept = finite.int().cummin(0).values
+    diverged = kept == 0
+    if states.device.type == "cpu" and not bool(diverged.any()):  # elsewhere a look at the result would stall
+        return states, term_probs, diverged
+    last = torch.cat([torch.zeros_like(kept[:1]), kept.cumsum(0)]).long()
+    states = states.gather(0, last.unsqueeze(-1).expand_as(states))
+    return states, term_probs.gather(0, last[:-1].clamp(max=len(term_probs) - 1)), diverged
+
+
+def summarize(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int, members_apart: bool) -> Batch:
+    """Public form of a rollout: batch first, with the moments over particles and members.
+
+    Args:
+        states: (H+1, M, B * P, S).
+        term_probs: (H, M, B * P).
+        diverged: (H, M, B * P).
+        n_rows: B.
+        members_apart: Whether a particle stays with its member; only then do spreads within and between members mean
+            aleatoric and epistemic uncertainty.
+    """
+    b = n_rows
+    per_particle = states.unflatten(2, (b, -1))  # (H+1, M, B, P, S)
+    mean, variance = moments(per_particle, 3)
+    result = Batch(
+        state=per_particle.permute(2, 1, 3, 0, 4),
+        state_mean=mean.permute(2, 1, 0, 3),
+        state_var=variance.permute(2, 1, 0, 3),
+        term_prob=term_probs.unflatten(2, (b, -1)).permute(2, 1, 3, 0),
+        diverged=diverged.unflatten(2, (b, -1)).permute(2, 1, 3, 0),
+    )
+    if members_apart:
+        result.state_epistemic_var = moments(mean, 1)[1].transpose(0, 1)
+        result.state_aleatoric_var = moments(variance, 1)[0].transpose(0, 1)
+    return result
+
+
+def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance over a short dimension, slice by slice: much faster than torch.var_mean there.
+
+    Deviations are taken from the first slice, so that the variance of equal slices is exactly zero.
+    """
+    first, *others = x.unbind(dim)
+    if not others:
+        return first, torch.zeros_like(first)
+    n = len(others) + 1
+    deviations = [other - first for other in others]
+    shift = sum(deviations[1:], start=deviations[0]) / n
+    squares = [(deviation - shift).square() for deviation in deviations]
+    return first + shift, sum(squares, start=shift.square()) / n

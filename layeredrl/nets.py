@@ -1,0 +1,176 @@
+"""Default networks: what a recipe uses when a person brings none of their own."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete, flatdim
+from torch import Tensor, nn
+
+MIN_STD = 1e-12
+"""Input dimensions that vary less than this are only centred (the rule of the released PETS code)."""
+
+
+def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
+    """Linear layers with an activation between every two, none after the last.
+
+    Weights are drawn from a normal distribution of standard deviation 1 / (2 sqrt(fan_in)), cut at two standard
+    deviations, and biases start at zero, as in PETS.
+
+    Args:
+        widths: Input width, hidden widths, output width.
+        activation: Makes the activation module.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in zip(widths[:-1], widths[1:], strict=True):
+        linear = nn.Linear(fan_in, fan_out)
+        std = 0.5 / max(fan_in, 1) ** 0.5
+        nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, activation()]
+    return nn.Sequential(*layers[:-1])
+
+
+class InputStandardizer(nn.Module):
+    """Subtracts a mean and divides by a standard deviation that were fitted to data; the identity until then."""
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("inverse_std", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * self.inverse_std
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Take the statistics of `x`, shape (N, width)."""
+        std, mean = torch.std_mean(x, dim=0, correction=0)
+        self.mean.copy_(mean)
+        self.inverse_std.copy_(torch.where(std > MIN_STD, std, 1.0).reciprocal())
+
+
+class BoundedStd(nn.Module):
+    """A standard deviation between two learned bounds (PETS, appendix A.1).
+
+    PETS bounds the log-variance `raw` softly, first from above, `v = upper - softplus(upper - raw)`, then from below,
+    `lower + softplus(v - lower)`. The exponential of that is `exp(lower) + exp(upper) * sigmoid(raw - upper)`. Here
+    the network's output stands for `raw - upper`: the same functions, with the last layer's bias shifted.
+    """
+
+    def __init__(self, width: int, lower: float = -10.0, upper: float = 0.5) -> None:
+        super().__init__()
+        self.lower = nn.Parameter(torch.full((width,), lower))
+        self.upper = nn.Parameter(torch.full((width,), upper))
+
+    def forward(self, share: Tensor) -> Tensor:
+        """Standard deviation (..., width) for `share`, sigmoid(raw - upper), between 0 and 1."""
+        return torch.addcmul(self.lower.exp(), self.upper.exp(), share).sqrt()
+
+    def penalty(self) -> Tensor:
+        """Sum of the distances between the bounds; small when the bounds hug what the data needs."""
+        return self.upper.sum() - self.lower.sum()
+
+
+class GaussianMixtureMLP(nn.Module):
+    """Predicts a mixture of diagonal Gaussians and a termination probability.
+
+    Satisfies the network contract of `layeredrl.models`; use it as
+    `partial_net=functools.partial(GaussianMixtureMLP, hidden=(200, 200))`.
+
+    Args:
+        state_space: Box of shape (S,).
+        context_space: Box of shape (C,), C may be zero.
+        action_space: Box of shape (A,), or Discrete (one-hot encoded inside).
+        n_modes: Number of Gaussians K.
+        hidden: Widths of the hidden layers.
+        activation: Makes the activation module.
+        bound_penalty: Weight of the penalty that pulls the log-variance bounds together (PETS: 0.01).
+    """
+
+    def __init__(
+        self,
+        state_space: Box,
+        context_space: Box,
+        action_space: Box | Discrete,
+        n_modes: int = 1,
+        *,
+        hidden: Sequence[int] = (200, 200, 200, 200),
+        activation: Callable[[], nn.Module] = nn.SiLU,
+        bound_penalty: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.n_modes = n_modes
+        self.state_dim = flatdim(state_space)
+        self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else None
+        self.bound_penalty = bound_penalty
+        n_inputs = self.state_dim + flatdim(context_space) + flatdim(action_space)
+        n_gaussian = n_modes * self.state_dim
+        self._sizes = [n_gaussian, n_gaussian + 1, n_modes if n_modes > 1 else 0]
+        self.standardizer = InputStandardizer(n_inputs)
+        self.layers = mlp([n_inputs, *hidden, sum(self._sizes)], activation)
+        self.bounds = BoundedStd(n_gaussian)
+
+    def _inputs(self, state: Tensor, context: Tensor, action: Tensor) -> Tensor:
+        if self.n_choices is not None:
+            action = F.one_hot(action.long().squeeze(-1), self.n_choices).to(state.dtype)
+        return torch.cat([state, context, action], dim=-1)
+
+    def forward(
+        self, state: Tensor, context: Tensor, action: Tensor
+    ) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Predict, for state (..., S), context (..., C) and action (..., A) or (..., 1) of integers.
+
+        Returns:
+            ((mean, std), weights, term_prob) of shapes (..., K, S), (..., K, S), (..., K), (...).
+        """
+        out = self.layers(self.standardizer(self._inputs(state, context, action)))
+        mean, rest, mode_logits = out.split(self._sizes, dim=-1)
+        weights = torch.softmax(mode_logits, -1) if self.n_modes > 1 else mean.new_ones((*mean.shape[:-1], 1))
+        shares = torch.sigmoid(rest)  # one call for the deviations and the termination
+        std, modes = self.bounds(shares[..., :-1]), (self.n_modes, self.state_dim)
+        return (mean.unflatten(-1, modes), std.unflatten(-1, modes)), weights, shares[..., -1]
+
+    def regularization(self) -> Tensor:
+        """The penalty on the log-variance bounds, a scalar (PETS, appendix A.1)."""
+        return self.bound_penalty * self.bounds.penalty()
+
+    def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
+        """Take input statistics from data of shapes (N, S), (N, C), (N, A) or (N, 1)."""
+        self.standardizer.fit(self._inputs(state, context, action))
+
+
+class ScalarMLP(nn.Module):
+    """Predicts one number from a transition, such as its reward: (..., S), (..., C), (..., A), (..., S) -> (...).
+
+    Inputs are standardised with statistics of the fitted data and the output is scaled to the fitted targets, so
+    that one learning rate serves rewards of any size.
+    """
+
+    def __init__(self, n_inputs: int, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        self.inputs = InputStandardizer(n_inputs)
+        self.targets = InputStandardizer(1)
+        self.layers = mlp([n_inputs, *hidden, 1])
+
+    def fit_scales(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take the statistics of inputs (N, n_inputs) and targets (N,)."""
+        self.inputs.fit(inputs)
+        self.targets.fit(targets.unsqueeze(-1))
+
+    def to_units(self, targets: Tensor) -> Tensor:
+        """Targets (N,) in the units of `normalized`."""
+        scaled: Tensor = self.targets(targets.unsqueeze(-1))
+        return scaled.squeeze(-1)
+
+    def normalized(self, inputs: Tensor) -> Tensor:
+        """Output in units of the fitted targets' standard deviation, (..., n_inputs) -> (...)."""
+        out: Tensor = self.layers(self.inputs(inputs))
+        return out.squeeze(-1)
+
+    def forward(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        inputs = torch.cat([state, context, action, next_state], dim=-1)
+        return self.normalized(inputs) / self.targets.inverse_std + self.targets.mean

@@ -1,0 +1,126 @@
+"""What an agent needs to know about the environments it acts in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from torch import Tensor
+
+TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(state (..., S), context (..., C), action (..., A), next_state (..., S)) -> (...)."""
+
+GOAL_KEY = "desired_goal"
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """The spaces of an environment, and what else is known of it; what is not known is learned.
+
+    Observations that are a Dict of Boxes are flattened into one vector, keys in the space's own order.
+    """
+
+    observation_space: spaces.Box | spaces.Dict
+    """Of a single environment, as the environment has it."""
+    action_space: spaces.Space[Any]
+    """Of a single environment, as agents see it: a Box is [-1, 1]."""
+    n_envs: int = 1
+    """How many instances run side by side."""
+    reward: TransitionFunction | None = None
+    """Known reward of a transition, for actions in the environment's own units."""
+    termination: TransitionFunction | None = None
+    """Known termination of a transition: bool, or a probability; actions in the environment's own units."""
+    action_low: NDArray[np.floating[Any]] | None = None
+    """Lower bounds of the environment's own actions, (A,); None if they are agents' actions already."""
+    action_high: NDArray[np.floating[Any]] | None = None
+    """Upper bounds, (A,)."""
+
+    def __post_init__(self) -> None:
+        check_observation_space(self.observation_space)
+
+    @classmethod
+    def from_env(cls, env: gym.Env[Any, Any], n_envs: int = 1) -> "TaskSpec":
+        """Read the task from a single environment.
+
+        The attributes `reward_function` and `termination_function` of `env.unwrapped`, where they exist, are the known
+        reward and termination.
+
+        Args:
+            env: An environment whose action space is in its own units.
+            n_envs: How many instances the agent will act in.
+        """
+        unwrapped = env.unwrapped
+        spec = cls(
+            observation_space=cast(spaces.Box | spaces.Dict, env.observation_space),
+            action_space=env.action_space,
+            n_envs=n_envs,
+            reward=getattr(unwrapped, "reward_function", None),
+            termination=getattr(unwrapped, "termination_function", None),
+        )
+        action_space = env.action_space
+        if not isinstance(action_space, spaces.Box):
+            return spec
+        check_action_box(action_space)
+        unit = spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
+        return replace(spec, action_space=unit, action_low=action_space.low, action_high=action_space.high)
+
+    @property
+    def slices(self) -> dict[str, slice]:
+        """Where each part of the observation lies in the flat vector; a Box is the part "observation"."""
+        space = self.observation_space
+        parts = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
+        result, start = {}, 0
+        for key, part in parts.items():
+            stop = start + spaces.flatdim(part)
+            result[key] = slice(start, stop)
+            start = stop
+        return result
+
+    @property
+    def observation_dim(self) -> int:
+        """Width of a flat observation."""
+        return spaces.flatdim(self.observation_space)
+
+    def flatten(self, observation: Any) -> NDArray[np.float32]:
+        """Observations of all environments as one array (n_envs, observation_dim).
+
+        Args:
+            observation: What a vector environment returned: an array, or a dict of arrays, the environment first.
+        """
+        space = self.observation_space
+        parts = [observation[k] for k in space.spaces] if isinstance(space, spaces.Dict) else [observation]
+        rows = [np.asarray(part, dtype=np.float32).reshape(len(part), -1) for part in parts]
+        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+
+    def to_env_units(self, action: Tensor) -> Tensor:
+        """Actions in [-1, 1] (..., A) in the environment's own units."""
+        if self.action_low is None or self.action_high is None:
+            return action
+        low, high = (torch.as_tensor(x, dtype=action.dtype, device=action.device) for x in self._bounds())
+        return low + (action + 1) / 2 * (high - low)
+
+    def _bounds(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        return cast(NDArray[Any], self.action_low), cast(NDArray[Any], self.action_high)
+
+
+def check_observation_space(space: object) -> None:
+    """Raise unless `space` is a flat Box, or a Dict of flat Boxes."""
+    parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    for key, part in parts.items():
+        name = f"observation space {key!r}" if key else "observation space"
+        if not isinstance(part, spaces.Box):
+            raise ValueError(f"{name} is {part}, expected a flat Box or a Dict of flat Boxes")
+        if len(part.shape) != 1:
+            raise ValueError(f"{name} has shape {part.shape}, expected one dimension")
+
+
+def check_action_box(space: spaces.Box) -> None:
+    """Raise unless the bounds of an action space are finite and its shape is flat."""
+    if len(space.shape) != 1:
+        raise ValueError(f"action space has shape {space.shape}, expected one dimension")
+    if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(f"action space is {space}, expected finite bounds: agents' actions are scaled to them")

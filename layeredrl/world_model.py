@@ -1,0 +1,153 @@
+"""Everything that planning asks of what was learned: encoding, rollouts, rewards, terminations, scores."""
+
+from collections.abc import Sequence
+
+import torch
+from gymnasium import spaces
+from tianshou.data import Batch
+from torch import Tensor, nn
+
+from layeredrl.models import Model
+from layeredrl.nets import ScalarMLP
+from layeredrl.task import GOAL_KEY, TaskSpec
+
+
+class Encoder(nn.Module):
+    """Splits a flat observation into state, which the dynamics predicts, and context, constant in an episode.
+
+    The context is the goal that the environment asks for, if the observation has one; the state is all the rest.
+    """
+
+    state_index: Tensor
+    context_index: Tensor
+
+    def __init__(self, task: TaskSpec) -> None:
+        super().__init__()
+        context = [i for key, part in task.slices.items() if key == GOAL_KEY for i in range(part.start, part.stop)]
+        state = [i for i in range(task.observation_dim) if i not in set(context)]
+        self.register_buffer("state_index", torch.tensor(state), persistent=False)
+        self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
+
+    @property
+    def state_space(self) -> spaces.Box:
+        """Box of shape (S,)."""
+        return spaces.Box(-float("inf"), float("inf"), (len(self.state_index),))
+
+    @property
+    def context_space(self) -> spaces.Box:
+        """Box of shape (C,)."""
+        return spaces.Box(-float("inf"), float("inf"), (len(self.context_index),))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (..., O) to state (..., S) and context (..., C)."""
+        return obs[..., self.state_index], obs[..., self.context_index]
+
+
+class WorldModel(nn.Module):
+    """Encoder, dynamics, reward and termination in one object, so that planners and skills take one argument.
+
+    Args:
+        encoder: Observation to state and context.
+        dynamics: Predicts the next state.
+        task: Gives the reward and termination that are known; an unknown reward is learned, an unknown termination
+            comes from the dynamics.
+        discount: Per environment step, for scores.
+        reward_hidden: Widths of the hidden layers of a learned reward.
+
+    Attributes:
+        reward_net: The learned reward; None if the reward is known.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        dynamics: Model,
+        task: TaskSpec,
+        *,
+        discount: float = 1.0,
+        reward_hidden: Sequence[int] = (64, 64),
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder.to(dynamics.device)
+        self.dynamics = dynamics
+        self.task = task
+        self.discount = discount
+        self.reward_net: ScalarMLP | None = None
+        if task.reward is None:
+            width = 2 * len(encoder.state_index) + len(encoder.context_index) + spaces.flatdim(task.action_space)
+            self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
+
+    def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (..., O) to state (..., S) and context (..., C)."""
+        state, context = self.encoder(obs)
+        return state, context
+
+    def rollout(self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None) -> Batch:
+        """Follow action sequences with the dynamics, and say what they would bring.
+
+        Args:
+            obs: Shape (B, O).
+            actions: In [-1, 1], shape (B, H, A).
+            generator: Source of randomness; None for torch's global one.
+
+        Returns:
+            What `Model.rollout` returns, and `reward` and `alive` (B, M, P, H): reward of step t, and the probability
+            of being alive before it.
+        """
+        state, context = self.encode(obs)
+        result = self.dynamics.rollout(state, context, actions, generator=generator)
+        before, after = result.state[..., :-1, :], result.state[..., 1:, :]  # (B, M, P, H, S)
+        shape = before.shape[:-1]
+        contexts = context[:, None, None, None].expand(*shape, -1)
+        taken = actions[:, None, None].expand(*shape, -1)
+        if self.task.termination is not None:
+            result.term_prob = self._known("termination", before, contexts, taken, after).to(before.dtype)
+        result.reward = self.reward(before, contexts, taken, after)
+        survival = torch.cumprod(1 - result.term_prob, -1)
+        result.alive = torch.cat([torch.ones_like(survival[..., :1]), survival[..., :-1]], -1)
+        return result
+
+    def reward(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """Reward of a transition, known or learned: (..., S), (..., C), (..., A), (..., S) -> (...).
+
+        Actions are agents' actions, in [-1, 1].
+        """
+        if self.reward_net is not None:
+            predicted: Tensor = self.reward_net(state, context, action, next_state)
+            return predicted
+        return self._known("reward", state, context, action, next_state)
+
+    def _known(self, name: str, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        function = self.task.reward if name == "reward" else self.task.termination
+        assert function is not None
+        result = function(state, context, self.task.to_env_units(action), next_state)
+        if result.shape != state.shape[:-1]:
+            raise ValueError(
+                f"the task's {name} function returned shape {tuple(result.shape)} for states of shape "
+                f"{tuple(state.shape)}, expected {tuple(state.shape[:-1])}"
+            )
+        return result
+
+    def score(self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """Expected return of candidate action sequences: the higher the better.
+
+        The reward of step t counts with its discount and the probability of being alive before it; the sum is averaged
+        over members and particles. Candidates that leave the finite range in any particle score minus infinity.
+
+        Args:
+            obs: Shape (E, O).
+            actions: In [-1, 1], shape (E, N, H, A): N candidates for each of E environments.
+            generator: Source of randomness; None for torch's global one.
+
+        Returns:
+            Scores (E, N).
+        """
+        n_envs, n_candidates, horizon = actions.shape[:3]
+        result = self.rollout(obs.repeat_interleave(n_candidates, 0), actions.flatten(0, 1), generator=generator)
+        weight = result.alive
+        if self.discount != 1:
+            weight = weight * self.discount ** torch.arange(horizon, device=obs.device)
+        returns = (weight * result.reward).sum(-1).mean((1, 2))
+        failed = result.diverged.any(-1).flatten(1).any(1) | ~returns.isfinite()
+        return returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)
+

@@ -1,0 +1,137 @@
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from layeredrl.loggers import CsvLogger, LoggerList
+
+Record = tuple[dict[str, float], int]
+
+RECORDS: list[Record] = [
+    ({"env/episode_return": -0.1, "env/episode_length": 200}, 200),
+    ({"env/episode_return": 1 / 3, "env/episode_length": 200}, 200),
+    ({"model/loss": 1e-30}, 400),
+    ({}, 500),
+    ({"env/episode_return": math.nan, "time/fit, in s": math.inf}, 600),
+]
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def write(path: Path, records: Iterable[Record]) -> CsvLogger:
+    logger = CsvLogger(path)
+    for metrics, n_total_env_steps in records:
+        logger.log(metrics, n_total_env_steps)
+    return logger
+
+
+def test_rows_columns_and_numbers_are_what_was_logged(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "metrics.csv"
+    write(path, RECORDS)
+    rows = read(path)
+    assert list(rows[0]) == [
+        "n_total_env_steps",
+        "env/episode_return",
+        "env/episode_length",
+        "model/loss",
+        "time/fit, in s",
+    ]
+    assert [row["n_total_env_steps"] for row in rows] == ["200", "200", "400", "600"]
+    assert [row["env/episode_return"] for row in rows] == ["-0.1", "0.3333333333333333", "", "nan"]
+    assert [row["env/episode_length"] for row in rows] == ["200", "200", "", ""]
+    assert [row["model/loss"] for row in rows] == ["", "", "1e-30", ""]
+    assert [row["time/fit, in s"] for row in rows] == ["", "", "", "inf"]
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_identical_runs_write_identical_files(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.csv", tmp_path / "b.csv"
+    write(a, RECORDS)
+    write(b, RECORDS)
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_every_row_is_on_the_disk_when_log_returns(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    for n in range(3):
+        logger.log({"a": n}, n)
+        assert len(read(path)) == n + 1
+
+
+@pytest.mark.parametrize("n_before", range(len(RECORDS) + 1))
+def test_a_resumed_run_leaves_the_file_of_a_run_that_was_never_stopped(tmp_path: Path, n_before: int) -> None:
+    path = tmp_path / "metrics.csv"
+    uninterrupted = tmp_path / "uninterrupted.csv"
+    write(uninterrupted, RECORDS)
+    logger = write(path, RECORDS[:n_before])
+    at_checkpoint = path.read_bytes() if n_before else b""
+    state = logger.state_dict()
+    for metrics, n_total_env_steps in RECORDS[n_before:]:
+        logger.log(metrics, n_total_env_steps)
+    with path.open("a") as file:
+        file.write("600,0.1")  # the process was killed in the middle of a row
+
+    resumed = CsvLogger(path)
+    resumed.load_state_dict(state)
+    if n_before:
+        assert path.read_bytes() == at_checkpoint
+    for metrics, n_total_env_steps in RECORDS[n_before:]:
+        resumed.log(metrics, n_total_env_steps)
+    assert path.read_bytes() == uninterrupted.read_bytes()
+
+
+def test_a_new_run_replaces_the_file_when_it_has_something_to_say(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    write(path, RECORDS)
+    logger = CsvLogger(path)
+    assert len(read(path)) == 4
+    logger.log({"a": 1.0}, 5)
+    assert read(path) == [{"n_total_env_steps": "5", "a": "1.0"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("n_total_env_steps,a\n1,0.5\n", r"metrics\.csv should have 2 rows, but has only 1"),
+        (
+            "n_total_env_steps,b\n1,0.5\n2,0.5\n",
+            r"metrics\.csv should have the columns .*'a'.*, but has .*'b'",
+        ),
+        ("", r"metrics\.csv should have the columns"),
+    ],
+)
+def test_a_file_that_does_not_fit_the_state_is_left_alone_and_named(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+    logger = CsvLogger(path)
+    with pytest.raises(ValueError, match=message):
+        logger.load_state_dict({"columns": ["n_total_env_steps", "a"], "n_rows": 2})
+    assert path.read_text() == text
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_disk_that_takes_no_more_costs_neither_the_run_nor_the_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "metrics.csv"
+    loggers = LoggerList([CsvLogger(path)])
+    loggers.log({"a": 1}, 1)
+
+    def replace(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", replace)
+    with pytest.warns(RuntimeWarning, match="No space left"):
+        loggers.log({"a": 2, "b": 2}, 2)
+    loggers.log({"a": 3}, 3)
+    assert read(path) == [{"n_total_env_steps": "1", "a": "1"}]
+    assert list(tmp_path.iterdir()) == [path]
+    assert loggers.state_dict() == {"CsvLogger": {"columns": ["n_total_env_steps", "a"], "n_rows": 1}}

@@ -1,0 +1,102 @@
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from layeredrl.loggers import TensorBoardLogger
+
+CONFIG = {"agent": {"horizon": 30}, "seed": 1}
+
+
+def read(directory: Path) -> EventAccumulator:
+    events = EventAccumulator(str(directory), size_guidance={"scalars": 0, "images": 0, "tensors": 0})
+    events.Reload()
+    return events
+
+
+def scalars(events: Any, tag: str) -> list[tuple[int, float]]:
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_scalars_and_config(tmp_path: Path) -> None:
+    with TensorBoardLogger(CONFIG, tmp_path) as logger:
+        logger.log({"env/episode_return": -1.5}, 100)
+        logger.log({"env/episode_return": -0.5, "env/episode_length": 50}, 100)
+        logger.log({"model/loss": 0.25}, 200)
+        logger.log({}, 300)
+    events = read(tmp_path)
+    assert scalars(events, "env/episode_return") == [(100, -1.5), (100, -0.5)]
+    assert scalars(events, "env/episode_length") == [(100, 50.0)]
+    assert scalars(events, "model/loss") == [(200, 0.25)]
+    (text,) = events.Tensors("config/text_summary")
+    markdown = text.tensor_proto.string_val[0].decode()
+    assert json.loads(markdown.removeprefix("```json\n").removesuffix("\n```")) == CONFIG
+
+
+def test_figures_and_videos_are_stored_as_they_are(tmp_path: Path) -> None:
+    figure, video = tmp_path / "figure.png", tmp_path / "video.gif"
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
+    Image.new("RGBA", (8, 6)).save(figure)
+    frames[0].save(video, save_all=True, append_images=frames[1:])
+    with TensorBoardLogger(CONFIG, tmp_path / "events") as logger:
+        logger.log_figure("eval/figure", figure, 10)
+        logger.log_video("eval/video", video, 20)
+    events = read(tmp_path / "events")
+    (image,) = events.Images("eval/figure")
+    assert (image.step, image.width, image.height) == (10, 8, 6)
+    assert image.encoded_image_string == figure.read_bytes()
+    (image,) = events.Images("eval/video")
+    assert (image.step, image.width, image.height) == (20, 8, 6)
+    with Image.open(io.BytesIO(image.encoded_image_string)) as animation:
+        assert animation.format == "GIF"
+        assert animation.n_frames == 3
+
+
+def test_a_resumed_run_shows_the_log_of_a_run_that_was_never_stopped(tmp_path: Path) -> None:
+    first = TensorBoardLogger(CONFIG, tmp_path)
+    first.log({"a": 1.0}, 10)
+    first.log({"a": 2.0}, 20)
+    first.log({"a": 2.5}, 20)
+    state = json.loads(json.dumps(first.state_dict()))
+    assert scalars(read(tmp_path), "a") == [(10, 1.0), (20, 2.0), (20, 2.5)]  # on the disk by now
+    first.log({"a": 3.0, "b": 3.0}, 30)
+    first.close()
+
+    with TensorBoardLogger(CONFIG, tmp_path) as second:
+        second.load_state_dict(state)
+        second.log({"a": 4.0}, 30)
+    events = read(tmp_path)
+    assert scalars(events, "a") == [(10, 1.0), (20, 2.0), (20, 2.5), (30, 4.0)]
+    assert scalars(events, "b") == []
+    assert len(events.Tensors("config/text_summary")) == 1
+
+
+def test_a_new_run_hides_what_an_old_one_left(tmp_path: Path) -> None:
+    for value in (1.0, 2.0):
+        with TensorBoardLogger(CONFIG, tmp_path) as logger:
+            logger.log({"a": value}, 10)
+    events = read(tmp_path)
+    assert scalars(events, "a") == [(10, 2.0)]
+    assert len(events.Tensors("config/text_summary")) == 1
+
+
+def test_nothing_is_written_before_the_first_record(tmp_path: Path) -> None:
+    with TensorBoardLogger(CONFIG, tmp_path / "events") as logger:
+        logger.log({}, 0)
+        logger.state_dict()
+    assert not (tmp_path / "events").exists()
+
+
+def test_restoring_a_started_log_and_logging_to_a_closed_one_are_errors(tmp_path: Path) -> None:
+    logger = TensorBoardLogger(CONFIG, tmp_path)
+    logger.log({"a": 1.0}, 1)
+    with pytest.raises(RuntimeError, match="restored before"):
+        logger.load_state_dict(logger.state_dict())
+    logger.close()
+    logger.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        logger.log({"a": 1.0}, 2)

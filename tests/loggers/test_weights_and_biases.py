@@ -1,0 +1,184 @@
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import wandb
+from PIL import Image
+
+from layeredrl.loggers import WandbLogger, WandbSettings
+from tests.loggers.wandb_reader import read_offline_run, read_offline_runs
+
+OFFLINE = WandbSettings(mode="offline")
+ONLINE = WandbSettings(mode="online")
+
+
+@pytest.fixture(autouse=True)
+def lonely_wandb(monkeypatch, tmp_path):
+    """No key, no files of this machine's user, no network, and nothing left of the test before."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home" / "config"))
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    wandb.teardown()
+    yield
+    wandb.teardown()
+
+
+def metrics_of(run):
+    return [{key: value for key, value in row.items() if not key.startswith("_")} for row in run.rows]
+
+
+def test_offline_run_holds_config_rows_and_x_axis(tmp_path):
+    settings = WandbSettings(mode="offline", project="p", group="g", name="n", tags=("a", "b"))
+    config = {"agent": {"horizon": 30, "widths": [200, 200]}, "seed": 1}
+    with WandbLogger(settings, config, tmp_path) as logger:
+        assert logger.url is None
+        logger.log({"env/episode_return": -1.5}, 100)
+        logger.log({"env/episode_return": -0.5, "env/episode_length": 50}, 100)
+        logger.log({"model/loss": 0.25}, 200)
+        logger.log({}, 300)
+    run = read_offline_run(tmp_path)
+    assert (run.project, run.group, run.name, run.tags) == ("p", "g", "n", ("a", "b"))
+    assert run.config == config
+    assert run.step_metrics == {"n_total_env_steps": "", "*": "n_total_env_steps"}
+    assert metrics_of(run) == [
+        {"n_total_env_steps": 100, "env/episode_return": -1.5},
+        {"n_total_env_steps": 100, "env/episode_return": -0.5, "env/episode_length": 50},
+        {"n_total_env_steps": 200, "model/loss": 0.25},
+    ]
+
+
+def test_records_longer_than_a_block_are_read_back(tmp_path):
+    config = {"long": "x" * 100_000}
+    with WandbLogger(OFFLINE, config, tmp_path) as logger:
+        for n in range(300):
+            logger.log({"a": n, "b" * 500: n}, n)
+    run = read_offline_run(tmp_path)
+    assert run.config == config
+    assert [row["a"] for row in run.rows] == list(range(300))
+
+
+def test_figures_and_videos_are_kept_as_they_were(tmp_path):
+    figure, video = tmp_path / "figure.png", tmp_path / "video.gif"
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
+    frames[0].save(figure)
+    frames[0].save(video, save_all=True, append_images=frames[1:])
+    files = {"eval/figure": figure.read_bytes(), "eval/video": video.read_bytes()}
+    with WandbLogger(OFFLINE, {}, tmp_path) as logger:
+        logger.log_figure("eval/figure", figure, 10)
+        logger.log_video("eval/video", video, 20)
+        figure.unlink()
+        video.unlink()
+    run = read_offline_run(tmp_path)
+    assert [row["n_total_env_steps"] for row in run.rows] == [10, 20]
+    kinds = {}
+    for row, (name, content) in zip(run.rows, files.items(), strict=True):
+        kinds[name] = row[name]["_type"]
+        assert (run.files / row[name]["path"]).read_bytes() == content
+    assert kinds == {"eval/figure": "image-file", "eval/video": "video-file"}
+
+
+def test_a_resumed_run_goes_on_under_its_id(tmp_path):
+    first = WandbLogger(OFFLINE, {}, tmp_path / "first")
+    first.log({"a": 1.0}, 10)
+    first.log({"a": 2.0}, 20)
+    state = first.state_dict()
+    first.log({"a": 3.0}, 30)  # after the checkpoint: will come again
+    first.close()
+    second = WandbLogger(OFFLINE, {}, tmp_path / "second")
+    assert second.state_dict()["run_id"] != state["run_id"]
+    second.load_state_dict(state)
+    second.log({"a": 3.0}, 30)
+    second.close()
+    before, after = read_offline_run(tmp_path / "first"), read_offline_run(tmp_path / "second")
+    assert before.run_id == after.run_id == state["run_id"]
+    assert [row["_step"] for row in before.rows] == [0, 1, 2]
+    assert [(row["_step"], row["a"]) for row in after.rows] == [(2, 3.0)]
+
+
+def test_restoring_a_started_run_and_logging_to_a_closed_one_are_errors(tmp_path):
+    logger = WandbLogger(OFFLINE, {}, tmp_path)
+    logger.log({"a": 1.0}, 1)
+    with pytest.raises(RuntimeError, match="restored before"):
+        logger.load_state_dict(logger.state_dict())
+    logger.close()
+    logger.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        logger.log({"a": 1.0}, 2)
+    assert len(read_offline_runs(tmp_path)) == 1
+
+
+def test_two_runs_in_one_process_do_not_mix(tmp_path):
+    with WandbLogger(OFFLINE, {}, tmp_path / "a") as a, WandbLogger(OFFLINE, {}, tmp_path / "b") as b:
+        for n in range(3):
+            a.log({"x": n}, n)
+            b.log({"y": n}, n)
+    assert [row["x"] for row in read_offline_run(tmp_path / "a").rows] == [0, 1, 2]
+    assert [row["y"] for row in read_offline_run(tmp_path / "b").rows] == [0, 1, 2]
+
+
+def test_mode_off_makes_no_logger(tmp_path):
+    with pytest.raises(ValueError, match="off"):
+        WandbLogger(WandbSettings(), {}, tmp_path)
+
+
+def test_it_says_nothing(tmp_path, capfd):
+    with WandbLogger(OFFLINE, {}, tmp_path) as logger:
+        logger.log({"a": 1.0}, 1)
+    assert capfd.readouterr() == ("", "")
+
+
+def log_online(directory):
+    """The warnings of a short run that should be online, and the seconds it took."""
+    start = time.monotonic()
+    with warnings.catch_warnings(record=True) as caught, WandbLogger(ONLINE, {}, directory) as logger:
+        warnings.simplefilter("always")
+        logger.log({"a": 1.0}, 1)
+        logger.log({"a": 2.0}, 2)
+    assert [row["a"] for row in read_offline_run(directory).rows] == [1.0, 2.0]
+    return [str(warning.message) for warning in caught], time.monotonic() - start
+
+
+def test_online_without_a_key_goes_offline_at_once_and_asks_nobody(tmp_path, monkeypatch, capfd):
+    def ask(*args, **kwargs):
+        raise AssertionError("asked for a key")
+
+    monkeypatch.setattr("builtins.input", ask)
+    monkeypatch.setattr("wandb.sdk.lib.wbauth.prompt.prompt_and_save_api_key", ask)
+    (message,), seconds = log_online(tmp_path)
+    assert "no API key" in message
+    assert str(tmp_path) in message
+    assert seconds < 5
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("key", ["0123456789" * 4, "malformed"])
+def test_online_without_an_answer_goes_offline(key, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+    (message,), seconds = log_online(tmp_path)
+    assert "AuthenticationError" in message
+    assert seconds < 5
+    assert capfd.readouterr() == ("", "")
+
+
+def test_online_that_fails_after_the_login_goes_offline(tmp_path, monkeypatch):
+    monkeypatch.setattr(wandb, "login", lambda **kwargs: True)
+    real_init, online = wandb.init, {}
+
+    def init(**kwargs):
+        if kwargs["mode"] == "offline":
+            return real_init(**kwargs)
+        online.update(kwargs)
+        raise wandb.errors.CommError("no permission")
+
+    monkeypatch.setattr(wandb, "init", init)
+    (message,), _ = log_online(tmp_path)
+    assert "CommError: no permission" in message
+    assert online["resume"] == "allow"
+    assert online["settings"].init_timeout <= 15
+    assert read_offline_run(tmp_path).run_id != online["id"]  # the process cannot use that id again

@@ -1,0 +1,127 @@
+"""Reads what an offline W&B run left on the disk, without wandb's own reader, which is internal and moves about.
+
+A `.wandb` file is a log as LevelDB writes it. After a header of 7 bytes (":W&B", two bytes of magic number, a version)
+follow chunks: checksum (CRC-32 of type and data), length, type, data. A chunk does not cross the border between
+two blocks of 32 KiB; a record that would is cut into a first, some middle and a last chunk, and what is too short
+for a chunk's header is padding. A record is a protocol buffer, `wandb.proto.wandb_internal_pb2.Record`.
+"""
+
+import json
+import struct
+import time
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wandb.proto.wandb_internal_pb2 import Record
+
+_FILE_HEADER = b":W&B\xe1\xbe\x00"
+_CHUNK_HEADER = struct.Struct("<IHB")
+_BLOCK_SIZE = 32 * 1024
+_PATIENCE_S = 10.0
+_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineRun:
+    """What a run recorded."""
+
+    files: Path
+    """The folder that paths of media are relative to."""
+
+    run_id: str = ""
+    project: str = ""
+    group: str = ""
+    name: str = ""
+    tags: tuple[str, ...] = ()
+    config: dict[str, Any] = field(default_factory=dict)
+
+    step_metrics: dict[str, str] = field(default_factory=dict)
+    """The x-axis by metric or by pattern of metrics; empty for a metric that only was defined."""
+
+    finished: bool = False
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    """The history, a dictionary per record, with wandb's own `_step`, `_timestamp` and `_runtime`."""
+
+
+def read_offline_runs(directory: Path) -> list[OfflineRun]:
+    """The finished runs under `directory`, the `directory` of a `WandbLogger`, oldest first."""
+    return [_read_finished(folder) for folder in sorted(directory.glob("wandb/offline-run-*"))]
+
+
+def read_offline_run(directory: Path) -> OfflineRun:
+    """The one run under `directory`."""
+    (run,) = read_offline_runs(directory)
+    return run
+
+
+def _read_finished(folder: Path) -> OfflineRun:
+    """Wait for the log to end, as wandb's service writes the last of it milliseconds after `finish` returned."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        for path in folder.glob("run-*.wandb"):
+            run = _read(path)
+            if run.finished:
+                return run
+        time.sleep(0.01)
+    raise TimeoutError(f"{folder} holds no log of a finished run")
+
+
+def _read(path: Path) -> OfflineRun:
+    run = OfflineRun(files=path.parent / "files")
+    for data in _records(path.read_bytes()):
+        record = Record.FromString(data)
+        match record.WhichOneof("record_type"):
+            case "run":
+                run.run_id, run.project = record.run.run_id, record.run.project
+                run.group, run.name = record.run.run_group, record.run.display_name
+                run.tags = tuple(record.run.tags)
+                run.config |= _values(record.run.config.update)
+            case "config":
+                run.config |= _values(record.config.update)
+            case "metric":
+                run.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
+            case "history":
+                run.rows.append(_values(record.history.item))
+            case "exit":
+                run.finished = True
+    run.config.pop("_wandb", None)
+    return run
+
+
+def _values(items: Any) -> dict[str, Any]:
+    """A key may be a path through nested dictionaries: what W&B keeps of a picture is one."""
+    values: dict[str, Any] = {}
+    for item in items:
+        *outer, last = item.nested_key or [item.key]
+        inner = values
+        for key in outer:
+            inner = inner.setdefault(key, {})
+        inner[last] = json.loads(item.value_json)
+    return values
+
+
+def _records(log: bytes) -> Iterator[bytes]:
+    """Yield the records that are complete; the last may still be in writing."""
+    assert _FILE_HEADER.startswith(log[: len(_FILE_HEADER)])
+    position, record = len(_FILE_HEADER), b""
+    while position + _CHUNK_HEADER.size <= len(log):
+        left_in_block = _BLOCK_SIZE - position % _BLOCK_SIZE
+        if left_in_block < _CHUNK_HEADER.size:
+            position += left_in_block
+            continue
+        checksum, length, kind = _CHUNK_HEADER.unpack_from(log, position)
+        start = position + _CHUNK_HEADER.size
+        data = log[start : start + length]
+        if len(data) < length:
+            return
+        assert zlib.crc32(bytes([kind]) + data) == checksum
+        assert (kind in (_FULL, _FIRST)) == (not record)
+        record += data
+        if kind in (_FULL, _LAST):
+            yield record
+            record = b""
+        position = start + length

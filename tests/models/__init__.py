@@ -1,0 +1,1 @@
+"""Tests of layeredrl.models, written from the specification of the Models API."""

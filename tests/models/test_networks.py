@@ -1,0 +1,293 @@
+"""Any network a person may bring gives what its own members give, called one after the other."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from tianshou.data import Batch
+
+from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.nets import GaussianMixtureMLP
+from tests.models import reference
+from tests.models.networks import (
+    BranchingNet,
+    ConstantNet,
+    ElementwiseNet,
+    LimitedNet,
+    Recorder,
+    RegularizedNet,
+    SequentialNet,
+    TableNet,
+    TwoOutputNet,
+    random_values,
+    three_space_factory,
+)
+from tests.models.reference import A, C, K, M, S, box, inputs, make_batch
+
+CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def mixture_mlp(state_space, context_space, action_space, n_modes):
+    return GaussianMixtureMLP(state_space, context_space, action_space, n_modes, hidden=(16, 16))
+
+
+def sequential(kind):
+    def build(state_space, context_space, action_space, n_modes):
+        return SequentialNet(
+            state_space.shape[0], context_space.shape[0], action_space.shape[0], n_modes, kind
+        )
+
+    return build
+
+
+def elementwise(cls, **options):
+    seeds = iter(range(0, 1000, 10))
+    return lambda state_space, *_: cls(state_space.shape[0], seed=next(seeds), **options)
+
+
+FACTORIES = {
+    "mixture_mlp": (mixture_mlp, K),
+    "plain": (sequential("none"), K),
+    "layer_norm": (sequential("layer_norm"), K),
+    "dropout": (sequential("dropout"), K),
+    "batch_norm": (sequential("batch_norm"), K),
+    "elementwise": (elementwise(ElementwiseNet), 1),
+    "two_outputs": (elementwise(TwoOutputNet), 1),
+    "two_outputs_with_mode_axis": (elementwise(TwoOutputNet, mode_axis=True), 1),
+    "constant": (lambda *_: ConstantNet(torch.randn(K, S), torch.rand(K, S) + 0.1, term_prob=0.3), K),
+    "regularized": (lambda *_: RegularizedNet(S, C, A, K, seed=int(torch.randint(1000, ()))), K),
+}
+
+
+def build(factory, n_modes: int = K, n_models: int = M, **settings):
+    """The ensemble in evaluation mode, and copies of its networks as they were made."""
+    recorder = Recorder(factory)
+    settings = {"normalize_targets": False} | settings
+    action_space = settings.pop("action_space", box(A))
+    model = ProbabilisticEnsemble(
+        box(S, 10.0), box(C), action_space, recorder, n_models, n_modes, 2, **settings
+    ).eval()
+    return model, recorder.nets
+
+
+def check(model, nets, rows=inputs):
+    """Compare every way of asking with the loop over members; states positive, so that no branch flips."""
+    state, context, action = rows(6)
+    state = state.abs()
+    mean, weights, std, term_prob = model.predict(state, context, action)
+    for i, net in enumerate(nets):
+        expected = reference.outputs(net, state, context, action)
+        torch.testing.assert_close(mean[:, i].double(), state[:, None].double() + expected[0], **CLOSE)
+        torch.testing.assert_close(std[:, i].double(), expected[1], **CLOSE)
+        torch.testing.assert_close(weights[:, i].double(), expected[2], **CLOSE)
+        member = model.get_member_log_prob(i, state, context, action, state + 0.1)
+        expected = reference.log_prob([net], state, context, action, state + 0.1)
+        torch.testing.assert_close(member[0].double(), expected, **CLOSE)
+    torch.testing.assert_close(term_prob.double(), reference.term_prob(nets, state, context, action), **CLOSE)
+    density = model.get_log_prob(state, context, action, state + 0.1)[0]
+    expected = reference.log_prob(nets, state, context, action, state + 0.1)
+    torch.testing.assert_close(density.double(), expected, **CLOSE)
+    with torch.no_grad():
+        states, _ = reference.rollout(nets, state, context, action[:, None])
+        result = model.rollout(state, context, action[:, None], deterministic=True)
+    torch.testing.assert_close(result.state[:, :, 0].double(), states, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FACTORIES)
+def test_equal_to_the_loop_over_members(name):
+    factory, n_modes = FACTORIES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # all of these can be batched in evaluation mode
+        model, nets = build(factory, n_modes)
+        check(model, nets)
+
+
+@pytest.mark.parametrize("name", ["mixture_mlp", "layer_norm", "elementwise", "two_outputs", "constant"])
+def test_gradients_equal_those_of_the_loop(name):
+    factory, n_modes = FACTORIES[name]
+    model, nets = build(factory, n_modes)
+    state, context, action = inputs(6)
+    density = model.get_log_prob(state, context, action, state + 0.1)[0]
+    density.sum().backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.get_parameters()]
+    got = torch.cat([grad.flatten() for grad in grads])
+    total = torch.stack(
+        [one_member_log_prob(net, state, context, action, 0.1 * torch.ones_like(state)) for net in nets]
+    ).logsumexp(0)
+    parameters = [p for net in nets for p in net.parameters()]
+    wanted = torch.autograd.grad(total.sum(), parameters, allow_unused=True, materialize_grads=True)
+    wanted = torch.cat([g.flatten() for g in wanted])
+    torch.testing.assert_close(got.sort().values, wanted.sort().values, rtol=1e-3, atol=1e-4)
+
+
+def one_member_log_prob(net, state, context, action, target):
+    (mean, std), *rest = net(state, context, action)
+    if len(rest) == 1:
+        return torch.distributions.Normal(mean, std).log_prob(target).sum(-1)
+    parts = torch.distributions.Normal(mean, std).log_prob(target.unsqueeze(-2)).sum(-1)
+    return (rest[0].log() + parts).logsumexp(-1)
+
+
+def test_members_seeded_alike_are_built_in_order():
+    torch.manual_seed(0)
+    model = ProbabilisticEnsemble(box(S), box(C), box(A), mixture_mlp, M, K, normalize_targets=False).eval()
+    torch.manual_seed(0)
+    nets = [mixture_mlp(box(S), box(C), box(A), K) for _ in range(M)]
+    check(model, nets)
+
+
+def test_a_factory_of_three_spaces():
+    model = ProbabilisticEnsemble(box(S), box(C), box(A), three_space_factory, 2, normalize_targets=False)
+    check(model.eval(), [three_space_factory(box(S), box(C), box(A))] * 2)
+
+
+def test_discrete_actions_through_a_table():
+    model, nets = build(
+        lambda *_: TableNet(S, 4, seed=int(torch.randint(1000, ()))), 1, action_space=reference.discrete(4)
+    )
+    rows = lambda n: (*inputs(n)[:2], torch.arange(n)[:, None] % 4)  # noqa: E731
+    check(model, nets, rows)
+
+
+def test_as_many_members_as_rows_and_dimensions():
+    """Raw parameter vectors meet the data elementwise: nothing broadcasts over the wrong axis."""
+    factory, _ = FACTORIES["elementwise"]
+    model, nets = build(factory, 1, n_models=S)
+    check(model, nets, lambda n: inputs(S))
+
+
+def test_control_flow_on_data_works_and_warns_once():
+    class Branching(BranchingNet):
+        """A class of its own, should the warning be given once per class."""
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, nets = build(elementwise(Branching), 1)
+        check(model, nets)
+        for sign in (1, -1):
+            state, context, action = inputs(6)
+            state = sign * state.abs()
+            mean = model.predict(state, context, action)[0]
+            expected = torch.stack([reference.outputs(net, state, context, action)[0] for net in nets], 1)
+            torch.testing.assert_close(mean.double(), (state[:, None, None] + expected), **CLOSE)
+        loss = model.loss(make_batch(6))
+        loss.backward()
+    assert len(caught) == 1, [str(w.message) for w in caught]
+    message = str(caught[0].message)
+    assert "Branching" in message or "partial_net" in message
+    assert all(p.grad is not None for p in model.get_parameters())
+
+
+def test_control_flow_learns():
+    class Branching(BranchingNet):
+        pass
+
+    batch = make_batch(32, scale=0.3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, _ = build(elementwise(Branching), 1, create_optimizer=True, learning_rate=0.02)
+        model.train()
+        first = model.loss(batch).item()
+        for _ in range(30):
+            model.learn([batch])
+    assert model.loss(batch).item() < first
+
+
+def test_batch_norm_in_training_mode_works_and_warns_once():
+    class Own(SequentialNet):
+        pass
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, nets = build(lambda *_: Own(S, C, A, K, "batch_norm"))
+        batch = make_batch(20)
+        model.train()
+        loss = model.loss(batch)
+        model.eval()
+        check_after = copy.deepcopy(nets)
+        expected = sum(train_mode_loss(net.train(), batch) for net in check_after)
+        torch.testing.assert_close(loss, expected, **CLOSE)
+        check(model, check_after)  # the running statistics moved once, member by member
+        model.train().loss(batch)
+    assert len(caught) == 1, [str(w.message) for w in caught]
+
+
+def train_mode_loss(net, batch: Batch) -> torch.Tensor:
+    """Loss of one member, over the whole batch at once because its rows are normalised together."""
+    (mean, std), weights, term = net(batch.state, batch.context, batch.act)
+    target = (batch.state_next - batch.state).unsqueeze(-2)
+    parts = torch.distributions.Normal(mean, std).log_prob(target).sum(-1)
+    cross_entropy = torch.nn.functional.binary_cross_entropy(term, batch.terminated)
+    return cross_entropy - (weights.log() + parts).logsumexp(-1).mean()
+
+
+def test_dropout_is_active_in_training_mode_only():
+    with warnings.catch_warnings(record=True):
+        model, nets = build(sequential("dropout"))
+        state, context, action = inputs(6)
+        quiet = [model.predict(state, context, action)[0] for _ in range(2)]
+        torch.testing.assert_close(quiet[0], quiet[1])
+        model.train()
+        means = torch.stack([model.predict(state, context, action)[0] for _ in range(5)]).detach()
+    assert (means.std(0) > 0).any()
+    moves = means[0] - quiet[0].detach()
+    assert not torch.allclose(moves[:, 0], moves[:, 1])  # every member drops its own units
+    assert not torch.allclose(moves[0], moves[1])  # and so does every row
+    check(model.eval(), nets)
+
+
+def test_members_of_different_widths():
+    widths = iter([4, 8, 16])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model, nets = build(lambda *_: SequentialNet(S, C, A, K, "none", width=next(widths)), n_models=3)
+        check(model, nets)
+    assert len(caught) <= 1
+
+
+@pytest.mark.parametrize("limits", [(0.0, 0.3, -0.3), (30.0, 50.0, 70.0)], ids=["near", "far"])
+def test_members_that_differ_in_plain_attributes(limits):
+    nets = iter([LimitedNet(limit) for limit in limits])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, members = build(lambda *_: next(nets), 1, n_models=3)
+        check(model, members, lambda n: (torch.linspace(-80, 80, n * S).reshape(n, S), *inputs(n)[1:]))
+
+
+@pytest.mark.parametrize("name", ["mixture_mlp", "plain", "layer_norm", "elementwise", "regularized"])
+def test_learning_equals_learning_with_the_members_apart(name):
+    """Adam works elementwise: members trained together move as each would alone."""
+    factory, n_modes = FACTORIES[name]
+    together, nets = build(factory, n_modes, create_optimizer=True, learning_rate=0.01)
+    batches = [make_batch(16, seed=i) for i in range(3)]
+    together.train().learn(batches)
+    state, context, action = inputs(6)
+    mean = together.eval().predict(state, context, action)[0]
+    for i, net in enumerate(nets):
+        alone, _ = build(
+            lambda *_, net=net: copy.deepcopy(net), n_modes, 1, create_optimizer=True, learning_rate=0.01
+        )
+        alone.train().learn(batches)
+        own = alone.eval().predict(state, context, action)[0]
+        torch.testing.assert_close(mean[:, i], own[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_state_dict_sets_the_members():
+    factory, n_modes = FACTORIES["layer_norm"]
+    model, _ = build(factory, n_modes)
+    other, nets = build(factory, n_modes)
+    model.load_state_dict(other.state_dict())
+    check(model, nets)
+
+
+def test_double_precision():
+    factory, n_modes = FACTORIES["mixture_mlp"]
+    model, nets = build(factory, n_modes)
+    state, context, action = (x.double() for x in inputs(6))
+    density = model.double().get_log_prob(state, context, action, state + 0.1)[0]
+    assert density.dtype == torch.float64
+    expected = reference.log_prob(nets, state, context, action, state + 0.1)
+    torch.testing.assert_close(density, expected, rtol=1e-9, atol=1e-9)
+    actions = random_values(0, 6, 3, A).double()
+    assert model.rollout(state, context, actions).state.dtype == torch.float64
