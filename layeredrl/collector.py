@@ -1,5 +1,6 @@
 """Between vector environments and an agent: steps, resets, true last observations, finished episodes."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,8 @@ class Episode:
     """Undiscounted sum of its rewards."""
     length: int
     """Environment steps."""
+    n_total_env_steps: int
+    """Environment steps that the Collector had taken when it ended."""
 
 
 class Collector:
@@ -35,15 +38,25 @@ class Collector:
         agent: Acts, and learns from what is collected if it is told to.
         seed: Of the environments and of acting in them.
         learn: Whether the agent may store what happens.
+        on_step: Sees every step: a Batch with `obs`, `act`, `rew`, `terminated`, `truncated` and the true `obs_next`,
+            and the environments (n,) that its n rows come from.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], agent: Hierarchy, *, seed: int, learn: bool = True) -> None:
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        agent: Hierarchy,
+        *,
+        seed: int,
+        learn: bool = True,
+        on_step: Callable[[Batch, NDArray[np.int64]], None] | None = None,
+    ) -> None:
         mode = env.metadata.get("autoreset_mode")
         if not isinstance(mode, AutoresetMode):
             raise ValueError(
                 f"the environments' metadata['autoreset_mode'] is {mode!r}, expected one of {[*AutoresetMode]}"
             )
-        self.env, self.agent, self.learn, self.mode = env, agent, learn, mode
+        self.env, self.agent, self.learn, self.mode, self.on_step = env, agent, learn, mode, on_step
         self.n_envs = env.num_envs
         self.n_total_env_steps = 0
         env_seeds, act_seeds = np.random.SeedSequence(seed).spawn(2)
@@ -80,14 +93,22 @@ class Collector:
         rewards = np.asarray(rewards, np.float64)
         require_finite("the reward", rewards[ids], ids)
         step = Batch(
-            rew=rewards[ids], terminated=terminated[ids], truncated=truncated[ids], obs_next=true_next[ids]
+            obs=self._obs[ids],
+            act=actions[ids],
+            rew=rewards[ids],
+            terminated=terminated[ids],
+            truncated=truncated[ids],
+            obs_next=true_next[ids],
         )
         self.agent.observe(step, ids, self._carry, learn=self.learn)
+        if self.on_step is not None:
+            self.on_step(step, ids)
         self.n_total_env_steps += len(ids)
         self._returns[ids] += rewards[ids]
         self._lengths[ids] += 1
         finished = np.flatnonzero(done)
-        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i])) for i in finished]
+        n = self.n_total_env_steps
+        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i]), n) for i in finished]
         self._returns[finished], self._lengths[finished] = 0.0, 0
         self._obs = self._begin_episodes(next_obs, done)
         return episodes

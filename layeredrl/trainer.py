@@ -78,6 +78,7 @@ class Trainer:
             if learned := self.agent.learn(n):
                 told = {name: float(np.nanmean(v)) for name, v in self.collector.metrics.items()}
                 self.logger.log({**told, **learned, "time/env_steps_per_second": n / clock["time/seconds"]}, n)
+            self.logger.log({}, n)  # progress, also where there is nothing to record
             if self.evaluate is not None and config.eval_every and n - last_eval >= config.eval_every:
                 last_eval = n
                 returns = [episode.episode_return for episode in self.evaluate(config.eval_episodes)]

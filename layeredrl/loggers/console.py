@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -106,13 +106,15 @@ class ConsoleLogger(Logger):
 
     def _frame(self) -> RenderableType:
         """Return what the terminal shows; called from the thread that refreshes it, which changes nothing."""
-        bar = ProgressBar(total=max(self._n_end, 1), completed=self._n_steps)
-        return Group(bar, Text(self._status()))
+        frame = Table.grid(expand=True)
+        frame.add_row(ProgressBar(total=max(self._n_end, 1), completed=self._n_steps))
+        frame.add_row(Text(self._status()))
+        return frame
 
     def _status(self) -> str:
         parts = [f"{self._n_steps:,}/{self._n_end:,} env steps"]
         speed = self._speed.steps_per_s
-        if speed is not None:
+        if speed:
             parts.append(f"{speed:,.1f} steps/s" if speed < 10 else f"{speed:,.0f} steps/s")
         if self._last_return is not None:
             best = "" if self._best_return is None else f" (best {self._best_return:.2f})"
@@ -155,9 +157,7 @@ class _Speed:
             self.steps_per_s = (n_steps - n_first) / (now_s - first_s)
 
 
-def closing_table(
-    rows: Mapping[str, str], *, title: str = "Run finished", console: Console | None = None
-) -> None:
+def closing_table(rows: Mapping[str, str], *, title: str = "Run finished", console: Console | None = None) -> None:
     """Write a table of two columns, as the last thing that a run says.
 
     Args:

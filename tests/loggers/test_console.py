@@ -117,6 +117,4 @@ def test_closing_table_says_everything_as_it_is() -> None:
     assert control_characters(text) == set()
     assert "Done" in text
     assert "[200, 200]" in text
-    assert (
-        "".join(line.split("│")[2].strip() for line in text.splitlines() if "long/" in line) == rows["folder"]
-    )
+    assert "".join(line.split("│")[2].strip() for line in text.splitlines() if "long/" in line) == rows["folder"]

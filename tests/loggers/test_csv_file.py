@@ -106,9 +106,7 @@ def test_a_new_run_replaces_the_file_when_it_has_something_to_say(tmp_path: Path
         ("", r"metrics\.csv should have the columns"),
     ],
 )
-def test_a_file_that_does_not_fit_the_state_is_left_alone_and_named(
-    tmp_path: Path, text: str, message: str
-) -> None:
+def test_a_file_that_does_not_fit_the_state_is_left_alone_and_named(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(text)
     logger = CsvLogger(path)

@@ -66,9 +66,7 @@ def test_a_failing_logger_is_switched_off_with_one_warning_and_the_others_go_on(
     loggers = LoggerList([first, failing, last])
     loggers.log({"a": 1}, 1)
     loggers.log({"a": 2}, 2)
-    with pytest.warns(
-        RuntimeWarning, match="Failing failed and is switched off.*OSError: disk is full"
-    ) as caught:
+    with pytest.warns(RuntimeWarning, match="Failing failed and is switched off.*OSError: disk is full") as caught:
         loggers.log({"a": 3}, 3)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -85,9 +83,7 @@ def test_a_failing_logger_is_switched_off_with_one_warning_and_the_others_go_on(
 
 def test_the_one_warning_also_tells_of_trouble_while_closing() -> None:
     loggers = LoggerList([FailingFromStart(), Memory()])
-    with pytest.warns(
-        RuntimeWarning, match=r"no connection; closing it: RuntimeError: cannot say goodbye"
-    ) as caught:
+    with pytest.warns(RuntimeWarning, match=r"no connection; closing it: RuntimeError: cannot say goodbye") as caught:
         loggers.log({"a": 1}, 1)
     assert len(caught) == 1
     assert loggers.state_dict() == {"Memory": {"n": 1}}
@@ -115,9 +111,7 @@ def test_trouble_while_closing_reaches_no_other_logger() -> None:
         ({"": 1}, ValueError, "''"),
     ],
 )
-def test_what_is_no_metric_is_the_callers_error(
-    metrics: dict[str, Any], error: type[Exception], message: str
-) -> None:
+def test_what_is_no_metric_is_the_callers_error(metrics: dict[str, Any], error: type[Exception], message: str) -> None:
     memory = Memory()
     with pytest.raises(error, match=message):
         LoggerList([memory]).log(metrics, 1)

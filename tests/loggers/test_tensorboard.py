@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from layeredrl.loggers import TensorBoardLogger
@@ -53,7 +53,7 @@ def test_figures_and_videos_are_stored_as_they_are(tmp_path: Path) -> None:
     assert (image.step, image.width, image.height) == (20, 8, 6)
     with Image.open(io.BytesIO(image.encoded_image_string)) as animation:
         assert animation.format == "GIF"
-        assert animation.n_frames == 3
+        assert len(ImageSequence.all_frames(animation)) == 3
 
 
 def test_a_resumed_run_shows_the_log_of_a_run_that_was_never_stopped(tmp_path: Path) -> None:
@@ -79,9 +79,7 @@ def test_a_new_run_hides_what_an_old_one_left(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         with TensorBoardLogger(CONFIG, tmp_path) as logger:
             logger.log({"a": value}, 10)
-    events = read(tmp_path)
-    assert scalars(events, "a") == [(10, 2.0)]
-    assert len(events.Tensors("config/text_summary")) == 1
+    assert scalars(read(tmp_path), "a") == [(10, 2.0)]
 
 
 def test_nothing_is_written_before_the_first_record(tmp_path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Reads what an offline W&B run left on the disk, without wandb's own reader, which is internal and moves about.
+"""Reads what an offline W&B run left on the disk, without wandb's own reader, which is internal.
 
-A `.wandb` file is a log as LevelDB writes it. After a header of 7 bytes (":W&B", two bytes of magic number, a version)
-follow chunks: checksum (CRC-32 of type and data), length, type, data. A chunk does not cross the border between
-two blocks of 32 KiB; a record that would is cut into a first, some middle and a last chunk, and what is too short
-for a chunk's header is padding. A record is a protocol buffer, `wandb.proto.wandb_internal_pb2.Record`.
+A `.wandb` file is a log as LevelDB writes it. After a header of 7 bytes (":W&B", two bytes of magic number, a
+version) follow chunks: checksum (CRC-32 of type and data), length, type, data. A chunk does not cross the
+border between two blocks of 32 KiB; a record that would is cut into a first, some middle and a last chunk, and
+what is too short for a chunk's header is padding. A record is a protocol buffer,
+`wandb.proto.wandb_internal_pb2.Record`.
 """
 
 import json
@@ -48,18 +49,18 @@ class OfflineRun:
 
 
 def read_offline_runs(directory: Path) -> list[OfflineRun]:
-    """The finished runs under `directory`, the `directory` of a `WandbLogger`, oldest first."""
+    """The finished runs of the `WandbLogger`s with this `directory`, oldest first."""
     return [_read_finished(folder) for folder in sorted(directory.glob("wandb/offline-run-*"))]
 
 
 def read_offline_run(directory: Path) -> OfflineRun:
-    """The one run under `directory`."""
+    """The one finished run of the `WandbLogger` with this `directory`."""
     (run,) = read_offline_runs(directory)
     return run
 
 
 def _read_finished(folder: Path) -> OfflineRun:
-    """Wait for the log to end, as wandb's service writes the last of it milliseconds after `finish` returned."""
+    """Wait for the end of the log, which wandb's service writes milliseconds after `finish` returned."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         for path in folder.glob("run-*.wandb"):

@@ -120,32 +120,90 @@ class GrowingNet(DriftNet):
         return ((1e9 * state).unsqueeze(-2), std), weights, term_prob
 
 
-class SequentialNet(nn.Module):
-    """An MLP out of `nn.Sequential`, with a layer of the given kind inside."""
+class OutputNet(nn.Module):
+    """Splits the outputs of `body` into the parts of a mixture and a termination probability."""
 
-    def __init__(
-        self, state_dim: int, context_dim: int, action_dim: int, n_modes: int, kind: str, width: int = 8
-    ):
+    def __init__(self, state_dim: int, context_dim: int, action_dim: int, n_modes: int):
         super().__init__()
         self.shape = (n_modes, state_dim)
+        self.n_inputs, self.n_outputs = state_dim + context_dim + action_dim, 2 * n_modes * state_dim + n_modes + 1
+
+    def body(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, state: Tensor, context: Tensor, action: Tensor):
+        x = torch.cat([state, context, action], dim=-1)
+        out = self.body(x)
+        n_modes, state_dim = self.shape
+        sizes = [n_modes * state_dim, n_modes * state_dim, n_modes, 1]
+        mean, spread, gate, end = out.split(sizes, dim=-1)
+        std = 0.1 + nn.functional.softplus(spread).unflatten(-1, self.shape)
+        return (mean.unflatten(-1, self.shape), std), gate.softmax(-1), end.squeeze(-1).sigmoid()
+
+
+class SequentialNet(OutputNet):
+    """An MLP out of `nn.Sequential`, with a layer of the given kind inside."""
+
+    def __init__(self, *dims: int, kind: str, width: int = 8):
+        super().__init__(*dims)
         layer = {
             "layer_norm": nn.LayerNorm(width),
             "dropout": nn.Dropout(0.5),
             "batch_norm": nn.BatchNorm1d(width),
             "none": nn.Identity(),
         }[kind]
-        n_outputs = 2 * n_modes * state_dim + n_modes + 1
-        first = nn.Linear(state_dim + context_dim + action_dim, width)
-        self.body = nn.Sequential(first, layer, nn.Tanh(), nn.Linear(width, n_outputs))
+        first, last = nn.Linear(self.n_inputs, width), nn.Linear(width, self.n_outputs)
+        self.layers = nn.Sequential(first, layer, nn.Tanh(), last)
 
-    def forward(self, state: Tensor, context: Tensor, action: Tensor):
-        x = torch.cat([state, context, action], dim=-1)
-        out = self.body(x.flatten(0, -2)).unflatten(0, x.shape[:-1]) if x.ndim > 2 else self.body(x)
-        n_modes, state_dim = self.shape
-        sizes = [n_modes * state_dim, n_modes * state_dim, n_modes, 1]
-        mean, spread, gate, end = out.split(sizes, dim=-1)
-        std = 0.1 + nn.functional.softplus(spread).unflatten(-1, self.shape)
-        return (mean.unflatten(-1, self.shape), std), gate.softmax(-1), end.squeeze(-1).sigmoid()
+    def body(self, x: Tensor) -> Tensor:
+        if isinstance(self.layers[1], nn.BatchNorm1d):  # wants rows in one dimension
+            return self.layers(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        return self.layers(x)
+
+
+class HalvingLinear(nn.Linear):
+    """A person's own linear layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 0.5 * super().forward(x) + 0.1
+
+
+class OddNet(OutputNet):
+    """An MLP with something that a clever treatment of linear layers or parameters could get wrong."""
+
+    def __init__(self, *dims: int, kind: str, width: int = 8):
+        super().__init__(*dims)
+        self.kind = kind
+        first_layer = HalvingLinear if kind == "custom_linear" else nn.Linear
+        self.first, self.hidden = first_layer(self.n_inputs, width), nn.Linear(width, width)
+        self.last = nn.Linear(width, self.n_outputs)
+        self.gain = nn.Parameter(torch.ones(width))  # the same in every member, until it is trained
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+        if kind == "weight_norm":
+            self.first = nn.utils.parametrizations.weight_norm(self.first)
+        if kind == "frozen":
+            self.hidden.requires_grad_(False)
+        self.second = nn.Linear(width, width)
+        if kind == "shared_weight":
+            self.second.weight = self.hidden.weight
+        self.activation = self.scaled_tanh  # bound to this very object
+
+    def scaled_tanh(self, x: Tensor) -> Tensor:
+        return torch.tanh(self.gain * x) if self.kind == "bound_method" else torch.tanh(x)
+
+    def body(self, x: Tensor) -> Tensor:
+        h = self.hidden(torch.tanh(self.first(x)))
+        if self.kind == "tied":
+            h = self.hidden(torch.tanh(h))
+        if self.kind == "shared_weight":
+            h = self.second(torch.tanh(h))
+        if self.kind == "direct_weight":
+            h = h @ self.hidden.weight.mT
+        if self.kind == "alike":
+            h = h * self.gain * self.gain.mean()
+        if self.kind == "scalar":
+            h = h * self.temperature
+        return self.last(self.activation(h))
 
 
 class ElementwiseNet(nn.Module):

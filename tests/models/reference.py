@@ -62,9 +62,7 @@ def outputs(net: nn.Module, state: Tensor, context: Tensor, action: Tensor):
     return mean, std, *rest
 
 
-def mixture(
-    nets: Sequence[nn.Module], state: Tensor, context: Tensor, action: Tensor, std=None, transform=None
-):
+def mixture(nets: Sequence[nn.Module], state: Tensor, context: Tensor, action: Tensor, std=None, transform=None):
     """The distribution of the predicted quantity, and each member's mean (..., M, S)."""
     parts = [outputs(net, state, context, action) for net in nets]
     means = torch.stack([part[0] for part in parts], dim=-3)
@@ -101,18 +99,14 @@ def rollout(nets, state: Tensor, context: Tensor, actions: Tensor, scale: float 
             current = state[b].double()
             states[b, m, 0] = current
             for t in range(horizon):
-                mean, _, weights, term = outputs(
-                    net, current[None], context[b : b + 1], actions[b : b + 1, t]
-                )
+                mean, _, weights, term = outputs(net, current[None], context[b : b + 1], actions[b : b + 1, t])
                 move = scale * (weights[0, :, None] * mean[0]).sum(0)
                 current = current + move if delta else move
                 states[b, m, t + 1], terms[b, m, t] = current, term[0]
     return states, terms
 
 
-def loss(
-    nets, batch: Batch, valid=None, weight=None, scale: Tensor | float = 1.0, delta: bool = True
-) -> Tensor:
+def loss(nets, batch: Batch, valid=None, weight=None, scale: Tensor | float = 1.0, delta: bool = True) -> Tensor:
     """Sum over members of the mean over valid rows; float32 parameters of `nets` receive gradients.
 
     `scale` divides the target (target normalisation).

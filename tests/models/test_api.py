@@ -13,7 +13,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from layeredrl.models import Model, ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
 from tests.models import reference
-from tests.models.networks import ConstantNet, DriftNet, Recorder, SequentialNet, TableNet, random_values
+from tests.models.networks import DriftNet, Recorder, SequentialNet, TableNet, random_values
 from tests.models.reference import A, C, K, M, S, box, inputs, linear_nets, make_batch, make_model
 
 REQUIRED = inspect.Parameter.empty
@@ -274,11 +274,9 @@ def test_expanded_and_strided_inputs():
 @pytest.mark.parametrize("kind", ["layer_norm", "none"])
 def test_state_dict_round_trip(kind):
     def build(seed):
-        nets = [SequentialNet(S, C, A, K, kind) for _ in range(M)]
+        nets = [SequentialNet(S, C, A, K, kind=kind) for _ in range(M)]
         torch.manual_seed(seed)
-        return make_model(
-            nets, create_optimizer=True, normalize_targets=True, n_particles_per_model=2, **settings
-        )
+        return make_model(nets, create_optimizer=True, normalize_targets=True, n_particles_per_model=2, **settings)
 
     settings = {"symmetry_breaking_start": True, "sb_start_duration": 100}
     torch.manual_seed(5)
@@ -298,7 +296,7 @@ def test_state_dict_round_trip(kind):
 
 
 def test_new_weights_take_effect_without_gradients_too():
-    nets = [SequentialNet(S, C, A, K, "none") for _ in range(M)]
+    nets = [SequentialNet(S, C, A, K, kind="none") for _ in range(M)]
     model = make_model(nets, create_optimizer=True, learning_rate=0.05)
     state, context, action = inputs(4)
     with torch.no_grad():
@@ -344,10 +342,3 @@ def test_parameters_are_those_of_the_networks():
     parameters = list(iterator)
     assert sum(p.numel() for p in parameters) == sum(p.numel() for net in nets for p in net.parameters())
     assert all(p.requires_grad and p.is_leaf for p in parameters)
-
-
-def test_every_member_predicts_with_its_own_parameters():
-    nets = [ConstantNet(torch.full((1, S), float(i)), torch.ones(1, S)) for i in range(M)]
-    model = make_model(nets, n_modes=1)
-    mean = model.predict(*inputs(2))[0] - inputs(2)[0][:, None, None]
-    torch.testing.assert_close(mean[0, :, 0, 0], torch.arange(float(M)))

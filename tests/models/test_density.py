@@ -245,10 +245,7 @@ def test_sample_has_the_moments_of_the_whole_mixture():
     components = parts.component_distribution.base_dist
     weights = parts.mixture_distribution.probs[0].detach()
     mean = (weights[:, None] * components.mean[0]).sum(0).detach()
-    second = (
-        torch.diag_embed(components.variance[0])
-        + components.mean[0, :, :, None] * components.mean[0, :, None]
-    )
+    second = torch.diag_embed(components.variance[0]) + components.mean[0, :, :, None] * components.mean[0, :, None]
     cov = (weights[:, None, None] * second).sum(0).detach() - mean[:, None] * mean
     error = 5 * cov.diagonal().sqrt() / math.sqrt(n)
     assert ((delta.mean(0) - mean).abs() < error).all()
@@ -263,9 +260,7 @@ def test_sample_picks_member_and_mode_with_their_probabilities():
     n = 100_000
     weights = [torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.5]), torch.tensor([0.7, 0.3])]
     centres = [torch.tensor([[20.0 * m] * S, [20.0 * m + 10] * S]) for m in range(3)]
-    model = make_model(
-        [ConstantNet(c, torch.full((2, S), 0.5), w) for c, w in zip(centres, weights, strict=True)]
-    )
+    model = make_model([ConstantNet(c, torch.full((2, S), 0.5), w) for c, w in zip(centres, weights, strict=True)])
     zeros = [torch.zeros(n, width) for width in (S, C, A)]
     samples = model.sample(*zeros, generator=torch.Generator().manual_seed(0)).detach()
     nearest = (samples / 10).round().long()
@@ -301,9 +296,7 @@ def test_gradients_of_the_log_density(symmetry_breaking_start):
     model.set_n_total_env_steps(75)
     state, context, action = (x.double().requires_grad_() for x in inputs(2))
     next_state = (state + 0.3).detach().requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda *args: model.get_log_prob(*args)[:2], (state, context, action, next_state)
-    )
+    assert torch.autograd.gradcheck(lambda *args: model.get_log_prob(*args)[:2], (state, context, action, next_state))
 
 
 def test_drift_density_closed_form():

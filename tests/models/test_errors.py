@@ -117,18 +117,14 @@ def test_wrong_rows(model, method, name, index):
 
 
 @pytest.mark.parametrize("method", METHODS[2:])
-@pytest.mark.parametrize(
-    "value", [NEXT_STATE[:5], NEXT_STATE[:, 1:], NEXT_STATE[:1], NEXT_STATE.long(), None]
-)
+@pytest.mark.parametrize("value", [NEXT_STATE[:5], NEXT_STATE[:, 1:], NEXT_STATE[:1], NEXT_STATE.long(), None])
 def test_wrong_next_state(model, method, value):
     with naming("next_state"):
         call(model, method, next_state=value)
 
 
 @pytest.mark.parametrize("method", ["predict", "get_log_prob", "get_member_log_prob"])
-@pytest.mark.parametrize(
-    "std", [torch.ones(S + 1), torch.ones(5, S), torch.ones(S).long(), 0.3, "wide"], ids=str
-)
+@pytest.mark.parametrize("std", [torch.ones(S + 1), torch.ones(5, S), torch.ones(S).long(), 0.3, "wide"], ids=str)
 def test_wrong_std(model, method, std):
     with naming("std"):
         call(model, method, std=std)
@@ -241,9 +237,7 @@ def test_keys_of_different_lengths(model, key, rows):
         model.loss(batch)
 
 
-@pytest.mark.parametrize(
-    ("key", "width"), [("state", S - 1), ("context", 0), ("act", A - 1), ("state_next", 1)]
-)
+@pytest.mark.parametrize(("key", "width"), [("state", S - 1), ("context", 0), ("act", A - 1), ("state_next", 1)])
 def test_keys_of_a_wrong_width(model, key, width):
     batch = make_batch(6)
     batch[key] = batch[key][:, :width]
@@ -264,17 +258,13 @@ def test_a_column_never_broadcasts(model, key):
         torch.testing.assert_close(result, expected)
 
 
-@pytest.mark.parametrize(
-    "weight", [torch.ones(6, 2), torch.ones(5), torch.ones(1), torch.ones(6, 6)], ids=str
-)
+@pytest.mark.parametrize("weight", [torch.ones(6, 2), torch.ones(5), torch.ones(1), torch.ones(6, 6)], ids=str)
 def test_wrong_weights(weight):
     with naming("weight"):
         make_model(weighted_loss=True).loss(make_batch(6, weight=weight))
 
 
-@pytest.mark.parametrize(
-    "mask", [torch.ones(5).bool(), torch.ones(1).bool(), torch.ones(6, 6).bool()], ids=str
-)
+@pytest.mark.parametrize("mask", [torch.ones(5).bool(), torch.ones(1).bool(), torch.ones(6, 6).bool()], ids=str)
 def test_wrong_mask(model, mask):
     with naming("validity_mask"):
         model.loss(make_batch(6, validity_mask=mask))

@@ -224,9 +224,7 @@ def test_absolute_dims_are_normalised_by_the_next_value():
     model = make_model(constant_nets(), n_modes=1, normalize_targets=True, absolute_dims=(1, 3)).train()
     batch = make_batch(400)
     model.loss(batch)
-    expected = torch.where(
-        torch.tensor([False, True, False, True]), spread(batch, delta=False), spread(batch)
-    )
+    expected = torch.where(torch.tensor([False, True, False, True]), spread(batch, delta=False), spread(batch))
     torch.testing.assert_close(running_std(model), expected.sqrt(), rtol=5e-3, atol=0)
 
 

@@ -6,6 +6,8 @@ import warnings
 import pytest
 import torch
 from tianshou.data import Batch
+from torch.nn.functional import binary_cross_entropy
+from torch.optim import SGD
 
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
@@ -15,6 +17,7 @@ from tests.models.networks import (
     ConstantNet,
     ElementwiseNet,
     LimitedNet,
+    OddNet,
     Recorder,
     RegularizedNet,
     SequentialNet,
@@ -32,11 +35,10 @@ def mixture_mlp(state_space, context_space, action_space, n_modes):
     return GaussianMixtureMLP(state_space, context_space, action_space, n_modes, hidden=(16, 16))
 
 
-def sequential(kind):
+def sequential(kind, cls=SequentialNet):
     def build(state_space, context_space, action_space, n_modes):
-        return SequentialNet(
-            state_space.shape[0], context_space.shape[0], action_space.shape[0], n_modes, kind
-        )
+        sizes = (space.shape[0] for space in (state_space, context_space, action_space))
+        return cls(*sizes, n_modes, kind=kind)
 
     return build
 
@@ -46,6 +48,17 @@ def elementwise(cls, **options):
     return lambda state_space, *_: cls(state_space.shape[0], seed=next(seeds), **options)
 
 
+ODD = [
+    "custom_linear",
+    "weight_norm",
+    "tied",
+    "shared_weight",
+    "bound_method",
+    "direct_weight",
+    "frozen",
+    "alike",
+    "scalar",
+]
 FACTORIES = {
     "mixture_mlp": (mixture_mlp, K),
     "plain": (sequential("none"), K),
@@ -56,6 +69,7 @@ FACTORIES = {
     "two_outputs": (elementwise(TwoOutputNet), 1),
     "two_outputs_with_mode_axis": (elementwise(TwoOutputNet, mode_axis=True), 1),
     "constant": (lambda *_: ConstantNet(torch.randn(K, S), torch.rand(K, S) + 0.1, term_prob=0.3), K),
+    **{kind: (sequential(kind, OddNet), K) for kind in ODD},
     "regularized": (lambda *_: RegularizedNet(S, C, A, K, seed=int(torch.randint(1000, ()))), K),
 }
 
@@ -65,9 +79,7 @@ def build(factory, n_modes: int = K, n_models: int = M, **settings):
     recorder = Recorder(factory)
     settings = {"normalize_targets": False} | settings
     action_space = settings.pop("action_space", box(A))
-    model = ProbabilisticEnsemble(
-        box(S, 10.0), box(C), action_space, recorder, n_models, n_modes, 2, **settings
-    ).eval()
+    model = ProbabilisticEnsemble(box(S, 10.0), box(C), action_space, recorder, n_models, n_modes, 2, **settings).eval()
     return model, recorder.nets
 
 
@@ -112,17 +124,17 @@ def test_gradients_equal_those_of_the_loop(name):
     density.sum().backward()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.get_parameters()]
     got = torch.cat([grad.flatten() for grad in grads])
-    total = torch.stack(
-        [one_member_log_prob(net, state, context, action, 0.1 * torch.ones_like(state)) for net in nets]
-    ).logsumexp(0)
+    target = torch.full_like(state, 0.1)
+    total = torch.stack([output_log_prob(net(state, context, action), target) for net in nets]).logsumexp(0)
     parameters = [p for net in nets for p in net.parameters()]
     wanted = torch.autograd.grad(total.sum(), parameters, allow_unused=True, materialize_grads=True)
     wanted = torch.cat([g.flatten() for g in wanted])
     torch.testing.assert_close(got.sort().values, wanted.sort().values, rtol=1e-3, atol=1e-4)
 
 
-def one_member_log_prob(net, state, context, action, target):
-    (mean, std), *rest = net(state, context, action)
+def output_log_prob(out, target) -> torch.Tensor:
+    """Log density of what one member's network returned."""
+    (mean, std), *rest = out
     if len(rest) == 1:
         return torch.distributions.Normal(mean, std).log_prob(target).sum(-1)
     parts = torch.distributions.Normal(mean, std).log_prob(target.unsqueeze(-2)).sum(-1)
@@ -200,26 +212,26 @@ def test_batch_norm_in_training_mode_works_and_warns_once():
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        model, nets = build(lambda *_: Own(S, C, A, K, "batch_norm"))
+        model, nets = build(lambda *_: Own(S, C, A, K, kind="batch_norm"))
         batch = make_batch(20)
         model.train()
         loss = model.loss(batch)
         model.eval()
         check_after = copy.deepcopy(nets)
-        expected = sum(train_mode_loss(net.train(), batch) for net in check_after)
+        expected = sum(member_loss(net.train(), batch) for net in check_after)
         torch.testing.assert_close(loss, expected, **CLOSE)
         check(model, check_after)  # the running statistics moved once, member by member
         model.train().loss(batch)
     assert len(caught) == 1, [str(w.message) for w in caught]
 
 
-def train_mode_loss(net, batch: Batch) -> torch.Tensor:
-    """Loss of one member, over the whole batch at once because its rows are normalised together."""
-    (mean, std), weights, term = net(batch.state, batch.context, batch.act)
-    target = (batch.state_next - batch.state).unsqueeze(-2)
-    parts = torch.distributions.Normal(mean, std).log_prob(target).sum(-1)
-    cross_entropy = torch.nn.functional.binary_cross_entropy(term, batch.terminated)
-    return cross_entropy - (weights.log() + parts).logsumexp(-1).mean()
+def member_loss(net, batch: Batch) -> torch.Tensor:
+    """Loss of one member, over all rows at once because layers may normalise over them."""
+    target = batch.state_next - batch.state
+    out = net(batch.state, batch.context, batch.act)
+    cross_entropy = binary_cross_entropy(out[-1], batch.terminated, reduction="none")
+    loss = (cross_entropy - output_log_prob(out, target)).mean()
+    return loss + (net.regularization() if hasattr(net, "regularization") else 0.0)
 
 
 def test_dropout_is_active_in_training_mode_only():
@@ -237,40 +249,66 @@ def test_dropout_is_active_in_training_mode_only():
     check(model.eval(), nets)
 
 
+def check_or_refused(factory, rows):
+    """Members that are no copies of each other: right, or refused at construction with a clear word."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            model, nets = build(factory, 1, n_models=3)
+        except (ValueError, TypeError) as error:
+            assert "partial_net" in str(error)  # noqa: PT017
+        else:
+            check(model, nets, rows)
+
+
 def test_members_of_different_widths():
     widths = iter([4, 8, 16])
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        model, nets = build(lambda *_: SequentialNet(S, C, A, K, "none", width=next(widths)), n_models=3)
-        check(model, nets)
-    assert len(caught) <= 1
+    check_or_refused(lambda *_: SequentialNet(S, C, A, 1, kind="none", width=next(widths)), inputs)
 
 
 @pytest.mark.parametrize("limits", [(0.0, 0.3, -0.3), (30.0, 50.0, 70.0)], ids=["near", "far"])
 def test_members_that_differ_in_plain_attributes(limits):
     nets = iter([LimitedNet(limit) for limit in limits])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, members = build(lambda *_: next(nets), 1, n_models=3)
-        check(model, members, lambda n: (torch.linspace(-80, 80, n * S).reshape(n, S), *inputs(n)[1:]))
+    check_or_refused(lambda *_: next(nets), lambda n: (torch.linspace(-80, 80, n * S).reshape(n, S), *inputs(n)[1:]))
 
 
-@pytest.mark.parametrize("name", ["mixture_mlp", "plain", "layer_norm", "elementwise", "regularized"])
-def test_learning_equals_learning_with_the_members_apart(name):
-    """Adam works elementwise: members trained together move as each would alone."""
+def test_a_network_that_can_be_batched_causes_no_warning():
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            build(FACTORIES["regularized"][0])  # transposes its parameters with `.T`
+    finally:
+        torch.set_warn_always(False)
+    assert not caught, [str(w.message) for w in caught]
+
+
+TRAINED = ["mixture_mlp", "plain", "layer_norm", "elementwise", "two_outputs", "regularized", *ODD]
+
+
+@pytest.mark.parametrize(
+    ("name", "n_models"),
+    [
+        *((name, M) for name in TRAINED),
+        *((name, n) for name in ("alike", "scalar", "bound_method") for n in (1, 2, 3, 6)),
+    ],
+)
+def test_training_moves_each_member_as_it_would_move_alone(name, n_models):
+    """Gradient descent on the loss of all, and on each member's own; then predictions are compared."""
     factory, n_modes = FACTORIES[name]
-    together, nets = build(factory, n_modes, create_optimizer=True, learning_rate=0.01)
-    batches = [make_batch(16, seed=i) for i in range(3)]
-    together.train().learn(batches)
-    state, context, action = inputs(6)
-    mean = together.eval().predict(state, context, action)[0]
-    for i, net in enumerate(nets):
-        alone, _ = build(
-            lambda *_, net=net: copy.deepcopy(net), n_modes, 1, create_optimizer=True, learning_rate=0.01
-        )
-        alone.train().learn(batches)
-        own = alone.eval().predict(state, context, action)[0]
-        torch.testing.assert_close(mean[:, i], own[:, 0], rtol=1e-3, atol=1e-4)
+    model, nets = build(factory, n_modes, n_models)
+    batches = [make_batch(16, seed=i) for i in range(4)]
+    optimizers = [SGD([p for p in net.parameters() if p.requires_grad], lr=0.05) for net in nets]
+    optimizers.append(SGD(model.get_parameters(), lr=0.05))
+    for batch in batches:
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        model.train().loss(batch).backward()
+        for net in nets:
+            member_loss(net.train(), batch).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    check(model.eval(), nets)
 
 
 def test_state_dict_sets_the_members():

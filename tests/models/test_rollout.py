@@ -83,11 +83,11 @@ def test_variances_survive_a_large_offset():
 @pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("kind", ["linear", "mixture_mlp"])
 def test_identical_members_have_no_epistemic_variance_at_all(kind, gradients, n_models, n_particles):
-    if kind == "linear":
-        net = LinearNet(S, C, A, K)
-    else:
-        net = GaussianMixtureMLP(box(S), box(C), box(A), K, hidden=(16, 16))
-    model = make_model([net] * n_models, n_particles_per_model=n_particles)
+    nets = {
+        "linear": LinearNet(S, C, A, K),
+        "mixture_mlp": GaussianMixtureMLP(box(S), box(C), box(A), K, hidden=(16, 16)),
+    }
+    model = make_model([nets[kind]] * n_models, n_particles_per_model=n_particles)
     with torch.set_grad_enabled(gradients):
         result = model.rollout(*plan(5, 6), generator=seeded())
     assert (result.state_epistemic_var == 0).all()
@@ -173,7 +173,7 @@ def test_rows_do_not_depend_on_how_many_there_are(kind):
         factory = Recorder(lambda *args: GaussianMixtureMLP(*args, hidden=(16, 16)))
         nets = [factory(box(S), box(C), box(A), K) for _ in range(M)]
     else:
-        nets = [SequentialNet(S, C, A, K, kind) for _ in range(M)]
+        nets = [SequentialNet(S, C, A, K, kind=kind) for _ in range(M)]
     model = make_model(nets)
     state, context, actions = plan(2, 4)
     states, terms = reference.rollout(nets, state, context, actions)

@@ -53,7 +53,7 @@ def test_the_map_is_linear_in_the_action_with_orthonormal_columns():
 @pytest.mark.parametrize("size", [1, 2])
 def test_as_many_actions_as_states(size):
     spaces = {"state_space": box(size), "action_space": box(size)}
-    nets = [SequentialNet(size, C, size, K, "none") for _ in range(2)]
+    nets = [SequentialNet(size, C, size, K, kind="none") for _ in range(2)]
     model = make_model(nets, **spaces, **SETTINGS)
     matrix = model.predict(torch.zeros(size, size), torch.zeros(size, C), torch.eye(size))[0][:, 0, 0]
     torch.testing.assert_close(matrix.T @ matrix, FACTOR**2 * torch.eye(size), **CLOSE)
@@ -109,12 +109,8 @@ def test_rollout_blends_in_closed_form(n, c):
         mean, _, weights, term = (torch.cat(x, 1) for x in zip(*parts, strict=True))
         current = current + (weights.unsqueeze(-1) * mean).sum(-2)
         for particle in range(2):
-            torch.testing.assert_close(
-                result.state[:, :, particle, t + 1].double(), current, rtol=1e-3, atol=1e-4
-            )
-            torch.testing.assert_close(
-                result.term_prob[:, :, particle, t].double(), term, rtol=1e-3, atol=1e-4
-            )
+            torch.testing.assert_close(result.state[:, :, particle, t + 1].double(), current, rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(result.term_prob[:, :, particle, t].double(), term, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("n", [0, 3 * D // 4, D])

@@ -1,0 +1,1 @@
+"""Command lines: train, evaluate, benchmarks; and the results that they produced."""

@@ -1,0 +1,225 @@
+"""The settings of a run, its presets, its command line, and its config.json."""
+
+import dataclasses
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, cast
+
+import torch
+import tyro
+from pydantic import TypeAdapter, ValidationError
+
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.loggers import WandbSettings
+from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
+
+AGENTS = {"pets": "agents.pets:PETS", "random": "agents.random:Random"}
+"""Agents by their short names."""
+
+Preset = Literal["demo", "debug", "paper"]
+
+
+class AgentConfig(Protocol):
+    """What a recipe is: a dataclass of settings with a `build`; it may offer a dict `presets` of itself by name."""
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        """Wire the agent for a task."""
+        ...
+
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[A]):
+    """Train an agent in an environment."""
+
+    agent: tyro.conf.Positional[str] = "pets"
+    """Agent: pets, random, or a class of your own as package.module:Class, here or with --agent."""
+    preset: Preset = "demo"
+    """Defaults of everything below: a demonstration of a minute, a check of seconds, or the paper's settings."""
+    env: str = "ContinuousCartPole-v0"
+    """Environment: any id registered with gymnasium; package.module:Id imports the package first."""
+    seed: int = 0
+    """Of everything random."""
+    n_envs: int = 1
+    """Instances of the environment that run side by side."""
+    async_envs: bool = False
+    """Each instance in a process of its own, instead of one after the other."""
+    name: str | None = None
+    """Name of the run's folder; agent, environment and seed by default."""
+    runs_dir: Path = Path("runs")
+    """Where the folders of runs are."""
+    fresh: bool = False
+    """Replace the run of the same name, if there is one."""
+    device: str = "cpu"
+    """Where the agent computes: cpu, cuda, cuda:1."""
+    threads: int = 1
+    """Threads of torch on the CPU; small networks are fastest with one."""
+    tensorboard: bool = True
+    """Write a TensorBoard log."""
+    pictures: bool = True
+    """Draw the learning curve, the model's predictions and a video of the policy at the end."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Log to Weights & Biases; online without a key or a network becomes offline."""
+    wandb_project: str = "layeredrl"
+    """Project that the run belongs to."""
+    wandb_group: str | None = None
+    """Runs that belong together, for instance the seeds of one setting."""
+    wandb_name: str | None = None
+    """Name of the run; that of its folder by default."""
+    wandb_tags: tuple[str, ...] = ()
+    """Labels to find the run by."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How long to train, and how often to look up."""
+    settings: Annotated[A, tyro.conf.arg(name="")] = cast(A, None)
+    """Settings of the agent."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_envs", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}, expected at least 0")
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"device is {self.device!r}, expected cpu, cuda or cuda:N") from None
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError(f"device is {self.device!r}, but torch finds no GPU here")
+        if self.name is not None and (not self.name or Path(self.name).name != self.name):
+            raise ValueError(f"name is {self.name!r}, expected the name of a folder, without slashes")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run leaves its files."""
+        short = self.agent.rpartition(":")[2].lower()
+        return self.runs_dir / (self.name or f"{short}-{self.env.replace('/', '-').replace(':', '-')}-{self.seed}")
+
+    @property
+    def wandb_settings(self) -> WandbSettings:
+        """For the W&B logger."""
+        name = self.wandb_name or self.folder.name
+        return WandbSettings(self.wandb, self.wandb_project, self.wandb_group, name, self.wandb_tags)
+
+
+TRAINER_PRESETS: dict[Preset, TrainerConfig] = {
+    "demo": TrainerConfig(n_total_env_steps=1000),
+    "debug": TrainerConfig(n_total_env_steps=60, checkpoint_every=30),
+    "paper": TrainerConfig(n_total_env_steps=10_200),  # one random and fifty planned episodes of 200
+}
+
+
+def agent_class(name: str) -> type[Any]:
+    """The recipe of a name from `AGENTS`, or of package.module:Class.
+
+    Raises:
+        ValueError: There is no such agent.
+    """
+    path = AGENTS.get(name, name)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        near = difflib.get_close_matches(name, AGENTS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown agent {name!r}{hint} (known: {', '.join(AGENTS)}, or package.module:Class)")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"unknown agent {name!r}: {error}") from error
+    if not dataclasses.is_dataclass(found) or not callable(getattr(found, "build", None)):
+        raise ValueError(f"agent {name!r} is not a dataclass with a method build(task, device, *, seed)")
+    return cast(type[Any], found)
+
+
+def parse(args: Sequence[str]) -> RunConfig[Any]:
+    """Settings from a command line: an agent, a preset, and whatever differs from the preset.
+
+    Raises:
+        ValueError: A setting makes no sense.
+        SystemExit: The command line cannot be parsed, or asks for help.
+    """
+    args = _agent_first(list(args))
+    agent = args[0] if args and not args[0].startswith("-") else "pets"
+    cls = agent_class(agent)
+    preset = _preset(args)
+    default = RunConfig(
+        agent=agent,
+        preset=preset,
+        trainer=TRAINER_PRESETS[preset],
+        settings=getattr(cls, "presets", {}).get(preset) or cls(),
+    )
+    return cast(
+        "RunConfig[Any]",
+        tyro.cli(RunConfig[cls], args=args, default=default, prog="python -m experiments.train"),  # type: ignore[valid-type]
+    )
+
+
+def to_json(config: RunConfig[Any]) -> str:
+    """A run's settings as JSON."""
+    return _adapter(config.agent).dump_json(config, indent=2).decode() + "\n"
+
+
+def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
+    """A run's settings as a nested dict of plain values."""
+    return cast(dict[str, Any], _adapter(config.agent).dump_python(config, mode="json"))
+
+
+def from_json(path: Path) -> RunConfig[Any]:
+    """Settings from a config.json.
+
+    Raises:
+        ValueError: There is no such file, or it does not hold the settings of a run.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        agent = TypeAdapter(_AgentName).validate_json(text).agent
+        return cast("RunConfig[Any]", _adapter(agent).validate_json(text))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path} does not hold the settings of a run: {where or 'file'}: {first['msg']}") from error
+
+
+@dataclass(frozen=True)
+class _AgentName:
+    agent: str
+
+
+def _adapter(agent: str) -> TypeAdapter[Any]:
+    return TypeAdapter(RunConfig[agent_class(agent)])  # type: ignore[misc]
+
+
+def _agent_first(args: list[str]) -> list[str]:
+    """Turn --agent X, which may stand anywhere, into the positional argument."""
+    for i, arg in enumerate(args):
+        if arg == "--agent" and i + 1 < len(args):
+            return [args[i + 1], *args[:i], *args[i + 2 :]]
+        if arg.startswith("--agent="):
+            return [arg.partition("=")[2], *args[:i], *args[i + 1 :]]
+    return args
+
+
+def _preset(args: Sequence[str]) -> Preset:
+    preset = "demo"
+    for i, arg in enumerate(args):
+        if arg == "--preset" and i + 1 < len(args):
+            preset = args[i + 1]
+        if arg.startswith("--preset="):
+            preset = arg.partition("=")[2]
+    if preset not in TRAINER_PRESETS:
+        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(TRAINER_PRESETS)}")
+    return cast(Preset, preset)
+
+
+def fail(message: object) -> None:
+    """End the program because of bad input: one line, exit code 2."""
+    print("error: " + " ".join(str(message).split()), file=sys.stderr)
+    raise SystemExit(2)
