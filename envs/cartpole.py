@@ -141,9 +141,7 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         self._last_action = 0.0
         return self._state.astype(np.float32), {}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         if self._state is None:
             raise gym.error.ResetNeeded("step was called before reset; call reset first")
         if self._terminated:

@@ -129,9 +129,7 @@ class _Pen:
         x, y, r = centre[0] * OVERSAMPLING, centre[1] * OVERSAMPLING, radius * OVERSAMPLING
         self._draw.ellipse((x - r, y - r, x + r, y + r), fill=colour)
 
-    def line(
-        self, start: Point, end: Point, width: float, colour: Colour, *, round_ends: bool = False
-    ) -> None:
+    def line(self, start: Point, end: Point, width: float, colour: Colour, *, round_ends: bool = False) -> None:
         length = math.hypot(end[0] - start[0], end[1] - start[1])
         across_x = (start[1] - end[1]) / length * width / 2
         across_y = (end[0] - start[0]) / length * width / 2

@@ -32,7 +32,12 @@ def finish(
 ) -> None:
     """Draw the pictures that the settings ask for, log them, and print the closing table."""
     n_steps = config.trainer.n_total_env_steps
-    rows = {"agent": config.agent, "environment": config.env, "seed": str(config.seed), "environment steps": str(n_steps)}
+    rows = {
+        "agent": config.agent,
+        "environment": config.env,
+        "seed": str(config.seed),
+        "environment steps": str(n_steps),
+    }
     returns = [episode.episode_return for episode in episodes]
     if returns:
         rows["episodes"] = str(len(returns))

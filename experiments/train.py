@@ -22,9 +22,7 @@ def main() -> None:
     collector = make_collector(config, agent)
 
     def save(n_total_env_steps: int) -> None:
-        save_checkpoint(
-            folder / CHECKPOINT, {"n_total_env_steps": n_total_env_steps, "agent": agent.state_dict()}
-        )
+        save_checkpoint(folder / CHECKPOINT, {"n_total_env_steps": n_total_env_steps, "agent": agent.state_dict()})
 
     trainer = Trainer(
         agent,

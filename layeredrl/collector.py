@@ -62,7 +62,7 @@ class Collector:
         env_seeds, act_seeds = np.random.SeedSequence(seed).spawn(2)
         self._env_rng = np.random.default_rng(env_seeds)
         self._carry = agent.start(self.n_envs, int(act_seeds.generate_state(1)[0]))
-        obs, _ = env.reset(seed=self._seeds())
+        obs, _ = self._reset()
         self._obs = agent.task.flatten(obs)
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
@@ -147,11 +147,13 @@ class Collector:
         self._resetting = done if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(done)
         if self.mode != AutoresetMode.DISABLED or not done.any():
             return next_obs
-        obs, _ = self.env.reset(seed=self._seeds(), options={"reset_mask": done.copy()})
+        obs, _ = self._reset({"reset_mask": done.copy()})
         return np.where(done[:, None], self.agent.task.flatten(obs), next_obs)
 
-    def _seeds(self) -> list[int]:
-        return [int(seed) for seed in self._env_rng.integers(2**31, size=self.n_envs)]
+    def _reset(self, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset environments, each with a new seed."""
+        seeds: Any = [int(seed) for seed in self._env_rng.integers(2**31, size=self.n_envs)]
+        return self.env.reset(seed=seeds, options=options)  # the base class's annotation knows no lists
 
     def _to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         discrete = isinstance(self.agent.task.action_space, spaces.Discrete)

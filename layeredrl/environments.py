@@ -45,7 +45,9 @@ def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
         env.close()
 
 
-def make_vector_env(env_id: str, n_envs: int = 1, *, asynchronous: bool = False, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
+def make_vector_env(
+    env_id: str, n_envs: int = 1, *, asynchronous: bool = False, **kwargs: Any
+) -> VectorEnv[Any, Any, Any]:
     """Make instances of an environment that run side by side and are reset by the Collector alone.
 
     Args:

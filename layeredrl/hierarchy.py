@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,7 @@ class Hierarchy:
             raise ValueError("levels is empty, expected at least one level")
         if levels[0].command_space is not None:
             raise ValueError(f"the top level takes commands of {levels[0].command_space}, but nothing is above it")
-        for above, below in zip(levels[:-1], levels[1:], strict=True):
+        for above, below in pairwise(levels):
             if above.action_space != below.command_space:
                 raise ValueError(
                     f"{type(above).__name__} emits {above.action_space}, but {type(below).__name__} below it takes "

@@ -1,6 +1,6 @@
 """Where the transitions of a level are kept."""
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,7 +42,7 @@ class Replay:
 
     def all(self) -> Batch:
         """All transitions, environment by environment, each in the order of time."""
-        return self.buffer[self.buffer.sample_indices(0)]
+        return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
 
 
 def require_finite(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:

@@ -149,5 +149,5 @@ class WorldModel(nn.Module):
             weight = weight * self.discount ** torch.arange(horizon, device=obs.device)
         returns = (weight * result.reward).sum(-1).mean((1, 2))
         failed = result.diverged.any(-1).flatten(1).any(1) | ~returns.isfinite()
-        return returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)
-
+        scores: Tensor = returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)
+        return scores

@@ -46,9 +46,7 @@ print([name for name in {LAB} if importlib.util.find_spec(name)])
     assert run_python(code, tmp_path).splitlines() == [str(ROOT / "layeredrl" / "__init__.py"), "[]"]
 
 
-@pytest.mark.parametrize(
-    ("module", "already_loaded"), [("layeredrl", "sys"), ("layeredrl.models", "tianshou.data")]
-)
+@pytest.mark.parametrize(("module", "already_loaded"), [("layeredrl", "sys"), ("layeredrl.models", "tianshou.data")])
 def test_import_stays_light(module, already_loaded, tmp_path):
     # tianshou itself loads matplotlib and tensorboard, and ray where it is installed
     code = f"""

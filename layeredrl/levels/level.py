@@ -67,7 +67,7 @@ class Level(ABC):
             generator: Source of randomness.
         """
 
-    def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
+    def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:  # noqa: B027  optional
         """Take in finished transitions at this level's time scale, as `Replay.add` does. The default forgets them."""
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:

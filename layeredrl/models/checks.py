@@ -1,6 +1,7 @@
 """Checks of arguments: each error names the argument, what it was and what it should be."""
 
 from collections.abc import Mapping
+from numbers import Integral, Real
 
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -9,7 +10,7 @@ from torch import Tensor
 
 def require_count(name: str, value: int, minimum: int = 1) -> None:
     """Raise unless `value` is an integer of at least `minimum`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected an integer")
     if value < minimum:
         raise ValueError(f"{name} is {value}, expected at least {minimum}")
@@ -17,7 +18,7 @@ def require_count(name: str, value: int, minimum: int = 1) -> None:
 
 def require_number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     """Raise unless `value` lies in [low, high], or in (low, high] with `open_low`."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
     if not (low < value <= high if open_low else low <= value <= high):
         raise ValueError(f"{name} is {value}, expected a number in {'(' if open_low else '['}{low}, {high}]")
@@ -73,6 +74,9 @@ def require_integers(name: str, value: Tensor, n: int) -> None:
     """Raise unless `value` has an integer dtype, as choices among `n` have."""
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {value.dtype}, expected integers in [0, {n})")
+    # On a GPU a look at the values would stall; there torch's own assertion has to do.
+    if value.device.type == "cpu" and value.numel() and not 0 <= int(value.min()) <= int(value.max()) < n:
+        raise ValueError(f"{name} holds {int(value.min())} to {int(value.max())}, expected integers in [0, {n})")
 
 
 def require_finite(name: str, value: Tensor, valid: Tensor | None = None) -> None:

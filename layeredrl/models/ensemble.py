@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from layeredrl.models import checks
 from layeredrl.models.density import mixture_log_prob, mixture_mean, termination_loss
-from layeredrl.models.interface import Interface, deal
+from layeredrl.models.interface import Interface, counted_rows, deal
 from layeredrl.models.model import Model
 from layeredrl.models.normalization import RunningScale
 from layeredrl.models.rollout import Propagation, StepModel, choose_mode, draw_noise, simulate, summarize
-from layeredrl.models.stacking import NetOutput, StackedNetwork
+from layeredrl.models.stacking import NetOutput, StackedLinear, StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
 
 PROPAGATIONS: tuple[Propagation, ...] = ("tsinf", "ts1", "expectation")
@@ -32,8 +32,9 @@ class ProbabilisticEnsemble(Model):
         network: The members' networks, stacked.
         scale: Running standard deviation of the prediction targets; None without `normalize_targets`.
         start: The symmetry-breaking start, or None.
-        optimizer: Adam over all members' parameters, or None without `create_optimizer`.
     """
+
+    is_delta: Tensor
 
     def __init__(
         self,
@@ -119,43 +120,21 @@ class ProbabilisticEnsemble(Model):
             if not isinstance(action_space, Box):
                 raise TypeError(f"symmetry_breaking_start needs a Box action_space, got {type(action_space).__name__}")
             checks.require_count("sb_start_duration", sb_start_duration)
+            checks.require_number("sb_start_factor", sb_start_factor, 0, math.inf)
             self.start = SymmetryBreakingStart(
                 self.state_dim, self.interface.action_dim, sb_start_duration, sb_start_factor
             )
         self.to(self.device)
-        self.optimizer = self._make_optimizer(learning_rate, weight_decay) if create_optimizer else None
-        self.register_load_state_dict_post_hook(lambda module, _: module._follow_start())
+        self.network.move_template(self.device)
+        if create_optimizer:
+            self.optimizer = self._make_optimizer(learning_rate, weight_decay)
+        cast(Any, self).register_load_state_dict_post_hook(lambda module, _: module._follow_start())  # untyped in torch
 
     # ------------------------------------------------------------------ training
 
     def get_parameters(self) -> Generator[Tensor, None, None]:
         """The parameters of all members, one tensor for each with the member axis first."""
         yield from self.network.parameters()
-
-    def learn(self, batch_lst: list[Batch]) -> Tensor:
-        """Take one optimiser step for each of the batches.
-
-        Args:
-            batch_lst: Batches as `loss` wants them; at least one.
-
-        Returns:
-            The last batch's loss, a detached scalar.
-        """
-        if self.optimizer is None:
-            raise RuntimeError("learn needs an optimizer: construct the ensemble with create_optimizer=True")
-        if not batch_lst:
-            raise ValueError("batch_lst is empty, expected at least one batch")
-        for batch in batch_lst:
-            loss = self.loss(batch)
-            self.take_step(loss)
-        return loss.detach()
-
-    def take_step(self, loss: Tensor) -> None:
-        """One optimiser step down the gradient of `loss`."""
-        assert self.optimizer is not None
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum over the members of their mean negative log density, plus the networks' own regularisation.
@@ -173,6 +152,8 @@ class ProbabilisticEnsemble(Model):
             A scalar.
         """
         rows = self.interface.training_rows(batch, self.dtype, self.weighted_loss)
+        if self.training and self.scale is not None:
+            self.scale.update(self.targets(rows), counted_rows(rows))
         if self.partition_batch:
             rows = deal(rows, self.n_models)
         else:
@@ -185,22 +166,14 @@ class ProbabilisticEnsemble(Model):
         return torch.zeros((), device=self.device) if term is None else term
 
     def member_losses(self, rows: dict[str, Tensor]) -> Tensor:
-        """The loss of each member on its own rows, (M,); in training mode the running scale takes them in.
+        """The loss of each member on its own rows, (M,), without regularisation.
 
         Args:
             rows: Members first: `state` (M, N, S), `context` (M, N, C), `act` (M, N, A), `state_next` (M, N, S),
                 `terminated` (M, N), and optionally `weight` (M, N) and `validity_mask` (M, N).
         """
         valid, weight = rows.get("validity_mask"), rows.get("weight")
-        target = rows["state_next"] - self._base(rows["state"])
-        if self.training and self.scale is not None:
-            # Members that share their rows would only count them M times over.
-            shared = target.stride(0) == 0 or self.n_models == 1
-            counted = valid if weight is None else weight != 0 if valid is None else valid & (weight != 0)
-            if shared:
-                self.scale.update(target[0], None if counted is None else counted[0])
-            else:
-                self.scale.update(target.flatten(0, 1), None if counted is None else counted.flatten())
+        target = self.targets(rows)
         out = self.network(rows["state"], rows["context"], rows["act"])
         terms = termination_loss(out.term_prob, rows["terminated"])
         if self.scale is None:
@@ -213,9 +186,15 @@ class ProbabilisticEnsemble(Model):
             return terms.mean(1)
         return torch.where(valid, terms, 0.0).sum(1) / valid.sum(1).clamp(min=1)
 
-    def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
-        """Show the data that a fit will use, (N, S), (N, C), (N, A), to networks that standardise their inputs."""
-        self.network.fit_inputs(state, context, action)
+    def targets(self, rows: dict[str, Tensor]) -> Tensor:
+        """What the networks should predict, in the state's units: change in state or next state (..., S)."""
+        return rows["state_next"] - self._base(rows["state"])
+
+    def fit_statistics(self, rows: dict[str, Tensor]) -> None:
+        """Take the statistics of all the data (N, ...) that a fit will use: of the inputs and of the targets."""
+        self.network.fit_inputs(rows["state"], rows["context"], rows["act"])
+        if self.scale is not None:
+            self.scale.fit(self.targets(rows))
 
     # ------------------------------------------------------------------ prediction
 
@@ -256,12 +235,12 @@ class ProbabilisticEnsemble(Model):
         rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action)
         out = self._predicted(rows, loss_mode=False)
         n_rows = out.mean.shape[1]
-        like = {"device": out.mean.device, "generator": generator}
-        member = torch.randint(self.n_models, (n_rows,), **like)
-        row = torch.arange(n_rows, device=out.mean.device)
+        device, dtype = out.mean.device, out.mean.dtype
+        member = torch.randint(self.n_models, (n_rows,), generator=generator, device=device)
+        row = torch.arange(n_rows, device=device)
         mean, std, weights = (x[member, row] for x in out[:3])
-        uniform = torch.rand((n_rows,), dtype=mean.dtype, **like)
-        normal = torch.randn((n_rows, self.state_dim), dtype=mean.dtype, **like)
+        uniform = torch.rand((n_rows,), generator=generator, device=device, dtype=dtype)
+        normal = torch.randn((n_rows, self.state_dim), generator=generator, device=device, dtype=dtype)
         mean, std = (choose_mode(x, weights, uniform) for x in (mean, std))
         return (self._base(rows[0]) + mean + std * normal).reshape(*lead, self.state_dim)
 
@@ -325,7 +304,8 @@ class ProbabilisticEnsemble(Model):
             Log density (...), termination probability (...), and the mean of the member's mixture (..., S) in the
             predicted space, after `transform`.
         """
-        if not 0 <= id < self.n_models:
+        checks.require_count("id", id, minimum=0)
+        if id >= self.n_models:
             raise ValueError(f"id is {id}, expected a member in [0, {self.n_models})")
         rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
         out = self._predicted(rows[:3], loss_mode=loss_mode, member=id)
@@ -364,24 +344,31 @@ class ProbabilisticEnsemble(Model):
         self.interface.check("actions", actions, self.dtype, n_dims=3)
         checks.require_same_lead({"context": context}, initial_state.shape[:-1])
         b, m, p, h = len(initial_state), self.n_models, self.n_particles_per_model, actions.shape[1]
-        if actions.shape[0] != b:
-            raise ValueError(f"actions has shape {tuple(actions.shape)}, expected ({b}, H, {self.action_dim})")
+        if actions.shape[0] != b or h == 0:
+            raise ValueError(
+                f"actions has shape {tuple(actions.shape)}, expected ({b}, H, {self.interface.action_dim})"
+            )
+
+        # More rows, if that makes members comparable to the last bit; what they give is dropped.
+        added = -b % (self.network.row_multiple // math.gcd(self.network.row_multiple, p))
 
         def per_particle(x: Tensor) -> Tensor:
+            x = torch.cat([x, x[..., :1, :].expand(*x.shape[:-2], added, -1)], -2) if added else x
             return x if p == 1 else x.repeat_interleave(p, -2)
 
         noise = None
         if not deterministic and self.propagation != "expectation":
-            sizes = (b, m, p, h, self.state_dim)
+            sizes = (b + added, m, p, h, self.state_dim)
             noise = draw_noise(sizes, self.n_modes, self.propagation == "ts1", initial_state, generator)
-        states, term_probs, diverged = simulate(
+        simulated = simulate(
             StepModel(partial(self._network_output, loss_mode=loss_mode), self._std, self.is_delta),
-            per_particle(initial_state).expand(m, b * p, -1),
-            per_particle(context).expand(m, b * p, -1),
+            per_particle(initial_state).expand(m, -1, -1),
+            per_particle(context).expand(m, -1, -1),
             per_particle(actions.transpose(0, 1)),
             noise,
             self.propagation == "expectation",
         )
+        states, term_probs, diverged = (x[:, :, : b * p] for x in simulated)
         return summarize(states, term_probs, diverged, b, self.propagation == "tsinf")
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
@@ -430,6 +417,8 @@ class ProbabilisticEnsemble(Model):
         """Log densities (m, R) and mixture means (m, R, S) of the members in `out`, in the predicted space."""
         target, mean, member_std = rows[3] - self._base(rows[0]), out.mean, out.std
         if transform is not None:
+            if not callable(transform):
+                raise TypeError(f"transform is {type(transform).__name__}, expected a torch.nn.Module")
             target, mean = transform(target), transform(mean)
         if std is not None:
             # A transform may change the width; the given deviation lives in the space that it maps to.
@@ -439,7 +428,7 @@ class ProbabilisticEnsemble(Model):
     # ------------------------------------------------------------------ inside: construction and arguments
 
     def _make_optimizer(self, learning_rate: float, weight_decay: float | Sequence[float]) -> torch.optim.Adam:
-        weights = [p for p in self.get_parameters() if p.ndim == 3 and p.shape[1] > 1]
+        weights = [layer.weight for layer in self.network.modules() if isinstance(layer, StackedLinear)]
         others = [p for p in self.get_parameters() if not any(p is w for w in weights)]
         decays = [weight_decay] * len(weights) if isinstance(weight_decay, int | float) else list(weight_decay)
         if len(decays) != len(weights):
@@ -465,9 +454,8 @@ class ProbabilisticEnsemble(Model):
     def _as_std(self, std: Tensor, shape: Sequence[int]) -> Tensor:
         if not isinstance(std, Tensor):
             raise TypeError(f"std is {type(std).__name__}, expected a torch.Tensor")
+        checks.require_dtype("std", std, self.dtype)
         try:
             return std.expand(*shape)
         except RuntimeError:
-            raise ValueError(
-                f"std has shape {tuple(std.shape)}, expected it to broadcast to {tuple(shape)}"
-            ) from None
+            raise ValueError(f"std has shape {tuple(std.shape)}, expected it to broadcast to {tuple(shape)}") from None

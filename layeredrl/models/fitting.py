@@ -9,6 +9,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.models.ensemble import ProbabilisticEnsemble
+from layeredrl.models.interface import counted_rows
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,11 @@ class FitResult:
     """Optimiser steps that were taken."""
 
 
-def fit(
-    ensemble: ProbabilisticEnsemble, data: Batch, config: FitConfig, *, generator: torch.Generator
-) -> FitResult:
+def fit(ensemble: ProbabilisticEnsemble, data: Batch, config: FitConfig, *, generator: torch.Generator) -> FitResult:
     """Train all members for some epochs, starting from the parameters that they have.
 
     Every member goes through the data in an order of its own; with `bootstrap` its data are drawn anew, with
-    replacement, at every call. The input statistics of the networks are refitted to all the data.
+    replacement, at every call. The statistics of inputs and targets are those of all the data, and fixed meanwhile.
 
     Args:
         ensemble: With an optimiser.
@@ -65,11 +64,16 @@ def fit(
     if ensemble.optimizer is None:
         raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
     rows = ensemble.interface.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
-    ensemble.fit_inputs(rows["state"], rows["context"], rows["act"])
-    rows, held_out = split_holdout(rows, config.holdout, generator)
+    counted = counted_rows(rows)
+    if counted is not None:
+        rows.pop("validity_mask", None)
+        rows = {key: x[counted] for key, x in rows.items()}
     n_rows, n_members = len(rows["state"]), ensemble.n_models
     if n_rows == 0:
-        raise ValueError("data is empty, expected at least one transition to train on")
+        raise ValueError("data holds no row that counts, expected at least one transition to train on")
+    ensemble.fit_statistics(rows)
+    rows, held_out = split_holdout(rows, config.holdout, generator)
+    n_rows = len(rows["state"])
 
     def permutations(n: int) -> Tensor:
         return torch.rand((n_members, n), generator=generator, device=ensemble.device).argsort(1)
@@ -77,12 +81,13 @@ def fit(
     share = torch.arange(n_rows, device=ensemble.device).expand(n_members, -1)
     if config.bootstrap:
         share = torch.randint(n_rows, (n_members, n_rows), generator=generator, device=ensemble.device)
-    best = _BestMembers(ensemble, held_out) if held_out is not None else None
     n_batches = math.ceil(n_rows / config.batch_size)
     was_training = ensemble.training
+    best = _BestMembers(ensemble, held_out) if held_out is not None else None
     ensemble.train()
-    epoch, losses = 0, torch.zeros(n_members)
-    for epoch in range(1, config.epochs + 1):
+    n_epochs, losses = 0, torch.zeros(n_members)
+    while n_epochs < config.epochs:
+        n_epochs += 1
         order = share.gather(1, permutations(n_rows))
         shuffled = {key: x[order] for key, x in rows.items()}
         losses = torch.zeros(n_members, device=ensemble.device)
@@ -96,7 +101,7 @@ def fit(
     if best is not None:
         best.restore()
     ensemble.train(was_training)
-    return FitResult(losses / n_batches, None if best is None else best.losses, epoch, epoch * n_batches)
+    return FitResult(losses / n_batches, None if best is None else best.losses, n_epochs, n_epochs * n_batches)
 
 
 def split_holdout(
@@ -177,7 +182,7 @@ def fit_regression(
         for index in order.tensor_split(n_batches):
             loss = (predict(inputs[index]) - targets[index]).square().mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             optimizer.step()
             total += loss.detach()
     return float(total / n_batches)

@@ -30,12 +30,15 @@ class Interface:
 
     def make_network(self, partial_net: Callable[..., nn.Module], n_modes: int) -> nn.Module:
         """Call `partial_net` with the three spaces and `n_modes`, or with the spaces alone if it takes no more."""
-        try:
-            inspect.signature(partial_net).bind(*self.spaces, n_modes)
-        except TypeError:
-            net = partial_net(*self.spaces)
-        else:
-            net = partial_net(*self.spaces, n_modes)
+        if not callable(partial_net):
+            raise TypeError(f"partial_net is {type(partial_net).__name__}, expected a function that makes a network")
+        signature = inspect.signature(partial_net)
+        arguments = next((a for a in ((*self.spaces, n_modes), self.spaces) if _takes(signature, a)), None)
+        if arguments is None:
+            raise TypeError(
+                f"partial_net takes {signature}, expected (state_space, context_space, action_space, n_modes)"
+            )
+        net = partial_net(*arguments)
         if not isinstance(net, nn.Module):
             raise TypeError(f"partial_net returned {type(net).__name__}, expected a torch.nn.Module")
         return net
@@ -90,6 +93,8 @@ class Interface:
             `state` (N, S), `context` (N, C), `act` (N, A), `state_next` (N, S), `terminated` (N), and, where they
             are given, `weight` (N) and `validity_mask` (N) of bools. Rows that are not valid hold zeros.
         """
+        if not isinstance(batch, Batch):
+            raise TypeError(f"batch is {type(batch).__name__}, expected a tianshou.data.Batch")
         flags = ["terminated"] + ["weight"] * weighted + ["validity_mask"] * ("validity_mask" in batch)
         keys = ["state", "context", "act", "state_next"]
         missing = [key for key in keys + flags if key not in batch]
@@ -97,6 +102,8 @@ class Interface:
             raise ValueError(f"the batch lacks {', '.join(missing)}; it has {', '.join(sorted(batch.keys()))}")
         flat, lead = self.rows(dtype, **{key: batch[key] for key in keys})
         rows = dict(zip(keys, flat, strict=True))
+        if not len(flat[0]):
+            raise ValueError("the batch of data is empty, expected at least one transition")
         for key in flags:
             value = batch[key]
             if not isinstance(value, Tensor):
@@ -114,6 +121,22 @@ class Interface:
         return {**rows, "validity_mask": valid}
 
 
+def _takes(signature: inspect.Signature, arguments: tuple[object, ...]) -> bool:
+    try:
+        signature.bind(*arguments)
+    except TypeError:
+        return False
+    return True
+
+
+def counted_rows(rows: dict[str, Tensor]) -> Tensor | None:
+    """Which rows (N) of a training batch statistics count: valid ones of some weight; None if all do."""
+    valid, weight = rows.get("validity_mask"), rows.get("weight")
+    if weight is None:
+        return valid
+    return weight != 0 if valid is None else valid & (weight != 0)
+
+
 def deal(rows: dict[str, Tensor], n_members: int) -> dict[str, Tensor]:
     """Deal N rows out to members, (M, ceil(N / M), ...): row r goes to member r % M, so shares differ by one at most.
 
@@ -125,4 +148,4 @@ def deal(rows: dict[str, Tensor], n_members: int) -> dict[str, Tensor]:
         valid = rows.get("validity_mask", torch.ones(n, dtype=torch.bool, device=rows["state"].device))
         rows = {**rows, "validity_mask": valid}
         rows = {key: torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) for key, x in rows.items()}
-    return {key: x.unflatten(0, (-1, n_members)).transpose(0, 1) for key, x in rows.items()}
+    return {key: x.view(-1, n_members, *x.shape[1:]).transpose(0, 1) for key, x in rows.items()}

@@ -17,6 +17,9 @@ class Model(ABC, nn.Module):
     B is a number of rows (environments times candidates, say), M of ensemble members, P of particles per member, K of
     mixture modes, H a horizon; S, C and A are the widths of state, context and action. The context is what stays
     constant during an episode. Public tensors are batch first; integer actions have shape (..., 1).
+
+    Attributes:
+        optimizer: Of the model's parameters, for `learn`; None if it does not learn by itself.
     """
 
     n_total_env_steps: Tensor
@@ -40,6 +43,7 @@ class Model(ABC, nn.Module):
         self.n_models = n_models
         self.n_particles_per_model = n_particles_per_model
         self.device = torch.device(device)
+        self.optimizer: torch.optim.Optimizer | None = None
         self.register_buffer("n_total_env_steps", torch.zeros((), dtype=torch.int64))
 
     @abstractmethod
@@ -74,13 +78,29 @@ class Model(ABC, nn.Module):
         prob = log_prob.double().exp().clamp(max=torch.finfo(torch.float64).max)
         return prob, term_prob, info
 
-    @abstractmethod
     def learn(self, batch_lst: list[Batch]) -> Tensor:
         """Take one optimiser step for each of the batches.
 
+        Args:
+            batch_lst: Batches as `loss` wants them; at least one.
+
         Returns:
-            The last batch's loss, a detached scalar.
+            The last batch's loss before its step, a detached scalar.
         """
+        if not isinstance(batch_lst, list | tuple) or not batch_lst:
+            raise ValueError(f"batch_lst is {type(batch_lst).__name__} or empty, expected a list of at least one Batch")
+        for batch in batch_lst:
+            loss = self.loss(batch)
+            self.take_step(loss)
+        return loss.detach()
+
+    def take_step(self, loss: Tensor) -> None:
+        """One optimiser step down the gradient of `loss`, a scalar."""
+        if self.optimizer is None:
+            raise RuntimeError("learning needs an optimizer: construct the model with create_optimizer=True")
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        self.optimizer.step()
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -91,9 +111,7 @@ class Model(ABC, nn.Module):
         """
 
     @abstractmethod
-    def predict(
-        self, state: Tensor, context: Tensor, action: Tensor, std: Tensor | None = None
-    ) -> tuple[Tensor, ...]:
+    def predict(self, state: Tensor, context: Tensor, action: Tensor, std: Tensor | None = None) -> tuple[Tensor, ...]:
         """Parameters of the predicted distribution over next states, without sampling.
 
         Args:
@@ -109,7 +127,13 @@ class Model(ABC, nn.Module):
 
     @abstractmethod
     def rollout(
-        self, initial_state: Tensor, context: Tensor, actions: Tensor, deterministic: bool = False
+        self,
+        initial_state: Tensor,
+        context: Tensor,
+        actions: Tensor,
+        deterministic: bool = False,
+        *,
+        generator: torch.Generator | None = None,
     ) -> Batch:
         """Follow a sequence of actions, open loop.
 
@@ -118,6 +142,7 @@ class Model(ABC, nn.Module):
             context: Shape (B, C), held for the whole rollout.
             actions: Shape (B, H, A).
             deterministic: Follow the mean instead of sampling.
+            generator: Source of randomness; None for torch's global one.
 
         Returns:
             Batch with `state` (B, M, P, H+1, S), `state_mean` (B, M, H+1, S), `term_prob` (B, M, P, H), and what
@@ -125,7 +150,9 @@ class Model(ABC, nn.Module):
         """
 
     @abstractmethod
-    def sample(self, state: Tensor, context: Tensor, action: Tensor) -> Tensor:
+    def sample(
+        self, state: Tensor, context: Tensor, action: Tensor, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         """Draw one next state (B, S) for each row of state (B, S), context (B, C), action (B, A)."""
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:

@@ -24,26 +24,37 @@ class RunningScale(nn.Module):
     def __init__(self, width: int, momentum: float) -> None:
         super().__init__()
         self.momentum = momentum
-        self.register_buffer("variance", torch.ones(width))
+        self.register_buffer("variance", torch.ones(width, dtype=torch.float64))  # squares overflow float32
         self.register_buffer("std", torch.ones(width))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
+    def fit(self, targets: Tensor) -> None:
+        """Take the standard deviation of targets (N, S), forgetting what was; a single row changes nothing."""
+        self.initialized.logical_and_(torch.tensor(len(targets) < 2))
+        self.update(targets)
+
+    @torch.no_grad()
     def update(self, targets: Tensor, counted: Tensor | None = None) -> None:
         """Take in targets (N, S), only the rows where `counted` (N) is true; fewer than two rows change nothing."""
+        targets = targets.double()
         if counted is None:
             if len(targets) < 2:
                 return
-            variance = targets.var(0)
-            enough: Tensor | bool = True
+            variance, enough = targets.var(0), None
         else:
             rows = counted.unsqueeze(-1)
             n = rows.sum()
             values = torch.where(rows, targets, 0.0)
             residuals = torch.where(rows, targets - values.sum(0) / n.clamp(min=1), 0.0)
-            variance = residuals.square().sum(0) / (n - 1).clamp(min=1)
-            enough = n >= 2
-        updated = torch.where(self.initialized, self.variance.lerp(variance, self.momentum), variance)
-        self.variance.copy_(updated if enough is True else torch.where(enough, updated, self.variance))
-        self.initialized.logical_or_(torch.as_tensor(enough, device=self.initialized.device))
+            variance, enough = residuals.square().sum(0) / (n - 1).clamp(min=1), n >= 2
+        # Weight of the new batch: one for the first, none for a batch too small. No branch on a tensor, which would
+        # make a GPU wait.
+        weight = torch.where(self.initialized, self.momentum, 1.0)
+        if enough is None:
+            self.initialized.fill_(True)
+        else:
+            weight = weight * enough
+            self.initialized.logical_or_(enough)
+        self.variance.lerp_(variance, weight)
         self.std.copy_(torch.where(self.variance > MIN_VARIANCE, self.variance.sqrt(), 1.0))

@@ -168,14 +168,14 @@ def summarize(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int,
             aleatoric and epistemic uncertainty.
     """
     b = n_rows
-    per_particle = states.unflatten(2, (b, -1))  # (H+1, M, B, P, S)
+    per_particle = states.reshape(*states.shape[:2], b, -1, states.shape[-1])  # (H+1, M, B, P, S)
     mean, variance = moments(per_particle, 3)
     result = Batch(
         state=per_particle.permute(2, 1, 3, 0, 4),
         state_mean=mean.permute(2, 1, 0, 3),
         state_var=variance.permute(2, 1, 0, 3),
-        term_prob=term_probs.unflatten(2, (b, -1)).permute(2, 1, 3, 0),
-        diverged=diverged.unflatten(2, (b, -1)).permute(2, 1, 3, 0),
+        term_prob=term_probs.reshape(*term_probs.shape[:2], b, -1).permute(2, 1, 3, 0),
+        diverged=diverged.reshape(*diverged.shape[:2], b, -1).permute(2, 1, 3, 0),
     )
     if members_apart:
         result.state_epistemic_var = moments(mean, 1)[1].transpose(0, 1)

@@ -11,7 +11,7 @@ against the members run one by one:
 * "loop": member by member, for what cannot be batched at all (data-dependent control flow).
 """
 
-import copy
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, cast
@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 Evaluation = Literal["broadcast", "vmap", "loop"]
-PROBE_ROWS = 3  # more than one, so that a network that mixes rows or members up is found out
 
 
 class NetOutput(NamedTuple):
@@ -53,66 +52,79 @@ class _FitsInputs(Protocol):
 class StackedLinear(nn.Module):
     """The linear layers of M members: (M, ..., in) -> (M, ..., out)."""
 
-    def __init__(self, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(
-            torch.stack([layer.weight.detach() for layer in layers]), requires_grad=layers[0].weight.requires_grad
-        )
-        biases = [layer.bias.detach().unsqueeze(0) for layer in layers if layer.bias is not None]
-        self.bias = nn.Parameter(torch.stack(biases)) if biases else None
+        self.weight = weight
+        """Shape (M, in, out), laid out in memory as (M, out, in): the order that the products like best."""
+        self.bias = bias
+        """Shape (M, 1, out)."""
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x if x.ndim == 3 else x.flatten(1, -2)
-        weight = self.weight.mT
-        out = torch.bmm(rows, weight) if self.bias is None else torch.baddbmm(self.bias, rows, weight)
-        return out if x.ndim == 3 else out.unflatten(1, x.shape[1:-1])
+        out = torch.bmm(rows, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows, self.weight)
+        return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
 
 
 class StackedLayerNorm(nn.Module):
     """The layer norms of M members, over the last dimension of (M, R, width)."""
 
-    def __init__(self, layers: Sequence[nn.LayerNorm]) -> None:
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, eps: float) -> None:
         super().__init__()
-        self.normalized_shape = layers[0].normalized_shape
-        self.eps = layers[0].eps
-        self.weight = nn.Parameter(torch.stack([layer.weight.detach().unsqueeze(0) for layer in layers]))
-        biases = [layer.bias.detach().unsqueeze(0) for layer in layers if layer.bias is not None]
-        self.bias = nn.Parameter(torch.stack(biases)) if biases else None
+        self.weight, self.bias, self.eps = weight, bias, eps
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.layer_norm(x, self.normalized_shape, eps=self.eps) * self.weight
+        out = F.layer_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight
         return out if self.bias is None else out + self.bias
 
 
-def _stack_modules(modules: Sequence[nn.Module], seen: dict[int, Any]) -> nn.Module:
-    """A module of the same class whose tensors hold those of all `modules`, with a member axis in front."""
-    first = modules[0]
-    if id(first) in seen:
-        return cast(nn.Module, seen[id(first)])
-    stacked: nn.Module
-    if type(first) is nn.Linear:
-        stacked = StackedLinear([m for m in modules if isinstance(m, nn.Linear)])
-    elif type(first) is nn.LayerNorm and first.elementwise_affine and len(first.normalized_shape) == 1:
-        stacked = StackedLayerNorm([m for m in modules if isinstance(m, nn.LayerNorm)])
-    else:
-        stacked = copy.copy(first)
-        stacked._parameters, stacked._buffers, stacked._modules = {}, dict(first._buffers), {}
-        for name, parameter in first._parameters.items():
-            tensors = [m._parameters[name] for m in modules]
-            if parameter is not None and id(parameter) not in seen:
-                stack = torch.stack([t.detach().unsqueeze(0) for t in tensors if t is not None])
-                seen[id(parameter)] = nn.Parameter(stack, requires_grad=parameter.requires_grad)
-            stacked._parameters[name] = None if parameter is None else seen[id(parameter)]
+class _Stacker:
+    """Builds a module of the same structure whose tensors hold those of all members, each of them only once."""
+
+    def __init__(self) -> None:
+        self._modules: dict[int, nn.Module] = {}
+        self._parameters: dict[int, nn.Parameter] = {}
+
+    def module(self, modules: Sequence[nn.Module]) -> nn.Module:
+        first = modules[0]
+        if id(first) not in self._modules:
+            self._modules[id(first)] = self._stack(modules)
+        return self._modules[id(first)]
+
+    def _stack(self, modules: Sequence[nn.Module]) -> nn.Module:
+        first = modules[0]
+        if type(first) is nn.Linear:
+            weight = self._parameter([m._parameters["weight"] for m in modules], is_linear_weight=True)
+            assert weight is not None
+            return StackedLinear(weight, self._parameter([m._parameters["bias"] for m in modules]))
+        if type(first) is nn.LayerNorm and first.elementwise_affine and len(first.normalized_shape) == 1:
+            weight = self._parameter([m._parameters["weight"] for m in modules])
+            assert weight is not None
+            return StackedLayerNorm(weight, self._parameter([m._parameters["bias"] for m in modules]), first.eps)
+        stacked = first.__class__.__new__(first.__class__)  # copy.copy refuses parametrised modules
+        stacked.__dict__.update(first.__dict__)
+        stacked._parameters, stacked._buffers, stacked._modules = {}, {}, {}
+        for name in first._parameters:
+            stacked._parameters[name] = self._parameter([m._parameters[name] for m in modules])
         for name, buffer in first._buffers.items():
-            if buffer is not None:
-                stacked._buffers[name] = torch.stack([m.get_buffer(name).unsqueeze(0) for m in modules])
+            stacked._buffers[name] = (
+                None if buffer is None else torch.stack([m.get_buffer(name).unsqueeze(0) for m in modules])
+            )
         for name, child in first._modules.items():
             children = [m._modules[name] for m in modules]
-            stacked._modules[name] = (
-                None if child is None else _stack_modules([c for c in children if c is not None], seen)
-            )
-    seen[id(first)] = stacked
-    return stacked
+            stacked._modules[name] = None if child is None else self.module([c for c in children if c is not None])
+        return stacked
+
+    def _parameter(
+        self, parameters: Sequence[nn.Parameter | None], *, is_linear_weight: bool = False
+    ) -> nn.Parameter | None:
+        tensors = [p.detach() for p in parameters if p is not None]
+        first = parameters[0]
+        if first is None:
+            return None
+        if id(first) not in self._parameters:
+            stack = torch.stack(tensors).mT if is_linear_weight else torch.stack(tensors).unsqueeze(1)
+            self._parameters[id(first)] = nn.Parameter(stack, requires_grad=first.requires_grad)
+        return self._parameters[id(first)]
 
 
 class StackedNetwork(nn.Module):
@@ -125,6 +137,7 @@ class StackedNetwork(nn.Module):
 
     Attributes:
         evaluation: How the members are evaluated: "broadcast", "vmap" or "loop".
+        row_multiple: With this many rows, or a multiple of it, equal members give equal results to the last bit.
     """
 
     def __init__(
@@ -134,20 +147,22 @@ class StackedNetwork(nn.Module):
         probe: Callable[[int], tuple[Tensor, Tensor, Tensor]],
     ) -> None:
         super().__init__()
+        _require_alike(members)
         self.n_members = len(members)
         self.n_modes = n_modes
-        self.net = _stack_modules(members, {})
-        # One member as it is, for evaluation with other parameters; in a list, so that it is not a submodule.
-        self._template = [copy.deepcopy(members[0])]
-        self._needs_loop_in_training = any(
-            isinstance(m, nn.modules.batchnorm._BatchNorm) for m in members[0].modules()
-        )
+        self.net = _Stacker().module(members)
         self._linear_weights = {
-            f"{name}.weight" for name, module in self.net.named_modules() if isinstance(module, StackedLinear)
+            f"{name}.weight".lstrip(".")  # the root has no name
+            for name, module in self.net.named_modules()
+            if isinstance(module, StackedLinear)
         }
-        self._warned = False
-        self.evaluation: Evaluation = self._choose(members, probe(PROBE_ROWS))
+        # One member as it is, for evaluation with other parameters; in a list, so that it is not a submodule.
+        self._template = [members[0]]
+        self._needs_loop_in_training = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in members[0].modules())
         self._regularizes = callable(getattr(members[0], "regularization", None))
+        self._warned = False
+        self.evaluation: Evaluation = self._choose(members, probe)
+        self.row_multiple = self._row_multiple()
 
     def forward(self, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
         """Predict with every member for its own rows: inputs (M, R, S), (M, R, C), (M, R, A)."""
@@ -170,7 +185,7 @@ class StackedNetwork(nn.Module):
             # Sums over a member axis are sums over members; `_choose` has checked that this holds here.
             return cast(_Regularized, self.net).regularization()
         terms = [
-            functional_call(_Regularization(self._template[0]), self._member_state(i, "net."), ())
+            functional_call(_Regularization(self._template[0]), self._member_state(i, "net."), (), tie_weights=False)
             for i in range(self.n_members)
         ]
         return torch.stack(terms).sum()
@@ -181,10 +196,10 @@ class StackedNetwork(nn.Module):
         template = self._template[0]
         if not callable(getattr(template, "fit_inputs", None)):
             return
+        template.to(state.device, state.dtype)
         for i in range(self.n_members):
             stacked = self._member_state(i)
             template.load_state_dict(stacked)
-            template.to(state.device, state.dtype)
             cast(_FitsInputs, template).fit_inputs(state, context, action)
             for name, tensor in template.state_dict().items():
                 stacked[name].copy_(tensor)
@@ -192,20 +207,21 @@ class StackedNetwork(nn.Module):
     def _member_state(self, member: int, prefix: str = "") -> dict[str, Tensor]:
         """Views of one member's parameters and buffers, by the names they have in a single network."""
         return {
-            prefix + name: tensor[member] if name in self._linear_weights else tensor[member, 0]
+            prefix + name: tensor[member].mT if name in self._linear_weights else tensor[member, 0]
             for name, tensor in self._tensors()
         }
 
-    def _tensors(self) -> list[tuple[str, Tensor]]:
-        return [*self.net.named_parameters(), *self.net.named_buffers()]
+    def move_template(self, device: torch.device) -> None:
+        """Move what a network keeps to itself, unregistered tensors for instance, to where the parameters are."""
+        self._template[0].to(device)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "StackedNetwork":
-        self._template[0]._apply(fn)  # tensors that a network keeps to itself move with the rest
-        return super()._apply(fn, recurse)
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        net = self.net
+        return [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
 
     def _call_member(self, member: int, *inputs: Tensor) -> Any:
         template = self._template[0].train(self.training)
-        return functional_call(template, self._member_state(member), inputs)
+        return functional_call(template, self._member_state(member), inputs, tie_weights=False)
 
     def _evaluate(self, evaluation: Evaluation, *inputs: Tensor) -> NetOutput:
         if evaluation == "broadcast":
@@ -217,10 +233,12 @@ class StackedNetwork(nn.Module):
             ]
             return NetOutput(*(torch.stack(parts) for parts in zip(*outputs, strict=True)))
         template = self._template[0].train(self.training)
-        parameters = {n: t if n in self._linear_weights else t.squeeze(1) for n, t in self._tensors()}
+        parameters = {n: t.mT if n in self._linear_weights else t.squeeze(1) for n, t in self._tensors()}
 
         def one(member: dict[str, Tensor], *member_inputs: Tensor) -> tuple[Tensor, ...]:
-            return tuple(self._unpack(functional_call(template, member, member_inputs), member_inputs[0].ndim))
+            return tuple(
+                self._unpack(functional_call(template, member, member_inputs, tie_weights=False), member_inputs[0].ndim)
+            )
 
         return NetOutput(*torch.vmap(one, randomness="different")(parameters, *inputs))
 
@@ -240,53 +258,92 @@ class StackedNetwork(nn.Module):
             raise ValueError(f"the network made by partial_net returned no mode weights, but n_modes is {self.n_modes}")
         if mean.ndim == n_dims:
             mean, std = mean.unsqueeze(-2), std.unsqueeze(-2)
-        return NetOutput(mean, std, mean.new_ones(mean.shape[:-1]), rest[0])
+        return NetOutput(mean, std, mean.new_ones(()).expand(mean.shape[:-1]), rest[0])
 
     @torch.no_grad()
-    def _choose(self, members: Sequence[nn.Module], probe: tuple[Tensor, Tensor, Tensor]) -> Evaluation:
-        """Find the fastest way that gives what the members give one by one."""
-        modes = [module.training for module in self.modules()]
+    def _choose(self, members: Sequence[nn.Module], probe: Callable[[int], tuple[Tensor, ...]]) -> Evaluation:
+        """Find the fastest way that gives what the members give one by one.
+
+        They are compared with parameters that are changed at random after stacking: members that start alike must not
+        hide that a network mixes them up, nor must a network see parameters that are not the stacked ones.
+        """
+        n_rows = _probe_rows(self.n_members, self.net)
+        rows = probe(n_rows * self.n_members)
+        inputs = tuple(x.view(self.n_members, n_rows, -1) for x in rows)
+        original = [tensor.clone() for _, tensor in self._tensors()]
+        first = {name: tensor.clone() for name, tensor in self._member_state(0).items()}
+        was_training = [module.training for module in self.modules()]
         self.eval()
-        reference = self._reference(members, probe)
-        stacked = tuple(x.expand(self.n_members, *x.shape) for x in probe)
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # what a trial warns of concerns nobody
+            torch.manual_seed(0)
+            for _, tensor in self._tensors():
+                if tensor.is_floating_point():  # upwards and never to zero, for what must stay positive
+                    tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.1 * torch.rand_like(tensor))
+            reference = self._reference(members, inputs)
+            members[0].load_state_dict(first)  # so that whoever still looks at its tensors sees other values
+            choice = self._fastest(reference, inputs)
+        for (_, tensor), value in zip(self._tensors(), original, strict=True):
+            tensor.copy_(value)
+        for module, training in zip(self.modules(), was_training, strict=True):
+            module.training = training
+        if choice == "loop" and self.n_members > 1:
+            self._warn(self._obstacle)
+        return choice
+
+    def _reference(self, members: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> tuple[NetOutput, Tensor]:
+        """What the members give one by one, with their own code and the stacked parameters; their regularisation."""
+        outputs, penalties = [], []
+        for i, member in enumerate(members):
+            member.load_state_dict(self._member_state(i))
+            torch.manual_seed(0)
+            try:
+                out = member.eval()(*(x[i] for x in inputs))
+            except Exception as error:  # a stranger's code, which may raise anything
+                raise TypeError(
+                    "the network made by partial_net cannot be called with (state, context, action) of shapes "
+                    f"{', '.join(str(tuple(x.shape[1:])) for x in inputs)}: {type(error).__name__}: {error}"
+                ) from error
+            outputs.append(self._unpack(out, 2))
+            penalties.append(cast(_Regularized, member).regularization() if self._regularizes else torch.zeros(()))
+        self._check_shapes(outputs[0], *inputs[0].shape[1:])
+        return NetOutput(*(torch.stack(parts) for parts in zip(*outputs, strict=True))), torch.stack(penalties).sum()
+
+    def _fastest(self, reference: tuple[NetOutput, Tensor], inputs: tuple[Tensor, ...]) -> Evaluation:
+        expected, expected_penalty = reference
 
         def agrees(evaluation: Evaluation) -> bool:
             try:
-                with torch.random.fork_rng(devices=[]):
-                    torch.manual_seed(0)
-                    out = self._evaluate(evaluation, *stacked)
+                torch.manual_seed(0)
+                out = self._evaluate(evaluation, *inputs)
+                penalty = expected_penalty
+                if evaluation == "broadcast" and self._regularizes:
+                    penalty = cast(_Regularized, self.net).regularization()
             except Exception as error:  # whatever a stranger's network raises means: not this way
-                self._obstacle = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                self._obstacle = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 return False
             self._obstacle = "its batched outputs differ from those of the members one by one"
-            return all(
-                a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True)
-                for a, b in zip(out, reference, strict=True)
-            )
+            pairs = [*zip(out, expected, strict=True), (penalty, expected_penalty)]
+            return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
 
-        choice: Evaluation = "loop"
         if agrees("vmap"):  # refuses control flow that depends on data, which broadcasting would not notice
-            choice = "broadcast" if agrees("broadcast") and self._regularization_agrees(members) else "vmap"
-        else:
-            self._warn(self._obstacle)
-            if not agrees("loop"):
-                raise ValueError(
-                    "the networks made by partial_net must differ in nothing but their parameters and buffers"
-                )
-        for module, training in zip(self.modules(), modes, strict=True):
-            module.training = training
-        return choice
+            return "broadcast" if agrees("broadcast") else "vmap"
+        obstacle = self._obstacle
+        if not agrees("loop"):
+            raise ValueError("the networks made by partial_net must differ in nothing but their parameters and buffers")
+        self._obstacle = obstacle
+        return "loop"
 
-    def _reference(self, members: Sequence[nn.Module], probe: tuple[Tensor, ...]) -> NetOutput:
-        outputs = []
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            for member in members:
-                was_training = member.training
-                outputs.append(self._unpack(member.eval()(*probe), probe[0].ndim))
-                member.train(was_training)
-        self._check_shapes(outputs[0], *probe[0].shape)
-        return NetOutput(*(torch.stack(parts) for parts in zip(*outputs, strict=True)))
+    def _row_multiple(self) -> int:
+        """Rows that keep members equal bit for bit.
+
+        torch computes the last elements of a tensor, those that do not fill its vector registers (32 elements for
+        float32 at the most), by other code that may differ in the last bit. They belong to the last member.
+        """
+        if self.evaluation == "loop":
+            return 1
+        widths = [m.weight.shape[2] for m in self.net.modules() if isinstance(m, StackedLinear)]
+        return 32 // math.gcd(32, *widths) if widths else 32
 
     def _check_shapes(self, out: NetOutput, n_rows: int, state_dim: int) -> None:
         modes = (n_rows, self.n_modes)
@@ -298,16 +355,6 @@ class StackedNetwork(nn.Module):
                     f"expected {shape}"
                 )
 
-    def _regularization_agrees(self, members: Sequence[nn.Module]) -> bool:
-        if not callable(getattr(members[0], "regularization", None)):
-            return True
-        try:
-            stacked = cast(_Regularized, self.net).regularization()
-        except Exception:  # a stranger's code again: then not by broadcasting
-            return False
-        single = torch.stack([cast(_Regularized, member).regularization() for member in members])
-        return torch.allclose(stacked, single.sum(), rtol=1e-4)
-
     def _warn(self, obstacle: str) -> None:
         if not self._warned:
             self._warned = True
@@ -316,6 +363,39 @@ class StackedNetwork(nn.Module):
                 "it is evaluated member by member, which is slower",
                 stacklevel=2,
             )
+
+
+def _require_alike(members: Sequence[nn.Module]) -> None:
+    """Raise unless all members have the same parameters and buffers, by name and shape."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in member.state_dict().items()} for member in members]
+    for other in shapes[1:]:
+        for name in {**shapes[0], **other}:
+            if shapes[0].get(name) != other.get(name):
+                raise ValueError(
+                    f"the networks made by partial_net differ: {name} has shape {shapes[0].get(name)} in one and "
+                    f"{other.get(name)} in another"
+                )
+    for modules in zip(*(member.modules() for member in members), strict=True):
+        settings = [_settings(module) for module in modules]
+        for other in settings[1:]:
+            if other != settings[0]:
+                raise ValueError(
+                    "the networks made by partial_net must differ in nothing but their parameters and buffers, "
+                    f"but one {type(modules[0]).__name__} has {settings[0]} and another {other}"
+                )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps besides tensors and submodules, where it is plain enough to compare."""
+    return {name: x for name, x in vars(module).items() if isinstance(x, bool | int | float | str | tuple)}
+
+
+def _probe_rows(n_members: int, net: nn.Module) -> int:
+    """A number of rows unlike any other size in sight, so that an axis taken for another one shows."""
+    n, taken = 7, {n_members, *(size for tensor in net.state_dict().values() for size in tensor.shape)}
+    while n in taken:
+        n += 1
+    return n
 
 
 class _Regularization(nn.Module):

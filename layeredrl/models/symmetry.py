@@ -34,7 +34,8 @@ class SymmetryBreakingStart(nn.Module):
         super().__init__()
         if action_dim > state_dim:
             raise ValueError(
-                f"symmetry_breaking_start needs at most as many action as state dimensions, got {action_dim} > {state_dim}"
+                "symmetry_breaking_start needs at most as many action as state dimensions, "
+                f"got {action_dim} > {state_dim}"
             )
         self.duration = duration
         self.factor = factor
@@ -56,9 +57,7 @@ class SymmetryBreakingStart(nn.Module):
     def set_transform(self, transform: Tensor) -> None:
         """Set T, shape (S, S): for instance the inverse of a skill method's whitener."""
         if transform.shape != self.transform.shape:
-            raise ValueError(
-                f"transform has shape {tuple(transform.shape)}, expected {tuple(self.transform.shape)}"
-            )
+            raise ValueError(f"transform has shape {tuple(transform.shape)}, expected {tuple(self.transform.shape)}")
         self.transform.copy_(transform.detach())
 
     def predict(self, action: Tensor, n_modes: int) -> NetOutput:

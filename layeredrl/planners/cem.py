@@ -88,9 +88,7 @@ class CEM(Planner):
             elites, scores = best_first(candidates, score(candidates), config.n_elites)
             searching = (variance.flatten(1).amax(1) > config.stop_variance) | (i == 0)
             rows = searching[:, None, None]
-            variance = torch.where(
-                rows, torch.lerp(elites.var(1, correction=0), variance, config.momentum), variance
-            )
+            variance = torch.where(rows, torch.lerp(elites.var(1, correction=0), variance, config.momentum), variance)
             mean = torch.where(rows, torch.lerp(elites.mean(1), mean, config.momentum), mean)
             best = torch.where(rows, elites[:, 0], best)
             best_scores.append(torch.where(searching, scores[:, 0], best_scores[-1]) if i else scores[:, 0])
@@ -107,4 +105,5 @@ def _truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> Ten
     """Standard normal samples, cut off at two standard deviations, by inverse transform."""
     tail = float(torch.special.ndtr(torch.tensor(-CUT)))
     uniform = torch.rand(shape, generator=generator, device=generator.device)
-    return torch.special.ndtri(tail + (1 - 2 * tail) * uniform)
+    normal: Tensor = torch.special.ndtri(tail + (1 - 2 * tail) * uniform)
+    return normal

@@ -18,9 +18,7 @@ class CounterEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     odd ones truncate. Actions are ignored. Truncation is the environment's own, no wrapper is needed.
     """
 
-    def __init__(
-        self, episode_length: int = 5, ends: Ends = "terminate", random_length: bool = False
-    ) -> None:
+    def __init__(self, episode_length: int = 5, ends: Ends = "terminate", random_length: bool = False) -> None:
         """Create the environment.
 
         Args:
@@ -52,9 +50,7 @@ class CounterEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
             self._length = int(self.np_random.integers(1, self._longest + 1))
         return self._observation(), {}
 
-    def step(
-        self, action: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
+    def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         if self._count >= self._length:
             raise gym.error.ResetNeeded("the episode is over, or none was begun; call reset first")
         self._count += 1

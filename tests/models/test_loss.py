@@ -120,7 +120,7 @@ def test_certain_and_wrong_about_termination_is_finite(term_prob):
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.get_parameters())
 
 
-@pytest.mark.parametrize("scale", [1e-12, 1e4])
+@pytest.mark.parametrize("scale", [1e-12, 1e4, 1e20])
 def test_extreme_targets_give_a_finite_loss_and_predictions(scale):
     model = make_model(create_optimizer=True, normalize_targets=True).train()
     for i in range(3):

@@ -88,11 +88,12 @@ def test_identical_members_have_no_epistemic_variance_at_all(kind, gradients, n_
         "mixture_mlp": GaussianMixtureMLP(box(S), box(C), box(A), K, hidden=(16, 16)),
     }
     model = make_model([nets[kind]] * n_models, n_particles_per_model=n_particles)
-    with torch.set_grad_enabled(gradients):
-        result = model.rollout(*plan(5, 6), generator=seeded())
-    assert (result.state_epistemic_var == 0).all()
-    assert (result.state == result.state[:, :1]).all()
-    assert (result.state[:, :, :, 1:].std(0) > 0).all()  # rows differ, so something was drawn
+    for n_rows in (3, 5, 6, 8):  # with and without a rest when split into a processor's vectors
+        with torch.set_grad_enabled(gradients):
+            result = model.rollout(*plan(n_rows, 6), generator=seeded())
+        assert (result.state == result.state[:, :1]).all()
+        assert (result.state_epistemic_var == 0).all()
+        assert (result.state[:, :, :, 1:].std(0) > 0).all()  # rows differ, so something was drawn
 
 
 def test_particles_draw_the_same_noise_in_every_member():

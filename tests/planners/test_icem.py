@@ -1,0 +1,308 @@
+"""iCEM against the algorithm as its paper's code has it, in plain numpy, one environment at a time."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from tianshou.data import Batch
+
+import layeredrl.planners.icem as icem_module
+from layeredrl.planners import ICEM, ICEMConfig
+
+CPU = torch.device("cpu")
+E, H, A = 3, 6, 2
+LOW, HIGH = np.array([-1.0, -0.4]), np.array([0.5, 1.2])
+SPACE = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32))
+SETTINGS = {"horizon": H, "n_samples": 24, "n_iterations": 3, "n_elites": 8, "reuse_fraction": 0.4}
+SWITCHES = [
+    {},
+    {"keep_elites": False},
+    {"shift_elites": False},
+    {"add_mean": False},
+    {"keep_elites": False, "shift_elites": False, "add_mean": False},
+    {"reuse_fraction": 0.0},
+    {"execute": "mean"},
+    {"decay": 1.0},
+    {"n_samples": 60, "n_iterations": 6},
+    {"n_iterations": 1, "add_mean": False},
+    {"momentum": 0.6, "init_std": 0.2},
+    {"n_elites": 1, "reuse_fraction": 1.0},
+]
+
+
+def score_of(env_id, sequences):
+    """A bumpy objective (N, H, A) -> (N,), another one for each environment, in numpy or torch."""
+    sin, cos = (torch.sin, torch.cos) if isinstance(sequences, torch.Tensor) else (np.sin, np.cos)
+    steps = sin(3 * sequences[..., 0] + env_id) - 2 * (sequences[..., 1] - 0.2 * env_id) ** 2
+    return (steps + cos(5 * sequences[..., 0] * sequences[..., 1])).sum(-1)
+
+
+def score(candidates):
+    return torch.stack([score_of(i, x) for i, x in enumerate(candidates)])
+
+
+def reference(config, evaluate, noise, history, proposals=()):
+    """One decision (shared/ALGORITHMS.md, D.1).
+
+    Args:
+        config: Settings.
+        evaluate: Scores of sequences (N, H, A); the higher, the better.
+        noise: For each iteration (n, H, A).
+        history: Mean (H, A) and elites (k, H, A) to start from, one step on already for the mean; None if fresh.
+        proposals: Sequences (H, A).
+
+    Returns:
+        The chosen sequence, the final mean and the best elites, the pools that were evaluated, the best scores.
+    """
+    n_reused = int(config.reuse_fraction * config.n_elites)
+    mean = np.tile((LOW + HIGH) / 2, (H, 1)) if history is None else history[0]
+    std = np.tile(config.init_std * (HIGH - LOW) / 2, (H, 1))
+    n, pools, best_scores = config.n_samples, [], []
+    elites, elite_scores = np.empty((0, H, A)), np.empty(0)
+    for i in range(config.n_iterations):
+        if i > 0:
+            n = max(2 * config.n_elites, int(n / config.decay))
+        assert len(noise[i]) == n
+        pool = [np.clip(mean + std * e, LOW, HIGH) for e in noise[i]]
+        if i == config.n_iterations - 1 and config.add_mean:
+            pool[0] = mean
+        if i == 0 and history is not None and config.shift_elites:
+            # The last action is drawn from the current distribution: that of a sample.
+            pool += [np.concatenate([old[1:], pool[j][-1:]]) for j, old in enumerate(history[1][:n_reused])]
+        if i == 0:
+            pool += [np.clip(x, LOW, HIGH) for x in proposals]
+        pools.append(np.stack(pool))
+        scores = evaluate(pools[-1])
+        if i > 0 and config.keep_elites:  # with the scores that they had
+            pool += list(elites[:n_reused])
+            scores = np.concatenate([scores, elite_scores[:n_reused]])
+        order = np.argsort(-scores, kind="stable")[: config.n_elites]
+        elites, elite_scores = np.stack(pool)[order], scores[order]
+        mean = (1 - config.momentum) * elites.mean(0) + config.momentum * mean
+        std = (1 - config.momentum) * elites.std(0) + config.momentum * std
+        best_scores.append(elite_scores[0])
+    return elites[0] if config.execute == "best" else mean, mean, elites[:n_reused], pools, best_scores
+
+
+def reference_history(mean, elites):
+    """What the next decision starts from: the mean one step on, its last entry duplicated."""
+    return np.concatenate([mean[1:], mean[-1:]]), elites
+
+
+class GivenNoise:
+    """In place of `colored_noise`: keeps what it drew."""
+
+    def __init__(self):
+        self.rng = np.random.default_rng(0)
+        self.drawn = []
+
+    def __call__(self, shape, basis, generator):
+        self.drawn.append(self.rng.standard_normal(shape))
+        return torch.tensor(self.drawn[-1], dtype=torch.float32)
+
+
+class Recorder:
+    def __init__(self, function):
+        self.function, self.shown = function, []
+
+    def __call__(self, candidates):
+        self.shown.append(candidates.clone())
+        return self.function(candidates)
+
+
+@pytest.fixture
+def noise(monkeypatch):
+    given = GivenNoise()
+    monkeypatch.setattr(icem_module, "colored_noise", given)
+    return given
+
+
+def some_history(planner, seed=7):
+    """A warm start in the middle of an episode."""
+    rng = np.random.default_rng(seed)
+    mean = rng.uniform(LOW, HIGH, (E, H, A))
+    elites = rng.uniform(LOW, HIGH, (E, planner.n_reused, H, A))
+    memory = Batch(
+        mean=torch.tensor(mean, dtype=torch.float32),
+        elites=torch.tensor(elites, dtype=torch.float32),
+        fresh=torch.zeros(E, dtype=torch.bool),
+    )
+    return memory, list(zip(mean, elites, strict=True))
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=2e-5)
+
+
+def compare(planner, memory, histories, noise, proposals=None):
+    """One decision of the library and of the reference; returns what both go on from."""
+    noise.drawn.clear()
+    recorder = Recorder(score)
+    plan = planner.plan(recorder, E, memory, torch.Generator(), proposals)
+    new_histories = []
+    for i in range(E):
+        actions, mean, elites, pools, best_scores = reference(
+            planner.config,
+            lambda x, i=i: score_of(i, x),
+            [drawn[i] for drawn in noise.drawn],
+            histories[i],
+            () if proposals is None else proposals[i].double().numpy(),
+        )
+        for candidates, pool in zip(recorder.shown, pools, strict=True):
+            if histories[i] is not None:  # else the library may look at more, as long as nothing comes of it
+                close(candidates[i], pool)
+            close(candidates[i][: planner.config.n_samples], pool[: planner.config.n_samples])
+        close(plan.actions[i], actions)
+        close(plan.best_scores[:, i], best_scores)
+        close(plan.expected_return[i], best_scores[-1])
+        new_histories.append(reference_history(mean, elites))
+    return plan.warm_start, new_histories
+
+
+@pytest.mark.parametrize("settings", SWITCHES, ids=str)
+def test_decisions_with_a_history_are_those_of_the_reference(noise, settings):
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | settings))
+    memory, histories = some_history(planner)
+    for _ in range(3):
+        memory, histories = compare(planner, memory, histories, noise)
+
+
+def test_proposals_are_those_of_the_reference(noise):
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
+    memory, histories = some_history(planner)
+    proposals = torch.randn(E, 4, H, A, generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        memory, histories = compare(planner, memory, histories, noise, proposals)
+
+
+@pytest.mark.parametrize("settings", SWITCHES, ids=str)
+def test_decisions_of_fresh_environments_are_those_of_the_reference(noise, settings):
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | settings))
+    memory, histories = planner.start(E, CPU), [None] * E
+    memory, histories = compare(planner, memory, histories, noise)
+    fresh = planner.start(1, CPU)
+    for key in memory.get_keys():
+        memory[key][1] = fresh[key][0]
+    histories[1] = None
+    compare(planner, memory, histories, noise)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"n_samples": 40, "n_elites": 10}, [40, 32, 25]),  # the paper's budget of 100
+        ({"n_samples": 40, "n_elites": 10, "n_iterations": 6}, [40, 32, 25, 20, 20, 20]),
+        ({"n_samples": 100, "n_elites": 10, "decay": 2.0, "n_iterations": 4}, [100, 50, 25, 20]),
+        ({"n_samples": 30, "n_elites": 5, "decay": 1.0}, [30, 30, 30]),
+        ({"n_samples": 12, "n_elites": 10}, [12, 12, 12]),  # never grows
+    ],
+)
+def test_population_schedule(settings, expected):
+    recorder = Recorder(score)
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"shift_elites": False} | settings))
+    planner.plan(recorder, E, planner.start(E, CPU), torch.Generator())
+    assert [candidates.shape[1] for candidates in recorder.shown] == expected
+
+
+@pytest.mark.parametrize("keep_elites", [True, False])
+def test_elites_that_are_kept_keep_their_scores(keep_elites):
+    calls = []
+
+    def worse_every_time(candidates):
+        calls.append(candidates.clone())
+        return score(candidates) - 1000.0 * (len(calls) - 1)
+
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"keep_elites": keep_elites}))
+    memory, _ = some_history(planner)
+    plan = planner.plan(worse_every_time, E, memory, torch.Generator())
+    first_best = score(calls[0]).max(1)
+    if keep_elites:
+        torch.testing.assert_close(plan.best_scores, first_best.values.expand(3, E))
+        assert torch.equal(plan.actions, calls[0][range(E), first_best.indices])
+    else:
+        assert (plan.expected_return < -1000).all()
+
+
+def test_where_everything_ties_the_mean_wins():
+    recorder = Recorder(lambda candidates: candidates.new_zeros(candidates.shape[:2]))
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
+    memory, _ = some_history(planner)
+    plan = planner.plan(recorder, E, memory, torch.Generator())
+    # The first elites of each iteration are then its first candidates: the last mean can be told from outside.
+    mean = memory.mean
+    for candidates in recorder.shown[:-1]:
+        mean = 0.9 * candidates[:, :8].mean(1) + 0.1 * mean
+    torch.testing.assert_close(plan.actions, mean)
+    torch.testing.assert_close(recorder.shown[-1][:, 0], mean)
+
+
+def test_with_one_iteration_the_mean_that_wins_is_the_warm_start():
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_iterations": 1}))
+    memory, _ = some_history(planner)
+    plan = planner.plan(lambda x: x.new_zeros(x.shape[:2]), E, memory, torch.Generator())
+    assert torch.equal(plan.actions, memory.mean)
+
+
+def test_the_best_proposal_survives_all_iterations():
+    proposals = torch.zeros(E, 1, H, A) + 0.1
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
+    plan = planner.plan(
+        lambda x: 1.0 * (x == 0.1).all(-1).all(-1), E, planner.start(E, CPU), torch.Generator(), proposals
+    )
+    assert torch.equal(plan.actions, proposals[:, 0])
+    assert plan.best_scores.tolist() == [[1.0] * E] * 3
+
+
+def test_the_last_action_of_shifted_elites_follows_the_distribution():
+    planner = ICEM(spaces.Box(-10.0, 10.0, (A,)), ICEMConfig(**SETTINGS | {"init_std": 0.1}))
+    n_envs = 3000
+    elites = 5.0 + torch.zeros(n_envs, planner.n_reused, H, A)
+    memory = Batch(mean=2.0 + torch.zeros(n_envs, H, A), elites=elites, fresh=torch.zeros(n_envs, dtype=torch.bool))
+    recorder = Recorder(lambda x: x.new_zeros(x.shape[:2]))
+    planner.plan(recorder, n_envs, memory, torch.Generator().manual_seed(0))
+    shifted = recorder.shown[0][:, -planner.n_reused :]
+    assert (shifted[:, :, :-1] == 5.0).all()
+    last = shifted[:, :, -1].flatten(0, 1)
+    torch.testing.assert_close(last.mean(0), torch.full((A,), 2.0), rtol=0, atol=0.05)
+    torch.testing.assert_close(last.std(0), torch.ones(A), rtol=0, atol=0.05)
+
+
+def test_noise_is_coloured_along_the_horizon():
+    recorder = Recorder(lambda x: x.new_zeros(x.shape[:2]))
+    space, n = spaces.Box(-100.0, 100.0, (A,)), 4000
+    jumps = []
+    for exponent in (0.0, 2.0):
+        settings = {"noise_exponent": exponent, "n_samples": n, "init_std": 0.01, "n_iterations": 2}
+        planner = ICEM(space, ICEMConfig(**SETTINGS | settings))
+        recorder.shown.clear()
+        planner.plan(recorder, 1, planner.start(1, CPU), torch.Generator().manual_seed(0))
+        samples = recorder.shown[0][0, :n]
+        torch.testing.assert_close(samples.std(0), torch.ones(H, A), rtol=0, atol=0.06)
+        jumps.append((samples[:, 1:] - samples[:, :-1]).var().item())
+    assert jumps[0] == pytest.approx(2.0, abs=0.1)
+    assert jumps[1] == pytest.approx(1.092, abs=0.05)  # 2 (1 - autocorrelation) of 1/f^2 over six steps
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("horizon", 0),
+        ("n_samples", 0),
+        ("n_iterations", 0),
+        ("n_elites", 0),
+        ("n_elites", 25),
+        ("decay", 0.9),
+        ("init_std", 0.0),
+        ("momentum", -0.1),
+        ("momentum", 1.1),
+        ("reuse_fraction", -0.1),
+        ("reuse_fraction", 1.1),
+        ("execute", "median"),
+        ("decay", float("nan")),
+        ("init_std", float("nan")),
+        ("noise_exponent", float("nan")),
+    ],
+)
+def test_settings_out_of_range_are_named(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value}" if not isinstance(value, str) else name):
+        ICEMConfig(**SETTINGS | {name: value})

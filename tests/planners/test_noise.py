@@ -1,0 +1,94 @@
+"""Coloured noise: variance, spectrum, independence."""
+
+import numpy as np
+import pytest
+import torch
+
+from layeredrl.planners.noise import colored_noise, colored_noise_basis
+
+EXPONENTS = [0.0, 0.5, 1.0, 2.0, 3.0]
+HORIZONS = [1, 2, 3, 12, 29, 30]
+N = 20_000
+
+
+def sample(horizon, exponent, n=N, seed=0):
+    """Noise of one action in one environment, (n, H)."""
+    basis = colored_noise_basis(horizon, exponent)
+    noise = colored_noise((1, n, horizon, 1), basis, torch.Generator().manual_seed(seed))
+    assert noise.shape == (1, n, horizon, 1)
+    assert noise.dtype == torch.float32
+    return noise[0, :, :, 0].double().numpy()
+
+
+def expected_autocovariance(horizon, exponent):
+    """From the spectrum f^-exponent over all Fourier frequencies; the constant has the lowest one's power."""
+    frequency = np.abs(np.fft.fftfreq(horizon))
+    frequency[0] = 1 / horizon
+    autocovariance = np.fft.ifft(frequency**-exponent).real
+    return autocovariance / autocovariance[0]
+
+
+@pytest.mark.parametrize("horizon", HORIZONS)
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_covariance_is_that_of_the_spectrum(horizon, exponent):
+    basis = colored_noise_basis(horizon, exponent).double().numpy()
+    assert basis.shape == (horizon, horizon)
+    lag = np.arange(horizon)[:, None] - np.arange(horizon)
+    wanted = expected_autocovariance(horizon, exponent)[lag]  # negative lags wrap around, as the circle does
+    np.testing.assert_allclose(basis.T @ basis, wanted, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("horizon", HORIZONS)
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_every_step_has_mean_zero_and_variance_one(horizon, exponent):
+    noise = sample(horizon, exponent)
+    # Five standard errors.
+    np.testing.assert_allclose(noise.mean(0), 0, atol=5 / N**0.5)
+    np.testing.assert_allclose(noise.var(0), 1, atol=5 * (2 / N) ** 0.5)
+
+
+@pytest.mark.parametrize("horizon", [29, 30])
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_the_slope_of_the_spectrum_is_the_exponent(horizon, exponent):
+    power = (np.abs(np.fft.rfft(sample(horizon, exponent), axis=1)) ** 2).mean(0)
+    log_frequency = np.log(np.fft.rfftfreq(horizon)[1:])
+    slope = np.polyfit(log_frequency, np.log(power[1:]), 1)[0]
+    assert slope == pytest.approx(-exponent, abs=0.03)
+    # A power law all the way, the highest frequency (Nyquist's, for even horizons) included.
+    np.testing.assert_allclose(power[1:] / power[1], np.exp(-exponent * (log_frequency - log_frequency[0])), rtol=0.08)
+    assert power[0] == pytest.approx(power[1], rel=0.08)
+
+
+@pytest.mark.parametrize("horizon", [29, 30])
+def test_exponent_zero_is_white(horizon):
+    correlation = np.corrcoef(sample(horizon, 0.0).T)
+    np.testing.assert_allclose(correlation, np.eye(horizon), atol=5 / N**0.5)
+
+
+@pytest.mark.parametrize("horizon", [29, 30])
+def test_larger_exponents_are_smoother(horizon):
+    jumps = [np.diff(sample(horizon, exponent), axis=1).var() for exponent in EXPONENTS]
+    assert jumps == sorted(jumps, reverse=True)
+    assert jumps[0] == pytest.approx(2, abs=0.05)
+    assert jumps[-1] < 0.1
+
+
+def test_environments_samples_and_actions_are_independent():
+    shape = (200, 100, 8, 3)
+    noise = colored_noise(shape, colored_noise_basis(8, 2.0), torch.Generator().manual_seed(1))
+    assert noise.shape == shape
+    for dim, other in [(0, 1), (1, 0), (3, 0)]:
+        x = noise.movedim((dim, other), (0, 1))
+        pairs = torch.stack([x[0].flatten(), x[1].flatten()])  # neighbours along `dim`, all else equal
+        # The steps of a sequence are correlated: count sequences, not numbers.
+        assert abs(torch.corrcoef(pairs)[0, 1]) < 5 / (pairs.shape[1] / 8) ** 0.5
+
+
+def test_it_comes_from_the_generator_alone():
+    basis, state = colored_noise_basis(8, 1.0), torch.random.get_rng_state()
+    first, again, other = (
+        colored_noise((2, 3, 8, 1), basis, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(state, torch.random.get_rng_state())

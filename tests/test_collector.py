@@ -1,0 +1,290 @@
+"""The collector against the environments' own diaries: no transition is invented, lost, bent or crosses an episode."""
+
+from collections import Counter
+from functools import partial
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from tianshou.data import Batch
+
+from layeredrl.collector import Collector, Episode
+from layeredrl.environments import make_task, make_vector_env
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import RandomLevel
+from layeredrl.task import TaskSpec
+from tests.envs.counter import register_counter
+from tests.recording import DiaryEnv, GoalEnv, RecordingRandomLevel, stored
+
+ENDS = ["terminate", "truncate", "alternate"]
+MODES = list(AutoresetMode)
+
+
+def diary_envs(n_envs, kind=SyncVectorEnv, mode=AutoresetMode.DISABLED, length=3, wrapper=None, **kwargs):
+    """A vector environment of diaries whose episodes have different lengths, the first one's the shortest."""
+
+    def make(i):
+        env = DiaryEnv(length + i if "random_length" not in kwargs else length, **kwargs)
+        return env if wrapper is None else wrapper(env)
+
+    return kind([partial(make, i) for i in range(n_envs)], autoreset_mode=mode)
+
+
+def agent_for(env):
+    """An agent that acts at random and the level whose replay holds what it observed."""
+    task = TaskSpec(env.single_observation_space, env.single_action_space, n_envs=env.num_envs)
+    level = RecordingRandomLevel(env.single_action_space, env.num_envs)
+    return Hierarchy([level], task), level
+
+
+def check_against_diaries(env, replay, collector, finished, flatten=np.array):
+    """Everything that is stored, counted and reported is what the environments wrote down."""
+    diaries = env.get_attr("diary")
+    for i, diary in enumerate(diaries):
+        check_rows(stored(replay, i), [step for episode in diary for step in episode], flatten)
+        np.testing.assert_array_equal(stored(replay, i).info.duration, 1)
+        # Each episode was begun once, and all but the last were played to their end.
+        assert all(episode[-1].terminated or episode[-1].truncated for episode in diary[:-1])
+    assert collector.n_total_env_steps == sum(len(e) for diary in diaries for e in diary) == len(replay)
+    assert finished == episodes_in(diaries, env.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP)
+
+
+def check_rows(rows, steps, flatten=np.array):
+    assert len(rows) == len(steps)
+    np.testing.assert_array_equal(rows.obs, [flatten(step.obs) for step in steps])
+    np.testing.assert_array_equal(rows.obs_next, [flatten(step.obs_next) for step in steps])
+    np.testing.assert_array_equal(rows.act, np.array([step.action for step in steps], rows.act.dtype))
+    np.testing.assert_array_equal(rows.rew, [step.reward for step in steps])
+    np.testing.assert_array_equal(rows.terminated, [step.terminated for step in steps])
+    np.testing.assert_array_equal(rows.truncated, [step.truncated for step in steps])
+
+
+def episodes_in(diaries, resets_take_a_step):
+    """The finished episodes, in the order in which they ended."""
+    n_taken, ends = Counter(), []
+    for i, diary in enumerate(diaries):
+        time = 0
+        for episode in diary:
+            for step in episode:
+                time += 1
+                n_taken[time] += 1
+                if step.terminated or step.truncated:
+                    ends.append((time, i, sum(s.reward for s in episode), len(episode)))
+            time += resets_take_a_step
+    return [
+        Episode(i, total, length, sum(n for t, n in n_taken.items() if t <= time))
+        for time, i, total, length in sorted(ends)
+    ]
+
+
+def check_counters(rows):
+    """The promise itself, read off the stored numbers alone."""
+    np.testing.assert_array_equal(rows.obs_next[:, 0], rows.obs[:, 0] + 1)
+    np.testing.assert_array_equal(rows.obs_next[:, 1], rows.obs[:, 1])
+    assert not (rows.terminated & rows.truncated).any()
+
+
+def play(env, n_steps=40, seed=0):
+    agent, level = agent_for(env)
+    collector = Collector(env, agent, seed=seed)
+    finished = [episode for _ in range(n_steps) for episode in collector.step(explore=True)]
+    return collector, level.replay, finished
+
+
+def combinations():
+    result = []
+    for mode in MODES:
+        for n_envs in (1, 3, 8):
+            result += [(SyncVectorEnv, mode, n_envs, ends) for ends in ENDS]
+        result.append((AsyncVectorEnv, mode, 1, "terminate"))
+        result.append((AsyncVectorEnv, mode, 3, "alternate"))
+        result.append((AsyncVectorEnv, mode, 8, "truncate"))
+    return result
+
+
+@pytest.mark.parametrize(("kind", "mode", "n_envs", "ends"), combinations())
+def test_every_step_is_stored_as_it_was(kind, mode, n_envs, ends):
+    env = diary_envs(n_envs, kind, mode, ends=ends)
+    try:
+        collector, replay, finished = play(env)
+        check_against_diaries(env, replay, collector, finished)
+        check_counters(replay.all())
+        assert {episode.env_id for episode in finished} == set(range(n_envs))
+        kinds = {"terminate": (True, False), "truncate": (False, True), "alternate": (True, True)}[ends]
+        assert (replay.all().terminated.any(), replay.all().truncated.any()) == kinds
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("random_length", [False, True])
+def test_episodes_of_one_step_and_of_random_length(mode, random_length):
+    settings = {"length": 4, "random_length": True} if random_length else {"length": 1}
+    env = diary_envs(3, mode=mode, ends="alternate", **settings)
+    collector, replay, finished = play(env, 60)
+    check_against_diaries(env, replay, collector, finished)
+    check_counters(replay.all())
+    assert {episode.length for episode in finished} == ({1, 2, 3, 4} if random_length else {1, 2, 3})
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+def test_dict_observations(kind, mode):
+    env = diary_envs(2, kind, mode, wrapper=GoalEnv, ends="alternate")
+    try:
+        collector, replay, finished = play(env)
+        single = GoalEnv(DiaryEnv())
+        check_against_diaries(
+            env,
+            replay,
+            collector,
+            finished,
+            flatten=lambda obs: gym.spaces.flatten(single.observation_space, single.observation(np.array(obs))),
+        )
+    finally:
+        env.close()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("copy", [True, False])
+def test_onlookers_see_the_same_steps(copy, mode):
+    # FAULT with copy=False: `obs` of the step holds what the environments returned last.
+    """With copy=False the environments' next step overwrites the observations that the last one returned."""
+    env = SyncVectorEnv([partial(DiaryEnv, n, "alternate") for n in (1, 2, 5)], copy=copy, autoreset_mode=mode)
+    agent, level = agent_for(env)
+    seen = [[], [], []]
+
+    def look(step, env_ids):
+        for row, i in enumerate(env_ids):
+            seen[i].append(Batch(step[row : row + 1], copy=True))
+
+    collector = Collector(env, agent, seed=0, on_step=look)
+    finished = [episode for _ in range(20) for episode in collector.step(explore=True)]
+    check_against_diaries(env, level.replay, collector, finished)
+    for rows, diary in zip(seen, env.get_attr("diary"), strict=True):
+        check_rows(Batch.cat(rows), [step for episode in diary for step in episode])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_environments_of_make_vec_and_a_time_limit(mode):
+    limit = partial(gym.wrappers.TimeLimit, max_episode_steps=4)
+    settings = {} if mode == AutoresetMode.NEXT_STEP else {"autoreset_mode": mode}  # the default of make_vec
+    env = gym.make_vec(register_counter(), 2, "sync", settings, wrappers=[limit], episode_length=9)
+    collector, replay, finished = play(env)
+    check_counters(replay.all())
+    assert {(episode.length, episode.episode_return) for episode in finished} == {(4, 1.0 + 2 + 3 + 4)}
+    assert not replay.all().terminated.any()
+    np.testing.assert_array_equal(replay.all().obs_next[replay.all().truncated, 0], 4)
+    resets = (40 // 5) * 2 if mode == AutoresetMode.NEXT_STEP else 0  # every fifth step of 40, in 2 environments
+    assert len(replay) == collector.n_total_env_steps == 2 * 40 - resets
+
+
+def test_environments_of_the_factory():
+    env = make_vector_env(register_counter(), 3, episode_length=4, ends="alternate")
+    assert env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+    collector, replay, finished = play(env, 20)
+    check_counters(replay.all())
+    assert len(replay) == collector.n_total_env_steps == 60
+    assert finished == [Episode(i, 10.0, 4, 12 * (k + 1)) for k in range(5) for i in range(3)]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_discrete_actions(mode):
+    def make(i):
+        env = DiaryEnv(2 + i)
+        env.action_space = gym.spaces.Discrete(3, start=5)
+        return env
+
+    env = SyncVectorEnv([partial(make, i) for i in range(3)], autoreset_mode=mode)
+    collector, replay, finished = play(env)
+    check_against_diaries(env, replay, collector, finished)
+    assert set(replay.all().act.ravel()) == {5, 6, 7}
+
+
+def test_each_episode_gets_a_seed_of_its_own():
+    def seeds(seed):
+        env = diary_envs(3)
+        play(env, seed=seed)
+        return env.get_attr("seeds")
+
+    first = seeds(0)
+    drawn = [seed for row in first for seed in row]
+    assert None not in drawn
+    assert len(set(drawn)) == len(drawn) > 20
+    assert seeds(0) == first
+    assert not {seed for row in seeds(1) for seed in row} & set(drawn)
+
+
+def test_the_same_seed_gives_the_same_run():
+    def actions(seed, mode):
+        return play(diary_envs(2, mode=mode, length=4, random_length=True), seed=seed)[1].all()
+
+    for mode in (AutoresetMode.DISABLED, AutoresetMode.SAME_STEP):
+        first, again, other = actions(3, mode), actions(3, mode), actions(4, mode)
+        for key in ("obs", "act", "rew", "obs_next", "terminated", "truncated"):
+            np.testing.assert_array_equal(first[key], again[key])
+        assert not np.array_equal(first.act, other.act)
+
+
+def test_nothing_is_stored_without_learn():
+    env = diary_envs(2)
+    agent, level = agent_for(env)
+    collector = Collector(env, agent, seed=0, learn=False)
+    for _ in range(10):
+        collector.step(explore=False)
+    assert len(level.replay) == 0
+    assert collector.n_total_env_steps == 20
+
+
+def test_each_environment_plays_its_share_of_the_episodes():
+    """The first five to end anywhere would all but one be short ones."""
+    env = SyncVectorEnv([partial(DiaryEnv, n) for n in (2, 20)], autoreset_mode=AutoresetMode.DISABLED)
+    episodes = Collector(env, agent_for(env)[0], seed=0, learn=False).collect_episodes(5)
+    assert [(e.env_id, e.episode_return, e.length) for e in episodes] == [(0, 3.0, 2)] * 3 + [(1, 210.0, 20)] * 2
+
+
+class BrokenEnv(DiaryEnv):
+    """Returns a number that is none in its fourth step."""
+
+    def __init__(self, where, value):
+        super().__init__(9)
+        self.where, self.value = where, value
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        if obs[0] == 4 and self.where == "observation":
+            obs[1] = self.value
+        return obs, self.value if obs[0] == 4 and self.where == "reward" else reward, *rest
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("where", ["observation", "reward"])
+def test_numbers_that_are_not_finite_are_refused(where, value):
+    env = SyncVectorEnv([DiaryEnv, lambda: BrokenEnv(where, value)], autoreset_mode=AutoresetMode.DISABLED)
+    agent, level = agent_for(env)
+    collector = Collector(env, agent, seed=0)
+    for _ in range(3):
+        collector.step(explore=True)
+    with pytest.raises(ValueError, match=rf"{where} of environment 1 is .*{value}.*finite"):
+        collector.step(explore=True)
+    assert len(level.replay) == 6
+
+
+def test_an_unknown_reset_mode_is_refused():
+    env = diary_envs(1)
+    agent, _ = agent_for(env)
+    env.metadata = {}
+    with pytest.raises(ValueError, match=r"autoreset_mode'\] is None"):
+        Collector(env, agent, seed=0)
+
+
+def test_environments_that_do_not_fit_the_agent_are_refused():
+    # FAULT: nothing compares the spaces; an agent for [-1, 1] would drive Pendulum's [-2, 2] at half its torque.
+    agent = Hierarchy([RandomLevel(make_task("Pendulum-v1").action_space)], make_task("Pendulum-v1"))
+    unscaled = gym.make_vec("Pendulum-v1", 2, "sync")
+    with pytest.raises(ValueError, match=r"action space .*-2\.0, 2\.0.*-1\.0, 1\.0"):
+        Collector(unscaled, agent, seed=0)
+    with pytest.raises(ValueError, match=r"observation space .*\(2,\).*\(3,\)"):
+        Collector(diary_envs(2), agent, seed=0)
+    unscaled.close()

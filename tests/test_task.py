@@ -1,0 +1,137 @@
+"""TaskSpec against gymnasium: flattening, units, and what it refuses."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.wrappers import RescaleAction
+
+from envs.cartpole import reward_function, termination_function
+from layeredrl.task import TaskSpec
+
+BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
+UNIT = spaces.Box(-1.0, 1.0, (2,), np.float32)
+# Neither alphabetical nor of equal widths, and of mixed types: whatever the order is, it must be the space's.
+DICT = spaces.Dict(
+    [
+        ("observation", spaces.Box(-9.0, 9.0, (4,), np.float64)),
+        ("desired_goal", spaces.Box(-9.0, 9.0, (1,), np.float32)),
+        ("achieved_goal", spaces.Box(-9, 9, (2,), np.int32)),
+    ]
+)
+
+
+class SpaceEnv(gym.Env):
+    """Has spaces and remembers the last action."""
+
+    def __init__(self, observation_space=BOX, action_space=UNIT):
+        self.observation_space, self.action_space = observation_space, action_space
+
+    def step(self, action):
+        self.action = action
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("space", [BOX, DICT, spaces.Dict(b=BOX, a=UNIT), spaces.Box(0, 255, (3,), np.uint8)])
+def test_flatten_and_slices_are_gymnasiums(space):
+    task = TaskSpec(space, UNIT, n_envs=5)
+    space.seed(0)
+    samples = [space.sample() for _ in range(5)]
+    batch = gym.vector.utils.concatenate(space, samples, gym.vector.utils.create_empty_array(space, 5))
+    flat = task.flatten(batch)
+    assert flat.dtype == np.float32
+    assert flat.shape == (5, task.observation_dim) == (5, spaces.flatdim(space))
+    np.testing.assert_array_equal(flat, np.array([spaces.flatten(space, sample) for sample in samples], np.float32))
+    assert sum(part.stop - part.start for part in task.slices.values()) == task.observation_dim
+    for key, part in task.slices.items():
+        values = batch[key] if isinstance(space, spaces.Dict) else batch
+        np.testing.assert_array_equal(flat[:, part], values.astype(np.float32))
+
+
+def test_slices_by_name():
+    assert TaskSpec(BOX, UNIT).slices == {"observation": slice(0, 3)}
+    slices = TaskSpec(spaces.Dict([("x", BOX), ("y", UNIT)]), UNIT).slices
+    assert slices == {"x": slice(0, 3), "y": slice(3, 5)}
+    assert list(slices) == ["x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (spaces.Discrete(3), r"observation space is Discrete\(3\), expected a flat Box or a Dict of flat Boxes"),
+        (spaces.Box(0, 255, (8, 8, 3), np.uint8), r"observation space has shape \(8, 8, 3\), expected one dimension"),
+        (spaces.Box(0.0, 1.0, ()), r"observation space has shape \(\)"),
+        (spaces.Tuple([BOX]), r"observation space is Tuple"),
+        (spaces.Dict(a=BOX, b=spaces.Discrete(3)), r"observation space 'b' is Discrete\(3\)"),
+        (spaces.Dict(a=BOX, b=spaces.Dict(c=BOX)), r"observation space 'b' is Dict"),
+        (spaces.Dict(image=spaces.Box(0.0, 1.0, (4, 4))), r"observation space 'image' has shape \(4, 4\)"),
+    ],
+)
+def test_unsupported_observations_are_named(space, message):
+    with pytest.raises(ValueError, match=message):
+        TaskSpec(space, UNIT)
+    with pytest.raises(ValueError, match=message):
+        TaskSpec.from_env(SpaceEnv(space))
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        (
+            spaces.Box(-np.inf, np.inf, (2,)),
+            r"action space is Box\(-inf, inf, \(2,\), float32\), expected finite bounds",
+        ),
+        (spaces.Box(np.float32([-1, -np.inf]), np.float32([1, 1])), "expected finite bounds"),
+        (spaces.Box(np.float32([-1, -1]), np.float32([np.inf, 1])), "expected finite bounds"),
+        (spaces.Box(-1.0, 1.0, (2, 2)), r"action space has shape \(2, 2\), expected one dimension"),
+    ],
+)
+def test_actions_that_cannot_be_scaled_are_refused(space, message):
+    with pytest.raises(ValueError, match=message):
+        TaskSpec.from_env(SpaceEnv(action_space=space))
+
+
+@pytest.mark.parametrize("n_envs", [0, -1])
+def test_a_number_of_environments_below_one_is_refused(n_envs):
+    # FAULT: accepted here, and ends in an unrelated error elsewhere.
+    with pytest.raises(ValueError, match=f"n_envs is {n_envs}"):
+        TaskSpec(BOX, UNIT, n_envs=n_envs)
+
+
+def test_units_are_those_of_rescale_action():
+    low, high = np.array([-2.0, 0.0, 5.0], np.float32), np.array([2.0, 0.5, 8.0], np.float32)
+    env = SpaceEnv(action_space=spaces.Box(low, high))
+    task = TaskSpec.from_env(env, n_envs=4)
+    assert task.action_space == spaces.Box(-1.0, 1.0, (3,), np.float32)
+    assert task.n_envs == 4
+    wrapped = RescaleAction(env, np.float32(-1), np.float32(1))
+    actions = np.random.default_rng(0).uniform(-1, 1, (50, 3)).astype(np.float32)
+    actions[:3] = [[-1] * 3, [0] * 3, [1] * 3]
+    scaled = task.to_env_units(torch.from_numpy(actions))
+    for action, ours in zip(actions, scaled, strict=True):
+        wrapped.step(action)
+        np.testing.assert_allclose(ours.numpy(), env.action, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(scaled[0], low)
+    np.testing.assert_array_equal(scaled[2], high)
+    assert scaled.dtype == torch.float32
+    torch.testing.assert_close(task.to_env_units(torch.from_numpy(actions).view(5, 10, 3)), scaled.view(5, 10, 3))
+    assert task.to_env_units(torch.zeros(2, 3, dtype=torch.float64)).dtype == torch.float64
+
+
+def test_actions_without_bounds_of_their_own_stay_as_they_are():
+    action = torch.randn(4, 2)
+    assert torch.equal(TaskSpec(BOX, UNIT).to_env_units(action), action)
+    task = TaskSpec.from_env(SpaceEnv(action_space=spaces.Discrete(3)))
+    assert task.action_space == spaces.Discrete(3)
+    choice = torch.tensor([[2]])
+    assert torch.equal(task.to_env_units(choice), choice)
+
+
+def test_what_is_known_is_read_from_the_environment():
+    task = TaskSpec.from_env(gym.make("ContinuousCartPole-v0"), n_envs=2)  # behind gymnasium's wrappers
+    assert task.reward is reward_function
+    assert task.termination is termination_function
+    unknown = TaskSpec.from_env(gym.make("Pendulum-v1"))
+    assert unknown.reward is None
+    assert unknown.termination is None

@@ -1,0 +1,202 @@
+"""The trainer: what it logs and when, that seeds decide everything, and that looking on changes nothing."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+import envs  # noqa: F401  registers the tasks
+from agents.pets import PETS
+from layeredrl.collector import Collector
+from layeredrl.environments import make_task, make_vector_env
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.task import TaskSpec
+from layeredrl.trainer import Trainer, TrainerConfig
+from tests.envs.counter import CounterEnv
+from tests.recording import RecordingLogger, RecordingRandomLevel
+
+PREFIXES = ("env/", "model/", "plan/", "skill/", "time/", "eval/")
+
+
+class GlobalLevel(RecordingRandomLevel):
+    """Draws from the global generators and learns a random number, as parts from dependencies do."""
+
+    def act(self, obs, command, memory, *, explore, generator):
+        decision = super().act(obs, command, memory, explore=explore, generator=generator)
+        decision.action.copy_(torch.rand_like(decision.action) * np.random.rand())  # noqa: NPY002
+        return decision
+
+    def learn(self, n_total_env_steps):
+        return {"model/draw": float(torch.rand(()))} if n_total_env_steps % 12 == 0 else {}
+
+
+def counters(n_envs=3):
+    make = partial(CounterEnv, 7, "alternate", random_length=True)
+    return SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.DISABLED)
+
+
+def train(seed=0, n_envs=3, level=RecordingRandomLevel, save=None, evaluating=True, **settings):
+    """Returns the trainer after its run."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    env = counters(n_envs)
+    task = TaskSpec(env.single_observation_space, env.single_action_space, n_envs)
+    agent = Hierarchy([level(env.single_action_space, n_envs)], task)
+
+    def evaluate(n):
+        return Collector(counters(2), agent, seed=99, learn=False).collect_episodes(n)
+
+    config = TrainerConfig(**{"n_total_env_steps": 200, "eval_every": 30, "eval_episodes": 4} | settings)
+    trainer = Trainer(
+        agent,
+        Collector(env, agent, seed=seed),
+        RecordingLogger(),
+        config,
+        evaluate=evaluate if evaluating else None,
+        save=save,
+    )
+    assert trainer.run() == trainer.episodes
+    return trainer
+
+
+def records(trainer, prefixes=PREFIXES):
+    """What was logged under some prefixes, but for the clock."""
+    result = []
+    for n, metrics in trainer.logger.records:
+        kept = {k: v for k, v in metrics.items() if k.startswith(prefixes) and not k.startswith("time/")}
+        if kept:
+            result.append((n, kept))
+    return result
+
+
+def assert_same_trajectory(a, b):
+    assert len(a) == len(b) > 0
+    for key in ("obs", "act", "rew", "obs_next", "terminated", "truncated"):
+        np.testing.assert_array_equal(a.all()[key], b.all()[key])
+
+
+def test_episodes_are_logged_where_they_ended():
+    trainer = train(evaluating=False)
+    assert trainer.collector.n_total_env_steps == 201  # the first multiple of 3 from 200 on
+    assert len(trainer.logger.records) == len(trainer.episodes) > 20
+    for (n, metrics), episode in zip(trainer.logger.records, trainer.episodes, strict=True):
+        assert set(metrics) == {"env/episode_return", "env/episode_length", "time/seconds", "time/cpu_seconds"}
+        assert n == episode.n_total_env_steps
+        assert metrics["env/episode_length"] == episode.length
+        assert metrics["env/episode_return"] == episode.episode_return == sum(range(1, episode.length + 1))
+    steps = [n for n, _ in trainer.logger.records]
+    assert steps == sorted(steps)
+    assert all(n % 3 == 0 for n in steps)
+    clock = [metrics["time/seconds"] for _, metrics in trainer.logger.records]
+    assert clock == sorted(clock)
+    for i in range(3):  # an environment has taken a third of all steps, and they are those of its episodes
+        ends = [(episode.n_total_env_steps, episode.length) for episode in trainer.episodes if episode.env_id == i]
+        np.testing.assert_array_equal([n for n, _ in ends], 3 * np.cumsum([length for _, length in ends]))
+
+
+def test_the_same_seed_gives_the_same_metrics():
+    first, again, other = train(0), train(0), train(1)
+    assert records(first) == records(again)
+    assert records(first) != records(other)
+    assert_same_trajectory(first.agent.levels[0].replay, again.agent.levels[0].replay)
+    assert first.episodes == again.episodes
+
+
+@pytest.mark.parametrize("level", [RecordingRandomLevel, GlobalLevel])
+def test_evaluation_does_not_change_training(level):
+    with_evaluation, without = train(level=level), train(level=level, evaluating=False)
+    assert len(records(with_evaluation, "eval/")) == 6
+    # FAULT with GlobalLevel: the trainer does not fork the global generators for an evaluation.
+    assert_same_trajectory(with_evaluation.agent.levels[0].replay, without.agent.levels[0].replay)
+    assert records(with_evaluation, ("env/", "model/")) == records(without)
+    assert with_evaluation.episodes == without.episodes
+
+
+@pytest.mark.parametrize(("n_envs", "every"), [(1, 7), (3, 10), (3, 1), (4, 50), (8, 1000)])
+def test_evaluations_and_checkpoints_come_in_time(n_envs, every):
+    saved = []
+    trainer = train(
+        n_envs=n_envs,
+        save=saved.append,
+        n_total_env_steps=100,
+        eval_every=every,
+        checkpoint_every=every,
+        eval_episodes=2,
+    )
+    due, last = [], 0
+    total = -(-100 // n_envs) * n_envs
+    for n in range(n_envs, total + 1, n_envs):
+        if n >= last + every:
+            due.append(n)
+            last = n
+    assert [n for n, _ in records(trainer, "eval/")] == due
+    assert saved == due + ([] if due and due[-1] == total else [total])
+    assert all(metrics.keys() == {"eval/episode_return"} for _, metrics in records(trainer, "eval/"))
+
+
+def test_evaluation_is_the_mean_return():
+    trainer = train(eval_every=150, eval_episodes=6)
+    ((_, logged),) = records(trainer, "eval/")
+    episodes = Collector(counters(2), trainer.agent, seed=99, learn=False).collect_episodes(6)
+    assert logged["eval/episode_return"] == pytest.approx(np.mean([episode.episode_return for episode in episodes]))
+
+
+@pytest.mark.parametrize("name", ["n_total_env_steps", "eval_every", "eval_episodes", "checkpoint_every"])
+def test_settings_are_checked(name):
+    with pytest.raises(ValueError, match=f"{name} is -1, expected at least"):
+        TrainerConfig(**{name: -1})
+
+
+# ------------------------------------------------------------------ with an agent that learns
+
+
+def train_pets(*, evaluating, seed=0):
+    torch.manual_seed(seed)
+    task = make_task("ContinuousCartPole-v0", 2)
+    agent = PETS.presets["debug"].build(task, torch.device("cpu"), seed=seed)
+    env = make_vector_env("ContinuousCartPole-v0", 2)
+
+    def evaluate(n):
+        return Collector(make_vector_env("ContinuousCartPole-v0", 2), agent, seed=5, learn=False).collect_episodes(n)
+
+    config = TrainerConfig(n_total_env_steps=80, eval_every=20, eval_episodes=2)
+    trainer = Trainer(
+        agent, Collector(env, agent, seed=seed), RecordingLogger(), config, evaluate=evaluate if evaluating else None
+    )
+    trainer.run()
+    return trainer
+
+
+def test_looking_at_pets_does_not_change_it():
+    looked_at, alone = train_pets(evaluating=True), train_pets(evaluating=False)
+    assert len(records(looked_at, "eval/")) == 4
+    assert_same_trajectory(looked_at.agent.levels[0].replay, alone.agent.levels[0].replay)
+    assert records(looked_at, ("env/", "model/", "plan/")) == records(alone)
+    for a, b in zip(
+        looked_at.agent.levels[0].world.parameters(), alone.agent.levels[0].world.parameters(), strict=True
+    ):
+        assert torch.equal(a, b)
+
+
+def test_metrics_of_pets():
+    trainer = train_pets(evaluating=True)
+    logged = trainer.logger.records
+    assert all(name.startswith(PREFIXES) for _, metrics in logged for name in metrics)
+    assert {name for _, metrics in logged for name in metrics} >= {
+        "env/episode_return",
+        "env/episode_length",
+        "model/loss",
+        "model/transitions",
+        "plan/expected_return",
+        "eval/episode_return",
+        "time/seconds",
+        "time/cpu_seconds",
+        "time/env_steps_per_second",
+    }
+    fits = [n for n, metrics in logged if "model/loss" in metrics]
+    assert fits == [20, 40, 60, 80]  # the debug preset's 20 random steps, then every 20
+    assert [metrics["model/transitions"] for _, metrics in logged if "model/loss" in metrics] == fits
+    steps = [n for n, _ in logged]
+    assert steps == sorted(steps)
