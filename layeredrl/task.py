@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import gymnasium as gym
@@ -98,13 +99,25 @@ class TaskSpec:
 
     def to_env_units(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1] (..., A) in the environment's own units."""
-        if self.action_low is None or self.action_high is None:
+        if self._middle is None or self._half_range is None:
             return action
-        low, high = (torch.as_tensor(x, dtype=action.dtype, device=action.device) for x in self._bounds())
-        return low + (action + 1) / 2 * (high - low)
+        middle, half_range = (x.to(action.device, action.dtype) for x in (self._middle, self._half_range))
+        return torch.addcmul(middle, action, half_range)
 
-    def _bounds(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        return cast(NDArray[Any], self.action_low), cast(NDArray[Any], self.action_high)
+    @cached_property
+    def _middle(self) -> Tensor | None:
+        """Middle of the environment's action range, (A,); None where its units are those of the agent."""
+        if self.action_low is None or self.action_high is None:
+            return None
+        if (self.action_low == -1).all() and (self.action_high == 1).all():
+            return None
+        return torch.as_tensor((self.action_low + self.action_high) / 2)
+
+    @cached_property
+    def _half_range(self) -> Tensor | None:
+        if self.action_low is None or self.action_high is None:
+            return None
+        return torch.as_tensor((self.action_high - self.action_low) / 2)
 
 
 def check_observation_space(space: object) -> None:

@@ -82,20 +82,23 @@ class WorldModel(nn.Module):
         state, context = self.encoder(obs)
         return state, context
 
-    def rollout(self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None) -> Batch:
+    def rollout(
+        self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None, statistics: bool = True
+    ) -> Batch:
         """Follow action sequences with the dynamics, and say what they would bring.
 
         Args:
             obs: Shape (B, O).
             actions: In [-1, 1], shape (B, H, A).
             generator: Source of randomness; None for torch's global one.
+            statistics: Whether to return means and variances of the states too.
 
         Returns:
             What `Model.rollout` returns, and `reward` and `alive` (B, M, P, H): reward of step t, and the probability
             of being alive before it.
         """
         state, context = self.encode(obs)
-        result = self.dynamics.rollout(state, context, actions, generator=generator)
+        result = self.dynamics.rollout(state, context, actions, generator=generator, statistics=statistics)
         before, after = result.state[..., :-1, :], result.state[..., 1:, :]  # (B, M, P, H, S)
         shape = before.shape[:-1]
         contexts = context[:, None, None, None].expand(*shape, -1)
@@ -143,7 +146,8 @@ class WorldModel(nn.Module):
             Scores (E, N).
         """
         n_envs, n_candidates, horizon = actions.shape[:3]
-        result = self.rollout(obs.repeat_interleave(n_candidates, 0), actions.flatten(0, 1), generator=generator)
+        rows = obs.repeat_interleave(n_candidates, 0)
+        result = self.rollout(rows, actions.flatten(0, 1), generator=generator, statistics=False)
         weight = result.alive
         if self.discount != 1:
             weight = weight * self.discount ** torch.arange(horizon, device=obs.device)

@@ -15,7 +15,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import Decision, Level, RandomLevel
 from layeredrl.task import TaskSpec
 from tests.envs.counter import CounterEnv
-from tests.recording import PolicyLevel, stored
+from tests.recording import DiaryEnv, PolicyLevel, stored
 
 UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)
 TASK = TaskSpec(CounterEnv().observation_space, UNIT)
@@ -102,7 +102,7 @@ def make_levels(durations, n_envs=1):
 
 
 def vector_env(lengths=LENGTHS, mode=AutoresetMode.DISABLED):
-    return SyncVectorEnv([partial(CounterEnv, n, "alternate") for n in lengths], autoreset_mode=mode)
+    return SyncVectorEnv([partial(DiaryEnv, n, "alternate") for n in lengths], autoreset_mode=mode)
 
 
 def collect(levels, n_steps, lengths=LENGTHS, mode=AutoresetMode.DISABLED):
@@ -122,27 +122,33 @@ def check_transitions(rows, expected):
         np.testing.assert_allclose(rows.info.command, np.array([row[7] for row in expected]), atol=1e-5)
 
 
+def check_simulation(simulation, levels, env, i):
+    """Transitions of all levels in environment i, and the actions that it got."""
+    for level, expected in zip(levels, simulation.transitions, strict=True):
+        check_transitions(stored(level.replay, i), expected)
+    ours, theirs = ([step for episode in e.diary for step in episode] for e in (env.envs[i], simulation.env))
+    np.testing.assert_allclose([step.action for step in ours], [step.action for step in theirs], atol=1e-5)
+
+
 @pytest.mark.parametrize("durations", [*itertools.permutations((1, 3, "random")), ("random",) * 3])
 def test_transitions_are_those_of_the_semi_mdp(durations):
     levels = make_levels(durations, n_envs=4)
-    collect(levels, 60)
+    env = collect(levels, 60).env
     for i, length in enumerate(LENGTHS):
-        simulation = Simulation(CounterEnv(length, "alternate"), durations, n_steps=60)
-        for level, expected in zip(levels, simulation.transitions, strict=True):
-            check_transitions(stored(level.replay, i), expected)
+        simulation = Simulation(DiaryEnv(length, "alternate"), durations, n_steps=60)
+        check_simulation(simulation, levels, env, i)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 def test_the_autoreset_mode_makes_no_difference(mode):
     levels = make_levels(("random", 3, 1), n_envs=4)
-    collect(levels, 80, mode=mode)
+    env = collect(levels, 80, mode=mode).env
     for i, length in enumerate(LENGTHS):
         n_steps = 80
         if mode == AutoresetMode.NEXT_STEP:  # after every episode one step is spent on the reset
             n_steps = sum(t % (length + 1) < length for t in range(80))
-        simulation = Simulation(CounterEnv(length, "alternate"), ("random", 3, 1), n_steps)
-        for level, expected in zip(levels, simulation.transitions, strict=True):
-            check_transitions(stored(level.replay, i), expected)
+        simulation = Simulation(DiaryEnv(length, "alternate"), ("random", 3, 1), n_steps)
+        check_simulation(simulation, levels, env, i)
 
 
 def test_a_flat_agent_is_one_level():

@@ -15,7 +15,7 @@ from layeredrl.models.density import mixture_log_prob, mixture_mean, termination
 from layeredrl.models.interface import Interface, counted_rows, deal
 from layeredrl.models.model import Model
 from layeredrl.models.normalization import RunningScale
-from layeredrl.models.rollout import Propagation, StepModel, choose_mode, draw_noise, simulate, summarize
+from layeredrl.models.rollout import Propagation, StepModel, add_moments, choose_mode, draw_noise, simulate, to_public
 from layeredrl.models.stacking import NetOutput, StackedLinear, StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
 
@@ -321,6 +321,7 @@ class ProbabilisticEnsemble(Model):
         loss_mode: bool = False,
         *,
         generator: torch.Generator | None = None,
+        statistics: bool = True,
     ) -> Batch:
         """Follow a sequence of actions, open loop.
 
@@ -331,6 +332,7 @@ class ProbabilisticEnsemble(Model):
             deterministic: Follow the mean of each member's mixture instead of sampling.
             loss_mode: Always use the learned networks, not the symmetry-breaking start.
             generator: Source of randomness; None for torch's global one.
+            statistics: Whether to return means and variances too.
 
         Returns:
             Batch with `state` (B, M, P, H+1, S), `state_mean` and `state_var` over particles (B, M, H+1, S),
@@ -369,7 +371,10 @@ class ProbabilisticEnsemble(Model):
             self.propagation == "expectation",
         )
         states, term_probs, diverged = (x[:, :, : b * p] for x in simulated)
-        return summarize(states, term_probs, diverged, b, self.propagation == "tsinf")
+        result = to_public(states, term_probs, diverged, b)
+        if statistics:
+            add_moments(result, members_apart=self.propagation == "tsinf")
+        return result
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
         super().set_n_total_env_steps(n_total_env_steps)

@@ -134,6 +134,7 @@ class Model(ABC, nn.Module):
         deterministic: bool = False,
         *,
         generator: torch.Generator | None = None,
+        statistics: bool = True,
     ) -> Batch:
         """Follow a sequence of actions, open loop.
 
@@ -143,6 +144,7 @@ class Model(ABC, nn.Module):
             actions: Shape (B, H, A).
             deterministic: Follow the mean instead of sampling.
             generator: Source of randomness; None for torch's global one.
+            statistics: Whether to return `state_mean` and other moments, which planning does not need.
 
         Returns:
             Batch with `state` (B, M, P, H+1, S), `state_mean` (B, M, H+1, S), `term_prob` (B, M, P, H), and what

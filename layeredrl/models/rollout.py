@@ -3,6 +3,7 @@
 Inside, the layout is (M, R, ...): members first, then R = B * P rows, the P particles of a row side by side.
 """
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -145,42 +146,47 @@ def _hold(states: Tensor, term_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Done after the whole rollout, where it costs a few operations instead of a few for every step.
     """
-    # A sum is finite if its terms are (short of overflow), and x * 0 equals 0 just for finite x.
-    finite = states[1:].detach().sum(-1) * 0 == 0
+    # The usual case in one operation; not on a GPU, where a look at the result would make everything wait. A sum is
+    # finite if its terms are, short of overflow.
+    if states.device.type == "cpu" and math.isfinite(states.detach().sum()):
+        return states, term_probs, torch.zeros(term_probs.shape, dtype=torch.bool)
+    finite = states[1:].detach().isfinite().all(-1)
     kept = finite.int().cummin(0).values
     diverged = kept == 0
-    if states.device.type == "cpu" and not bool(diverged.any()):  # elsewhere a look at the result would stall
-        return states, term_probs, diverged
     last = torch.cat([torch.zeros_like(kept[:1]), kept.cumsum(0)]).long()
     states = states.gather(0, last.unsqueeze(-1).expand_as(states))
     return states, term_probs.gather(0, last[:-1].clamp(max=len(term_probs) - 1)), diverged
 
 
-def summarize(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int, members_apart: bool) -> Batch:
-    """Public form of a rollout: batch first, with the moments over particles and members.
+def to_public(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int) -> Batch:
+    """Public form of a rollout, batch first.
 
     Args:
         states: (H+1, M, B * P, S).
         term_probs: (H, M, B * P).
         diverged: (H, M, B * P).
         n_rows: B.
-        members_apart: Whether a particle stays with its member; only then do spreads within and between members mean
-            aleatoric and epistemic uncertainty.
     """
     b = n_rows
-    per_particle = states.reshape(*states.shape[:2], b, -1, states.shape[-1])  # (H+1, M, B, P, S)
-    mean, variance = moments(per_particle, 3)
-    result = Batch(
-        state=per_particle.permute(2, 1, 3, 0, 4),
-        state_mean=mean.permute(2, 1, 0, 3),
-        state_var=variance.permute(2, 1, 0, 3),
+    return Batch(
+        state=states.reshape(*states.shape[:2], b, -1, states.shape[-1]).permute(2, 1, 3, 0, 4),
         term_prob=term_probs.reshape(*term_probs.shape[:2], b, -1).permute(2, 1, 3, 0),
         diverged=diverged.reshape(*diverged.shape[:2], b, -1).permute(2, 1, 3, 0),
     )
+
+
+def add_moments(result: Batch, members_apart: bool) -> None:
+    """Add the moments over particles and members to a rollout in its public form.
+
+    Args:
+        result: With `state` (B, M, P, H+1, S).
+        members_apart: Whether a particle stays with its member; only then do spreads within and between members mean
+            aleatoric and epistemic uncertainty.
+    """
+    result.state_mean, result.state_var = moments(result.state, 2)
     if members_apart:
-        result.state_epistemic_var = moments(mean, 1)[1].transpose(0, 1)
-        result.state_aleatoric_var = moments(variance, 1)[0].transpose(0, 1)
-    return result
+        result.state_epistemic_var = moments(result.state_mean, 1)[1]
+        result.state_aleatoric_var = moments(result.state_var, 1)[0]
 
 
 def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,1 @@
+"""Measurements of speed and learning, each a command that writes its table under experiments/results/."""

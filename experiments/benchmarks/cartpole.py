@@ -1,0 +1,125 @@
+"""PETS on cart-pole, seed by seed: `python -m experiments.benchmarks.cartpole --seeds 0 1 2`.
+
+Every seed is a run of `experiments.train` in a process of its own, with the settings that are passed on after `--`.
+The table is written anew after every seed, so that a run that is cut short leaves what it has.
+"""
+
+import csv
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import tyro
+
+SOLVED_RETURN, SOLVED_EPISODES = 200.0, 3
+
+
+@dataclass(frozen=True)
+class CartPoleBenchmark:
+    """How many environment steps and CPU seconds until three episodes in a row last to the end."""
+
+    seeds: tuple[int, ...] = tuple(range(10))
+    """Seeds to run."""
+    n_envs: int = 1
+    """Instances of the environment side by side."""
+    output: Path = Path("experiments/results/cartpole_pets.md")
+    """Where the table goes."""
+    train_args: tuple[str, ...] = ()
+    """Further arguments for experiments.train."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one seed came to."""
+
+    seed: int
+    solved_at: int | None
+    cpu_seconds_per_step: float
+    returns: list[float]
+
+
+def run_seed(config: CartPoleBenchmark, seed: int) -> Result:
+    """Train with one seed and read its metrics."""
+    name = f"benchmark-cartpole-{config.n_envs}-{seed}"
+    arguments = ["pets", "--seed", seed, "--n-envs", config.n_envs, "--name", name, "--fresh", "--no-pictures"]
+    command = [sys.executable, "-m", "experiments.train", *map(str, arguments), "--no-tensorboard", *config.train_args]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    with (Path("runs") / name / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["env/episode_return"]]
+    steps = [int(row["n_total_env_steps"]) for row in rows]
+    returns = [float(row["env/episode_return"]) for row in rows]
+    return Result(seed, _solved_at(steps, returns), float(rows[-1]["time/cpu_seconds"]) / steps[-1], returns)
+
+
+def _solved_at(steps: Sequence[int], returns: Sequence[float]) -> int | None:
+    """Environment steps at the end of the first three full episodes in a row; None if there are none."""
+    streak = 0
+    for n, episode_return in zip(steps, returns, strict=True):
+        streak = streak + 1 if episode_return >= SOLVED_RETURN else 0
+        if streak == SOLVED_EPISODES:
+            return n
+    return None
+
+
+def table(config: CartPoleBenchmark, results: Sequence[Result]) -> str:
+    """The results as Markdown, with the command and the machine."""
+    solved = [r.solved_at for r in results if r.solved_at is not None]
+    command = ["python -m experiments.benchmarks.cartpole", "--seeds", *map(str, config.seeds)]
+    command += ["--n-envs", str(config.n_envs)] if config.n_envs != 1 else []
+    command += ["--train-args", *config.train_args] if config.train_args else []
+    lines = [
+        "# PETS on ContinuousCartPole-v0",
+        "",
+        "Environment steps, random ones included, until three episodes in a row reach the full 200 steps; CPU seconds of",
+        "the training process per environment step, training included, imports excluded.",
+        "",
+        f"    {' '.join(command)}",
+        "",
+        "| seed | solved at | CPU s per step | returns |",
+        "|---|---|---|---|",
+    ]
+    for r in results:
+        returns = ", ".join(f"{x:g}" for x in r.returns)
+        lines.append(f"| {r.seed} | {r.solved_at or 'not'} | {r.cpu_seconds_per_step:.4f} | {returns} |")
+    median = f"median {statistics.median(solved):g}, largest {max(solved)}" if solved else "none"
+    cpu = [r.cpu_seconds_per_step for r in results]
+    lines += [
+        "",
+        f"{len(solved)} of {len(results)} solved; steps: {median}; CPU seconds per step: median "
+        f"{statistics.median(cpu):.4f}, largest {max(cpu):.4f}.",
+        "",
+        f"Machine: {_processor()}; Python {platform.python_version()}, "
+        + ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "gymnasium", "tianshou"))
+        + "; one thread.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} cores of {names[0]}" if names else platform.machine()
+
+
+def main() -> None:
+    """Run all seeds, rewriting the table after each."""
+    config = tyro.cli(CartPoleBenchmark, prog="python -m experiments.benchmarks.cartpole")
+    results: list[Result] = []
+    for seed in config.seeds:
+        results.append(run_seed(config, seed))
+        config.output.parent.mkdir(parents=True, exist_ok=True)
+        config.output.write_text(table(config, results))
+        print(results[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()
