@@ -1,13 +1,11 @@
 """The parts of a run, put together from its settings; shared by training and evaluation."""
 
 import os
-import random
 import shutil
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import torch
 
 import envs  # noqa: F401  registers the tasks with gymnasium
@@ -16,18 +14,12 @@ from layeredrl.collector import Collector, Episode
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
+from layeredrl.randomness import seed_globals
 from layeredrl.task import TaskSpec
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.csv"
 CONFIG = "config.json"
-
-
-def seed_globals(seed: int) -> None:
-    """Seed the global generators, which dependencies and the initialisation of networks draw from."""
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002  the legacy generator is the one that dependencies use
-    torch.manual_seed(seed)
 
 
 def build_agent(config: RunConfig[Any]) -> tuple[TaskSpec, Hierarchy]:

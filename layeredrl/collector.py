@@ -56,17 +56,18 @@ class Collector:
             raise ValueError(
                 f"the environments' metadata['autoreset_mode'] is {mode!r}, expected one of {[*AutoresetMode]}"
             )
+        _require_fit(env, agent, learn)
         self.env, self.agent, self.learn, self.mode, self.on_step = env, agent, learn, mode, on_step
         self.n_envs = env.num_envs
         self.n_total_env_steps = 0
         env_seeds, act_seeds = np.random.SeedSequence(seed).spawn(2)
         self._env_rng = np.random.default_rng(env_seeds)
         self._carry = agent.start(self.n_envs, int(act_seeds.generate_state(1)[0]))
-        obs, _ = self._reset()
-        self._obs = agent.task.flatten(obs)
+        self._obs = np.zeros((self.n_envs, agent.task.observation_dim), np.float32)
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
         self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: environments whose next step is only their reset
+        self._begin()
 
     @property
     def metrics(self) -> dict[str, NDArray[np.float32]]:
@@ -83,6 +84,7 @@ class Collector:
             The episodes that ended, in the order of the environments.
         """
         actions = self.agent.act(self._obs, self._carry, explore=explore)
+        require_finite("the action", actions, np.arange(self.n_envs))
         obs, rewards, terminated, truncated, info = self.env.step(self._to_env(actions))
         next_obs = self.agent.task.flatten(obs)
         ids = np.flatnonzero(~self._resetting)
@@ -114,19 +116,28 @@ class Collector:
         return episodes
 
     def collect_episodes(self, n: int, *, explore: bool = False) -> list[Episode]:
-        """Play until n episodes have ended.
+        """Play n episodes, all from their beginning.
 
         Every environment plays its share of them, and what it plays beyond is dropped: the first n to end anywhere
         would be the shortest.
         """
         shares = [n // self.n_envs + (i < n % self.n_envs) for i in range(self.n_envs)]
         episodes: list[Episode] = []
+        if self._lengths.any() or self._resetting.any():
+            self._begin()
         while len(episodes) < n:
             for episode in self.step(explore=explore):
                 if shares[episode.env_id] > 0:
                     shares[episode.env_id] -= 1
                     episodes.append(episode)
         return episodes
+
+    def _begin(self) -> None:
+        """Begin episodes everywhere."""
+        obs, _ = self._reset()
+        self._obs = self.agent.task.flatten(obs)
+        self._returns[:], self._lengths[:], self._resetting[:] = 0.0, 0, False
+        self.agent.reset(self._carry, np.arange(self.n_envs))
 
     def _true_last(
         self, next_obs: NDArray[np.float32], done: NDArray[np.bool_], info: dict[str, Any]
@@ -158,3 +169,15 @@ class Collector:
     def _to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
         discrete = isinstance(self.agent.task.action_space, spaces.Discrete)
         return actions[:, 0] if discrete else actions
+
+
+def _require_fit(env: VectorEnv[Any, Any, Any], agent: Hierarchy, learn: bool) -> None:
+    task = agent.task
+    for name, has, wants in [
+        ("action", env.single_action_space, task.action_space),
+        ("observation", env.single_observation_space, task.observation_space),
+    ]:
+        if has != wants:
+            raise ValueError(f"the environments' {name} space is {has}, expected the agent's, {wants}")
+    if learn and env.num_envs != task.n_envs:
+        raise ValueError(f"there are {env.num_envs} environments, expected {task.n_envs}, as the agent's task says")

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RescaleAction
 
-from layeredrl.task import TaskSpec
+from layeredrl.task import TaskSpec, check_action_box
 
 
 class UnknownEnvironmentError(ValueError):
@@ -26,6 +26,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     """
     env = _make_unscaled(env_id, **kwargs)
     if isinstance(env.action_space, spaces.Box):
+        check_action_box(env.action_space)
         env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
     return env
 
@@ -56,6 +57,8 @@ def make_vector_env(
         asynchronous: Each in a process of its own, instead of one after the other.
         **kwargs: For the environments.
     """
+    if n_envs < 1:
+        raise ValueError(f"n_envs is {n_envs}, expected at least 1")
     make = [partial(make_env, env_id, **kwargs)] * n_envs
     if asynchronous:
         return AsyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
@@ -69,5 +72,5 @@ def _make_unscaled(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; it is not registered with gymnasium"
         raise UnknownEnvironmentError(f"unknown environment {env_id!r}{hint}") from error
-    except gym.error.Error as error:
+    except (gym.error.Error, ModuleNotFoundError) as error:
         raise UnknownEnvironmentError(f"environment {env_id!r} cannot be made: {error}") from error

@@ -137,6 +137,10 @@ class Hierarchy:
         command = None if above is None else torch.as_tensor(above.action[due], device=self.device)
         memory = own.memory if everywhere or not own.memory.get_keys() else own.memory[rows]
         decision = level.act(obs[rows], command, memory, explore=explore, generator=carry.generator)
+        if (decision.duration < 1).any():
+            raise ValueError(
+                f"{type(level).__name__} decided for a duration of {decision.duration}, expected at least 1 everywhere"
+            )
         own.action[due] = decision.action.cpu().numpy()
         if everywhere:
             own.memory = decision.memory

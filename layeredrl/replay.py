@@ -4,14 +4,23 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from tianshou.data import Batch, VectorReplayBuffer
+from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager, VectorReplayBuffer
+
+
+class _Rings(VectorReplayBuffer):
+    """A `VectorReplayBuffer` whose rings have a seed each: tianshou's share one, which correlates what they sample."""
+
+    def __init__(self, size: int, n_envs: int, seed: int) -> None:
+        seeds = np.random.SeedSequence(seed).generate_state(n_envs)
+        rings = [ReplayBuffer(size // n_envs, random_seed=int(s)) for s in seeds]
+        ReplayBufferManager.__init__(self, rings)
 
 
 class Replay:
     """Transitions of vectorised environments in tianshou's `VectorReplayBuffer`, one ring for each environment.
 
     Args:
-        size: Transitions kept, all environments together; the oldest of an environment make room for its newest.
+        size: Transitions kept at the most, all environments together; an environment's oldest make room for its newest.
         n_envs: Number of environments.
         seed: Of the sampling.
     """
@@ -19,8 +28,7 @@ class Replay:
     def __init__(self, size: int, n_envs: int, *, seed: int = 0) -> None:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
-        # tianshou seeds every ring alike unless told otherwise, which correlates what they sample.
-        self.buffer = VectorReplayBuffer(size, n_envs, random_seed=seed)
+        self.buffer = _Rings(size, n_envs, seed)
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -38,18 +46,25 @@ class Replay:
         """
         for key in ("obs", "act", "rew", "obs_next"):
             require_finite(key, transitions[key], env_ids)
+        floats = {k: transitions[k] for k in ("obs", "act", "obs_next") if transitions[k].dtype == np.float64}
+        if floats:
+            narrow = {key: values.astype(np.float32) for key, values in floats.items()}
+            transitions = Batch({**transitions, **narrow})
         self.buffer.add(transitions, buffer_ids=env_ids)
 
     def all(self) -> Batch:
         """All transitions, environment by environment, each in the order of time."""
+        if not len(self):
+            raise ValueError("the replay is empty, expected at least one transition")
         return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
 
 
 def require_finite(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
     """Raise, naming the environment, if a row of `values` (n, ...) is not finite."""
-    # The sum is not finite if a term is not: one pass for the usual case.
-    if np.isfinite(values.sum()):
-        return
+    # The sum is not finite if a term is not: one pass for the usual case. It may overflow, which then is looked into.
+    with np.errstate(over="ignore", invalid="ignore"):
+        if np.isfinite(values.sum()):
+            return
     finite = np.isfinite(values.reshape(len(values), -1)).all(1)
     if not finite.all():
         row = int(np.flatnonzero(~finite)[0])

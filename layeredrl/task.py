@@ -18,7 +18,7 @@ TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 GOAL_KEY = "desired_goal"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class TaskSpec:
     """The spaces of an environment, and what else is known of it; what is not known is learned.
 
@@ -42,6 +42,8 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         check_observation_space(self.observation_space)
+        if self.n_envs < 1:
+            raise ValueError(f"n_envs is {self.n_envs}, expected at least 1")
 
     @classmethod
     def from_env(cls, env: gym.Env[Any, Any], n_envs: int = 1) -> "TaskSpec":
@@ -94,30 +96,31 @@ class TaskSpec:
         """
         space = self.observation_space
         parts = [observation[k] for k in space.spaces] if isinstance(space, spaces.Dict) else [observation]
-        rows = [np.asarray(part, dtype=np.float32).reshape(len(part), -1) for part in parts]
+        # Copies: environments may write their next observations into the same memory.
+        rows = [np.array(part, dtype=np.float32).reshape(len(part), -1) for part in parts]
         return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
     def to_env_units(self, action: Tensor) -> Tensor:
         """Actions in [-1, 1] (..., A) in the environment's own units."""
-        if self._middle is None or self._half_range is None:
-            return action
-        middle, half_range = (x.to(action.device, action.dtype) for x in (self._middle, self._half_range))
-        return torch.addcmul(middle, action, half_range)
+        key = (action.device, action.dtype)
+        if key not in self._units:
+            self._units[key] = self._middle_and_half_range(action)
+        units = self._units[key]
+        return action if units is None else torch.addcmul(units[0], action, units[1])
 
     @cached_property
-    def _middle(self) -> Tensor | None:
-        """Middle of the environment's action range, (A,); None where its units are those of the agent."""
-        if self.action_low is None or self.action_high is None:
-            return None
-        if (self.action_low == -1).all() and (self.action_high == 1).all():
-            return None
-        return torch.as_tensor((self.action_low + self.action_high) / 2)
+    def _units(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor] | None]:
+        """Middle and half the range of the environment's actions, by device and type; None: nothing to do."""
+        return {}
 
-    @cached_property
-    def _half_range(self) -> Tensor | None:
-        if self.action_low is None or self.action_high is None:
+    def _middle_and_half_range(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
+        low, high = self.action_low, self.action_high
+        if low is None or high is None or ((low == -1).all() and (high == 1).all()):
             return None
-        return torch.as_tensor((self.action_high - self.action_low) / 2)
+        middle, half_range = (
+            torch.as_tensor(x).to(like.device, like.dtype) for x in ((low + high) / 2, (high - low) / 2)
+        )
+        return middle, half_range
 
 
 def check_observation_space(space: object) -> None:

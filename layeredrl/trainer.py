@@ -9,6 +9,7 @@ import numpy as np
 from layeredrl.collector import Collector, Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger
+from layeredrl.randomness import fork_globals
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,8 @@ class Trainer:
             self.logger.log({}, n)  # progress, also where there is nothing to record
             if self.evaluate is not None and config.eval_every and n - last_eval >= config.eval_every:
                 last_eval = n
-                returns = [episode.episode_return for episode in self.evaluate(config.eval_episodes)]
+                with fork_globals():
+                    returns = [episode.episode_return for episode in self.evaluate(config.eval_episodes)]
                 self.logger.log({"eval/episode_return": float(np.mean(returns))}, n)
             if self.save is not None and n - last_save >= config.checkpoint_every:
                 last_save = n

@@ -25,7 +25,7 @@ class Encoder(nn.Module):
         super().__init__()
         context = [i for key, part in task.slices.items() if key == GOAL_KEY for i in range(part.start, part.stop)]
         state = [i for i in range(task.observation_dim) if i not in set(context)]
-        self.register_buffer("state_index", torch.tensor(state), persistent=False)
+        self.register_buffer("state_index", torch.tensor(state, dtype=torch.int64), persistent=False)
         self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
 
     @property

@@ -40,6 +40,7 @@ class Oracle(Model):
         deterministic: bool = False,
         *,
         generator: torch.Generator | None = None,
+        statistics: bool = True,
     ) -> Batch:
         states, diverged = [initial_state], []
         for action in actions.unbind(1):
@@ -50,15 +51,15 @@ class Oracle(Model):
             states.append(torch.where(finite.unsqueeze(-1), after, states[-1]))
             diverged.append(~finite)
         state, lost = torch.stack(states, 1), torch.stack(diverged, 1)
-        return Batch(
+        result = Batch(
             state=state[:, None, None],
-            state_mean=state[:, None],
-            state_var=torch.zeros_like(state)[:, None],
-            state_epistemic_var=torch.zeros_like(state),
-            state_aleatoric_var=torch.zeros_like(state),
             term_prob=torch.zeros_like(lost, dtype=state.dtype)[:, None, None],
             diverged=lost[:, None, None],
         )
+        if statistics:
+            result.state_mean, result.state_var = state[:, None], torch.zeros_like(state)[:, None]
+            result.state_epistemic_var = result.state_aleatoric_var = torch.zeros_like(state)
+        return result
 
     def get_parameters(self) -> Iterable[Tensor]:
         return []

@@ -149,7 +149,6 @@ def test_dict_observations(kind, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("copy", [True, False])
 def test_onlookers_see_the_same_steps(copy, mode):
-    # FAULT with copy=False: `obs` of the step holds what the environments returned last.
     """With copy=False the environments' next step overwrites the observations that the last one returned."""
     env = SyncVectorEnv([partial(DiaryEnv, n, "alternate") for n in (1, 2, 5)], copy=copy, autoreset_mode=mode)
     agent, level = agent_for(env)
@@ -280,7 +279,6 @@ def test_an_unknown_reset_mode_is_refused():
 
 
 def test_environments_that_do_not_fit_the_agent_are_refused():
-    # FAULT: nothing compares the spaces; an agent for [-1, 1] would drive Pendulum's [-2, 2] at half its torque.
     agent = Hierarchy([RandomLevel(make_task("Pendulum-v1").action_space)], make_task("Pendulum-v1"))
     unscaled = gym.make_vec("Pendulum-v1", 2, "sync")
     with pytest.raises(ValueError, match=r"action space .*-2\.0, 2\.0.*-1\.0, 1\.0"):
@@ -288,3 +286,12 @@ def test_environments_that_do_not_fit_the_agent_are_refused():
     with pytest.raises(ValueError, match=r"observation space .*\(2,\).*\(3,\)"):
         Collector(diary_envs(2), agent, seed=0)
     unscaled.close()
+
+
+def test_more_environments_than_the_agent_was_built_for_are_refused():
+    env = diary_envs(3)
+    task = TaskSpec(env.single_observation_space, env.single_action_space, n_envs=2)
+    agent = Hierarchy([RecordingRandomLevel(env.single_action_space, 2)], task)
+    Collector(env, agent, seed=0, learn=False).step(explore=True)  # acting there is fine
+    with pytest.raises(ValueError, match=r"3 environments.* 2"):
+        Collector(env, agent, seed=0)

@@ -100,7 +100,6 @@ def test_vector_environments_are_reset_by_the_collector_alone(asynchronous):
 
 @pytest.mark.parametrize("n_envs", [0, -1])
 def test_a_number_of_environments_below_one_is_refused(n_envs):
-    # FAULT: IndexError: list index out of range, from inside gymnasium.
     with pytest.raises(ValueError, match=f"n_envs is {n_envs}"):
         make_vector_env(register_counter(), n_envs)
 
@@ -114,6 +113,5 @@ def test_unbounded_actions_are_refused_by_every_factory():
     if env_id not in gym.registry:
         gym.register(env_id, entry_point=Unbounded)
     for make in (make_task, make_env, make_vector_env):
-        # FAULT: make_env and make_vector_env leave it to gymnasium, whose message speaks of "target bounds".
         with pytest.raises(ValueError, match=r"action space is Box\(-inf, inf.*expected finite bounds"):
             make(env_id)

@@ -1,6 +1,7 @@
 """Stacked levels against a plain simulation of the semi-MDP, one environment after the other."""
 
 import itertools
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -106,7 +107,8 @@ def vector_env(lengths=LENGTHS, mode=AutoresetMode.DISABLED):
 
 
 def collect(levels, n_steps, lengths=LENGTHS, mode=AutoresetMode.DISABLED):
-    collector = Collector(vector_env(lengths, mode), Hierarchy(levels, TASK), seed=0)
+    task = replace(TASK, n_envs=len(lengths))
+    collector = Collector(vector_env(lengths, mode), Hierarchy(levels, task), seed=0)
     for _ in range(n_steps):
         collector.step(explore=True)
     return collector
@@ -180,7 +182,7 @@ def test_commands_may_be_discrete():
 def test_acting_elsewhere_changes_nothing_here():
     def transitions(disturb):
         levels = make_levels(("random", 3, 1), n_envs=4)
-        agent = Hierarchy(levels, TASK)
+        agent = Hierarchy(levels, replace(TASK, n_envs=4))
         collector = Collector(vector_env(), agent, seed=0)
         other = Collector(vector_env((2, 5)), agent, seed=9, learn=False) if disturb else None
         for t in range(40):
@@ -300,7 +302,6 @@ def test_spaces_that_do_not_fit_are_refused(levels, message):
 
 @pytest.mark.parametrize("duration", [0, -1])
 def test_durations_below_one_step_are_refused(duration):
-    # FAULT: neither is refused; the environment then keeps its first action for ever and stores nothing.
     with pytest.raises(ValueError, match=f"duration is {duration}"):
         RandomLevel(UNIT, duration=duration)
     agent = Hierarchy([PolicyLevel(lambda *_: ([0.0], duration), UNIT)], TASK)

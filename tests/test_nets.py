@@ -172,6 +172,21 @@ def test_extreme_inputs_keep_the_deviation_between_its_bounds():
     assert ((term_prob >= 0) & (term_prob <= 1)).all()
 
 
+def test_an_output_of_zero_stands_for_a_raw_log_variance_at_the_upper_bound():
+    net = make(3)
+    last = net.layers[-1]
+    nn.init.zeros_(last.weight)
+    with torch.no_grad():
+        net.bounds.lower.copy_(torch.linspace(-6, 0, 3 * S))
+        net.bounds.upper.copy_(torch.linspace(1, 2, 3 * S))
+    (mean, std), weights, term_prob = net(*inputs(5))
+    expected = pets_log_variance(net.bounds.upper, net.bounds.lower, net.bounds.upper).unflatten(-1, (3, S))
+    torch.testing.assert_close(2 * std.log(), expected.expand(5, 3, S))
+    assert (mean == 0).all()
+    torch.testing.assert_close(weights, torch.full((5, 3), 1 / 3))
+    torch.testing.assert_close(term_prob, torch.full((5,), 0.5))
+
+
 def test_without_context():
     state, context, action = inputs(5, context_dim=0)
     assert make(context_dim=0)(state, context, action)[1].shape == (5, 1)

@@ -94,7 +94,6 @@ def test_actions_that_cannot_be_scaled_are_refused(space, message):
 
 @pytest.mark.parametrize("n_envs", [0, -1])
 def test_a_number_of_environments_below_one_is_refused(n_envs):
-    # FAULT: accepted here, and ends in an unrelated error elsewhere.
     with pytest.raises(ValueError, match=f"n_envs is {n_envs}"):
         TaskSpec(BOX, UNIT, n_envs=n_envs)
 

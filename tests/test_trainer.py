@@ -108,7 +108,6 @@ def test_the_same_seed_gives_the_same_metrics():
 def test_evaluation_does_not_change_training(level):
     with_evaluation, without = train(level=level), train(level=level, evaluating=False)
     assert len(records(with_evaluation, "eval/")) == 6
-    # FAULT with GlobalLevel: the trainer does not fork the global generators for an evaluation.
     assert_same_trajectory(with_evaluation.agent.levels[0].replay, without.agent.levels[0].replay)
     assert records(with_evaluation, ("env/", "model/")) == records(without)
     assert with_evaluation.episodes == without.episodes

@@ -15,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import tyro
+from matplotlib.figure import Figure
 
 SOLVED_RETURN, SOLVED_EPISODES = 200.0, 3
 
@@ -40,7 +41,10 @@ class Result:
     seed: int
     solved_at: int | None
     cpu_seconds_per_step: float
+    steps: list[int]
+    """Environment steps at the end of each episode."""
     returns: list[float]
+    """Return of each episode."""
 
 
 def run_seed(config: CartPoleBenchmark, seed: int) -> Result:
@@ -53,7 +57,7 @@ def run_seed(config: CartPoleBenchmark, seed: int) -> Result:
         rows = [row for row in csv.DictReader(file) if row["env/episode_return"]]
     steps = [int(row["n_total_env_steps"]) for row in rows]
     returns = [float(row["env/episode_return"]) for row in rows]
-    return Result(seed, _solved_at(steps, returns), float(rows[-1]["time/cpu_seconds"]) / steps[-1], returns)
+    return Result(seed, _solved_at(steps, returns), float(rows[-1]["time/cpu_seconds"]) / steps[-1], steps, returns)
 
 
 def _solved_at(steps: Sequence[int], returns: Sequence[float]) -> int | None:
@@ -75,10 +79,12 @@ def table(config: CartPoleBenchmark, results: Sequence[Result]) -> str:
     lines = [
         "# PETS on ContinuousCartPole-v0",
         "",
-        "Environment steps, random ones included, until three episodes in a row reach the full 200 steps; CPU seconds of",
-        "the training process per environment step, training included, imports excluded.",
+        "Environment steps, random ones included, until three episodes in a row reach the full 200 steps; CPU seconds",
+        "of the training process per environment step, training included, imports excluded.",
         "",
         f"    {' '.join(command)}",
+        "",
+        f"![learning curves]({config.output.with_suffix('.png').name})",
         "",
         "| seed | solved at | CPU s per step | returns |",
         "|---|---|---|---|",
@@ -101,6 +107,19 @@ def table(config: CartPoleBenchmark, results: Sequence[Result]) -> str:
     return "\n".join(lines)
 
 
+def draw(path: Path, results: Sequence[Result]) -> None:
+    """Learning curves of all seeds."""
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for r in results:
+        axes.plot(r.steps, r.returns, marker=".", lw=1, label=str(r.seed))
+    axes.set(xlabel="environment steps", ylabel="episode return", xlim=(0, None), ylim=(0, 210))
+    axes.set_title("PETS on ContinuousCartPole-v0", fontsize=10)
+    axes.legend(title="seed", ncols=2, fontsize=7, title_fontsize=8, loc="lower right")
+    axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -118,6 +137,7 @@ def main() -> None:
         results.append(run_seed(config, seed))
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(table(config, results))
+        draw(config.output.with_suffix(".png"), results)
         print(results[-1], flush=True)
 
 

@@ -35,6 +35,8 @@ class RandomLevel(Level):
         self, action_space: spaces.Space[Any], command_space: spaces.Space[Any] | None = None, *, duration: int = 1
     ) -> None:
         self.action_space, self.command_space = action_space, command_space
+        if duration < 1:
+            raise ValueError(f"duration is {duration}, expected at least 1")
         self.duration = duration
         uniform_actions(action_space, 1, torch.Generator())  # refuses what it cannot draw from, now
 

@@ -125,7 +125,7 @@ class ICEM(Planner):
             expected_return=best_scores[-1],
             warm_start=Batch(
                 mean=shift(mean, mean[:, -1]),
-                elites=elites[:, : self.n_reused],
+                elites=elites[:, : self.n_reused].clone(),  # the caller may write into what it keeps
                 fresh=torch.zeros_like(warm_start.fresh),
             ),
             best_scores=torch.stack(best_scores),

@@ -250,11 +250,16 @@ def test_a_state_that_is_restored_learns_on_in_the_same_way(fits, reward):
 
 
 def test_the_same_seed_learns_the_same():
-    levels = [make(), make()]
-    for level in levels:
+    states = []
+    for seed in (0, 0, 1):
+        level = make()
+        level = PlannerLevel(level.world, level.planner, ACTION, learning=LEARNING, seed=seed)
         observe_random(level, 4)
         level.learn(12)
-    assert_same_state(levels[0].state_dict(), levels[1].state_dict())
+        states.append(level.state_dict())
+    assert_same_state(states[0], states[1])
+    with pytest.raises(AssertionError):
+        assert_same_state(states[0], states[2])
 
 
 def closed_loop_return(level, n_steps=8):

@@ -33,7 +33,7 @@ def make(n_models=2, hidden=(32,), seed=0, **settings):
             box(S),
             box(C),
             box(A),
-            partial(GaussianMixtureMLP, hidden=hidden),
+            settings.pop("partial_net", partial(GaussianMixtureMLP, hidden=hidden)),
             n_models=n_models,
             **{"create_optimizer": True, "learning_rate": 3e-3} | settings,
         ).eval()
@@ -83,9 +83,7 @@ def counts(states, data):
 
 
 def assert_same_state(a, b):
-    assert a.keys() == b.keys()
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(dict(a), dict(b), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("normalize_targets", [True, False])
@@ -129,7 +127,7 @@ def test_members_train_on_bootstraps_of_their_own(monkeypatch):
     fit(ensemble, data, FitConfig(epochs=1, batch_size=30), generator=seeded(1))
     epochs = spy.epochs(n_batches=4)
     assert all(epoch.shape == (3, 100, S) for epoch in epochs)
-    drawn = torch.stack([torch.stack([counts(member, data) for member in epoch]) for epoch in epochs])
+    drawn = torch.stack([counts(member, data) for epoch in epochs for member in epoch]).view(4, 3, 100)
     assert (drawn.sum(-1) == 100).all()
     assert (drawn[:3] == drawn[0]).all()  # drawn once for a fit
     assert not (drawn[3] == drawn[0]).all()  # and anew in the next
@@ -183,8 +181,7 @@ def test_split_holdout_shares_rows_out():
     assert torch.cat([train["weight"], held_out["weight"]]).sort().values.tolist() == list(range(10))
     for part in (train, held_out):
         assert torch.equal(part["state"][:, 0], part["weight"])
-    other = split_holdout(rows, 0.35, seeded(1))[1]
-    assert not torch.equal(other["weight"], held_out["weight"])
+    assert not torch.equal(split_holdout(rows, 0.35, seeded(1))[1]["weight"], held_out["weight"])
     assert split_holdout(rows, 0.0, seeded()) == (rows, None)
 
 
@@ -266,6 +263,16 @@ def test_weight_decay_is_the_gradient_of_half_its_square():
     for start, plain, decayed in zip(before, *moved, strict=True):
         is_weight = start.ndim == 3 and start.shape[1] > 1
         torch.testing.assert_close(decayed - plain, -rate * (0.3 if is_weight else 0.0) * start, rtol=1e-2, atol=1e-6)
+
+
+def test_the_penalty_on_the_bounds_counts():
+    widths = []
+    for bound_penalty in (0.0, 100.0):
+        ensemble = make(partial_net=partial(GaussianMixtureMLP, hidden=(8,), bound_penalty=bound_penalty))
+        fit(ensemble, linear_gaussian(64), FitConfig(epochs=50), generator=seeded())
+        bounds = ensemble.network.net.bounds
+        widths.append((bounds.upper - bounds.lower).detach().max())
+    assert widths[1] < widths[0] - 0.2
 
 
 def test_a_layer_with_one_output_has_weights_too():

@@ -83,19 +83,19 @@ def assert_within(actions, space):
 
 
 def test_what_a_plan_holds(make):
-    planner, score = make(), Quadratic(targets(3))
-    plan = planner.plan(score, 3, planner.start(3, CPU), seeded())
+    planner, score, start = make(), Quadratic(targets(3)), make().start(3, CPU)
+    plan = planner.plan(score, 3, start, seeded())
     assert plan.actions.shape == (3, H, A)
     assert plan.expected_return.shape == (3,)
     assert plan.best_scores.shape == (len(score.shown), 3)
     assert plan.actions.dtype == plan.expected_return.dtype == torch.float32
     for key in plan.warm_start.get_keys():
-        assert plan.warm_start[key].shape == planner.start(3, CPU)[key].shape
-        assert plan.warm_start[key].dtype == planner.start(3, CPU)[key].dtype
+        assert (plan.warm_start[key].shape, plan.warm_start[key].dtype) == (start[key].shape, start[key].dtype)
     torch.testing.assert_close(plan.expected_return, plan.best_scores[-1])
     assert all(candidates.shape[0] == 3 and candidates.shape[2:] == (H, A) for candidates in score.shown)
 
 
+# Known to fail: averages of elites on a bound are off by rounding, and not clamped.
 @pytest.mark.parametrize("execute", ["best", "mean"])
 @pytest.mark.parametrize("space", [SPACE, ODD_SPACE], ids=["symmetric", "asymmetric"])
 def test_bounds_are_never_violated(make, space, execute):
@@ -118,6 +118,7 @@ def test_bounds_are_never_violated(make, space, execute):
         assert_within(candidates, space)
 
 
+# Known to fail: CEM's last action of a warm start lies on a bound where zero is outside of the bounds.
 def test_no_action_gets_stuck(make):
     planner, generator, shown = make(ODD_SPACE), seeded(), []
 
@@ -138,9 +139,7 @@ def test_the_same_generator_gives_the_same_plan(make):
     memory = planner.plan(score, 3, planner.start(3, CPU), seeded(5)).warm_start
     state = torch.random.get_rng_state()
     first, again, other = (planner.plan(score, 3, memory, seeded(seed)) for seed in (0, 0, 1))
-    for row in range(3):
-        assert same_row(first, again, row)
-        assert not same_row(first, other, row)
+    assert all(same_row(first, again, row) and not same_row(first, other, row) for row in range(3))
     assert torch.equal(state, torch.random.get_rng_state())  # nothing came from the global generator
 
 
@@ -316,6 +315,7 @@ def test_action_spaces_that_cannot_be_planned_in(make, space, message):
         make(space)
 
 
+# Known to fail: shapes are not checked (design, invariant 8).
 @pytest.mark.parametrize("wrong", ["warm_start", "proposals", "score"])
 def test_wrong_shapes_are_named(make, wrong):
     planner, target = make(), targets(3)
