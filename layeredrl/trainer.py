@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layeredrl.checks import require_counts
 from layeredrl.collector import Collector, Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger
@@ -26,14 +27,7 @@ class TrainerConfig:
     """Environment steps between checkpoints; one more is written at the end."""
 
     def __post_init__(self) -> None:
-        for name, minimum in [
-            ("n_total_env_steps", 1),
-            ("eval_every", 0),
-            ("eval_episodes", 1),
-            ("checkpoint_every", 1),
-        ]:
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {minimum}")
+        require_counts(self, n_total_env_steps=1, eval_every=0, eval_episodes=1, checkpoint_every=1)
 
 
 class Trainer:

@@ -1,5 +1,6 @@
 """A level that plans with a learned world model."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.checks import require_counts, require_number
 from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.random_level import uniform_actions
 from layeredrl.models.ensemble import ProbabilisticEnsemble
@@ -38,9 +40,8 @@ class ModelLearningConfig:
     """Transitions kept, all environments together."""
 
     def __post_init__(self) -> None:
-        for name in ("n_random_steps", "fit_every", "first_epochs", "replay_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_counts(self, n_random_steps=1, fit_every=1, first_epochs=1, replay_size=1)
+        require_number("reward_learning_rate", self.reward_learning_rate, 0, math.inf, open_low=True)
 
 
 class PlannerLevel(Level):

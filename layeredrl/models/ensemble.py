@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from gymnasium.spaces import Box, Discrete
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl.models import checks
+from layeredrl import checks
 from layeredrl.models.density import mixture_log_prob, mixture_mean, termination_loss
 from layeredrl.models.interface import Interface, counted_rows, deal
 from layeredrl.models.model import Model
@@ -18,8 +18,6 @@ from layeredrl.models.normalization import RunningScale
 from layeredrl.models.rollout import Propagation, StepModel, add_moments, choose_mode, draw_noise, simulate, to_public
 from layeredrl.models.stacking import NetOutput, StackedLinear, StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
-
-PROPAGATIONS: tuple[Propagation, ...] = ("tsinf", "ts1", "expectation")
 
 
 class ProbabilisticEnsemble(Model):
@@ -97,8 +95,7 @@ class ProbabilisticEnsemble(Model):
         checks.require_count("n_modes", n_modes)
         checks.require_number("learning_rate", learning_rate, 0, math.inf, open_low=True)
         checks.require_number("target_bn_momentum", target_bn_momentum, 0, 1)
-        if propagation not in PROPAGATIONS:
-            raise ValueError(f"propagation is {propagation!r}, expected one of {', '.join(PROPAGATIONS)}")
+        checks.require_choice("propagation", propagation, get_args(Propagation))
         self.n_modes = n_modes
         self.propagation: Propagation = propagation
         self.weighted_loss = weighted_loss

@@ -8,6 +8,7 @@ import torch
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.checks import require_counts
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.interface import counted_rows
 
@@ -28,9 +29,7 @@ class FitConfig:
     """Epochs without improvement on the holdout, of any member, after which the fit stops."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_counts(self, epochs=1, batch_size=1, patience=1)
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout is {self.holdout}, expected a number in [0, 1)")
 

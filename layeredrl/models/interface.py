@@ -8,7 +8,7 @@ from gymnasium.spaces import Box, Discrete
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl.models import checks
+from layeredrl import checks
 
 
 class Interface:

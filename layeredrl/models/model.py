@@ -8,7 +8,7 @@ import torch
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl.models.checks import require_count
+from layeredrl.checks import require_count
 
 
 class Model(ABC, nn.Module):

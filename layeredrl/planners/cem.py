@@ -1,5 +1,6 @@
 """The cross-entropy method as PETS uses it (Chua et al. 2018, arXiv 1805.12114, section 5)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,7 +9,8 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, shift
+from layeredrl.checks import require_choice, require_counts, require_number
+from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
 
 CUT = 2.0
 """Samples are cut off at this many standard deviations."""
@@ -36,15 +38,13 @@ class CEMConfig:
     """Which sequence is chosen: the best candidate of the last iteration, or the final mean."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "n_samples", "n_iterations", "n_elites"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_counts(self, horizon=1, n_samples=1, n_iterations=1, n_elites=1)
         if self.n_elites > self.n_samples:
             raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
-        if not 0 <= self.momentum <= 1:
-            raise ValueError(f"momentum is {self.momentum}, expected a number in [0, 1]")
-        if self.init_std <= 0:
-            raise ValueError(f"init_std is {self.init_std}, expected a positive number")
+        require_number("momentum", self.momentum, 0, 1)
+        require_number("init_std", self.init_std, 0, math.inf, open_low=True)
+        require_number("stop_variance", self.stop_variance, 0, math.inf)
+        require_choice("execute", self.execute, ("best", "mean"))
 
 
 class CEM(Planner):
@@ -72,6 +72,7 @@ class CEM(Planner):
         proposals: Tensor | None = None,
     ) -> Plan:
         config = self.config
+        self.check(n_envs, warm_start, proposals)
         low, high = self.bounds(generator.device)
         mean = warm_start.mean
         variance = (config.init_std * (high - low) / 2).square().expand_as(mean)
@@ -85,14 +86,15 @@ class CEM(Planner):
             candidates = torch.addcmul(mean.unsqueeze(1), noise, std).clamp(low, high)
             if i == 0 and proposals is not None:
                 candidates = torch.cat([candidates, proposals.clamp(low, high)], 1)
-            elites, scores = best_first(candidates, score(candidates), config.n_elites)
+            elites, scores = best_first(candidates, evaluate(score, candidates), config.n_elites)
             searching = (variance.flatten(1).amax(1) > config.stop_variance) | (i == 0)
             rows = searching[:, None, None]
             variance = torch.where(rows, torch.lerp(elites.var(1, correction=0), variance, config.momentum), variance)
-            mean = torch.where(rows, torch.lerp(elites.mean(1), mean, config.momentum), mean)
+            center = torch.lerp(elites.mean(1), mean, config.momentum).clamp(low, high)  # rounding may leave the bounds
+            mean = torch.where(rows, center, mean)
             best = torch.where(rows, elites[:, 0], best)
             best_scores.append(torch.where(searching, scores[:, 0], best_scores[-1]) if i else scores[:, 0])
-        last = mean.new_zeros(n_envs, self.action_dim).clamp(low, high)
+        last = ((low + high) / 2).expand(n_envs, -1)  # PETS appends 0, the middle of its ranges
         return Plan(
             actions=best if config.execute == "best" else mean,
             expected_return=best_scores[-1],

@@ -1,5 +1,6 @@
 """The improved cross-entropy method, iCEM (Pinneri et al. 2020, arXiv 2008.06389)."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,8 +9,9 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.planners.noise import colored_noise, colored_noise_basis
-from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, shift
+from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
 
 
 @dataclass(frozen=True)
@@ -44,18 +46,15 @@ class ICEMConfig:
     """Which sequence is chosen: the best candidate of the last iteration, or the final mean."""
 
     def __post_init__(self) -> None:
-        for name in ("horizon", "n_samples", "n_iterations", "n_elites"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        require_counts(self, horizon=1, n_samples=1, n_iterations=1, n_elites=1)
         if self.n_elites > self.n_samples:
             raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
-        if self.decay < 1:
-            raise ValueError(f"decay is {self.decay}, expected at least 1")
-        if self.init_std <= 0:
-            raise ValueError(f"init_std is {self.init_std}, expected a positive number")
-        for name in ("momentum", "reuse_fraction"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [0, 1]")
+        require_number("decay", self.decay, 1, math.inf)
+        require_number("init_std", self.init_std, 0, math.inf, open_low=True)
+        require_number("noise_exponent", self.noise_exponent, 0, math.inf)
+        require_number("momentum", self.momentum, 0, 1)
+        require_number("reuse_fraction", self.reuse_fraction, 0, 1)
+        require_choice("execute", self.execute, ("best", "mean"))
 
 
 class ICEM(Planner):
@@ -94,6 +93,7 @@ class ICEM(Planner):
         proposals: Tensor | None = None,
     ) -> Plan:
         config = self.config
+        self.check(n_envs, warm_start, proposals)
         low, high = self.bounds(generator.device)
         self._basis = self._basis.to(generator.device)
         mean = warm_start.mean
@@ -111,13 +111,18 @@ class ICEM(Planner):
             if i == 0 and proposals is not None:
                 extra.append(proposals.clamp(low, high))
             candidates = torch.cat(extra, 1) if len(extra) > 1 else candidates
-            scores = score(candidates)
+            scores = evaluate(score, candidates)
+            if i == 0 and config.shift_elites and self.n_reused:
+                stand_ins = scores[:, n_samples : n_samples + self.n_reused]
+                scores[:, n_samples : n_samples + self.n_reused] = stand_ins.masked_fill(
+                    warm_start.fresh.unsqueeze(1), -torch.inf
+                )
             if elites is not None and elite_scores is not None and config.keep_elites and self.n_reused:
                 candidates = torch.cat([candidates, elites[:, : self.n_reused]], 1)
                 scores = torch.cat([scores, elite_scores[:, : self.n_reused]], 1)
             elites, elite_scores = best_first(candidates, scores, config.n_elites)
             best_scores.append(elite_scores[:, 0])
-            mean = torch.lerp(elites.mean(1), mean, config.momentum)
+            mean = torch.lerp(elites.mean(1), mean, config.momentum).clamp(low, high)  # rounding may leave the bounds
             std = torch.lerp(elites.std(1, correction=0), std, config.momentum)
         assert elites is not None
         return Plan(
@@ -132,7 +137,7 @@ class ICEM(Planner):
         )
 
     def _shifted_elites(self, warm_start: Batch, candidates: Tensor) -> Tensor:
-        """Elites of the last decision, one step on; environments without a history get samples in their place.
+        """Elites of the last decision, one step on; environments without a history get stand-ins, which do not count.
 
         The new last action comes from the current distribution, that is, from the candidates.
         """

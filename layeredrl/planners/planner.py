@@ -9,6 +9,7 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.checks import require_count
 from layeredrl.task import check_action_box
 
 ScoreFunction = Callable[[Tensor], Tensor]
@@ -45,8 +46,7 @@ class Planner(ABC):
                 f"the planner {type(self).__name__} cannot handle the action space {action_space}, expected a Box"
             )
         check_action_box(action_space)
-        if horizon < 1:
-            raise ValueError(f"horizon is {horizon}, expected at least 1")
+        require_count("horizon", horizon)
         self.horizon = horizon
         self.action_dim = action_space.shape[0]
         self.low = torch.as_tensor(action_space.low, dtype=torch.float32)
@@ -75,11 +75,37 @@ class Planner(ABC):
             proposals: Sequences (E, K, H, A) that somebody suggests; they compete with the planner's own candidates.
         """
 
+    def check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:
+        """Raise unless the arguments of `plan` fit together."""
+        mean, expected = warm_start.mean, (n_envs, self.horizon, self.action_dim)
+        if tuple(mean.shape) != expected:
+            raise ValueError(f"warm_start.mean has shape {tuple(mean.shape)}, expected {expected}")
+        if proposals is None:
+            return
+        if proposals.ndim != 4 or (len(proposals), *proposals.shape[2:]) != expected:
+            wanted = f"({n_envs}, K, {self.horizon}, {self.action_dim})"
+            raise ValueError(f"proposals has shape {tuple(proposals.shape)}, expected {wanted}")
+
     def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Lower and upper bounds of an action, (A,) each, on a device."""
         if self.low.device != device:
             self.low, self.high = self.low.to(device), self.high.to(device)
         return self.low, self.high
+
+
+def evaluate(score: ScoreFunction, candidates: Tensor) -> Tensor:
+    """Scores (E, N) of candidates (E, N, H, A).
+
+    Raises:
+        ValueError: The score function returned another shape.
+    """
+    scores = score(candidates)
+    if scores.shape != candidates.shape[:2]:
+        raise ValueError(
+            f"the score function returned shape {tuple(scores.shape)} for candidates of shape "
+            f"{tuple(candidates.shape)}, expected {tuple(candidates.shape[:2])}"
+        )
+    return scores
 
 
 def best_first(candidates: Tensor, scores: Tensor, n: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,6 @@
 """Checks of arguments: each error names the argument, what it was and what it should be."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from numbers import Integral, Real
 
 import torch
@@ -22,6 +22,18 @@ def require_number(name: str, value: float, low: float, high: float, *, open_low
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
     if not (low < value <= high if open_low else low <= value <= high):
         raise ValueError(f"{name} is {value}, expected a number in {'(' if open_low else '['}{low}, {high}]")
+
+
+def require_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}, expected one of {', '.join(choices)}")
+
+
+def require_counts(settings: object, **minimums: int) -> None:
+    """Raise unless the attributes of these names are integers of at least these values."""
+    for name, minimum in minimums.items():
+        require_count(name, getattr(settings, name), minimum)
 
 
 def require_flat_box(name: str, space: object) -> None:
