@@ -37,6 +37,8 @@ class ModelConfig:
     """Of Adam."""
     weight_decay: tuple[float, ...] = (1e-4,)
     """L2 penalty: 0.5 times this times the sum of squared weights. One value, or one for each layer."""
+    bound_penalty: float = 0.01
+    """Weight of the penalty that pulls the bounds of the log-variance together."""
     propagation: Propagation = "tsinf"
     """How rollouts follow particles: each with its member, shuffled at every step (ts1), or the mean of all."""
     normalize_targets: bool = True
@@ -77,7 +79,7 @@ class PETS:
             encoder.state_space,
             encoder.context_space,
             task.action_space,
-            partial(GaussianMixtureMLP, hidden=model.hidden),
+            partial(GaussianMixtureMLP, hidden=model.hidden, bound_penalty=model.bound_penalty),
             n_models=model.n_models,
             n_modes=model.n_modes,
             n_particles_per_model=model.n_particles_per_model,
@@ -113,12 +115,13 @@ PETS.presets = {
         icem=ICEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4),
     ),
     # The released code's settings for cart-pole. Its loss is 2 / D times ours for D state dimensions (it takes the
-    # mean over dimensions and leaves the factor 1/2 out), so that its weight decay counts D / 2 = 2 times as much here.
+    # mean over dimensions and leaves the factor 1/2 out), so that its penalties count D / 2 = 2 times as much here.
     "paper": PETS(
         model=ModelConfig(
             n_particles_per_model=4,
             hidden=(500, 500, 500),
             weight_decay=(2e-4, 5e-4, 5e-4, 1e-3),
+            bound_penalty=0.02,
             normalize_targets=False,
         ),
         learning=ModelLearningConfig(

@@ -1,17 +1,20 @@
 """The settings of a run, its presets, its command line, and its config.json."""
 
+import contextlib
 import dataclasses
 import difflib
 import importlib
+import io
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, NoReturn, Protocol, TypeVar, cast
 
 import torch
 import tyro
-from pydantic import TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import WandbSettings
@@ -77,7 +80,7 @@ class RunConfig(Generic[A]):
     """Labels to find the run by."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     """How long to train, and how often to look up."""
-    settings: Annotated[A, tyro.conf.arg(name="")] = cast(A, None)
+    settings: Annotated[A, tyro.conf.arg(name="")] = field(kw_only=True)
     """Settings of the agent."""
 
     def __post_init__(self) -> None:
@@ -86,13 +89,9 @@ class RunConfig(Generic[A]):
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}, expected at least 0")
-        try:
-            torch.device(self.device)
-        except RuntimeError:
-            raise ValueError(f"device is {self.device!r}, expected cpu, cuda or cuda:N") from None
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ValueError(f"device is {self.device!r}, but torch finds no GPU here")
-        if self.name is not None and (not self.name or Path(self.name).name != self.name):
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device is {self.device!r}, expected cpu, cuda or cuda:N")
+        if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
             raise ValueError(f"name is {self.name!r}, expected the name of a folder, without slashes")
 
     @property
@@ -129,7 +128,7 @@ def agent_class(name: str) -> type[Any]:
         raise ValueError(f"unknown agent {name!r}{hint} (known: {', '.join(AGENTS)}, or package.module:Class)")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no name of a module
         raise ValueError(f"unknown agent {name!r}: {error}") from error
     if not dataclasses.is_dataclass(found) or not callable(getattr(found, "build", None)):
         raise ValueError(f"agent {name!r} is not a dataclass with a method build(task, device, *, seed)")
@@ -153,10 +152,37 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
         trainer=TRAINER_PRESETS[preset],
         settings=getattr(cls, "presets", {}).get(preset) or cls(),
     )
-    return cast(
-        "RunConfig[Any]",
-        tyro.cli(RunConfig[cls], args=args, default=default, prog="python -m experiments.train"),  # type: ignore[valid-type]
-    )
+    run_config: Any = RunConfig
+    config: RunConfig[Any] = command_line(run_config[cls], args, prog="python -m experiments.train", default=default)
+    if config.agent != agent:
+        raise ValueError(f"the agent {config.agent!r} has to come first, or as --agent {config.agent}")
+    return config
+
+
+def command_line(cls: Any, args: Sequence[str], *, prog: str, default: Any = tyro.MISSING_NONPROP) -> Any:
+    """An object of a dataclass, its fields from the command line.
+
+    Raises:
+        ValueError: The command line cannot be parsed; the message is one line.
+        SystemExit: It asks for help.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(cls, args=args, default=default, prog=prog)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_without_box(said.getvalue()).removeprefix(f"{cls.__name__}: ")) from None
+
+
+def _without_box(text: str) -> str:
+    """What tyro says in a box of several lines: without its frame, its title, and advice to read the help."""
+    _, *lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
+    lines = [line.strip("│|╰╯ ") for line in lines]
+    sections = re.split(r" *[─-]{5,} *", " ".join(lines))
+    told = [part.strip() for part in sections if part and not part.startswith(("For full help", "Argument help"))]
+    return "; ".join(told).removeprefix("Error parsing ")
 
 
 def to_json(config: RunConfig[Any]) -> str:
@@ -176,12 +202,13 @@ def from_json(path: Path) -> RunConfig[Any]:
         ValueError: There is no such file, or it does not hold the settings of a run.
     """
     try:
-        text = path.read_text()
+        text = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     try:
         agent = TypeAdapter(_AgentName).validate_json(text).agent
-        return cast("RunConfig[Any]", _adapter(agent).validate_json(text))
+        config: RunConfig[Any] = _adapter(agent).validate_json(text)
+        return config
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -194,7 +221,11 @@ class _AgentName:
 
 
 def _adapter(agent: str) -> TypeAdapter[Any]:
-    return TypeAdapter(RunConfig[agent_class(agent)])  # type: ignore[misc]
+    run_config: Any = RunConfig
+    try:
+        return TypeAdapter(run_config[agent_class(agent)])
+    except PydanticSchemaGenerationError as error:
+        raise ValueError(f"agent {agent!r} has a setting that config.json cannot hold: {error.message}") from error
 
 
 def _agent_first(args: list[str]) -> list[str]:
@@ -208,18 +239,19 @@ def _agent_first(args: list[str]) -> list[str]:
 
 
 def _preset(args: Sequence[str]) -> Preset:
-    preset = "demo"
+    preset: str = "demo"
     for i, arg in enumerate(args):
         if arg == "--preset" and i + 1 < len(args):
             preset = args[i + 1]
         if arg.startswith("--preset="):
             preset = arg.partition("=")[2]
-    if preset not in TRAINER_PRESETS:
-        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(TRAINER_PRESETS)}")
-    return cast(Preset, preset)
+    for known in TRAINER_PRESETS:
+        if preset == known:
+            return known
+    raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(TRAINER_PRESETS)}")
 
 
-def fail(message: object) -> None:
+def fail(message: object) -> NoReturn:
     """End the program because of bad input: one line, exit code 2."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
     raise SystemExit(2)

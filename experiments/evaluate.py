@@ -1,16 +1,20 @@
 """Play episodes with a trained agent: `python -m experiments.evaluate runs/NAME --episodes 10 --video policy.gif`."""
 
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import tyro
 
-from experiments.config import fail, from_json
-from experiments.pictures import record_episode, write_gif
+from experiments.config import RunConfig, command_line, fail, from_json
+from experiments.pictures import record_episode
 from experiments.run import CHECKPOINT, CONFIG, build_agent, can_render, play
 from layeredrl.checkpoint import load_checkpoint
+from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
 
 
@@ -26,18 +30,44 @@ class EvaluateConfig:
     """Of the episodes; far from those of training."""
     video: Path | None = None
     """Write one more episode to this GIF."""
+    device: str | None = None
+    """Where the agent computes; where it was trained by default."""
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("episodes", 1), ("seed", 0)):
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {minimum}")
+        if self.video is not None and self.video.suffix.lower() != ".gif":
+            raise ValueError(f"video is {self.video}, expected a name that ends in .gif")
+        if self.video is not None and not os.access(self.video.parent, os.W_OK):
+            raise ValueError(f"video {self.video} cannot be written: {self.video.parent} is no folder to write to")
+
+
+def load(args: EvaluateConfig) -> tuple[RunConfig[Any], Hierarchy, int]:
+    """The run's settings, its agent, and for how many environment steps that has been trained.
+
+    Raises:
+        ValueError: The run cannot be read, or its parts do not fit together.
+    """
+    config = from_json(args.run / CONFIG)
+    config = replace(config, device=args.device or config.device)
+    agent = build_agent(config)
+    path = args.run / CHECKPOINT
+    state = load_checkpoint(path, config.device)
+    try:
+        agent.load_state_dict(state["agent"])
+        return config, agent, int(state["n_total_env_steps"])
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        first, *others = str(error).splitlines()  # torch names every tensor that does not fit; one will do
+        reason = f"{type(error).__name__}: {first} {''.join(others[:1])}"
+        raise ValueError(f"{path} does not fit the settings in {CONFIG}: {reason}") from error
 
 
 def main() -> None:
     """Load, play, tell."""
-    args = tyro.cli(EvaluateConfig, prog="python -m experiments.evaluate", args=sys.argv[1:])
     try:
-        if args.episodes < 1:
-            raise ValueError(f"episodes is {args.episodes}, expected at least 1")
-        config = from_json(args.run / CONFIG)
-        _, agent = build_agent(config)
-        state = load_checkpoint(args.run / CHECKPOINT, config.device)
-        agent.load_state_dict(state["agent"])
+        args = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
+        config, agent, n_total_env_steps = load(args)
         if args.video is not None and not can_render(config.env):
             raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
     except (ValueError, TypeError) as error:
@@ -46,15 +76,16 @@ def main() -> None:
     returns = np.array([episode.episode_return for episode in episodes])
     rows = {
         "run": str(args.run),
-        "trained for": f"{state['n_total_env_steps']} environment steps",
+        "trained for": f"{n_total_env_steps} environment steps",
         "episodes": str(len(episodes)),
         "return": f"{returns.mean():.1f} ± {returns.std():.1f} (min {returns.min():.1f}, max {returns.max():.1f})",
         "length": f"{np.mean([episode.length for episode in episodes]):.1f}",
     }
     if args.video is not None:
-        frames, fps, episode = record_episode(config, agent, args.seed)
-        write_gif(args.video, frames, fps)
-        rows["video"] = f"{args.video} (return {episode.episode_return:.1f})"
+        try:
+            rows["video"] = f"{args.video} (return {record_episode(config, agent, args.video, seed=args.seed):.1f})"
+        except gym.error.Error as error:  # a package for drawing is not installed, for instance
+            rows["video"] = f"none: {error}"
     closing_table(rows, title="Evaluation")
 
 

@@ -1,9 +1,11 @@
 """The end of a run: pictures, and a table of what came out."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 
 from experiments.config import RunConfig
@@ -13,7 +15,6 @@ from experiments.pictures import (
     draw_model,
     record_episode,
     world_model_of,
-    write_gif,
 )
 from experiments.run import CHECKPOINT, METRICS, can_render
 from layeredrl.collector import Episode
@@ -21,45 +22,51 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger, closing_table
 
 
-def finish(
-    config: RunConfig[Any],
-    agent: Hierarchy,
-    folder: Path,
-    logger: Logger,
-    episodes: Sequence[Episode],
-    seconds: float,
-    cpu_seconds: float,
-) -> None:
+@dataclass(frozen=True)
+class Training:
+    """What a training came to."""
+
+    episodes: Sequence[Episode]
+    """All that ended, in that order."""
+    n_total_env_steps: int
+    """Environment steps taken; several environments side by side may take a few more than were asked for."""
+    seconds: float
+    """Time that passed."""
+    cpu_seconds: float
+    """Time that this process computed."""
+
+
+def finish(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, training: Training) -> None:
     """Draw the pictures that the settings ask for, log them, and print the closing table."""
-    n_steps = config.trainer.n_total_env_steps
+    n_steps = training.n_total_env_steps
     rows = {
         "agent": config.agent,
         "environment": config.env,
         "seed": str(config.seed),
         "environment steps": str(n_steps),
     }
-    returns = [episode.episode_return for episode in episodes]
+    returns = [episode.episode_return for episode in training.episodes]
     if returns:
         rows["episodes"] = str(len(returns))
         rows["return, last three"] = ", ".join(f"{r:g}" for r in np.round(returns[-3:], 1))
         rows["return, best"] = f"{max(returns):.1f}"
-    rows["training time"] = f"{seconds:.1f} s ({cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
+    rows["training time"] = (
+        f"{training.seconds:.1f} s ({training.cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
+    )
     if config.pictures:
-        rows |= _draw(config, agent, folder, logger, episodes)
+        rows |= _draw(config, agent, folder, logger, training)
     rows |= {"metrics": str(folder / METRICS), "checkpoint": str(folder / CHECKPOINT)}
     logger.close()  # ends the live display before the table
     closing_table(rows)
 
 
-def _draw(
-    config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, episodes: Sequence[Episode]
-) -> dict[str, str]:
+def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, training: Training) -> dict[str, str]:
     """Draw, log, and say where the pictures are and what they show."""
     rows: dict[str, str] = {}
-    n_steps = config.trainer.n_total_env_steps
+    n_steps = training.n_total_env_steps
     title = f"{config.agent} on {config.env}, seed {config.seed}"
     curve = folder / "learning_curve.png"
-    draw_learning_curve(curve, [(e.n_total_env_steps, e.episode_return) for e in episodes], title)
+    draw_learning_curve(curve, [(e.n_total_env_steps, e.episode_return) for e in training.episodes], title)
     logger.log_figure("env/learning_curve", curve, n_steps)
     rows["learning curve"] = str(curve)
     world = world_model_of(agent)
@@ -72,8 +79,11 @@ def _draw(
         rows["model"] = f"{picture} (R² {min(scores.values()):.3f} or better)"
     if can_render(config.env):
         video = folder / "policy.gif"
-        frames, fps, episode = record_episode(config, agent, seed=config.seed + 3)
-        write_gif(video, frames, fps)
-        logger.log_video("env/policy", video, n_steps)
-        rows["video"] = f"{video} (return {episode.episode_return:.1f})"
+        try:
+            episode_return = record_episode(config, agent, video, seed=config.seed + 3)
+        except gym.error.Error as error:  # a package for drawing is not installed, for instance
+            rows["video"] = f"none: {error}"
+        else:
+            logger.log_video("env/policy", video, n_steps)
+            rows["video"] = f"{video} (return {episode_return:.1f})"
     return rows

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from experiments.config import RunConfig
-from layeredrl.collector import Collector, Episode
+from layeredrl.collector import Collector
 from layeredrl.environments import make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel, RandomLevel
@@ -22,6 +22,7 @@ from layeredrl.world_model import WorldModel
 matplotlib.use("agg")
 
 BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#888888"
+MAX_FRAMES = 1000  # an episode may have no end, and the frames wait in memory
 
 
 def world_model_of(agent: Hierarchy) -> WorldModel | None:
@@ -124,21 +125,31 @@ def draw_model(path: Path, world: WorldModel, data: Batch, names: Sequence[str],
     return scores
 
 
-def record_episode(
-    config: RunConfig[Any], agent: Hierarchy, seed: int
-) -> tuple[list[NDArray[np.uint8]], float, Episode]:
-    """Play one episode without exploration; its pictures, how many of them make a second, and the episode."""
+def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed: int) -> float:
+    """Play one episode without exploration, draw it as a GIF, and return its return.
+
+    Args:
+        config: Settings of the run.
+        agent: Acts.
+        path: Of the GIF.
+        seed: Of the episode.
+
+    Raises:
+        gymnasium.error.Error: The environment cannot draw itself here.
+    """
     env = make_vector_env(config.env, render_mode="rgb_array")
     frames: list[NDArray[np.uint8]] = []
+    rewards: list[float] = []
     try:
-        collector = Collector(env, agent, seed=seed, learn=False)
-        episodes: list[Episode] = []
-        while not episodes:
+        collector = Collector(env, agent, seed=seed, learn=False, on_step=lambda step, _: rewards.append(step.rew[0]))
+        ended = False
+        while not ended and len(frames) < MAX_FRAMES:
             frames.append(np.asarray(env.render()[0]))  # type: ignore[index]
-            episodes = collector.step(explore=False)
-        return frames, float(env.metadata.get("render_fps", 30)), episodes[0]
+            ended = bool(collector.step(explore=False))
+        write_gif(path, frames, float(env.metadata.get("render_fps", 30)))
     finally:
         env.close()
+    return float(sum(rewards))
 
 
 def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], fps: float) -> None:

@@ -1,5 +1,7 @@
 """The parts of a run, put together from its settings; shared by training and evaluation."""
 
+import contextlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -15,24 +17,32 @@ from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
 from layeredrl.randomness import seed_globals
-from layeredrl.task import TaskSpec
 
 CHECKPOINT = "checkpoint.pt"
 METRICS = "metrics.csv"
 CONFIG = "config.json"
 
 
-def build_agent(config: RunConfig[Any]) -> tuple[TaskSpec, Hierarchy]:
-    """Read the task and build the agent, from the seed; nothing is written."""
+def build_agent(config: RunConfig[Any]) -> Hierarchy:
+    """Read the task and build the agent, from the seed; nothing is written.
+
+    Raises:
+        ValueError: The settings ask for what there is not, or do not fit together.
+    """
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {config.device!r}, but torch finds {torch.cuda.device_count()} GPUs here")
     torch.set_num_threads(config.threads)
     seed_globals(config.seed)
-    task = make_task(config.env, config.n_envs)
-    return task, config.settings.build(task, torch.device(config.device), seed=config.seed)
+    agent: Hierarchy = config.settings.build(make_task(config.env, config.n_envs), device, seed=config.seed)
+    return agent
 
 
 def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
     """The collector that trains the agent."""
-    env = make_vector_env(config.env, config.n_envs, asynchronous=config.async_envs)
+    # A process that does not begin as a copy of this one knows no environments: it has to import them.
+    env_id = config.env if ":" in config.env else f"envs:{config.env}"
+    env = make_vector_env(env_id, config.n_envs, asynchronous=config.async_envs)
     return Collector(env, agent, seed=config.seed)
 
 
@@ -60,18 +70,21 @@ def open_folder(config: RunConfig[Any]) -> Path:
     Raises:
         ValueError: It holds another run, or cannot be written.
     """
-    folder = config.folder
-    if (folder / CONFIG).exists() and not config.fresh:
-        raise ValueError(f"{folder} already holds a run; --fresh replaces it, --name chooses another folder")
-    if folder.exists() and not (folder / CONFIG).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is not the folder of a run; --name chooses another one")
+    folder, text = config.folder, to_json(config)
+    made: list[Path] = []
     try:
-        if folder.exists():
-            _require_writable(folder.parent)
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
+        if folder not in made:
+            _require_replaceable(folder, config.fresh)
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-        (folder / CONFIG).write_text(to_json(config))
+        (folder / CONFIG).write_text(text)
     except OSError as error:
+        with contextlib.suppress(OSError):  # what was made for nothing; what never was cannot be removed
+            (folder / CONFIG).unlink(missing_ok=True)
+        for path in made:
+            with contextlib.suppress(OSError):
+                path.rmdir()
         raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
     return folder
 
@@ -87,6 +100,19 @@ def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
     return LoggerList(loggers)
 
 
-def _require_writable(folder: Path) -> None:
-    if not os.access(folder, os.W_OK):
+def _require_replaceable(folder: Path, fresh: bool) -> None:
+    if not _holds_run(folder) and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} exists and is not the folder of a run; --name chooses another one")
+    if _holds_run(folder) and not fresh:
+        raise ValueError(f"{folder} already holds a run; --fresh replaces it, --name chooses another folder")
+    if not os.access(folder.parent, os.W_OK):
         raise PermissionError(13, "Permission denied")
+
+
+def _holds_run(folder: Path) -> bool:
+    """Whether a folder's config.json is that of a run; other programs write files of that name too."""
+    try:
+        content = json.loads((folder / CONFIG).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and {"agent", "preset", "env", "trainer"} <= content.keys()

@@ -47,6 +47,8 @@ def require_flat_box(name: str, space: object) -> None:
 def action_width(space: object) -> int:
     """Width of an action tensor: that of a flat Box, 1 for Discrete; raises for other spaces."""
     if isinstance(space, Discrete):
+        if space.start != 0:
+            raise ValueError(f"action_space is {space}, expected one that starts at 0")
         return 1
     if not isinstance(space, Box):
         raise TypeError(f"action_space is {type(space).__name__}, expected a gymnasium Box or Discrete")

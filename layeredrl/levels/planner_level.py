@@ -153,6 +153,7 @@ class PlannerLevel(Level):
             "world": self.world.state_dict(),
             "n_total_env_steps": self.n_total_env_steps,
             "last_fit": self.last_fit,
+            "generator": self._generator.get_state(),
         }
         for name, optimizer in self._optimizers().items():
             state[name] = optimizer.state_dict()
@@ -161,6 +162,7 @@ class PlannerLevel(Level):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.world.load_state_dict(state["world"])
         self.n_total_env_steps, self.last_fit = state["n_total_env_steps"], state["last_fit"]
+        self._generator.set_state(state["generator"].cpu())
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state[name])
 

@@ -103,20 +103,19 @@ class ICEM(Planner):
         for i, n_samples in enumerate(self.populations):
             noise = colored_noise((n_envs, n_samples, *mean.shape[1:]), self._basis, generator)
             candidates = torch.addcmul(mean.unsqueeze(1), noise, std.unsqueeze(1)).clamp(low, high)
-            if config.add_mean and i == len(self.populations) - 1:
-                candidates[:, 0] = mean
-            extra = [candidates]
+            extra = []
             if i == 0 and config.shift_elites and self.n_reused:
                 extra.append(self._shifted_elites(warm_start, candidates))
             if i == 0 and proposals is not None:
                 extra.append(proposals.clamp(low, high))
-            candidates = torch.cat(extra, 1) if len(extra) > 1 else candidates
+            if config.add_mean and i == len(self.populations) - 1:
+                candidates[:, 0] = mean
+            candidates = torch.cat([candidates, *extra], 1) if extra else candidates
             scores = evaluate(score, candidates)
             if i == 0 and config.shift_elites and self.n_reused:
-                stand_ins = scores[:, n_samples : n_samples + self.n_reused]
-                scores[:, n_samples : n_samples + self.n_reused] = stand_ins.masked_fill(
-                    warm_start.fresh.unsqueeze(1), -torch.inf
-                )
+                stand_in = torch.arange(candidates.shape[1], device=scores.device) - n_samples
+                stand_in = (stand_in >= 0) & (stand_in < self.n_reused) & warm_start.fresh.unsqueeze(1)
+                scores = scores.masked_fill(stand_in, -torch.inf)
             if elites is not None and elite_scores is not None and config.keep_elites and self.n_reused:
                 candidates = torch.cat([candidates, elites[:, : self.n_reused]], 1)
                 scores = torch.cat([scores, elite_scores[:, : self.n_reused]], 1)
@@ -142,7 +141,5 @@ class ICEM(Planner):
         The new last action comes from the current distribution, that is, from the candidates.
         """
         donors = candidates[:, : self.n_reused]
-        if donors.shape[1] < self.n_reused:
-            donors = donors.expand(-1, self.n_reused, -1, -1)
         shifted = shift(warm_start.elites, donors[:, :, -1])
         return torch.where(warm_start.fresh[:, None, None, None], donors, shifted)

@@ -77,9 +77,13 @@ class Planner(ABC):
 
     def check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:
         """Raise unless the arguments of `plan` fit together."""
-        mean, expected = warm_start.mean, (n_envs, self.horizon, self.action_dim)
-        if tuple(mean.shape) != expected:
-            raise ValueError(f"warm_start.mean has shape {tuple(mean.shape)}, expected {expected}")
+        expected = (n_envs, self.horizon, self.action_dim)
+        for key in warm_start.get_keys():
+            shape = tuple(warm_start[key].shape)
+            if shape[0] != n_envs or (key == "mean" and shape != expected):
+                raise ValueError(
+                    f"warm_start.{key} has shape {shape}, expected {expected if key == 'mean' else n_envs}"
+                )
         if proposals is None:
             return
         if proposals.ndim != 4 or (len(proposals), *proposals.shape[2:]) != expected:

@@ -197,7 +197,7 @@ def test_the_warm_start_is_the_mean_shifted_by_one_with_an_action_of_zero():
 
 
 def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():
-    # The room at a bound is zero: a mean that starts there stays there for good. Known to fail: the last mean is zero.
+    # The room at a bound is zero: a mean that starts there stays there for good.
     planner = CEM(spaces.Box(0.5, 1.5, (A,)), CEMConfig(**SETTINGS))
     memory = planner.plan(flat, E, planner.start(E, CPU), torch.Generator()).warm_start
     recorder = Recorder(flat)
@@ -210,7 +210,6 @@ def test_a_start_is_the_middle_of_the_bounds():
     close(planner.start(E, CPU).mean, np.stack([middle()] * E))
 
 
-# Known to fail: "execute", NaN and "stop_variance" are not checked.
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -1,0 +1,175 @@
+"""How fast the ensemble is, as ratios to bare matrix products: `python -m experiments.benchmarks.model`.
+
+The reference is a chain of `torch.bmm` calls of the network's shapes in float32, with nothing between them, under torch's
+default flags. Reference and candidate alternate in one process; a ratio compares the medians (and the minima) of process
+CPU time. The table is made in a process for each number of threads.
+"""
+
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+import tyro
+from gymnasium.spaces import Box
+from matplotlib.figure import Figure
+from tianshou.data import Batch
+from torch import Tensor, nn
+
+from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.nets import GaussianMixtureMLP
+
+MEMBERS, STATE, ACTION, HIDDEN = 5, 17, 6, (200, 200, 200, 200)
+
+
+@dataclass(frozen=True)
+class ModelBenchmark:
+    """Measure the ensemble's speed."""
+
+    threads: tuple[int, ...] = (1, 2)
+    """Numbers of torch threads to measure with."""
+    rounds: int = 15
+    """Alternations of reference and candidate."""
+    growth: bool = True
+    """Whether to measure how rollout time grows with candidates, members and horizon."""
+    output: Path = Path("experiments/results/model_speed.md")
+    """Where the table goes."""
+    worker: bool = False
+    """Print the rows for this process's threads; used by the command itself."""
+
+
+def box(width: int) -> Box:
+    """An unbounded space."""
+    return Box(-np.inf, np.inf, (width,))
+
+
+def make_ensemble(
+    state: int, action: int, hidden: Sequence[int], *, members: int = MEMBERS, particles: int = 1, **kwargs: object
+) -> ProbabilisticEnsemble:
+    """An ensemble of the built-in network, or of `partial_net`."""
+    torch.manual_seed(0)
+    net = kwargs.pop("partial_net", partial(GaussianMixtureMLP, hidden=tuple(hidden)))
+    return ProbabilisticEnsemble(
+        box(state), box(0), Box(-1, 1, (action,)), net, n_models=members, n_particles_per_model=particles, **kwargs
+    ).eval()
+
+
+class StandardNet(nn.Module):
+    """What a user might write: layers of torch in a Sequential."""
+
+    def __init__(self, state_space: Box, context_space: Box, action_space: Box, *, hidden: Sequence[int], norm: bool) -> None:
+        super().__init__()
+        widths = [state_space.shape[0] + context_space.shape[0] + action_space.shape[0], *hidden]
+        layers: list[nn.Module] = []
+        for a, b in zip(widths[:-1], widths[1:], strict=True):
+            layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if norm else []), nn.SiLU()]
+        self.state_dim = state_space.shape[0]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 2 * self.state_dim + 1))
+
+    def forward(self, state: Tensor, context: Tensor, action: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        """Mean, standard deviation and termination probability."""
+        mean, raw, term = self.layers(torch.cat([state, context, action], -1)).split([self.state_dim, self.state_dim, 1], -1)
+        return (mean, torch.nn.functional.softplus(raw) + 1e-3), torch.sigmoid(term).squeeze(-1)
+
+
+def chain(rows: int, widths: Sequence[int], repeats: int) -> Callable[[], None]:
+    """Bare forward products of a network, `repeats` times."""
+    x = torch.randn(MEMBERS, rows, widths[0])
+    weights = [torch.randn(MEMBERS, a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+
+    def run() -> None:
+        for _ in range(repeats):
+            h = x
+            for w in weights:
+                h = torch.bmm(h, w)
+
+    return run
+
+
+def training_chain(rows: int, widths: Sequence[int]) -> Callable[[], None]:
+    """Bare products of a forward and a backward pass: outputs, weight gradients, and input gradients but for the first."""
+    pairs = list(zip(widths[:-1], widths[1:], strict=True))
+    xs = [torch.randn(MEMBERS, rows, a) for a, _ in pairs]
+    ws = [torch.randn(MEMBERS, a, b) for a, b in pairs]
+    gs = [torch.randn(MEMBERS, rows, b) for _, b in pairs]
+
+    def run() -> None:
+        for i, (x, w, g) in enumerate(zip(xs, ws, gs, strict=True)):
+            torch.bmm(x, w)
+            torch.bmm(x.mT, g)
+            if i:
+                torch.bmm(g, w.mT)
+
+    return run
+
+
+def compare(name: str, bar: float | None, reference: Callable[[], object], run: Callable[[], object], rounds: int) -> str:
+    """A row of the table: ratios of medians and minima of process CPU time, and both medians in milliseconds."""
+    for warm in (reference, run, reference, run):
+        warm()
+    times: dict[str, list[float]] = {"reference": [], "run": []}
+    for _ in range(rounds):
+        for key, function in (("reference", reference), ("run", run)):
+            start = time.process_time()
+            function()
+            times[key].append(1e3 * (time.process_time() - start))
+    ref, own = times["reference"], times["run"]
+    wanted = "" if bar is None else f"{bar:.2f}"
+    return (
+        f"| {name} | {wanted} | {median(own) / median(ref):.2f} | {min(own) / min(ref):.2f} | "
+        f"{median(own):.2f} | {median(ref):.2f} |"
+    )
+
+
+def rows(rounds: int) -> list[str]:
+    """All rows, for the number of threads that torch has now."""
+    widths = [STATE + ACTION, *HIDDEN, 2 * STATE + 1]
+    result: list[str] = []
+
+    def rollout(ensemble: ProbabilisticEnsemble, candidates: int) -> Callable[[], object]:
+        state, context = torch.randn(candidates, STATE), torch.zeros(candidates, 0)
+        actions = torch.rand(candidates, 30, ACTION) * 2 - 1
+        return torch.no_grad()(lambda: ensemble.rollout(state, context, actions))
+
+    big = chain(1600, widths, 30)
+    ensemble = make_ensemble(STATE, ACTION, HIDDEN, particles=4)
+    result.append(compare("rollout, 400 candidates x 4 particles, float32", 1.0, big, rollout(ensemble, 400), rounds))
+    reduced = make_ensemble(STATE, ACTION, HIDDEN, particles=4, rollout_dtype=torch.bfloat16)
+    result.append(compare("the same in bfloat16", 0.40, big, rollout(reduced, 400), rounds))
+    result.append(compare("rollout, 1 candidate x 4 particles", 1.5, chain(4, widths, 30), rollout(ensemble, 1), 4 * rounds))
+
+    learner = make_ensemble(STATE, ACTION, HIDDEN, create_optimizer=True, partition_batch=True).train()
+    n = 256 * MEMBERS
+    batch = Batch(
+        state=torch.randn(n, STATE),
+        context=torch.zeros(n, 0),
+        act=torch.randn(n, ACTION),
+        state_next=torch.randn(n, STATE),
+        terminated=torch.zeros(n),
+    )
+    result.append(compare("learn, 256 rows a member", 1.35, training_chain(256, widths), lambda: learner.learn([batch]), 4 * rounds))
+
+    small = (128, 128)
+    state, context, action = torch.randn(25_600, 2), torch.zeros(25_600, 0), torch.randn(25_600, 2)
+    density = make_ensemble(2, 2, small)
+
+    def log_prob(ensemble: ProbabilisticEnsemble) -> Callable[[], object]:
+        return torch.no_grad()(lambda: ensemble.get_log_prob(state, context, action, state))
+
+    bare = chain(25_600, [4, *small, 5], 1)
+    result.append(compare("get_log_prob, 25,600 rows, 2 x 128", 1.2, bare, log_prob(density), 2 * rounds))
+    for norm, label in ((False, "a user's Linear and SiLU"), (True, "a user's Linear, LayerNorm and SiLU")):
+        net = partial(StandardNet, hidden=small, norm=norm)
+        users = make_ensemble(2, 2, small, partial_net=net)
+        name = f"get_log_prob, {label}, against the built-in network"
+        built_in = log_prob(make_ensemble(2, 2, small, partial_net=partial(GaussianMixtureMLP, hidden=small, layer_norm=norm)))
+        result.append(compare(name, 1.2, built_in, log_prob(users), 2 * rounds))
+    return result

@@ -1,0 +1,41 @@
+"""Agents as a person might bring them, and some that cannot be used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import RandomLevel
+from layeredrl.task import TaskSpec
+
+
+@dataclass(frozen=True)
+class Hold:
+    """Random actions, each held for some steps."""
+
+    duration: int = 2
+    """Environment steps."""
+
+    presets: ClassVar[dict[str, "Hold"]]
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        return Hierarchy([RandomLevel(task.action_space, duration=self.duration)], task, device)
+
+
+Hold.presets = {"debug": Hold(duration=5)}
+
+
+@dataclass(frozen=True)
+class Strange(Hold):
+    """Has a setting that is no plain value."""
+
+    function: Callable[[int], int] | torch.Tensor | None = None
+
+
+class NoDataclass:
+    """Has a build, but no settings."""
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        raise NotImplementedError
