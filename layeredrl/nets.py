@@ -12,7 +12,9 @@ MIN_STD = 1e-12
 """Input dimensions that vary less than this are only centred (the rule of the released PETS code)."""
 
 
-def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) -> nn.Sequential:
+def mlp(
+    widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU, *, layer_norm: bool = False
+) -> nn.Sequential:
     """Linear layers with an activation between every two, none after the last.
 
     Weights are drawn from a normal distribution of standard deviation 1 / (2 sqrt(fan_in)), cut at two standard
@@ -21,6 +23,7 @@ def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) ->
     Args:
         widths: Input width, hidden widths, output width.
         activation: Makes the activation module.
+        layer_norm: Whether to normalise the hidden layers before their activation.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
@@ -28,8 +31,8 @@ def mlp(widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU) ->
         std = 0.5 / max(fan_in, 1) ** 0.5
         nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
         nn.init.zeros_(linear.bias)
-        layers += [linear, activation()]
-    return nn.Sequential(*layers[:-1])
+        layers += [linear, nn.LayerNorm(fan_out), activation()] if layer_norm else [linear, activation()]
+    return nn.Sequential(*layers[: -2 if layer_norm else -1])
 
 
 class InputStandardizer(nn.Module):
@@ -89,6 +92,7 @@ class GaussianMixtureMLP(nn.Module):
         n_modes: Number of Gaussians K.
         hidden: Widths of the hidden layers.
         activation: Makes the activation module.
+        layer_norm: Whether to normalise the hidden layers before their activation.
         bound_penalty: Weight of the penalty that pulls the log-variance bounds together (PETS: 0.01).
     """
 
@@ -101,6 +105,7 @@ class GaussianMixtureMLP(nn.Module):
         *,
         hidden: Sequence[int] = (200, 200, 200, 200),
         activation: Callable[[], nn.Module] = nn.SiLU,
+        layer_norm: bool = False,
         bound_penalty: float = 0.01,
     ) -> None:
         super().__init__()
@@ -115,7 +120,7 @@ class GaussianMixtureMLP(nn.Module):
         n_outputs = 2 * self.n_gaussian + 1 + (n_modes if n_modes > 1 else 0)
         n_outputs += -n_outputs % 16
         self.standardizer = InputStandardizer(n_inputs)
-        self.layers = mlp([n_inputs, *hidden, n_outputs], activation)
+        self.layers = mlp([n_inputs, *hidden, n_outputs], activation, layer_norm=layer_norm)
         self.bounds = BoundedStd(self.n_gaussian)
 
     def _inputs(self, state: Tensor, context: Tensor, action: Tensor) -> Tensor:

@@ -10,12 +10,14 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import tyro
 from matplotlib.figure import Figure
+
+from experiments.benchmarks.machine import processor
 
 SOLVED_RETURN, SOLVED_EPISODES = 200.0, 3
 
@@ -30,8 +32,8 @@ class CartPoleBenchmark:
     """Instances of the environment side by side."""
     output: Path = Path("experiments/results/cartpole_pets.md")
     """Where the table goes."""
-    train_args: tuple[str, ...] = ()
-    """Further arguments for experiments.train."""
+    train_args: tyro.conf.Suppress[tuple[str, ...]] = ()
+    """Further arguments for experiments.train: what follows `--`."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def table(config: CartPoleBenchmark, results: Sequence[Result]) -> str:
     solved = [r.solved_at for r in results if r.solved_at is not None]
     command = ["python -m experiments.benchmarks.cartpole", "--seeds", *map(str, config.seeds)]
     command += ["--n-envs", str(config.n_envs)] if config.n_envs != 1 else []
-    command += ["--train-args", *config.train_args] if config.train_args else []
+    command += ["--", *config.train_args] if config.train_args else []
     lines = [
         "# PETS on ContinuousCartPole-v0",
         "",
@@ -99,7 +101,7 @@ def table(config: CartPoleBenchmark, results: Sequence[Result]) -> str:
         f"{len(solved)} of {len(results)} solved; steps: {median}; CPU seconds per step: median "
         f"{statistics.median(cpu):.4f}, largest {max(cpu):.4f}.",
         "",
-        f"Machine: {_processor()}; Python {platform.python_version()}, "
+        f"Machine: {processor()}; Python {platform.python_version()}, "
         + ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "gymnasium", "tianshou"))
         + "; one thread.",
         "",
@@ -120,18 +122,11 @@ def draw(path: Path, results: Sequence[Result]) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} cores of {names[0]}" if names else platform.machine()
-
-
 def main() -> None:
     """Run all seeds, rewriting the table after each."""
-    config = tyro.cli(CartPoleBenchmark, prog="python -m experiments.benchmarks.cartpole")
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    config = tyro.cli(CartPoleBenchmark, prog="python -m experiments.benchmarks.cartpole", args=sys.argv[1:cut])
+    config = replace(config, train_args=tuple(sys.argv[cut + 1 :]))
     results: list[Result] = []
     for seed in config.seeds:
         results.append(run_seed(config, seed))

@@ -1,8 +1,8 @@
 """How fast the ensemble is, as ratios to bare matrix products: `python -m experiments.benchmarks.model`.
 
-The reference is a chain of `torch.bmm` calls of the network's shapes in float32, with nothing between them, under torch's
-default flags. Reference and candidate alternate in one process; a ratio compares the medians (and the minima) of process
-CPU time. The table is made in a process for each number of threads.
+The reference is a chain of `torch.bmm` calls of the network's shapes in float32, with nothing between them, under
+torch's default flags. Reference and candidate alternate in one process; a ratio compares the medians (and the minima)
+of process CPU time. The table is made in a process for each number of threads.
 """
 
 import platform
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -24,6 +25,7 @@ from matplotlib.figure import Figure
 from tianshou.data import Batch
 from torch import Tensor, nn
 
+from experiments.benchmarks.machine import processor
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
 
@@ -65,25 +67,29 @@ def make_ensemble(
 class StandardNet(nn.Module):
     """What a user might write: layers of torch in a Sequential."""
 
-    def __init__(self, state_space: Box, context_space: Box, action_space: Box, *, hidden: Sequence[int], norm: bool) -> None:
+    def __init__(
+        self, state_space: Box, context_space: Box, action_space: Box, *, hidden: Sequence[int], norm: bool
+    ) -> None:
         super().__init__()
         widths = [state_space.shape[0] + context_space.shape[0] + action_space.shape[0], *hidden]
         layers: list[nn.Module] = []
-        for a, b in zip(widths[:-1], widths[1:], strict=True):
+        for a, b in pairwise(widths):
             layers += [nn.Linear(a, b), *([nn.LayerNorm(b)] if norm else []), nn.SiLU()]
         self.state_dim = state_space.shape[0]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 2 * self.state_dim + 1))
 
     def forward(self, state: Tensor, context: Tensor, action: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Mean, standard deviation and termination probability."""
-        mean, raw, term = self.layers(torch.cat([state, context, action], -1)).split([self.state_dim, self.state_dim, 1], -1)
+        mean, raw, term = self.layers(torch.cat([state, context, action], -1)).split(
+            [self.state_dim, self.state_dim, 1], -1
+        )
         return (mean, torch.nn.functional.softplus(raw) + 1e-3), torch.sigmoid(term).squeeze(-1)
 
 
 def chain(rows: int, widths: Sequence[int], repeats: int) -> Callable[[], None]:
     """Bare forward products of a network, `repeats` times."""
     x = torch.randn(MEMBERS, rows, widths[0])
-    weights = [torch.randn(MEMBERS, a, b) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    weights = [torch.randn(MEMBERS, a, b) for a, b in pairwise(widths)]
 
     def run() -> None:
         for _ in range(repeats):
@@ -95,8 +101,8 @@ def chain(rows: int, widths: Sequence[int], repeats: int) -> Callable[[], None]:
 
 
 def training_chain(rows: int, widths: Sequence[int]) -> Callable[[], None]:
-    """Bare products of a forward and a backward pass: outputs, weight gradients, and input gradients but for the first."""
-    pairs = list(zip(widths[:-1], widths[1:], strict=True))
+    """Bare products of a forward and a backward pass: outputs, gradients of weights and of all inputs but the first."""
+    pairs = list(pairwise(widths))
     xs = [torch.randn(MEMBERS, rows, a) for a, _ in pairs]
     ws = [torch.randn(MEMBERS, a, b) for a, b in pairs]
     gs = [torch.randn(MEMBERS, rows, b) for _, b in pairs]
@@ -111,7 +117,9 @@ def training_chain(rows: int, widths: Sequence[int]) -> Callable[[], None]:
     return run
 
 
-def compare(name: str, bar: float | None, reference: Callable[[], object], run: Callable[[], object], rounds: int) -> str:
+def compare(
+    name: str, bar: float | None, reference: Callable[[], object], run: Callable[[], object], rounds: int
+) -> str:
     """A row of the table: ratios of medians and minima of process CPU time, and both medians in milliseconds."""
     for warm in (reference, run, reference, run):
         warm()
@@ -144,7 +152,9 @@ def rows(rounds: int) -> list[str]:
     result.append(compare("rollout, 400 candidates x 4 particles, float32", 1.0, big, rollout(ensemble, 400), rounds))
     reduced = make_ensemble(STATE, ACTION, HIDDEN, particles=4, rollout_dtype=torch.bfloat16)
     result.append(compare("the same in bfloat16", 0.40, big, rollout(reduced, 400), rounds))
-    result.append(compare("rollout, 1 candidate x 4 particles", 1.5, chain(4, widths, 30), rollout(ensemble, 1), 4 * rounds))
+    result.append(
+        compare("rollout, 1 candidate x 4 particles", 1.5, chain(4, widths, 30), rollout(ensemble, 1), 4 * rounds)
+    )
 
     learner = make_ensemble(STATE, ACTION, HIDDEN, create_optimizer=True, partition_batch=True).train()
     n = 256 * MEMBERS
@@ -155,7 +165,11 @@ def rows(rounds: int) -> list[str]:
         state_next=torch.randn(n, STATE),
         terminated=torch.zeros(n),
     )
-    result.append(compare("learn, 256 rows a member", 1.35, training_chain(256, widths), lambda: learner.learn([batch]), 4 * rounds))
+    result.append(
+        compare(
+            "learn, 256 rows a member", 1.35, training_chain(256, widths), lambda: learner.learn([batch]), 4 * rounds
+        )
+    )
 
     small = (128, 128)
     state, context, action = torch.randn(25_600, 2), torch.zeros(25_600, 0), torch.randn(25_600, 2)
@@ -170,6 +184,79 @@ def rows(rounds: int) -> list[str]:
         net = partial(StandardNet, hidden=small, norm=norm)
         users = make_ensemble(2, 2, small, partial_net=net)
         name = f"get_log_prob, {label}, against the built-in network"
-        built_in = log_prob(make_ensemble(2, 2, small, partial_net=partial(GaussianMixtureMLP, hidden=small, layer_norm=norm)))
+        built_in = log_prob(
+            make_ensemble(2, 2, small, partial_net=partial(GaussianMixtureMLP, hidden=small, layer_norm=norm))
+        )
         result.append(compare(name, 1.2, built_in, log_prob(users), 2 * rounds))
     return result
+
+
+def growth(path: Path) -> None:
+    """How rollout time grows with candidates, members and horizon; a picture."""
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    sweeps = {
+        "candidates": (1, 4, 16, 64, 256, 1024, 4096),
+        "members": (1, 2, 4, 8, 16),
+        "horizon": (1, 3, 10, 30, 100),
+    }
+    default = {"candidates": 400, "members": MEMBERS, "horizon": 30}
+    for axes, (name, values) in zip(figure.subplots(1, 3), sweeps.items(), strict=True):
+        seconds = []
+        for value in values:
+            size = {**default, name: value}
+            ensemble = make_ensemble(STATE, ACTION, HIDDEN, members=size["members"], particles=4)
+            n = size["candidates"]
+            state, context = torch.randn(n, STATE), torch.zeros(n, 0)
+            actions = torch.rand(n, size["horizon"], ACTION)
+            with torch.no_grad():
+                ensemble.rollout(state, context, actions)
+                start = time.process_time()
+                ensemble.rollout(state, context, actions)
+                seconds.append(time.process_time() - start)
+        axes.loglog(values, seconds, "o-")
+        axes.loglog(values, [seconds[-1] * v / values[-1] for v in values], ":", color="grey", label="linear")
+        axes.set(xlabel=name, ylabel="CPU seconds a rollout")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure for each number of threads in a process of its own, and write the table."""
+    config = tyro.cli(ModelBenchmark, prog="python -m experiments.benchmarks.model")
+    if config.worker:
+        torch.set_num_threads(config.threads[0])
+        print("\n".join(rows(config.rounds)))
+        return
+    lines = [
+        "# Speed of the ensemble",
+        "",
+        "Process CPU time, as a ratio to the bare chain of `torch.bmm` calls of the same shapes in float32 under",
+        "torch's default flags, or to what the row names, measured in turns in one process. Unless said otherwise:",
+        f"{MEMBERS} members, {len(HIDDEN)} layers of {HIDDEN[0]}, state {STATE}, action {ACTION}.",
+        "",
+        "    python -m experiments.benchmarks.model",
+    ]
+    for threads in config.threads:
+        command = [sys.executable, "-m", "experiments.benchmarks.model", "--worker", "--threads", str(threads)]
+        command += ["--rounds", str(config.rounds)]
+        table = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+        lines += ["", f"## {threads} thread{'s' * (threads > 1)}", ""]
+        lines += [
+            "| what | wanted | ratio of medians | ratio of minima | ms | reference ms |",
+            "|---|---|---|---|---|---|",
+            table,
+        ]
+        print(table, flush=True)
+    if config.growth:
+        torch.set_num_threads(1)
+        picture = config.output.with_suffix(".png")
+        growth(picture)
+        lines += ["", "## How a rollout's time grows, one thread", "", f"![growth]({picture.name})"]
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
+    lines += ["", f"Machine: {processor()}; Python {platform.python_version()}, {versions}.", ""]
+    config.output.write_text("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
-from typing import Any, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from layeredrl import checks
 from layeredrl.models.density import mixture_log_prob, mixture_mean, termination_loss
 from layeredrl.models.interface import Interface, counted_rows, deal
+from layeredrl.models.layers import StackedLinear, gains_from_bfloat16
 from layeredrl.models.model import Model
 from layeredrl.models.normalization import RunningScale
 from layeredrl.models.rollout import Propagation, StepModel, add_moments, choose_mode, draw_noise, simulate, to_public
-from layeredrl.models.stacking import NetOutput, StackedLinear, StackedNetwork
+from layeredrl.models.stacking import NetOutput, StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
 
 
@@ -58,6 +59,7 @@ class ProbabilisticEnsemble(Model):
         absolute_dims: Sequence[int] = (),
         propagation: Propagation = "tsinf",
         weight_decay: float | Sequence[float] = 0.0,
+        rollout_dtype: torch.dtype | Literal["auto"] | None = None,
         **kwargs: Any,
     ) -> None:
         """Build the members and, if asked for, an optimiser.
@@ -87,6 +89,9 @@ class ProbabilisticEnsemble(Model):
                 members at every step; "expectation", the mean over members (PETS, section 5).
             weight_decay: L2 penalty 0.5 * weight_decay * |W|^2 on the weights of linear layers, one value for all
                 layers or one for each in order.
+            rollout_dtype: Type that rollouts compute the networks' chains of layers (`nn.Sequential`) in, None for
+                that of the parameters. `torch.bfloat16` is faster for wide networks and many rows where the processor
+                has it; states, noise and the normalisation of inputs stay as they are. "auto" takes it where it gains.
             **kwargs: Further arguments of `Model`.
         """
         super().__init__(n_models, n_particles_per_model, device, **kwargs)
@@ -96,6 +101,9 @@ class ProbabilisticEnsemble(Model):
         checks.require_number("learning_rate", learning_rate, 0, math.inf, open_low=True)
         checks.require_number("target_bn_momentum", target_bn_momentum, 0, 1)
         checks.require_choice("propagation", propagation, get_args(Propagation))
+        if rollout_dtype not in (None, "auto", torch.float32, torch.float64, torch.bfloat16, torch.float16):
+            raise ValueError(f"rollout_dtype is {rollout_dtype!r}, expected a floating type of torch, 'auto' or None")
+        self.rollout_dtype = rollout_dtype
         self.n_modes = n_modes
         self.propagation: Propagation = propagation
         self.weighted_loss = weighted_loss
@@ -359,14 +367,16 @@ class ProbabilisticEnsemble(Model):
         if not deterministic and self.propagation != "expectation":
             sizes = (b + added, m, p, h, self.state_dim)
             noise = draw_noise(sizes, self.n_modes, self.propagation == "ts1", initial_state, generator)
-        simulated = simulate(
-            StepModel(partial(self._network_output, loss_mode=loss_mode), self._std, self.is_delta),
-            per_particle(initial_state).expand(m, -1, -1),
-            per_particle(context).expand(m, -1, -1),
-            per_particle(actions.transpose(0, 1)),
-            noise,
-            self.propagation == "expectation",
-        )
+        step = StepModel(partial(self._network_output, loss_mode=loss_mode), self._std, self.is_delta)
+        with self.network.computing_in(self._reduced_dtype((b + added) * p)):
+            simulated = simulate(
+                step,
+                per_particle(initial_state).expand(m, -1, -1),
+                per_particle(context).expand(m, -1, -1),
+                per_particle(actions.transpose(0, 1)),
+                noise,
+                self.propagation == "expectation",
+            )
         states, term_probs, diverged = (x[:, :, : b * p] for x in simulated)
         result = to_public(states, term_probs, diverged, b)
         if statistics:
@@ -447,6 +457,13 @@ class ProbabilisticEnsemble(Model):
     def _follow_start(self) -> None:
         if self.start is not None:
             self.start.set_n_total_env_steps(int(self.n_total_env_steps))
+
+    def _reduced_dtype(self, n_rows: int) -> torch.dtype | None:
+        """Type to compute a rollout of n rows a member in; None for that of the parameters."""
+        if self.rollout_dtype == "auto":
+            widths = [layer.weight.shape[2] for layer in self.network.modules() if isinstance(layer, StackedLinear)]
+            return torch.bfloat16 if gains_from_bfloat16(self.device, n_rows, max(widths, default=0)) else None
+        return None if self.rollout_dtype == self.dtype else self.rollout_dtype
 
     @property
     def dtype(self) -> torch.dtype:

@@ -148,4 +148,5 @@ def deal(rows: dict[str, Tensor], n_members: int) -> dict[str, Tensor]:
         valid = rows.get("validity_mask", torch.ones(n, dtype=torch.bool, device=rows["state"].device))
         rows = {**rows, "validity_mask": valid}
         rows = {key: torch.cat([x, x.new_zeros(missing, *x.shape[1:])]) for key, x in rows.items()}
-    return {key: x.view(-1, n_members, *x.shape[1:]).transpose(0, 1) for key, x in rows.items()}
+    share = (n + missing) // n_members
+    return {key: x.view(share, n_members, *x.shape[1:]).transpose(0, 1) for key, x in rows.items()}

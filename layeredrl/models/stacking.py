@@ -13,13 +13,15 @@ against the members run one by one:
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+
+from layeredrl.models.layers import StackedLinear, StackedSequential, stack_modules
 
 Evaluation = Literal["broadcast", "vmap", "loop"]
 
@@ -49,84 +51,6 @@ class _FitsInputs(Protocol):
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None: ...
 
 
-class StackedLinear(nn.Module):
-    """The linear layers of M members: (M, ..., in) -> (M, ..., out)."""
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
-        super().__init__()
-        self.weight = weight
-        """Shape (M, in, out), laid out in memory as (M, out, in): the order that the products like best."""
-        self.bias = bias
-        """Shape (M, 1, out)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x if x.ndim == 3 else x.flatten(1, -2)
-        out = torch.bmm(rows, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows, self.weight)
-        return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
-
-
-class StackedLayerNorm(nn.Module):
-    """The layer norms of M members, over the last dimension of (M, R, width)."""
-
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, eps: float) -> None:
-        super().__init__()
-        self.weight, self.bias, self.eps = weight, bias, eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.layer_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight
-        return out if self.bias is None else out + self.bias
-
-
-class _Stacker:
-    """Builds a module of the same structure whose tensors hold those of all members, each of them only once."""
-
-    def __init__(self) -> None:
-        self._modules: dict[int, nn.Module] = {}
-        self._parameters: dict[int, nn.Parameter] = {}
-
-    def module(self, modules: Sequence[nn.Module]) -> nn.Module:
-        first = modules[0]
-        if id(first) not in self._modules:
-            self._modules[id(first)] = self._stack(modules)
-        return self._modules[id(first)]
-
-    def _stack(self, modules: Sequence[nn.Module]) -> nn.Module:
-        first = modules[0]
-        if type(first) is nn.Linear:
-            weight = self._parameter([m._parameters["weight"] for m in modules], is_linear_weight=True)
-            assert weight is not None
-            return StackedLinear(weight, self._parameter([m._parameters["bias"] for m in modules]))
-        if type(first) is nn.LayerNorm and first.elementwise_affine and len(first.normalized_shape) == 1:
-            weight = self._parameter([m._parameters["weight"] for m in modules])
-            assert weight is not None
-            return StackedLayerNorm(weight, self._parameter([m._parameters["bias"] for m in modules]), first.eps)
-        stacked = first.__class__.__new__(first.__class__)  # copy.copy refuses parametrised modules
-        stacked.__dict__.update(first.__dict__)
-        stacked._parameters, stacked._buffers, stacked._modules = {}, {}, {}
-        for name in first._parameters:
-            stacked._parameters[name] = self._parameter([m._parameters[name] for m in modules])
-        for name, buffer in first._buffers.items():
-            stacked._buffers[name] = (
-                None if buffer is None else torch.stack([m.get_buffer(name).unsqueeze(0) for m in modules])
-            )
-        for name, child in first._modules.items():
-            children = [m._modules[name] for m in modules]
-            stacked._modules[name] = None if child is None else self.module([c for c in children if c is not None])
-        return stacked
-
-    def _parameter(
-        self, parameters: Sequence[nn.Parameter | None], *, is_linear_weight: bool = False
-    ) -> nn.Parameter | None:
-        tensors = [p.detach() for p in parameters if p is not None]
-        first = parameters[0]
-        if first is None:
-            return None
-        if id(first) not in self._parameters:
-            stack = torch.stack(tensors).mT if is_linear_weight else torch.stack(tensors).unsqueeze(1)
-            self._parameters[id(first)] = nn.Parameter(stack, requires_grad=first.requires_grad)
-        return self._parameters[id(first)]
-
-
 class StackedNetwork(nn.Module):
     """M networks that satisfy the network contract of `layeredrl.models`, as one.
 
@@ -150,7 +74,7 @@ class StackedNetwork(nn.Module):
         _require_alike(members)
         self.n_members = len(members)
         self.n_modes = n_modes
-        self.net = _Stacker().module(members)
+        self.net = stack_modules(members)
         self._linear_weights = {
             f"{name}.weight".lstrip(".")  # the root has no name
             for name, module in self.net.named_modules()
@@ -171,6 +95,18 @@ class StackedNetwork(nn.Module):
             evaluation = "loop"
             self._warn("batch normalisation in training mode")
         return self._evaluate(evaluation, state, context, action)
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Let chains of layers compute in another type, where they can; inputs and outputs keep theirs."""
+        chains = [module for module in self.net.modules() if isinstance(module, StackedSequential)]
+        for chain in chains:
+            chain.reduced = dtype
+        try:
+            yield
+        finally:
+            for chain in chains:
+                chain.reduced = None
 
     def forward_member(self, member: int, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
         """Predict with one member for rows (R, S), (R, C), (R, A); the member axis of the output has length one."""

@@ -1,0 +1,180 @@
+"""Layers with a member axis, and how a network is rebuilt from them.
+
+The members' parameters are stacked, the member axis first: (M, in, out) for the weight of a linear layer, (M, 1, *s)
+for any other parameter of shape s, which broadcasts over the rows of (M, R, width).
+"""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MANY_ROWS = 256
+"""From here on large products member by member are faster on a CPU than one batched product."""
+CACHED_ELEMENTS = 400_000
+"""A chunk of rows has about this many elements in its widest layer: more would leave the cache between layers."""
+ELEMENTWISE = (nn.SiLU, nn.ReLU, nn.Tanh, nn.GELU, nn.ELU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.LeakyReLU, nn.Identity)
+"""Activations that do not mind how rows are cut up."""
+
+
+class StackedLinear(nn.Module):
+    """The linear layers of M members: (M, ..., in) -> (M, ..., out)."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
+        super().__init__()
+        self.weight = weight
+        """Shape (M, in, out), laid out in memory as (M, out, in): the order that the products like best."""
+        self.bias = bias
+        """Shape (M, 1, out)."""
+
+    def member(self, x: Tensor, member: int, dtype: torch.dtype) -> Tensor:
+        """The layer of one member, its parameters in another type: (R, in) -> (R, out)."""
+        weight = self.weight[member].to(dtype)
+        return x @ weight if self.bias is None else torch.addmm(self.bias[member, 0].to(dtype), x, weight)
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """The layer in the type of `x`, shape (M, R, in)."""
+        weight = self.weight.to(x.dtype)
+        return torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.to(x.dtype), x, weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x if x.ndim == 3 else x.flatten(1, -2)
+        out = torch.bmm(rows, self.weight) if self.bias is None else torch.baddbmm(self.bias, rows, self.weight)
+        return out if x.ndim == 3 else out.view(*x.shape[:-1], out.shape[-1])
+
+
+class StackedLayerNorm(nn.Module):
+    """The layer norms of M members, over the last dimension of (M, R, width)."""
+
+    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None, eps: float) -> None:
+        super().__init__()
+        self.weight, self.bias, self.eps = weight, bias, eps
+
+    def member(self, x: Tensor, member: int, dtype: torch.dtype) -> Tensor:
+        """The layer of one member, its parameters in another type: (R, width) -> (R, width)."""
+        bias = None if self.bias is None else self.bias[member, 0].to(dtype)
+        return F.layer_norm(x, self.weight.shape[-1:], self.weight[member, 0].to(dtype), bias, self.eps)
+
+    def reduced(self, x: Tensor) -> Tensor:
+        """The layer in the type of `x`."""
+        out = F.layer_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight.to(x.dtype)
+        return out if self.bias is None else out + self.bias.to(x.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.layer_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight
+        return out if self.bias is None else out + self.bias
+
+
+class StackedSequential(nn.Sequential):
+    """A chain of layers for M members: (M, R, in) -> (M, R, out).
+
+    Few rows go through all members at once. Many rows on a CPU go through the whole chain member by member and chunk by
+    chunk, so that activations stay in the cache.
+
+    Attributes:
+        reduced: Type to compute in, float32 inputs and outputs notwithstanding; None for that of the parameters.
+    """
+
+    reduced: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        many = x.ndim == 3 and x.shape[1] >= MANY_ROWS and x.device.type == "cpu"
+        if (many or self.reduced is not None) and not torch.is_grad_enabled() and self._is_plain():
+            return self._by_member(x) if many else self._together(x)
+        for layer in self:
+            x = layer(x)
+        return x
+
+    def _is_plain(self) -> bool:
+        return all(isinstance(layer, (StackedLinear, StackedLayerNorm, *ELEMENTWISE)) for layer in self)
+
+    def _together(self, x: Tensor) -> Tensor:
+        """All members at once, in the reduced type."""
+        h = x.to(self.reduced)
+        for layer in self:
+            h = layer.reduced(h) if isinstance(layer, StackedLinear | StackedLayerNorm) else layer(h)
+        return h.to(x.dtype)
+
+    def _by_member(self, x: Tensor) -> Tensor:
+        dtype = x.dtype if self.reduced is None else self.reduced
+        widths = [layer.weight.shape[2] for layer in self if isinstance(layer, StackedLinear)]
+        chunk = CACHED_ELEMENTS // max(widths, default=1)
+        n_chunks = -(-x.shape[1] // chunk)
+        out: Tensor | None = None
+        start = 0
+        for part in x.tensor_split(n_chunks, 1):
+            for i in range(len(x)):
+                h = part[i].to(dtype)
+                for layer in self:
+                    h = layer.member(h, i, dtype) if isinstance(layer, StackedLinear | StackedLayerNorm) else layer(h)
+                if out is None:
+                    out = torch.empty((*x.shape[:2], h.shape[1]), dtype=x.dtype, device=x.device)
+                out[i, start : start + part.shape[1]] = h
+            start += part.shape[1]
+        return cast(Tensor, out)
+
+
+class _Stacker:
+    """Builds a module of the same structure whose tensors hold those of all members, each of them only once."""
+
+    def __init__(self) -> None:
+        self._modules: dict[int, nn.Module] = {}
+        self._parameters: dict[int, nn.Parameter] = {}
+
+    def module(self, modules: Sequence[nn.Module]) -> nn.Module:
+        first = modules[0]
+        if id(first) not in self._modules:
+            self._modules[id(first)] = self._stack(modules)
+        return self._modules[id(first)]
+
+    def _stack(self, modules: Sequence[nn.Module]) -> nn.Module:
+        first = modules[0]
+        if type(first) is nn.Linear:
+            weight = self._parameter([m._parameters["weight"] for m in modules], is_linear_weight=True)
+            assert weight is not None
+            return StackedLinear(weight, self._parameter([m._parameters["bias"] for m in modules]))
+        if type(first) is nn.LayerNorm and first.elementwise_affine and len(first.normalized_shape) == 1:
+            weight = self._parameter([m._parameters["weight"] for m in modules])
+            assert weight is not None
+            return StackedLayerNorm(weight, self._parameter([m._parameters["bias"] for m in modules]), first.eps)
+        cls = StackedSequential if type(first) is nn.Sequential else type(first)
+        stacked = cls.__new__(cls)  # copy.copy refuses parametrised modules
+        stacked.__dict__.update(first.__dict__)
+        stacked._parameters, stacked._buffers, stacked._modules = {}, {}, {}
+        for name in first._parameters:
+            stacked._parameters[name] = self._parameter([m._parameters[name] for m in modules])
+        for name, buffer in first._buffers.items():
+            stacked._buffers[name] = (
+                None if buffer is None else torch.stack([m.get_buffer(name).unsqueeze(0) for m in modules])
+            )
+        for name, child in first._modules.items():
+            children = [m._modules[name] for m in modules]
+            stacked._modules[name] = None if child is None else self.module([c for c in children if c is not None])
+        return stacked
+
+    def _parameter(
+        self, parameters: Sequence[nn.Parameter | None], *, is_linear_weight: bool = False
+    ) -> nn.Parameter | None:
+        tensors = [p.detach() for p in parameters if p is not None]
+        first = parameters[0]
+        if first is None:
+            return None
+        if id(first) not in self._parameters:
+            stack = torch.stack(tensors).mT if is_linear_weight else torch.stack(tensors).unsqueeze(1)
+            self._parameters[id(first)] = nn.Parameter(stack, requires_grad=first.requires_grad)
+        return self._parameters[id(first)]
+
+
+def gains_from_bfloat16(device: torch.device, n_rows: int, width: int) -> bool:
+    """Whether products of this size are faster in bfloat16 on this machine, conversions included."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    has_products = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+    return has_products and n_rows >= MANY_ROWS and width >= 128
+
+
+def stack_modules(modules: Sequence[nn.Module]) -> nn.Module:
+    """One module in place of M alike ones: the same structure, linear and norm layers exchanged, tensors stacked."""
+    return _Stacker().module(modules)
