@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from gymnasium import spaces
 
+from layeredrl.checks import require_number
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.models import FitConfig, ProbabilisticEnsemble
@@ -44,6 +45,12 @@ class ModelConfig:
     normalize_targets: bool = True
     """Whether predictions are scaled by the running standard deviation of what is predicted."""
 
+    def __post_init__(self) -> None:
+        if not self.weight_decay:
+            raise ValueError("weight_decay is empty, expected one value, or one for each layer")
+        if min(self.hidden, default=1) < 1:
+            raise ValueError(f"hidden is {self.hidden}, expected widths of at least 1")
+
 
 @dataclass(frozen=True)
 class PETS:
@@ -63,6 +70,9 @@ class PETS:
     """Per environment step, in planning."""
 
     presets: ClassVar[dict[str, "PETS"]]
+
+    def __post_init__(self) -> None:
+        require_number("discount", self.discount, 0, 1)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task.

@@ -55,7 +55,9 @@ def finish(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logge
     )
     if config.pictures:
         rows |= _draw(config, agent, folder, logger, training)
-    rows |= {"metrics": str(folder / METRICS), "checkpoint": str(folder / CHECKPOINT)}
+    if (folder / METRICS).exists():  # it begins with the first finished episode or fit
+        rows["metrics"] = str(folder / METRICS)
+    rows["checkpoint"] = str(folder / CHECKPOINT)
     logger.close()  # ends the live display before the table
     closing_table(rows)
 

@@ -93,13 +93,15 @@ def require_integers(name: str, value: Tensor, n: int) -> None:
         raise ValueError(f"{name} holds {int(value.min())} to {int(value.max())}, expected integers in [0, {n})")
 
 
-def require_finite(name: str, value: Tensor, valid: Tensor | None = None) -> None:
-    """Raise, naming the first row, if a row of `value` (N, ...) is not finite; rows that `valid` (N) rules out pass."""
-    bad = ~torch.isfinite(value.reshape(len(value), -1)).all(1) if value.is_floating_point() else None
-    if bad is None:
+def require_finite(tensors: Mapping[str, Tensor], valid: Tensor | None = None) -> None:
+    """Raise, naming the first row, if a tensor (N, ...) is not finite; rows that `valid` (N) rules out pass."""
+    floats = {name: x.reshape(len(x), -1) for name, x in tensors.items() if x.is_floating_point()}
+    bad = {
+        name: ~torch.isfinite(x).all(1) if valid is None else ~torch.isfinite(x).all(1) & valid
+        for name, x in floats.items()
+    }
+    if not bool(torch.stack([rows.any() for rows in bad.values()]).any()):  # one look, because on a GPU each one stalls
         return
-    if valid is not None:
-        bad = bad & valid
-    if bool(bad.any()):
-        row = int(bad.nonzero()[0, 0])
-        raise ValueError(f"{name}[{row}] is {value[row].tolist()}, expected finite numbers")
+    name = next(name for name, rows in bad.items() if bool(rows.any()))
+    row = int(bad[name].nonzero()[0, 0])
+    raise ValueError(f"{name}[{row}] is {tensors[name][row].tolist()}, expected finite numbers")

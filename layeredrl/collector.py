@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.replay import require_finite
+from layeredrl.replay import require_finite_rows
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ class Collector:
 
     @property
     def metrics(self) -> dict[str, NDArray[np.float32]]:
-        """What the last decisions had to tell, one entry for each environment."""
-        return self._carry.metrics
+        """What the last decisions had to tell, one entry for each environment; NaN where there was no decision."""
+        return self._carry.told()
 
     def step(self, *, explore: bool) -> list[Episode]:
         """Take one step in every environment.
@@ -84,16 +84,16 @@ class Collector:
             The episodes that ended, in the order of the environments.
         """
         actions = self.agent.act(self._obs, self._carry, explore=explore)
-        require_finite("the action", actions, np.arange(self.n_envs))
+        require_finite_rows("the action", actions, np.arange(self.n_envs))
         obs, rewards, terminated, truncated, info = self.env.step(self._to_env(actions))
         next_obs = self.agent.task.flatten(obs)
         ids = np.flatnonzero(~self._resetting)
         self.agent.reset(self._carry, np.flatnonzero(self._resetting))
         done = (terminated | truncated) & ~self._resetting
         true_next = self._true_last(next_obs, done, info)
-        require_finite("the observation", true_next[ids], ids)
+        require_finite_rows("the observation", true_next[ids], ids)
         rewards = np.asarray(rewards, np.float64)
-        require_finite("the reward", rewards[ids], ids)
+        require_finite_rows("the reward", rewards[ids], ids)
         step = Batch(
             obs=self._obs[ids],
             act=actions[ids],

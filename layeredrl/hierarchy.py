@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -42,8 +42,16 @@ class Carry:
     """One for each level, top first."""
     generator: torch.Generator
     """Randomness of acting in these environments."""
-    metrics: dict[str, NDArray[np.float32]]
-    """What the last decisions had to tell, (E,) each; NaN where an environment had none."""
+    metrics: dict[str, tuple[NDArray[np.int64], Tensor]]
+    """What the last decisions had to tell: environments (n,) and values (n,), on the agent's device."""
+
+    def told(self) -> dict[str, NDArray[np.float32]]:
+        """What the last decisions had to tell, (E,) by name; NaN where nothing was decided."""
+        columns = {}
+        for name, (env_ids, values) in self.metrics.items():
+            columns[name] = np.full(len(self.levels[0].remaining), np.nan, np.float32)
+            columns[name][env_ids] = values.cpu().numpy()
+        return columns
 
 
 class Hierarchy:
@@ -94,7 +102,7 @@ class Hierarchy:
             carries.append(
                 LevelCarry(
                     memory=level.start(n_envs),
-                    action=np.zeros((n_envs, *(width or ())), np.int64 if discrete else np.float32),
+                    action=np.zeros((n_envs, *cast(tuple[int, ...], width)), np.int64 if discrete else np.float32),
                     obs=np.zeros((n_envs, n_obs), np.float32),
                     remaining=np.zeros(n_envs, np.int64),
                     elapsed=np.zeros(n_envs, np.int64),
@@ -141,7 +149,13 @@ class Hierarchy:
             raise ValueError(
                 f"{type(level).__name__} decided for a duration of {decision.duration}, expected at least 1 everywhere"
             )
-        own.action[due] = decision.action.cpu().numpy()
+        action = decision.action.cpu().numpy()
+        if action.shape != own.action[due].shape or action.dtype.kind != own.action.dtype.kind:
+            raise ValueError(
+                f"{type(level).__name__} decided for actions of shape {action.shape} and type {action.dtype}, "
+                f"expected {own.action[due].shape} and {own.action.dtype}"
+            )
+        own.action[due] = action
         if everywhere:
             own.memory = decision.memory
         elif own.memory.get_keys():
@@ -151,9 +165,7 @@ class Hierarchy:
             own.remaining[due] = np.minimum(decision.duration, above.remaining[due])
         own.elapsed[due] = 0
         own.reward[due] = 0.0
-        for name, values in decision.metrics.items():
-            column = carry.metrics.setdefault(name, np.full(len(own.remaining), np.nan, np.float32))
-            column[due] = values.cpu().numpy()
+        carry.metrics |= {name: (due, values) for name, values in decision.metrics.items()}
 
     def observe(self, step: Batch, env_ids: NDArray[np.int64], carry: Carry, *, learn: bool) -> None:
         """Account for one step of some of the environments; updates the carry.

@@ -1,5 +1,6 @@
 """Where the transitions of a level are kept."""
 
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -28,10 +29,15 @@ class Replay:
     def __init__(self, size: int, n_envs: int, *, seed: int = 0) -> None:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
-        self.buffer = _Rings(size, n_envs, seed)
+        self._arguments = (size, n_envs, seed)
+
+    @cached_property
+    def buffer(self) -> VectorReplayBuffer:
+        """Tianshou's buffer; made when it is needed, because its first one compiles code for seconds."""
+        return _Rings(*self._arguments)
 
     def __len__(self) -> int:
-        return len(self.buffer)
+        return len(self.buffer) if "buffer" in vars(self) else 0
 
     def add(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         """Store one transition for each of some environments.
@@ -45,7 +51,7 @@ class Replay:
             ValueError: A number is not finite.
         """
         for key in ("obs", "act", "rew", "obs_next"):
-            require_finite(key, transitions[key], env_ids)
+            require_finite_rows(key, transitions[key], env_ids)
         floats = {k: transitions[k] for k in ("obs", "act", "obs_next") if transitions[k].dtype == np.float64}
         if floats:
             narrow = {key: values.astype(np.float32) for key, values in floats.items()}
@@ -59,7 +65,7 @@ class Replay:
         return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
 
 
-def require_finite(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
+def require_finite_rows(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
     """Raise, naming the environment, if a row of `values` (n, ...) is not finite."""
     # The sum is not finite if a term is not: one pass for the usual case. It may overflow, which then is looked into.
     with np.errstate(over="ignore", invalid="ignore"):

@@ -249,10 +249,10 @@ def test_metrics_of_levels_are_nan_where_nothing_was_decided():
     carry = agent.start(2, seed=0)
     obs = np.array([[3, 0], [4, 0]], np.float32)
     agent.act(obs, carry, explore=True)
-    np.testing.assert_array_equal(carry.metrics["plan/x"], [3, 4])
+    np.testing.assert_array_equal(carry.told()["plan/x"], [3, 4])
     agent.observe(one_step(obs), np.arange(2), carry, learn=False)
     agent.act(obs, carry, explore=True)
-    np.testing.assert_array_equal(carry.metrics["plan/x"], [3, np.nan])
+    np.testing.assert_array_equal(carry.told()["plan/x"], [3, np.nan])
 
 
 def assert_same(a, b):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tianshou.data import Batch
 
-from layeredrl.replay import Replay, require_finite
+from layeredrl.replay import Replay, require_finite_rows
 from tests.recording import stored
 
 
@@ -96,11 +96,11 @@ def test_numbers_that_are_not_finite_are_refused(key, value):
 
 def test_infinities_of_both_signs_are_refused():
     with pytest.raises(ValueError, match="obs of environment 5 is"):
-        require_finite("obs", np.array([[np.inf, -np.inf]], np.float32), np.array([5]))
+        require_finite_rows("obs", np.array([[np.inf, -np.inf]], np.float32), np.array([5]))
 
 
 def test_large_finite_numbers_are_no_fault():
-    require_finite("obs", np.full((3, 4), 3e38, np.float32), np.arange(3))
+    require_finite_rows("obs", np.full((3, 4), 3e38, np.float32), np.arange(3))
     replay = Replay(8, 2)
     replay.add(transitions([9e17, -9e17]), np.arange(2))
     check(replay.all(), [9e17, -9e17])

@@ -188,7 +188,7 @@ def test_metrics_of_pets():
         "env/episode_length",
         "model/loss",
         "model/transitions",
-        "plan/expected_return",
+        "plan/best_score",
         "eval/episode_return",
         "time/seconds",
         "time/cpu_seconds",

@@ -257,7 +257,7 @@ def test_pets_that_knows_the_truth_balances_from_the_first_episode(seed):
         episodes = collector.step(explore=True)
         assert agent.learn(collector.n_total_env_steps) == {}
     assert [episode.episode_return for episode in episodes] == [200.0] * 4
-    assert collector.metrics["plan/expected_return"].tolist() == [12.0] * 4
+    assert collector.metrics["plan/best_score"].tolist() == [12.0] * 4
 
 
 def test_random_actions_do_not_balance():

@@ -18,6 +18,7 @@ from layeredrl.levels.random_level import uniform_actions
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
 from layeredrl.planners import Planner
+from layeredrl.randomness import derive_seed
 from layeredrl.replay import Replay
 from layeredrl.world_model import WorldModel
 
@@ -72,7 +73,9 @@ class PlannerLevel(Level):
         self.device = world.dynamics.device
         self.n_total_env_steps = 0
         self.last_fit = 0
-        self._generator = torch.Generator(self.device).manual_seed(seed)
+        self._generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "fit"))
+        if planner.action_space != action_space:
+            raise ValueError(f"the planner plans in {planner.action_space}, expected {action_space}")
         if learning is None:
             return
         if not isinstance(world.dynamics, ProbabilisticEnsemble):
@@ -80,7 +83,9 @@ class PlannerLevel(Level):
                 f"the dynamics is {type(world.dynamics).__name__}, expected a ProbabilisticEnsemble to learn; "
                 "pass learning=None for a model that is fixed"
             )
-        self.replay = Replay(learning.replay_size, world.task.n_envs, seed=seed)
+        if world.dynamics.optimizer is None:
+            raise ValueError("the dynamics has no optimizer to learn with: construct it with create_optimizer=True")
+        self.replay = Replay(learning.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
         self._reward_optimizer = None
         if world.reward_net is not None:
             self._reward_optimizer = torch.optim.Adam(
@@ -106,7 +111,7 @@ class PlannerLevel(Level):
         plan = self.planner.plan(
             lambda actions: self.world.score(obs, actions, generator=generator), len(obs), memory, generator
         )
-        metrics = {"plan/expected_return": plan.expected_return}
+        metrics = {"plan/best_score": plan.expected_return}
         return Decision(plan.actions[:, 0], duration, plan.warm_start, metrics)
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
@@ -154,6 +159,7 @@ class PlannerLevel(Level):
             "n_total_env_steps": self.n_total_env_steps,
             "last_fit": self.last_fit,
             "generator": self._generator.get_state(),
+            "device": self.device.type,
         }
         for name, optimizer in self._optimizers().items():
             state[name] = optimizer.state_dict()
@@ -162,7 +168,8 @@ class PlannerLevel(Level):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.world.load_state_dict(state["world"])
         self.n_total_env_steps, self.last_fit = state["n_total_env_steps"], state["last_fit"]
-        self._generator.set_state(state["generator"].cpu())
+        if state["device"] == self.device.type:  # another device draws other numbers anyway
+            self._generator.set_state(state["generator"].cpu())
         for name, optimizer in self._optimizers().items():
             optimizer.load_state_dict(state[name])
 

@@ -23,8 +23,8 @@ def mixture_log_prob(target: Tensor, mean: Tensor, std: Tensor, weights: Tensor)
     Returns:
         Shape (...).
     """
-    # A square that overflows would make the loss infinite; what is farther off than this has no gradient.
-    farthest = torch.finfo(mean.dtype).max ** 0.5 / max(mean.shape[-1], 1)
+    # Squares and their sums over a batch must not overflow; what is farther off (7e12 in float32) has no gradient.
+    farthest = torch.finfo(mean.dtype).max ** (1 / 3)
     z = ((target.unsqueeze(-2) - mean) / std).clamp(-farthest, farthest)
     log_prob = -torch.add(std.log(), z.square(), alpha=0.5).sum(-1) - 0.5 * LOG_2PI * mean.shape[-1]
     if mean.shape[-2] == 1:

@@ -367,7 +367,9 @@ class ProbabilisticEnsemble(Model):
         if not deterministic and self.propagation != "expectation":
             sizes = (b + added, m, p, h, self.state_dim)
             noise = draw_noise(sizes, self.n_modes, self.propagation == "ts1", initial_state, generator)
-        step = StepModel(partial(self._network_output, loss_mode=loss_mode), self._std, self.is_delta)
+        step = StepModel(
+            partial(self._network_output, loss_mode=loss_mode), self._std, None if self._all_delta else self.is_delta
+        )
         with self.network.computing_in(self._reduced_dtype((b + added) * p)):
             simulated = simulate(
                 step,
@@ -375,7 +377,7 @@ class ProbabilisticEnsemble(Model):
                 per_particle(context).expand(m, -1, -1),
                 per_particle(actions.transpose(0, 1)),
                 noise,
-                self.propagation == "expectation",
+                expectation=self.propagation == "expectation",
             )
         states, term_probs, diverged = (x[:, :, : b * p] for x in simulated)
         result = to_public(states, term_probs, diverged, b)
@@ -385,7 +387,8 @@ class ProbabilisticEnsemble(Model):
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
         super().set_n_total_env_steps(n_total_env_steps)
-        self._follow_start()
+        if self.start is not None:
+            self.start.set_n_total_env_steps(n_total_env_steps)
 
     # ------------------------------------------------------------------ inside: members first, (M, R, ...)
 

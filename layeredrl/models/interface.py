@@ -112,8 +112,7 @@ class Interface:
                 raise ValueError(f"{key} has shape {tuple(value.shape)}, expected {tuple(lead)}")
             rows[key] = value.reshape(-1)
         valid = rows.pop("validity_mask").bool() if "validity_mask" in rows else None
-        for key, value in rows.items():
-            checks.require_finite(key, value, valid)
+        checks.require_finite(rows, valid)
         if valid is None:
             return rows
         # What is masked may hold anything, NaN too, and must not reach the networks.

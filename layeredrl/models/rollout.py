@@ -24,8 +24,8 @@ class StepModel(NamedTuple):
     """From state (M, R, S), context (M, R, C) and action (M, R, A), in the networks' units."""
     std: Tensor
     """Units of the networks' outputs, (S,)."""
-    is_delta: Tensor
-    """1.0 for dimensions predicted as a change, 0.0 for others, (S,)."""
+    is_delta: Tensor | None
+    """1.0 for dimensions predicted as a change, 0.0 for others, (S,); None if all are."""
 
 
 class Noise(NamedTuple):
@@ -103,6 +103,7 @@ def simulate(
     context: Tensor,
     actions: Tensor,
     noise: Noise | None,
+    *,
     expectation: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Follow actions.
@@ -120,7 +121,6 @@ def simulate(
         (H, M, R); from then on its state and termination probability are held.
     """
     states, term_probs = [state], []
-    all_delta = bool(model.is_delta.all()) if model.is_delta.device.type == "cpu" else False
     scaled_noise = None if noise is None else noise.normal * model.std
     for t, action in enumerate(actions.unbind(0)):
         current, order = state, None if noise is None or noise.order is None else noise.order[t]
@@ -128,7 +128,7 @@ def simulate(
             current = _permute(state, order)
         out = model.predict(current, context, action.expand(current.shape[0], -1, -1))
         mean, std = _change(out, noise, t, expectation)
-        state = torch.addcmul(current if all_delta else current * model.is_delta, mean, model.std)
+        state = torch.addcmul(current if model.is_delta is None else current * model.is_delta, mean, model.std)
         if std is not None and scaled_noise is not None:
             state = torch.addcmul(state, std, scaled_noise[t])
         term_prob = out.term_prob

@@ -47,6 +47,7 @@ class Planner(ABC):
             )
         check_action_box(action_space)
         require_count("horizon", horizon)
+        self.action_space = action_space
         self.horizon = horizon
         self.action_dim = action_space.shape[0]
         self.low = torch.as_tensor(action_space.low, dtype=torch.float32)

@@ -33,6 +33,8 @@ class Strange(Hold):
 
     function: Callable[[int], int] | torch.Tensor | None = None
 
+    presets: ClassVar[dict[str, Hold]] = {}
+
 
 class NoDataclass:
     """Has a build, but no settings."""

@@ -73,7 +73,7 @@ class Blinking(Drift):
 class Undrawable(Drift):
     """Says that it can draw itself, but lacks what that takes."""
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 (gym.Env's own)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gym.Env's own)
 
     def __init__(self, render_mode: str | None = None) -> None:
         super().__init__()

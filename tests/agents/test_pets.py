@@ -1,0 +1,128 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from agents.pets import PETS, ModelConfig
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import ModelLearningConfig, PlannerLevel
+from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig
+from layeredrl.task import TaskSpec
+
+CPU = torch.device("cpu")
+TASK = TaskSpec(
+    observation_space=spaces.Dict(
+        desired_goal=spaces.Box(-1, 1, (2,), np.float64),
+        observation=spaces.Box(-np.inf, np.inf, (3,), np.float64),
+    ),
+    action_space=spaces.Box(-1.0, 1.0, (2,), np.float32),
+    n_envs=3,
+)
+SMALL = PETS(
+    model=ModelConfig(n_models=2, hidden=(8,)),
+    icem=ICEMConfig(horizon=4, n_samples=6, n_iterations=1, n_elites=2),
+    cem=CEMConfig(horizon=5, n_samples=6, n_iterations=1, n_elites=2),
+)
+
+
+def _level(agent: Hierarchy) -> PlannerLevel:
+    (level,) = agent.levels
+    assert isinstance(level, PlannerLevel)
+    return level
+
+
+def _actions(agent: Hierarchy, seed: int = 0) -> np.ndarray:
+    observations = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
+    return agent.act(observations, agent.start(3, seed), explore=False)
+
+
+def test_settings_reach_the_parts() -> None:
+    model = ModelConfig(
+        n_models=3, n_particles_per_model=2, n_modes=2, hidden=(7, 6), learning_rate=0.02, normalize_targets=False
+    )
+    learning = ModelLearningConfig(n_random_steps=11)
+    level = _level(replace(SMALL, model=model, learning=learning, discount=0.9).build(TASK, CPU, seed=0))
+    dynamics = level.world.dynamics
+    assert isinstance(dynamics, ProbabilisticEnsemble)
+    assert (dynamics.n_models, dynamics.n_particles_per_model, dynamics.n_modes) == (3, 2, 2)
+    assert {7, 6} <= {size for parameter in dynamics.get_parameters() for size in parameter.shape}
+    assert dynamics.optimizer is not None
+    assert dynamics.optimizer.param_groups[0]["lr"] == 0.02
+    assert level.learning is learning
+    assert level.world.discount == level.discount == 0.9
+    assert level.world.encoder.state_space.shape == (3,)
+    assert level.world.encoder.context_space.shape == (2,)
+    assert level.action_space == TASK.action_space
+
+
+def test_both_planners_can_be_chosen() -> None:
+    icem = _level(replace(SMALL, planner="icem").build(TASK, CPU, seed=0)).planner
+    assert isinstance(icem, ICEM)
+    assert icem.horizon == 4
+    cem = _level(replace(SMALL, planner="cem").build(TASK, CPU, seed=0)).planner
+    assert isinstance(cem, CEM)
+    assert cem.horizon == 5
+
+
+@pytest.mark.parametrize("planner", ["icem", "cem"])
+def test_actions_follow_the_seeds_and_keep_the_bounds(planner: str) -> None:
+    config = replace(SMALL, planner=planner)
+    torch.manual_seed(5)
+    first = config.build(TASK, CPU, seed=0)
+    torch.manual_seed(5)
+    again = config.build(TASK, CPU, seed=0)
+    other = config.build(TASK, CPU, seed=0)  # its networks are others
+    actions = _actions(first)
+    assert actions.shape == (3, 2)
+    assert (np.abs(actions) <= 1).all()
+    np.testing.assert_array_equal(actions, _actions(again))
+    assert not np.array_equal(actions, _actions(first, seed=1))
+    assert not np.array_equal(_actions(first), _actions(other))
+
+
+@pytest.mark.parametrize("name", PETS.presets)
+def test_every_preset_builds_and_plans(name: str) -> None:
+    preset = PETS.presets[name]
+    agent = preset.build(TASK, CPU, seed=0)
+    state = agent.state_dict()
+    preset.build(TASK, CPU, seed=1).load_state_dict(state)
+    if name != "paper":  # which takes its time
+        assert _actions(agent).shape == (3, 2)
+
+
+def test_the_paper_preset_has_the_released_settings() -> None:
+    paper = PETS.presets["paper"]
+    assert paper.planner == "cem"
+    assert (paper.cem.n_samples, paper.cem.n_iterations, paper.cem.n_elites) == (400, 5, 40)
+    assert (paper.cem.horizon, paper.model.n_models * paper.model.n_particles_per_model) == (25, 20)
+    assert len(paper.model.weight_decay) == len(paper.model.hidden) + 1
+
+
+def test_weight_decay_for_every_layer() -> None:
+    decay = (1e-4, 1e-3)
+    replace(SMALL, model=ModelConfig(hidden=(8,), weight_decay=decay)).build(TASK, CPU, seed=0)
+    with pytest.raises(ValueError, match="weight_decay has 2 values, expected one for each of 3"):
+        replace(SMALL, model=ModelConfig(hidden=(8, 8), weight_decay=decay)).build(TASK, CPU, seed=0)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [spaces.Discrete(2), spaces.MultiDiscrete([2, 2]), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, 1, (2, 2))],
+)
+def test_actions_that_cannot_be_planned_are_refused(space: spaces.Space) -> None:
+    with pytest.raises((ValueError, TypeError), match=r"action.space"):
+        SMALL.build(replace(TASK, action_space=space), CPU, seed=0)
+
+
+@pytest.mark.parametrize("discount", [-0.1, 1.1, float("nan")])
+def test_bad_discounts_are_refused(discount: float) -> None:
+    with pytest.raises(ValueError, match=f"discount is {discount}"):
+        PETS(discount=discount)
+
+
+def test_bad_widths_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"hidden is \(8, 0\)"):
+        ModelConfig(hidden=(8, 0))

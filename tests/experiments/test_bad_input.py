@@ -1,0 +1,182 @@
+"""Bad input: one line that names the culprit, exit code 2, and nothing left on the disk."""
+
+import os
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from experiments import run
+from tests.experiments.commands import QUICK, all_files, run_train
+from tests.experiments.conftest import Refusal
+from tests.experiments.tasks import Drift
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["pets", "--env", "ContinousCartPole-v0"], ["'ContinousCartPole-v0'", "did you mean ContinuousCartPole-v0"]),
+        (["pets", "--env", "Nothing-like-it-v7"], ["'Nothing-like-it-v7'", "not registered"]),
+        (["pets", "--env", "no_such_package:Cart-v0"], ["'no_such_package:Cart-v0'", "No module named"]),
+        (["pets", "--env", "envs:ContinuousCartPole-v7"], ["'envs:ContinuousCartPole-v7'"]),
+        (["pets", "--env", "two words"], ["'two words'"]),
+        (["pest"], ["unknown agent 'pest'", "did you mean pets?", "random"]),
+        (["--agent", "randon"], ["unknown agent 'randon'", "did you mean random?"]),
+        (["no_such_package:Agent"], ["'no_such_package:Agent'", "No module named 'no_such_package'"]),
+        (["agents.pets:PLANETS"], ["'agents.pets:PLANETS'", "has no attribute 'PLANETS'"]),
+        ([".pets:PETS"], ["unknown agent '.pets:PETS'"]),
+        ([":PETS"], ["unknown agent ':PETS'"]),
+        (["os:system"], ["'os:system'", "dataclass", "build"]),
+        (["tests.experiments.own_agents:NoDataclass"], [":NoDataclass'", "is not a dataclass"]),
+        (["tests.experiments.own_agents:Strange"], [":Strange'", "Tensor"]),
+        (["--seed", "1", "random"], ["agent 'random' has to come first"]),
+        (["pets", "random"], ["Unrecognized", "random"]),
+        (["pets", "--env", "CartPole-v1"], ["PETS cannot handle the action space Discrete(2)"]),
+        (["pets", "--trainer.n-total-env-steps", "-5"], ["n_total_env_steps is -5, expected at least 1"]),
+        (["pets", "--trainer.n-total-env-steps", "0"], ["n_total_env_steps is 0"]),
+        (["pets", "--trainer.eval-every", "-1"], ["eval_every is -1"]),
+        (["pets", "--n-envs", "0"], ["n_envs is 0, expected at least 1"]),
+        (["pets", "--threads", "0"], ["threads is 0, expected at least 1"]),
+        (["pets", "--seed", "-1"], ["seed is -1, expected at least 0"]),
+        (["pets", "--preset", "demonstration"], ["unknown preset 'demonstration'", "demo, debug, paper"]),
+        (["pets", "--preset=demonstration"], ["unknown preset 'demonstration'"]),
+        (["pets", "--device", "abacus"], ["device is 'abacus'", "cpu, cuda or cuda:N"]),
+        (["pets", "--device", "meta"], ["device is 'meta'"]),
+        (["pets", "--device", "cuda:99"], ["device is 'cuda:99'", "GPUs here"]),
+        (["pets", "--name", "a/b"], ["name is 'a/b'", "without slashes"]),
+        (["pets", "--name", ".."], ["name is '..'"]),
+        (["pets", "--name", "."], ["name is '.'"]),
+        (["pets", "--name", ""], ["name is ''"]),
+        (["pets", "--icem.n-elites", "1000"], ["icem: n_elites is 1000, expected at most n_samples"]),
+        (["pets", "--learning.fit.epochs", "0"], ["epochs is 0"]),
+        (["pets", "--model.n-models", "0"], ["n_models is 0"]),
+        (["pets", "--model.n-particles-per-model", "0"], ["n_particles_per_model is 0"]),
+        (["pets", "--model.hidden", "16", "0"], ["hidden is (16, 0)"]),
+        (["pets", "--model.learning-rate", "0"], ["learning_rate is 0.0"]),
+        (["pets", "--model.weight-decay", "1", "2", "3"], ["weight_decay has 3 values"]),
+        (["pets", "--discount", "1.5"], ["discount is 1.5"]),
+        (["pets", "--discount", "nan"], ["discount is nan"]),
+        (["pets", "--wandb", "sometimes"], ["'sometimes'", "--wandb", "offline"]),
+        (["pets", "--seed", "one"], ["--seed", "'one'"]),
+        (["pets", "--seed"], ["--seed", "Missing value"]),
+        (["pets", "--no-such-flag"], ["--no-such-flag"]),
+        (["pets", "--trainer.n-total-steps", "5"], ["--trainer.n-total-steps", "--trainer.n-total-env-steps"]),
+        (["pets", "--preset", "debug", "--agent"], ["Unrecognized options: --agent"]),
+    ],
+)
+def test_bad_settings(arguments: list[str], told: list[str], refusal: Refusal) -> None:
+    preset = [] if any(a.startswith("--preset") for a in arguments) else ["--preset", "debug"]
+    line = refusal(run_train, *arguments, *preset)
+    for part in told:
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("told", "spaces_"),
+    [
+        ("observation space is Discrete(5)", {"observation_space": spaces.Discrete(5)}),
+        (
+            "observation space has shape (8, 8, 3), expected one dimension",
+            {"observation_space": spaces.Box(0, 255, (8, 8, 3), np.uint8)},
+        ),
+        (
+            "observation space 'camera' has shape (8, 8, 3), expected one dimension",
+            {"observation_space": spaces.Dict(camera=spaces.Box(0, 255, (8, 8, 3), np.uint8))},
+        ),
+        (
+            "observation space 'inner' is Dict",
+            {"observation_space": spaces.Dict(inner=spaces.Dict(x=spaces.Box(-1, 1, (2,))))},
+        ),
+        ("expected finite bounds", {"action_space": spaces.Box(-np.inf, np.inf, (2,), np.float32)}),
+        ("action space has shape (2, 2)", {"action_space": spaces.Box(-1, 1, (2, 2), np.float32)}),
+        ("MultiBinary(3)", {"action_space": spaces.MultiBinary(3)}),
+    ],
+)
+def test_spaces_that_do_not_fit(told: str, spaces_: dict[str, spaces.Space], refusal: Refusal) -> None:
+    gym.register("Unfit-v0", Drift, kwargs=spaces_, max_episode_steps=5)
+    assert told in refusal(run_train, "pets", *QUICK, "--env", "Unfit-v0")
+    assert told in refusal(run_train, "random", *QUICK, "--env", "Unfit-v0")
+
+
+def test_an_environment_that_fails_leaves_no_folder(tmp_path: Path) -> None:
+    class Broken(Drift):
+        def reset(self, *, seed=None, options=None):
+            raise ZeroDivisionError("a fault of the environment's own")
+
+    gym.register("Broken-v0", Broken, max_episode_steps=5)
+    with pytest.raises(ZeroDivisionError, match="the environment's own"):
+        run_train("random", *QUICK, "--env", "Broken-v0")
+    assert all_files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("runs_dir", ["file", "file/below", "/proc/runs", "/dev/null"])
+def test_folders_that_cannot_be_written(runs_dir: str, refusal: Refusal) -> None:
+    Path("file").touch()
+    line = refusal(run_train, "random", *QUICK, "--runs-dir", runs_dir)
+    assert f"{runs_dir}/random-ContinuousCartPole-v0-0 cannot be written" in line
+
+
+def test_a_name_that_is_too_long_leaves_no_folder(refusal: Refusal) -> None:
+    assert "cannot be written: File name too long" in refusal(run_train, "random", *QUICK, "--name", "n" * 300)
+    Path("runs").mkdir()
+    assert "cannot be written: File name too long" in refusal(run_train, "random", *QUICK, "--name", "n" * 300)
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="permissions do not hold for root")
+def test_a_folder_without_permission(refusal: Refusal) -> None:
+    Path("runs").mkdir(mode=0o500)
+    assert "Permission denied" in refusal(run_train, "random", *QUICK)
+
+
+def test_a_full_disk_leaves_nothing(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write_text(path: Path, text: str) -> None:
+        path.write_bytes(text[:100].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run.Path, "write_text", write_text)
+    assert "cannot be written: No space left on device" in refusal(run_train, "random", *QUICK)
+
+
+def test_a_run_is_not_replaced_unasked(refusal: Refusal) -> None:
+    run_train("random", *QUICK, "--name", "r")
+    line = refusal(run_train, "pets", *QUICK, "--name", "r")
+    assert "runs/r already holds a run" in line
+    assert "--fresh" in line
+
+
+@pytest.mark.parametrize("fresh", [(), ("--fresh",)])
+@pytest.mark.parametrize("content", ['{"model_type": "bert"}', "[1, 2]", "no json", None])
+def test_what_is_no_run_is_never_replaced(content: str | None, fresh: tuple[str, ...], refusal: Refusal) -> None:
+    """A config.json alone makes no run: many programs write one."""
+    folder = Path("runs/precious")
+    folder.mkdir(parents=True)
+    (folder / "photo.jpg").touch()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    line = refusal(run_train, "random", *QUICK, "--name", "precious", *fresh)
+    assert "runs/precious exists and is not the folder of a run" in line
+
+
+def test_a_file_is_never_replaced(refusal: Refusal) -> None:
+    Path("runs").mkdir()
+    Path("runs/notes").write_text("precious")
+    line = refusal(run_train, "random", *QUICK, "--name", "notes", "--fresh")
+    assert "runs/notes exists and is not the folder of a run" in line
+
+
+def test_bad_input_does_not_cost_the_run_that_is_to_be_replaced(refusal: Refusal) -> None:
+    run_train("random", *QUICK, "--name", "r")
+    assert "CartPole-v9" in refusal(run_train, "random", *QUICK, "--name", "r", "--fresh", "--env", "CartPole-v9")
+
+
+def test_help_is_no_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run_train("pets", "--help")
+    assert not stop.value.code
+    said, complained = capsys.readouterr()
+    assert "--icem.n-samples" in said
+    assert "Candidates sampled in the first iteration." in said
+    assert complained == ""
+    assert all_files(tmp_path) == {}

@@ -1,0 +1,163 @@
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import pytest
+import torch
+
+from layeredrl.checkpoint import load_checkpoint, save_checkpoint
+from tests.experiments.commands import QUICK, all_files, run_evaluate, run_train
+from tests.experiments.conftest import Refusal
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> Path:
+    """A run that may be damaged."""
+    shutil.copytree(trained, tmp_path / "r")
+    return tmp_path / "r"
+
+
+def _row(table: str, name: str) -> str:
+    """The value of a row of the closing table."""
+    (value,) = re.findall(rf"│ {name} +│ (.*?) +│", table)
+    return value
+
+
+def test_the_same_seed_plays_the_same_episodes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    told = []
+    for seed in (1, 1, 2):
+        run_evaluate(trained, "--episodes", 3, "--seed", seed)
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    assert told[0] != told[2]
+    assert _row(told[0], "run") == str(trained)
+    assert _row(told[0], "episodes") == "3"
+    assert _row(told[0], "trained for") == "60 environment steps"
+    mean, low, high = re.findall(r"[\d.]+", re.sub(r"±\s*[\d.]+", "", _row(told[0], "return")))
+    assert 8 <= float(low) <= float(mean) <= float(high) <= 200
+    assert _row(told[0], "length") == mean  # one point of reward a step
+
+
+def test_it_plays_what_was_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not with networks as they come: others in the checkpoint play differently."""
+    run_evaluate(folder, "--episodes", 3)
+    before = capsys.readouterr().out
+    state = load_checkpoint(folder / "checkpoint.pt")
+    world = state["agent"]["0"]["world"]
+    for name, tensor in world.items():
+        if tensor.is_floating_point():
+            world[name] = torch.full_like(tensor, 0.1)
+    save_checkpoint(folder / "checkpoint.pt", state)
+    run_evaluate(folder, "--episodes", 3)
+    assert capsys.readouterr().out != before
+
+
+def test_it_changes_nothing_in_the_run(folder: Path) -> None:
+    before = all_files(folder)
+    run_evaluate(folder, "--episodes", 1)
+    assert all_files(folder) == before
+
+
+def test_a_video_is_written(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_evaluate(trained, "--episodes", 1, "--seed", 3, "--video", "policy.GIF")
+    told = capsys.readouterr().out
+    (length,) = re.findall(r"policy\.GIF \(return ([\d.]+)\)", _row(told, "video"))
+    assert len(iio.imread("policy.GIF", extension=".gif")) == -(-int(float(length)) // 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--episodes", 0], "error: episodes is 0, expected at least 1"),
+        (["--seed", -1], "error: seed is -1, expected at least 0"),
+        (["--video", "policy.mp4"], "video is policy.mp4, expected a name that ends in .gif"),
+        (["--video", "nowhere/policy.gif"], "nowhere/policy.gif cannot be written"),
+        (["--device", "abacus"], "device is 'abacus'"),
+        (["--device", "cuda:99"], "device is 'cuda:99'"),
+        (["--episodes", "many"], "--episodes"),
+        (["--no-such-flag"], "--no-such-flag"),
+    ],
+)
+def test_bad_arguments(arguments: list[object], told: str, trained: Path, refusal: Refusal) -> None:
+    assert told in refusal(run_evaluate, trained, *arguments)
+
+
+def test_no_run(tmp_path: Path, refusal: Refusal) -> None:
+    assert "run" in refusal(run_evaluate).lower()
+    assert "error: nowhere/config.json cannot be read" in refusal(run_evaluate, "nowhere")
+    (tmp_path / "empty").mkdir()
+    assert "empty/config.json cannot be read" in refusal(run_evaluate, "empty")
+
+
+def test_no_video_of_what_cannot_be_drawn(refusal: Refusal) -> None:
+    run_train("random", *QUICK, "--env", "OwnDrift-v0", "--name", "r")
+    line = refusal(run_evaluate, "runs/r", "--video", "policy.gif")
+    assert "environment OwnDrift-v0 cannot render an rgb_array" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": "one"}, "seed"),
+        ({"seed": -1}, "seed is -1"),
+        ({"n_envs": None}, "n_envs"),
+        ({"agent": "pest"}, "unknown agent 'pest'"),
+        ({"agent": "os:system"}, "'os:system'"),
+        ({"agent": 5}, "agent"),
+        ({"env": "Nothing-v0"}, "unknown environment 'Nothing-v0'"),
+        ({"env": "OwnDrift-v0"}, "checkpoint.pt does not fit the settings in config.json"),
+        ({"settings": {"planner": "tarot"}}, "settings.planner"),
+        ({"settings": {"icem": {"n_elites": 0}}}, "n_elites is 0"),
+        ({"settings": {"model": {"hidden": [8]}}}, "checkpoint.pt does not fit the settings in config.json"),
+    ],
+)
+def test_settings_that_were_changed(changes: dict[str, Any], told: str, folder: Path, refusal: Refusal) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | changes))
+    assert told in refusal(run_evaluate, folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"{}"])
+def test_a_damaged_config(content: bytes, folder: Path, refusal: Refusal) -> None:
+    (folder / "config.json").write_bytes(content)
+    assert f"{folder}/config.json does not hold the settings of a run" in refusal(run_evaluate, folder)
+
+
+@pytest.mark.parametrize("keep", [0, 100, -100])
+def test_a_damaged_checkpoint(keep: int, folder: Path, refusal: Refusal) -> None:
+    path = folder / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:keep])
+    assert f"{path} is not a readable checkpoint" in refusal(run_evaluate, folder)
+
+
+def test_no_checkpoint(folder: Path, refusal: Refusal) -> None:
+    (folder / "checkpoint.pt").unlink()
+    assert f"there is no checkpoint {folder}/checkpoint.pt" in refusal(run_evaluate, folder)
+
+
+def test_a_checkpoint_of_other_shapes(folder: Path, refusal: Refusal) -> None:
+    run_train("pets", *QUICK, "--model.hidden", 8, "--name", "other")
+    shutil.copy("runs/other/checkpoint.pt", folder)
+    line = refusal(run_evaluate, folder)
+    assert f"{folder}/checkpoint.pt does not fit the settings in config.json" in line
+    assert "size mismatch" in line
+    assert len(line) < 500
+
+
+@pytest.mark.parametrize("state", [{}, {"agent": {}}, {"agent": {"0": {}}, "n_total_env_steps": 5}, {"agent": 3}])
+def test_a_checkpoint_of_something_else(state: dict[str, Any], folder: Path, refusal: Refusal) -> None:
+    save_checkpoint(folder / "checkpoint.pt", state)
+    assert "checkpoint.pt does not fit the settings in config.json" in refusal(run_evaluate, folder)
+
+
+class _Malice:
+    def __reduce__(self):
+        return Path.touch, (Path("owned"),)
+
+
+def test_loading_runs_no_code(folder: Path, refusal: Refusal) -> None:
+    torch.save({"format": 1, "state": {"agent": _Malice()}}, folder / "checkpoint.pt")
+    assert "is not a readable checkpoint" in refusal(run_evaluate, folder)  # which also sees that no file came about

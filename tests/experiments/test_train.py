@@ -1,0 +1,163 @@
+import math
+import multiprocessing
+import re
+from pathlib import Path
+
+import imageio.v3 as iio
+import pytest
+
+import envs  # noqa: F401  registers cart-pole
+from experiments.config import from_json, parse
+from experiments.run import build_agent
+from layeredrl.checkpoint import load_checkpoint
+from layeredrl.collector import Collector
+from layeredrl.planners import ICEM
+from tests.experiments.commands import QUICK, episode_returns, read_metrics, run_train, without_time
+
+PETS_FOLDER = Path("runs/pets-ContinuousCartPole-v0-0")
+
+
+def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_train("pets", "--preset", "debug")
+    files = {path.name for path in PETS_FOLDER.iterdir()}
+    pictures = {"learning_curve.png", "model.png", "policy.gif"}
+    assert files == {"config.json", "metrics.csv", "checkpoint.pt", "tensorboard"} | pictures
+    assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
+    assert list((PETS_FOLDER / "tensorboard").iterdir())
+    for name in ("learning_curve.png", "model.png"):
+        assert iio.imread(PETS_FOLDER / name).shape[2] in (3, 4)
+    closing = capsys.readouterr().out.partition("Run finished")[2]
+    for name in files - {"config.json", "tensorboard"}:
+        assert str(PETS_FOLDER / name) in closing
+    # The video is of an episode of its own, whose return is its length; every second frame makes 25 a second of 50.
+    length = float(closing.partition(f"{PETS_FOLDER / 'policy.gif'} (return ")[2].partition(")")[0])
+    frames = iio.imread(PETS_FOLDER / "policy.gif")
+    assert frames.shape == (math.ceil(length / 2), 300, 480, 3)
+    assert iio.immeta(PETS_FOLDER / "policy.gif", index=0)["duration"] == 40
+
+
+def test_its_settings_are_kept(trained: Path) -> None:
+    config = parse(["pets", *QUICK, "--runs-dir", str(trained.parent), "--name", "trained"])
+    assert from_json(trained / "config.json") == config
+    state = load_checkpoint(trained / "checkpoint.pt")
+    assert state["n_total_env_steps"] == config.trainer.n_total_env_steps == 60
+    build_agent(config).load_state_dict(state["agent"])
+
+
+def test_metrics_start_with_the_steps_and_hold_every_finished_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+    real_step = Collector.step
+
+    def step(collector, *, explore):
+        episodes = real_step(collector, explore=explore)
+        ended.extend(episodes)
+        return episodes
+
+    monkeypatch.setattr(Collector, "step", step)
+    run_train("random", *QUICK, "--n-envs", 3, "--trainer.n-total-env-steps", 150, "--name", "r")
+    rows = read_metrics(Path("runs/r"))
+    assert next(iter(rows[0])) == "n_total_env_steps"
+    logged = [(row["n_total_env_steps"], row["env/episode_return"], row["env/episode_length"]) for row in rows]
+    assert len(ended) >= 3
+    assert logged == [(str(e.n_total_env_steps), str(e.episode_return), str(e.length)) for e in ended]
+    seconds = [float(row["time/seconds"]) for row in rows]
+    assert 0 < seconds[0] <= seconds[-1] < 60
+
+
+def test_without_pictures_there_are_none(trained: Path) -> None:
+    assert {path.name for path in trained.iterdir()} == {"config.json", "metrics.csv", "checkpoint.pt"}
+
+
+def test_an_agent_without_a_model_leaves_no_picture_of_it() -> None:
+    run_train("random", "--preset", "debug", "--no-tensorboard", "--trainer.n-total-env-steps", 10, "--name", "r")
+    left = {path.name for path in Path("runs/r").iterdir()}
+    assert "learning_curve.png" in left  # also with no episode to draw
+    assert "policy.gif" in left
+    assert "model.png" not in left
+
+
+@pytest.mark.parametrize("agent", ["pets", "random"])
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_the_same_seed_gives_the_same_metrics(agent: str, n_envs: int) -> None:
+    for name, seed in [("a", 5), ("b", 5), ("other", 6)]:
+        arguments = ["--trainer.n-total-env-steps", 200, "--n-envs", n_envs, "--seed", seed, "--name", name]
+        run_train(agent, *QUICK, *arguments)
+    a, b, other = (without_time(Path("runs") / name) for name in ("a", "b", "other"))
+    assert len(a) >= 2
+    assert a == b
+    assert a != other
+
+
+def test_processes_of_their_own_change_nothing() -> None:
+    arguments = ["pets", *QUICK, "--n-envs", 3, "--seed", 5]
+    run_train(*arguments, "--name", "sync")
+    for name in ("async", "again"):
+        run_train(*arguments, "--async-envs", "--name", name)
+        assert without_time(Path("runs") / name) == without_time(Path("runs/sync"))
+
+
+@pytest.mark.slow
+def test_processes_that_begin_empty_know_the_environments() -> None:
+    """Where processes are not forked, as on macOS, they have imported nothing yet."""
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        run_train("random", *QUICK, "--async-envs", "--name", "spawned")
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    run_train("random", *QUICK, "--name", "sync")
+    assert without_time(Path("runs/spawned")) == without_time(Path("runs/sync"))
+
+
+def test_evaluation_and_pictures_leave_the_training_as_it_was() -> None:
+    run_train("pets", *QUICK, "--name", "plain")
+    run_train("pets", *QUICK, "--trainer.eval-every", 20, "--trainer.eval-episodes", 2, "--name", "evaluated")
+    rows = without_time(Path("runs/evaluated"))
+    assert [row["n_total_env_steps"] for row in rows if row["eval/episode_return"]] == ["20", "40", "60"]
+    trained = [{k: v for k, v in row.items() if not k.startswith("eval/")} for row in rows]
+    assert [row for row in trained if any(v for k, v in row.items() if k != "n_total_env_steps")] == without_time(
+        Path("runs/plain")
+    )
+
+
+def test_eight_environments_are_planned_for_in_one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    real_plan = ICEM.plan
+
+    def plan(planner, score, n_envs, *args):
+        calls.append(n_envs)
+        return real_plan(planner, score, n_envs, *args)
+
+    monkeypatch.setattr(ICEM, "plan", plan)
+    run_train("pets", *QUICK, "--n-envs", 8, "--learning.n-random-steps", 16, "--trainer.n-total-env-steps", 96)
+    assert calls == [8] * 10  # of twelve steps, two are random
+
+
+def test_steps_are_counted_as_they_were_taken(capsys: pytest.CaptureFixture[str]) -> None:
+    run_train("random", *QUICK, "--n-envs", 8, "--name", "r")
+    assert load_checkpoint(Path("runs/r/checkpoint.pt"))["n_total_env_steps"] == 64  # of 60 that were asked for
+    assert re.search(r"environment steps *│ 64 ", capsys.readouterr().out)
+
+
+def test_random_actions_balance_for_some_twenty_steps() -> None:
+    run_train("random", *QUICK, "--n-envs", 4, "--trainer.n-total-env-steps", 4000, "--name", "r")
+    returns = episode_returns(Path("runs/r"))
+    assert len(returns) > 100
+    assert 22 < sum(returns) / len(returns) < 33  # 27.8 over 3588 episodes: milder than the full forces of CartPole-v1
+    assert max(returns) < 150
+
+
+def test_fresh_replaces_a_run() -> None:
+    arguments = ("random", *QUICK, "--name", "r")
+    run_train(*arguments, "--seed", 1)
+    first = read_metrics(Path("runs/r"))
+    Path("runs/r/left.txt").touch()
+    run_train(*arguments, "--seed", 2, "--fresh")
+    assert read_metrics(Path("runs/r")) != first
+    assert not Path("runs/r/left.txt").exists()
+
+
+def test_an_empty_folder_will_do() -> None:
+    Path("runs/r").mkdir(parents=True)
+    run_train("random", *QUICK, "--name", "r")
+    assert Path("runs/r/checkpoint.pt").exists()
