@@ -1,6 +1,5 @@
 """Where the transitions of a level are kept."""
 
-from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -16,6 +15,9 @@ class _Rings(VectorReplayBuffer):
         rings = [ReplayBuffer(size // n_envs, random_seed=int(s)) for s in seeds]
         ReplayBufferManager.__init__(self, rings)
 
+    def _compile(self) -> None:
+        """Do not compile at once what may never be called: it takes seconds, and happens by itself when it is."""
+
 
 class Replay:
     """Transitions of vectorised environments in tianshou's `VectorReplayBuffer`, one ring for each environment.
@@ -29,7 +31,7 @@ class Replay:
     def __init__(self, size: int, n_envs: int, *, seed: int = 0) -> None:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
-        self._arguments = (size, n_envs, seed)
+        self.buffer = _Rings(size, n_envs, seed)
 
     @cached_property
     def buffer(self) -> VectorReplayBuffer:

@@ -108,9 +108,13 @@ class PlannerLevel(Level):
         duration = np.ones(len(obs), dtype=np.int64)
         if explore and self.learning is not None and self.n_total_env_steps < self.learning.n_random_steps:
             return Decision(uniform_actions(self.action_space, len(obs), generator), duration, memory)
-        plan = self.planner.plan(
-            lambda actions: self.world.score(obs, actions, generator=generator), len(obs), memory, generator
-        )
+
+        def score(actions: Tensor) -> Tensor:
+            with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
+                scores = self.world.score(obs, actions, generator=generator)
+            return scores.clone()
+
+        plan = self.planner.plan(score, len(obs), memory, generator)
         metrics = {"plan/best_score": plan.expected_return}
         return Decision(plan.actions[:, 0], duration, plan.warm_start, metrics)
 

@@ -76,11 +76,11 @@ def test_an_agent_without_a_model_leaves_no_picture_of_it() -> None:
     assert "model.png" not in left
 
 
-@pytest.mark.parametrize("agent", ["pets", "random"])
+@pytest.mark.parametrize(("agent", "n_steps"), [("pets", 80), ("random", 200)])
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_the_same_seed_gives_the_same_metrics(agent: str, n_envs: int) -> None:
+def test_the_same_seed_gives_the_same_metrics(agent: str, n_steps: int, n_envs: int) -> None:
     for name, seed in [("a", 5), ("b", 5), ("other", 6)]:
-        arguments = ["--trainer.n-total-env-steps", 200, "--n-envs", n_envs, "--seed", seed, "--name", name]
+        arguments = ["--trainer.n-total-env-steps", n_steps, "--n-envs", n_envs, "--seed", seed, "--name", name]
         run_train(agent, *QUICK, *arguments)
     a, b, other = (without_time(Path("runs") / name) for name in ("a", "b", "other"))
     assert len(a) >= 2
@@ -140,9 +140,9 @@ def test_steps_are_counted_as_they_were_taken(capsys: pytest.CaptureFixture[str]
 
 
 def test_random_actions_balance_for_some_twenty_steps() -> None:
-    run_train("random", *QUICK, "--n-envs", 4, "--trainer.n-total-env-steps", 4000, "--name", "r")
+    run_train("random", *QUICK, "--n-envs", 4, "--trainer.n-total-env-steps", 3000, "--name", "r")
     returns = episode_returns(Path("runs/r"))
-    assert len(returns) > 100
+    assert len(returns) > 80
     assert 22 < sum(returns) / len(returns) < 33  # 27.8 over 3588 episodes: milder than the full forces of CartPole-v1
     assert max(returns) < 150
 
