@@ -108,14 +108,14 @@ class PETS:
         return ICEM(task.action_space, self.icem) if self.planner == "icem" else CEM(task.action_space, self.cem)
 
 
-_SMALL = ModelConfig(hidden=(64, 64), learning_rate=4e-3, weight_decay=(6e-5,))
+_SMALL = ModelConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))
 
 PETS.presets = {
     # Short horizon: nearly all good candidates tie, the planner then keeps its mean, and control stays calm.
     "demo": PETS(
         model=_SMALL,
         learning=ModelLearningConfig(
-            n_random_steps=40, fit_every=10, first_epochs=100, fit=FitConfig(epochs=10, batch_size=128)
+            n_random_steps=40, fit_every=10, first_epochs=100, fit=FitConfig(epochs=10, batch_size=96)
         ),
         icem=ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8),
     ),

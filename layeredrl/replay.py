@@ -33,13 +33,8 @@ class Replay:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
         self.buffer = _Rings(size, n_envs, seed)
 
-    @cached_property
-    def buffer(self) -> VectorReplayBuffer:
-        """Tianshou's buffer; made when it is needed, because its first one compiles code for seconds."""
-        return _Rings(*self._arguments)
-
     def __len__(self) -> int:
-        return len(self.buffer) if "buffer" in vars(self) else 0
+        return len(self.buffer)
 
     def add(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         """Store one transition for each of some environments.
