@@ -87,8 +87,8 @@ class RunConfig(Generic[A]):
         for name in ("n_envs", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}, expected at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}, expected a number in [0, 2^63)")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise ValueError(f"device is {self.device!r}, expected cpu, cuda or cuda:N")
         if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):

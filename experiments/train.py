@@ -8,6 +8,7 @@ from experiments.config import fail, parse
 from experiments.finish import Training, finish
 from experiments.run import CHECKPOINT, build_agent, make_collector, make_logger, open_folder, play
 from layeredrl.checkpoint import save_checkpoint
+from layeredrl.randomness import derive_seed
 from layeredrl.trainer import Trainer
 
 
@@ -32,7 +33,7 @@ def main() -> None:
             collector,
             logger,
             config.trainer,
-            evaluate=lambda n: play(config, agent, n, seed=config.seed + 1),
+            evaluate=lambda n: play(config, agent, n, derive_seed(config.seed, "evaluation")),
             save=save,
         )
         start, start_cpu = time.perf_counter(), time.process_time()

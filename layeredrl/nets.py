@@ -8,6 +8,11 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete, flatdim
 from torch import Tensor, nn
 
+from layeredrl.models.layers import StackedSequential
+
+Prediction = tuple[tuple[Tensor, Tensor], Tensor, Tensor]
+"""((mean, std), weights, term_prob) of the network contract."""
+
 MIN_STD = 1e-12
 """Input dimensions that vary less than this are only centred (the rule of the released PETS code)."""
 
@@ -70,9 +75,14 @@ class BoundedStd(nn.Module):
         self.lower = nn.Parameter(torch.full((width,), lower))
         self.upper = nn.Parameter(torch.full((width,), upper))
 
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """The two factors `exp(lower)` and `exp(upper)`, (width,)."""
+        return self.lower.exp(), self.upper.exp()
+
     def forward(self, share: Tensor) -> Tensor:
         """Standard deviation (..., width) for `share`, sigmoid(raw - upper), between 0 and 1."""
-        return torch.addcmul(self.lower.exp(), self.upper.exp(), share).sqrt()
+        lowest, room = self.variances()
+        return torch.addcmul(lowest, room, share).sqrt()
 
     def penalty(self) -> Tensor:
         """Sum of the distances between the bounds; small when the bounds hug what the data needs."""
@@ -134,15 +144,27 @@ class GaussianMixtureMLP(nn.Module):
         Returns:
             ((mean, std), weights, term_prob) of shapes (..., K, S), (..., K, S), (..., K), (...).
         """
-        out = self.layers(self.standardizer(self._inputs(state, context, action)))
-        n, shape = self.n_gaussian, (*out.shape[:-1], self.n_modes, self.state_dim)
-        shares = torch.sigmoid(out[..., n : 2 * n + 1])  # one call for the deviations and the termination
-        std = self.bounds(shares[..., :n]).reshape(shape)
-        if self.n_modes == 1:
-            weights = out.new_ones(()).expand(*out.shape[:-1], 1)
-        else:
-            weights = torch.softmax(out[..., 2 * n + 1 : 2 * n + 1 + self.n_modes], -1)
-        return (out[..., :n].reshape(shape), std), weights, shares[..., n]
+        return self._function(self.layers)(state, context, action)
+
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], Prediction]:
+        """`forward` as a function that has looked up and computed what stays the same during a rollout."""
+        return self._function(self.layers.prepared() if isinstance(self.layers, StackedSequential) else self.layers)
+
+    def _function(self, layers: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Prediction]:
+        n, k, modes = self.n_gaussian, self.n_modes, (self.n_modes, self.state_dim)
+        center, inverse_std = self.standardizer.mean, self.standardizer.inverse_std
+        lowest, room = self.bounds.variances()
+        one = room.new_ones(())
+
+        def predict(state: Tensor, context: Tensor, action: Tensor) -> Prediction:
+            out = layers((self._inputs(state, context, action) - center) * inverse_std)
+            lead = out.shape[:-1]
+            shares = torch.sigmoid(out[..., n : 2 * n + 1])  # one call for the deviations and the termination
+            std = torch.addcmul(lowest, room, shares[..., :n]).sqrt().view(*lead, *modes)
+            weights = one.expand(*lead, 1) if k == 1 else torch.softmax(out[..., 2 * n + 1 : 2 * n + 1 + k], -1)
+            return (out[..., :n].view(*lead, *modes), std), weights, shares[..., n]
+
+        return predict
 
     def regularization(self) -> Tensor:
         """The penalty on the log-variance bounds, a scalar (PETS, appendix A.1)."""

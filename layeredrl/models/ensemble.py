@@ -367,12 +367,9 @@ class ProbabilisticEnsemble(Model):
         if not deterministic and self.propagation != "expectation":
             sizes = (b + added, m, p, h, self.state_dim)
             noise = draw_noise(sizes, self.n_modes, self.propagation == "ts1", initial_state, generator)
-        step = StepModel(
-            partial(self._network_output, loss_mode=loss_mode), self._std, None if self._all_delta else self.is_delta
-        )
         with self.network.computing_in(self._reduced_dtype((b + added) * p)):
             simulated = simulate(
-                step,
+                StepModel(self._step_function(loss_mode), self._std, None if self._all_delta else self.is_delta),
                 per_particle(initial_state).expand(m, -1, -1),
                 per_particle(context).expand(m, -1, -1),
                 per_particle(actions.transpose(0, 1)),
@@ -404,6 +401,12 @@ class ProbabilisticEnsemble(Model):
         else:
             out = self.network.forward_member(member, state[0], context[0], action[0])
         return start.mix(out, action) if start is not None and start.uses_map else out
+
+    def _step_function(self, loss_mode: bool) -> Callable[[Tensor, Tensor, Tensor], NetOutput]:
+        """`_network_output` for the many calls of a rollout."""
+        if loss_mode or self.start is None or not self.start.uses_map:
+            return self.network.prepared()
+        return partial(self._network_output, loss_mode=loss_mode)
 
     def _predicted(self, rows: Sequence[Tensor], *, loss_mode: bool, member: int | None = None) -> NetOutput:
         """What is predicted (change in state or next state) for rows (R, ...), in the state's units."""

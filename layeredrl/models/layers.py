@@ -4,7 +4,7 @@ The members' parameters are stacked, the member axis first: (M, in, out) for the
 for any other parameter of shape s, which broadcasts over the rows of (M, R, width).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -25,9 +25,16 @@ class StackedLinear(nn.Module):
     def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None) -> None:
         super().__init__()
         self.weight = weight
-        """Shape (M, in, out), laid out in memory as (M, out, in): the order that the products like best."""
+        """Shape (M, in, out)."""
         self.bias = bias
         """Shape (M, 1, out)."""
+
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        """The layer as a function of (M, R, in)."""
+        weight, bias = self.weight, self.bias
+        if bias is None:
+            return lambda x: torch.bmm(x, weight)
+        return lambda x: torch.baddbmm(bias, x, weight)
 
     def member(self, x: Tensor, member: int, dtype: torch.dtype) -> Tensor:
         """The layer of one member, its parameters in another type: (R, in) -> (R, out)."""
@@ -86,6 +93,21 @@ class StackedSequential(nn.Sequential):
         for layer in self:
             x = layer(x)
         return x
+
+    def prepared(self) -> Callable[[Tensor], Tensor]:
+        """The chain as a function that has looked up everything: for many calls with few rows, as in a rollout."""
+        if self.reduced is not None or torch.is_grad_enabled() or not self._is_plain():
+            return self
+        steps = [layer.prepared() if isinstance(layer, StackedLinear) else layer.forward for layer in self]
+
+        def run(x: Tensor) -> Tensor:
+            if x.ndim != 3 or x.shape[1] >= MANY_ROWS:
+                return cast(Tensor, self(x))
+            for step in steps:
+                x = step(x)
+            return x
+
+        return run
 
     def _is_plain(self) -> bool:
         return all(isinstance(layer, (StackedLinear, StackedLayerNorm, *ELEMENTWISE)) for layer in self)
@@ -162,7 +184,7 @@ class _Stacker:
         if first is None:
             return None
         if id(first) not in self._parameters:
-            stack = torch.stack(tensors).mT if is_linear_weight else torch.stack(tensors).unsqueeze(1)
+            stack = torch.stack(tensors).mT.contiguous() if is_linear_weight else torch.stack(tensors).unsqueeze(1)
             self._parameters[id(first)] = nn.Parameter(stack, requires_grad=first.requires_grad)
         return self._parameters[id(first)]
 

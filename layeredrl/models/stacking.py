@@ -108,6 +108,17 @@ class StackedNetwork(nn.Module):
             for chain in chains:
                 chain.reduced = None
 
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], NetOutput]:
+        """`forward` as a function that has looked up and computed what stays the same during a rollout.
+
+        A network may offer such a function itself, by a method `prepared`.
+        """
+        prepared = getattr(self.net, "prepared", None)
+        if self.evaluation != "broadcast" or self.training or not callable(prepared):
+            return self
+        run = prepared()
+        return lambda state, context, action: self._unpack(run(state, context, action), 3)
+
     def forward_member(self, member: int, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
         """Predict with one member for rows (R, S), (R, C), (R, A); the member axis of the output has length one."""
         out = self._call_member(member, state, context, action)
