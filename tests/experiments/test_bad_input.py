@@ -39,7 +39,7 @@ from tests.experiments.tasks import Drift
         (["pets", "--trainer.eval-every", "-1"], ["eval_every is -1"]),
         (["pets", "--n-envs", "0"], ["n_envs is 0, expected at least 1"]),
         (["pets", "--threads", "0"], ["threads is 0, expected at least 1"]),
-        (["pets", "--seed", "-1"], ["seed is -1, expected a number in]),
+        (["pets", "--seed", "-1"], ["seed is -1, expected a number in"]),
         (["pets", "--preset", "demonstration"], ["unknown preset 'demonstration'", "demo, debug, paper"]),
         (["pets", "--preset=demonstration"], ["unknown preset 'demonstration'"]),
         (["pets", "--device", "abacus"], ["device is 'abacus'", "cpu, cuda or cuda:N"]),
