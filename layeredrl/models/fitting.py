@@ -42,13 +42,22 @@ class FitResult:
     """Mean training loss of each member over the last epoch, (M,)."""
     holdout_loss: Tensor | None
     """Best loss of each member on the holdout, (M,); None without holdout."""
+    elites: Tensor
+    """Members, best first, by their loss on the holdout, or in training where there is none, (M,)."""
     epochs: int
     """Passes over the data that were made."""
     steps: int
     """Optimiser steps that were taken."""
 
 
-def fit(ensemble: ProbabilisticEnsemble, data: Batch, config: FitConfig, *, generator: torch.Generator) -> FitResult:
+def fit(
+    ensemble: ProbabilisticEnsemble,
+    data: Batch,
+    config: FitConfig,
+    *,
+    generator: torch.Generator,
+    progress: Callable[[int, Tensor], None] | None = None,
+) -> FitResult:
     """Train all members for some epochs, starting from the parameters that they have.
 
     Every member goes through the data in an order of its own; with `bootstrap` its data are drawn anew, with
@@ -59,6 +68,7 @@ def fit(ensemble: ProbabilisticEnsemble, data: Batch, config: FitConfig, *, gene
         data: Keys as in `ProbabilisticEnsemble.loss`, on the ensemble's device.
         config: Settings.
         generator: Source of randomness, on the ensemble's device.
+        progress: Told after each epoch its number, from 1, and the members' mean training losses in it, (M,).
     """
     if ensemble.optimizer is None:
         raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
@@ -95,12 +105,16 @@ def fit(ensemble: ProbabilisticEnsemble, data: Batch, config: FitConfig, *, gene
             member_losses = ensemble.member_losses(dict(zip(shuffled, batch, strict=True)))
             ensemble.take_step(member_losses.sum() + ensemble.regularization())
             losses += member_losses.detach()
+        if progress is not None:
+            progress(n_epochs, losses / n_batches)
         if best is not None and best.update() >= config.patience:
             break
     if best is not None:
         best.restore()
     ensemble.train(was_training)
-    return FitResult(losses / n_batches, None if best is None else best.losses, n_epochs, n_epochs * n_batches)
+    losses, holdout_loss = losses / n_batches, None if best is None else best.losses
+    elites = (losses if holdout_loss is None else holdout_loss).argsort()
+    return FitResult(losses, holdout_loss, elites, n_epochs, n_epochs * n_batches)
 
 
 def split_holdout(

@@ -4,7 +4,7 @@ Inside, the layout is (M, R, ...): members first, then R = B * P rows, the P par
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -121,16 +121,18 @@ def simulate(
         (H, M, R); from then on its state and termination probability are held.
     """
     states, term_probs = [state], []
-    scaled_noise = None if noise is None else noise.normal * model.std
-    for t, action in enumerate(actions.unbind(0)):
+    n_steps, n_members = len(actions), len(state)
+    draws: Sequence[Tensor | None] = [None] * n_steps if noise is None else (noise.normal * model.std).unbind(0)
+    for t, action in enumerate(actions.unsqueeze(1).expand(-1, n_members, -1, -1).unbind(0)):
         current, order = state, None if noise is None or noise.order is None else noise.order[t]
         if order is not None:
             current = _permute(state, order)
-        out = model.predict(current, context, action.expand(current.shape[0], -1, -1))
+        out = model.predict(current, context, action)
         mean, std = _change(out, noise, t, expectation)
         state = torch.addcmul(current if model.is_delta is None else current * model.is_delta, mean, model.std)
-        if std is not None and scaled_noise is not None:
-            state = torch.addcmul(state, std, scaled_noise[t])
+        draw = draws[t]
+        if std is not None and draw is not None:
+            state = torch.addcmul(state, std, draw)
         term_prob = out.term_prob
         if order is not None:
             back = order.argsort(-1)
@@ -192,13 +194,18 @@ def add_moments(result: Batch, members_apart: bool) -> None:
 def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """Mean and biased variance over a short dimension, slice by slice: much faster than torch.var_mean there.
 
-    Deviations are taken from the first slice, so that the variance of equal slices is exactly zero.
+    Both come from deviations from the first slice, so that the variance of equal slices is exactly zero, and that of
+    nearly equal ones is not lost in rounding.
     """
     first, *others = x.unbind(dim)
     if not others:
         return first, torch.zeros_like(first)
     n = len(others) + 1
-    deviations = [other - first for other in others]
-    shift = sum(deviations[1:], start=deviations[0]) / n
-    squares = [(deviation - shift).square() for deviation in deviations]
-    return first + shift, sum(squares, start=shift.square()) / n
+    total = others[0] - first
+    squares = total.square()
+    for other in others[1:]:
+        deviation = other - first
+        total = total + deviation
+        squares = torch.addcmul(squares, deviation, deviation)
+    shift = total / n
+    return first + shift, torch.addcmul(squares / n, shift, shift, value=-1).clamp(min=0)

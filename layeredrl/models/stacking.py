@@ -99,7 +99,9 @@ class StackedNetwork(nn.Module):
     @contextmanager
     def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
         """Let chains of layers compute in another type, where they can; inputs and outputs keep theirs."""
-        chains = [module for module in self.net.modules() if isinstance(module, StackedSequential)]
+        chains: list[StackedSequential] = []
+        if dtype is not None:
+            chains = [module for module in self.net.modules() if isinstance(module, StackedSequential)]
         for chain in chains:
             chain.reduced = dtype
         try:

@@ -346,3 +346,17 @@ def test_regression_finds_the_least_squares_and_is_reproducible():
     assert losses[0] == pytest.approx((x @ best - targets).square().mean().item(), rel=0.1)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("holdout", [0.0, 0.25])
+def test_elites_are_the_best_first_and_progress_is_told(holdout):
+    told = []
+    config = FitConfig(epochs=3, batch_size=32, holdout=holdout, patience=3)
+    result = fit(
+        make(), linear_gaussian(200), config, generator=seeded(), progress=lambda *told_now: told.append(told_now)
+    )
+    assert [epoch for epoch, _ in told] == [1, 2, 3]
+    torch.testing.assert_close(told[-1][1], result.loss)
+    losses = result.loss if result.holdout_loss is None else result.holdout_loss
+    assert sorted(result.elites.tolist()) == list(range(len(losses)))
+    assert losses[result.elites].tolist() == sorted(losses.tolist())
