@@ -7,21 +7,22 @@ from typing import Any
 import imageio.v3 as iio
 import matplotlib
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from experiments.config import RunConfig
+from experiments.held_out import collect, transitions
 from layeredrl.collector import Collector
 from layeredrl.environments import make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PlannerLevel, RandomLevel
+from layeredrl.levels import PlannerLevel
+from layeredrl.models.diagnostic_figures import BLUE, ORANGE, draw_predictions
+from layeredrl.models.diagnostics import evaluate_one_step
 from layeredrl.world_model import WorldModel
 
 matplotlib.use("agg")
 
-BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#888888"
 MAX_FRAMES = 1000  # an episode may have no end, and the frames wait in memory
 
 
@@ -63,19 +64,10 @@ def collect_held_out(config: RunConfig[Any], agent: Hierarchy, seed: int, n_step
     Returns:
         Batch with `obs`, `act`, `obs_next`, each (N, width).
     """
-    kept: list[Batch] = []
-    for actor in (agent, Hierarchy([RandomLevel(agent.task.action_space)], agent.task)):
-        env = make_vector_env(config.env)
-        collector = Collector(env, actor, seed=seed, learn=False, on_step=lambda step, _: kept.append(step))
-        try:
-            while collector.n_total_env_steps < n_steps // 2:
-                collector.step(explore=False)
-        finally:
-            env.close()
-    return Batch.cat(kept)
+    parts = [collect(config.env, actor, n_steps=n_steps // 2, seed=seed) for actor in (agent, None)]
+    return Batch.cat(parts)
 
 
-@torch.no_grad()
 def draw_model(path: Path, world: WorldModel, data: Batch, names: Sequence[str], title: str) -> dict[str, float]:
     """The change that the model predicts against the change that happened, for each dimension of the state.
 
@@ -91,38 +83,9 @@ def draw_model(path: Path, world: WorldModel, data: Batch, names: Sequence[str],
     Returns:
         Share of the variance of the change that the model explains (R2), by name of the dimension.
     """
-    device = world.dynamics.device
-    obs, act, obs_next = (torch.as_tensor(data[key], device=device) for key in ("obs", "act", "obs_next"))
-    state, context = world.encode(obs)
-    mean, weights, std, _ = world.dynamics.predict(state, context, act)
-    center = (weights.unsqueeze(-1) * mean).sum(2).mean(1)
-    second = (weights.unsqueeze(-1) * (mean.square() + std.square())).sum(2).mean(1)
-    spread = (second - center.square()).clamp(min=0).sqrt().cpu().numpy()
-    truth = (world.encode(obs_next)[0] - state).cpu().numpy()
-    guess = (center - state).cpu().numpy()
-    figure = Figure(layout="constrained")
-    columns = min(len(names), 4)
-    rows = -(-len(names) // columns)
-    figure.set_size_inches(2.6 * columns, 2.6 * rows + 0.4)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    scores: dict[str, float] = {}
-    for i, (name, axes) in enumerate(zip(names, panels, strict=False)):
-        variance = max(float(truth[:, i].var()), 1e-12)
-        scores[name] = 1 - float(np.square(truth[:, i] - guess[:, i]).mean()) / variance
-        low, high = truth[:, i].min(), truth[:, i].max()
-        axes.plot([low, high], [low, high], color=GREY, lw=1)
-        axes.errorbar(
-            truth[:, i], guess[:, i], yerr=spread[:, i], fmt=".", color=BLUE, ecolor=ORANGE, ms=3, elinewidth=0.6
-        )
-        axes.set_title(f"{name}: R² {scores[name]:.4f}", fontsize=9)
-        axes.tick_params(labelsize=7)
-    for axes in panels[len(names) :]:
-        axes.set_axis_off()
-    figure.suptitle(title, fontsize=10)
-    figure.supxlabel("true change in one step", fontsize=9)
-    figure.supylabel("predicted change ± std", fontsize=9)
-    figure.savefig(path, dpi=120)
-    return scores
+    report = evaluate_one_step(world.dynamics, transitions(data, world))
+    draw_predictions(report, names, title=title).savefig(path, dpi=120)
+    return dict(zip(names, report.mixture.r2.tolist(), strict=True))
 
 
 def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed: int) -> float:

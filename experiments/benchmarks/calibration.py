@@ -121,12 +121,12 @@ def trajectories(n: int, generator: torch.Generator) -> Batch:
 
 def fitted(data: Batch, generator: torch.Generator, seed: int) -> ProbabilisticEnsemble:
     """Five members, fitted until a holdout says stop."""
-    spaces = [Box(-np.inf, np.inf, (width,)) for width in (2, 0)]
+    states, contexts = (Box(-np.inf, np.inf, (width,)) for width in (2, 0))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = partial(GaussianMixtureMLP, hidden=(64, 64))
         ensemble = ProbabilisticEnsemble(
-            *spaces, Box(-1, 1, (1,)), net, n_models=5, learning_rate=1e-3, create_optimizer=True
+            states, contexts, Box(-1, 1, (1,)), net, n_models=5, learning_rate=1e-3, create_optimizer=True
         ).eval()
     fit(
         ensemble,

@@ -16,6 +16,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,14 +55,19 @@ def box(width: int) -> Box:
 
 
 def make_ensemble(
-    state: int, action: int, hidden: Sequence[int], *, members: int = MEMBERS, particles: int = 1, **kwargs: object
+    state: int,
+    action: int,
+    hidden: Sequence[int],
+    *,
+    members: int = MEMBERS,
+    partial_net: Callable[..., nn.Module] | None = None,
+    **settings: Any,
 ) -> ProbabilisticEnsemble:
     """An ensemble of the built-in network, or of `partial_net`."""
     torch.manual_seed(0)
-    net = kwargs.pop("partial_net", partial(GaussianMixtureMLP, hidden=tuple(hidden)))
-    return ProbabilisticEnsemble(
-        box(state), box(0), Box(-1, 1, (action,)), net, n_models=members, n_particles_per_model=particles, **kwargs
-    ).eval()
+    net = partial_net or partial(GaussianMixtureMLP, hidden=tuple(hidden))
+    actions = Box(-1, 1, (action,))
+    return ProbabilisticEnsemble(box(state), box(0), actions, net, n_models=members, **settings).eval()
 
 
 class StandardNet(nn.Module):
@@ -148,9 +154,9 @@ def rows(rounds: int) -> list[str]:
         return torch.no_grad()(lambda: ensemble.rollout(state, context, actions))
 
     big = chain(1600, widths, 30)
-    ensemble = make_ensemble(STATE, ACTION, HIDDEN, particles=4)
+    ensemble = make_ensemble(STATE, ACTION, HIDDEN, n_particles_per_model=4)
     result.append(compare("rollout, 400 candidates x 4 particles, float32", 1.0, big, rollout(ensemble, 400), rounds))
-    reduced = make_ensemble(STATE, ACTION, HIDDEN, particles=4, rollout_dtype=torch.bfloat16)
+    reduced = make_ensemble(STATE, ACTION, HIDDEN, n_particles_per_model=4, rollout_dtype=torch.bfloat16)
     result.append(compare("the same in bfloat16", 0.40, big, rollout(reduced, 400), rounds))
     result.append(
         compare("rollout, 1 candidate x 4 particles", 1.5, chain(4, widths, 30), rollout(ensemble, 1), 4 * rounds)
@@ -204,7 +210,7 @@ def growth(path: Path) -> None:
         seconds = []
         for value in values:
             size = {**default, name: value}
-            ensemble = make_ensemble(STATE, ACTION, HIDDEN, members=size["members"], particles=4)
+            ensemble = make_ensemble(STATE, ACTION, HIDDEN, members=size["members"], n_particles_per_model=4)
             n = size["candidates"]
             state, context = torch.randn(n, STATE), torch.zeros(n, 0)
             actions = torch.rand(n, size["horizon"], ACTION)

@@ -129,7 +129,7 @@ def draw_disagreement(report: Disagreement, names: Sequence[str] | None = None, 
     for value, (_, color, label) in zip(values, scores, strict=True):
         last.hist(value, edges, density=True, color=color, alpha=0.6, label=label)
     last.set_title(f"AUROC {report.auroc:.3f}", fontsize=8)
-    last.set_xlabel("log10 of the disagreement, stds of the change", fontsize=8)
+    last.set_xlabel("log10 (disagreement / std of change)", fontsize=8)
     last.legend(fontsize=7)
     return figure
 

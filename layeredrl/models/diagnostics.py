@@ -1,11 +1,9 @@
 """How far a dynamics model can be trusted, measured on transitions that it was not trained on.
 
-Three questions: is one step right, and as uncertain as the model says (R2, densities, calibration)? How fast do errors
-grow when the model runs on its own predictions? Does the members' disagreement tell where the model is wrong? Each has
-a function that takes any `Model` and answers with a dataclass of numbers; `diagnostic_figures` draws these.
-
-Everything comes from `predict`, `get_log_prob` and `rollout`, in evaluation mode, as a planner would see it, on the
-device of the model and the data; sums are made in float64.
+Is one step right, and as uncertain as the model says (R2, densities, calibration)? How fast do errors grow when the
+model runs on its own predictions? Does the members' disagreement tell where it is wrong? Each question has a function
+that takes any `Model` and answers with a dataclass of numbers; `diagnostic_figures` draws these. All comes from
+`predict`, `get_log_prob` and `rollout` in evaluation mode, on the device of model and data, with sums in float64.
 """
 
 import math
@@ -121,10 +119,9 @@ def evaluate_one_step(model: Model, data: Batch, levels: Sequence[float] = LEVEL
     pit = (weights * cdf).sum(-1)
     log_prob = mixture_log_prob(target.unsqueeze(-1), mean.unsqueeze(-1), std.unsqueeze(-1), weights)  # (N, M, S)
     log_mean = torch.logsumexp(log_prob, 1) - math.log(log_prob.shape[1])
-    variance = _variance_of_change(data)
-    error = target - moments.member_mean
-    members = _scores(error, moments.member_var.sqrt(), log_prob, pit, (variance, levels))
-    mixture = _scores(target[:, 0] - moments.total_mean, moments.total_std, log_mean, pit.mean(1), (variance, levels))
+    units = _variance_of_change(data), levels
+    members = _scores(target - moments.member_mean, moments.member_var.sqrt(), log_prob, pit, units)
+    mixture = _scores(target[:, 0] - moments.total_mean, moments.total_std, log_mean, pit.mean(1), units)
     return OneStep(
         change=change,
         predicted=moments.total_mean - data.state.double(),
@@ -149,7 +146,7 @@ class OpenLoop:
     member_rmse: Tensor
     """Of each member's mean over its particles, (M, H+1, S)."""
     band: Tensor
-    """The ensemble's own standard deviation, of all particles; root mean square over trajectories, (H+1, S)."""
+    """The ensemble's own standard deviation, within and between members; root mean square, (H+1, S)."""
     epistemic: Tensor
     """Standard deviation over members of their means; root mean square over trajectories, (H+1, S)."""
     baseline: Tensor
@@ -164,25 +161,24 @@ class OpenLoop:
         last = len(self.rmse) - 1
         result = {"model/open_loop/diverged": self.diverged}
         for k in sorted({2**i for i in range(last.bit_length())} | {last}):
-            error, band, baseline = (x[k].square().mean().sqrt() for x in (self.rmse, self.band, self.baseline))
+            for name in ("rmse", "band", "baseline"):
+                result[f"model/open_loop/{name}_{k}"] = float(getattr(self, name)[k].square().mean().sqrt())
             moving = self.baseline[k] > 0
-            result[f"model/open_loop/rmse_{k}"] = float(error)
             result[f"model/open_loop/relative_rmse_{k}"] = float((self.rmse[k] / self.baseline[k])[moving].mean())
-            result[f"model/open_loop/band_{k}"] = float(band)
-            result[f"model/open_loop/baseline_{k}"] = float(baseline)
             result[f"model/open_loop/coverage_{k}"] = float(self.coverage[k].mean())
         return result
 
 
 def evaluate_open_loop(
-    model: Model, data: Batch, n_particles: int = 20, *, generator: torch.Generator | None = None
+    model: Model, data: Batch, n_particles: int = 50, *, generator: torch.Generator | None = None
 ) -> OpenLoop:
     """Let the model run on its own predictions along true action sequences.
 
     Args:
         model: Any.
         data: Keys `state` (N, H+1, S), `context` (N, C), `act` (N, H, A); no trajectory crosses an episode's end.
-        n_particles: At least so many for each member; where the model follows fewer, it is asked several times.
+        n_particles: At least so many for each member; a model that follows fewer is asked several times. Few of
+            them add their sampling error to `rmse`, and make `coverage` lower by about 2 / n_particles.
         generator: Source of randomness, on the model's device.
     """
     _require_rows(data, *TRANSITION[:3])
@@ -198,14 +194,16 @@ def evaluate_open_loop(
     states = states.unflatten(0, (n, repeats)).movedim(1, 2).flatten(2, 3)  # (N, M, P, H+1, S), more particles
     truth = data.state.double()
     member_mean = states.mean(2)
-    particles = states.flatten(1, 2)
-    truth_below = (particles < truth[:, None]).double() + 0.5 * (particles == truth[:, None]).double()
+    # Members share their noise, so what differs between their means is no sampling error, and needs no correction.
+    variance = states.var(2, correction=min(1, states.shape[2] - 1)).mean(1) + member_mean.var(1, correction=0)
+    particles, x = states.flatten(1, 2), truth[:, None]
     # The rank of the truth among the particles is uniform if all are drawn from one distribution.
-    rank = (truth_below.sum(1) + 0.5) / (particles.shape[1] + 1)
+    below = (particles < x).sum(1) + 0.5 * (particles == x).sum(1)
+    rank = (below + 0.5) / (particles.shape[1] + 1)
     return OpenLoop(
         rmse=_rms(member_mean.mean(1) - truth),
         member_rmse=_rms(member_mean - truth[:, None]),
-        band=_rms(particles.std(1, correction=min(1, particles.shape[1] - 1))),
+        band=_rms(variance.sqrt()),
         epistemic=_rms(member_mean.std(1, correction=0)),
         baseline=_rms(truth - truth[:, :1]),
         coverage=((2 * rank - 1).abs() <= BAND_LEVEL).double().mean(0),
@@ -235,10 +233,10 @@ class Disagreement:
 
     def metrics(self) -> dict[str, float]:
         """Numbers to log; those of single dimensions end in their index."""
-        result = {"model/disagreement/rank_correlation": float(self.rank_correlation.mean())}
-        result["model/disagreement/auroc"] = self.auroc
+        name = "model/disagreement/rank_correlation"
+        result = {"model/disagreement/auroc": self.auroc, name: float(self.rank_correlation.mean())}
         for i, value in enumerate(self.rank_correlation.tolist()):
-            result[f"model/disagreement/rank_correlation/state_{i}"] = value
+            result[f"{name}/state_{i}"] = value
         return result
 
 
@@ -344,8 +342,7 @@ def _evaluating(model: Model) -> Iterator[None]:
 
 def _require_rows(data: Batch, *keys: str) -> None:
     """Raise unless `data` has tensors of these names, the first one's number of rows in each, at least one."""
-    for key in keys:
-        value = data.get(key)
+    for key, value in ((key, data.get(key)) for key in keys):
         if not isinstance(value, Tensor):
             raise TypeError(f"data.{key} is {type(value).__name__}, expected a torch.Tensor")
         if len(value) != len(data[keys[0]]) or not len(value):

@@ -38,6 +38,8 @@ SETTINGS = [
     ("target_bn_momentum", 1.5),
     ("propagation", "ts2"),
     ("propagation", None),
+    ("rollout_dtype", "bfloat16"),
+    ("rollout_dtype", torch.int32),
     ("absolute_dims", (S,)),
     ("absolute_dims", (-S - 1,)),
     ("absolute_dims", (0.5,)),
@@ -85,6 +87,45 @@ def test_partial_net(partial_net):
 def test_networks_that_break_the_contract(net):
     with pytest.raises((ValueError, TypeError), match=r"partial_net|network|forward"):
         make_model([net]).predict(STATE, CONTEXT, ACTION)
+
+
+class Returns(LinearNet):
+    """A network that returns something that is made of what it should return."""
+
+    def __init__(self, change):
+        super().__init__(S, C, A, K)
+        self.change = [change]
+
+    def forward(self, state, context, action):
+        return self.change[0](*super().forward(state, context, action))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda normal, weights, term_prob: term_prob.sum(), r"something else than \(\(mean, std\), weights"),
+        (lambda normal, weights, term_prob: (normal, weights, term_prob, term_prob), "something else"),
+        (lambda normal, weights, term_prob: (normal[0], weights, term_prob), "something else"),
+        (lambda normal, weights, term_prob: (normal, term_prob), f"no mode weights, but n_modes is {K}"),
+    ],
+    ids=["number", "four", "mean alone", "no weights"],
+)
+def test_what_a_network_should_have_returned_is_told(change, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        make_model([Returns(change)])
+
+
+def test_members_whose_code_differs_in_secret_are_refused():
+    changes = [lambda *out: out, lambda normal, *rest: ((2 * normal[0], normal[1]), *rest)]
+    with pytest.raises(ValueError, match="must differ in nothing but their parameters"):
+        make_model([Returns(change) for change in changes])
+
+
+def test_flags_of_a_batch_are_tensors():
+    batch = make_batch(6)
+    batch.terminated = batch.terminated.numpy()
+    with pytest.raises(TypeError, match="terminated is ndarray"):
+        make_model().loss(batch)
 
 
 ROWS = {
