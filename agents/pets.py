@@ -21,6 +21,12 @@ from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig, Planner
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 
+_ROLLOUT_DTYPES: dict[str, torch.dtype | Literal["auto"] | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "auto": "auto",
+}
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -44,6 +50,8 @@ class ModelConfig:
     """How rollouts follow particles: each with its member, shuffled at every step (ts1), or the mean of all."""
     normalize_targets: bool = True
     """Whether predictions are scaled by the running standard deviation of what is predicted."""
+    rollout_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Type of the matrix products in rollouts; auto takes bfloat16 where it is faster, by machine and size."""
 
     def __post_init__(self) -> None:
         if not self.weight_decay:
@@ -99,6 +107,7 @@ class PETS:
             normalize_targets=model.normalize_targets,
             propagation=model.propagation,
             weight_decay=model.weight_decay if len(model.weight_decay) > 1 else model.weight_decay[0],
+            rollout_dtype=_ROLLOUT_DTYPES[model.rollout_dtype],
         )
         world = WorldModel(encoder, dynamics, task, discount=self.discount)
         level = PlannerLevel(world, self._planner(task), task.action_space, learning=self.learning, seed=seed)

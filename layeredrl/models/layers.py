@@ -5,7 +5,7 @@ for any other parameter of shape s, which broadcasts over the rows of (M, R, wid
 """
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,12 @@ ELEMENTWISE = (nn.SiLU, nn.ReLU, nn.Tanh, nn.GELU, nn.ELU, nn.Sigmoid, nn.Softpl
 """Activations that do not mind how rows are cut up."""
 
 
+class Step(Protocol):
+    """A layer of a chain: all members' rows (M, R, in), or one member's (R, in)."""
+
+    def __call__(self, x: Tensor, member: int | None = None, /) -> Tensor: ...
+
+
 class StackedLinear(nn.Module):
     """The linear layers of M members: (M, ..., in) -> (M, ..., out)."""
 
@@ -29,22 +35,16 @@ class StackedLinear(nn.Module):
         self.bias = bias
         """Shape (M, 1, out)."""
 
-    def prepared(self) -> Callable[[Tensor], Tensor]:
-        """The layer as a function of (M, R, in)."""
-        weight, bias = self.weight, self.bias
-        if bias is None:
-            return lambda x: torch.bmm(x, weight)
-        return lambda x: torch.baddbmm(bias, x, weight)
+    def bound(self, dtype: torch.dtype | None) -> Step:
+        """The layer as a function that holds its parameters, in another type if one is given."""
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
-    def member(self, x: Tensor, member: int, dtype: torch.dtype) -> Tensor:
-        """The layer of one member, its parameters in another type: (R, in) -> (R, out)."""
-        weight = self.weight[member].to(dtype)
-        return x @ weight if self.bias is None else torch.addmm(self.bias[member, 0].to(dtype), x, weight)
+        def run(x: Tensor, member: int | None = None) -> Tensor:
+            if member is None:
+                return torch.bmm(x, weight) if bias is None else torch.baddbmm(bias, x, weight)
+            return x @ weight[member] if bias is None else torch.addmm(bias[member, 0], x, weight[member])
 
-    def reduced(self, x: Tensor) -> Tensor:
-        """The layer in the type of `x`, shape (M, R, in)."""
-        weight = self.weight.to(x.dtype)
-        return torch.bmm(x, weight) if self.bias is None else torch.baddbmm(self.bias.to(x.dtype), x, weight)
+        return run
 
     def forward(self, x: Tensor) -> Tensor:
         rows = x if x.ndim == 3 else x.flatten(1, -2)
@@ -59,15 +59,16 @@ class StackedLayerNorm(nn.Module):
         super().__init__()
         self.weight, self.bias, self.eps = weight, bias, eps
 
-    def member(self, x: Tensor, member: int, dtype: torch.dtype) -> Tensor:
-        """The layer of one member, its parameters in another type: (R, width) -> (R, width)."""
-        bias = None if self.bias is None else self.bias[member, 0].to(dtype)
-        return F.layer_norm(x, self.weight.shape[-1:], self.weight[member, 0].to(dtype), bias, self.eps)
+    def bound(self, dtype: torch.dtype | None) -> Step:
+        """The layer as a function that holds its parameters, in another type if one is given."""
+        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
-    def reduced(self, x: Tensor) -> Tensor:
-        """The layer in the type of `x`."""
-        out = F.layer_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight.to(x.dtype)
-        return out if self.bias is None else out + self.bias.to(x.dtype)
+        def run(x: Tensor, member: int | None = None) -> Tensor:
+            own_weight = weight if member is None else weight[member]
+            out = F.layer_norm(x, weight.shape[-1:], eps=self.eps) * own_weight
+            return out if bias is None else out + (bias if member is None else bias[member])
+
+        return run
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.layer_norm(x, self.weight.shape[-1:], eps=self.eps) * self.weight
@@ -87,55 +88,68 @@ class StackedSequential(nn.Sequential):
     reduced: torch.dtype | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        many = x.ndim == 3 and x.shape[1] >= MANY_ROWS and x.device.type == "cpu"
-        if (many or self.reduced is not None) and not torch.is_grad_enabled() and self._is_plain():
-            return self._by_member(x) if many else self._together(x)
+        if not torch.is_grad_enabled() and (self.reduced is not None or _are_many(x)):
+            return self.prepared()(x)
         for layer in self:
             x = layer(x)
         return x
 
     def prepared(self) -> Callable[[Tensor], Tensor]:
-        """The chain as a function that has looked up everything: for many calls with few rows, as in a rollout."""
-        if self.reduced is not None or torch.is_grad_enabled() or not self._is_plain():
-            return self
-        steps = [layer.prepared() if isinstance(layer, StackedLinear) else layer.forward for layer in self]
+        """The chain as a function that has looked up and converted its parameters: for many calls, as in a rollout.
+
+        With gradients, or with layers that are not known to work row by row, it is the chain itself.
+        """
+        if torch.is_grad_enabled() or not all(isinstance(layer, KNOWN) for layer in self):
+            return super().forward
+        dtype, layers = self.reduced, list(self)
+        steps: list[Step] = []
+        for i, layer in enumerate(layers):
+            if isinstance(layer, StackedLinear | StackedLayerNorm):
+                steps.append(layer.bound(dtype))
+            else:
+                fresh = i > 0 and isinstance(layers[i - 1], StackedLinear | StackedLayerNorm)
+                steps.append(_activation(layer, in_place=fresh))
+        widest = max((layer.weight.shape[-1] for layer in layers if isinstance(layer, StackedLinear)), default=1)
 
         def run(x: Tensor) -> Tensor:
-            if x.ndim != 3 or x.shape[1] >= MANY_ROWS:
-                return cast(Tensor, self(x))
+            if _are_many(x):
+                return _by_member(steps, x, dtype, max(1, CACHED_ELEMENTS // widest))
+            h = x if dtype is None else x.to(dtype)
             for step in steps:
-                x = step(x)
-            return x
+                h = step(h)
+            return h if dtype is None else h.to(x.dtype)
 
         return run
 
-    def _is_plain(self) -> bool:
-        return all(isinstance(layer, (StackedLinear, StackedLayerNorm, *ELEMENTWISE)) for layer in self)
 
-    def _together(self, x: Tensor) -> Tensor:
-        """All members at once, in the reduced type."""
-        h = x.to(self.reduced)
-        for layer in self:
-            h = layer.reduced(h) if isinstance(layer, StackedLinear | StackedLayerNorm) else layer(h)
-        return h.to(x.dtype)
+KNOWN = (StackedLinear, StackedLayerNorm, *ELEMENTWISE)
 
-    def _by_member(self, x: Tensor) -> Tensor:
-        dtype = x.dtype if self.reduced is None else self.reduced
-        widths = [layer.weight.shape[2] for layer in self if isinstance(layer, StackedLinear)]
-        chunk = CACHED_ELEMENTS // max(widths, default=1)
-        n_chunks = -(-x.shape[1] // chunk)
-        out: Tensor | None = None
-        start = 0
-        for part in x.tensor_split(n_chunks, 1):
-            for i in range(len(x)):
-                h = part[i].to(dtype)
-                for layer in self:
-                    h = layer.member(h, i, dtype) if isinstance(layer, StackedLinear | StackedLayerNorm) else layer(h)
-                if out is None:
-                    out = torch.empty((*x.shape[:2], h.shape[1]), dtype=x.dtype, device=x.device)
-                out[i, start : start + part.shape[1]] = h
-            start += part.shape[1]
-        return cast(Tensor, out)
+
+def _are_many(x: Tensor) -> bool:
+    return x.ndim == 3 and x.shape[1] >= MANY_ROWS and x.device.type == "cpu"
+
+
+def _activation(layer: nn.Module, *, in_place: bool) -> Step:
+    if isinstance(layer, nn.SiLU):
+        return lambda x, member=None: F.silu(x, inplace=in_place)
+    return lambda x, member=None: layer(x)
+
+
+def _by_member(steps: Sequence[Step], x: Tensor, dtype: torch.dtype | None, chunk: int) -> Tensor:
+    """Rows (M, R, in) through the steps, member by member and chunk by chunk, to (M, R, out)."""
+    out: Tensor | None = None
+    start = 0
+    for part in x.tensor_split(-(-x.shape[1] // chunk), 1):
+        for i in range(len(x)):
+            h = part[i] if dtype is None else part[i].to(dtype)
+            for step in steps:
+                h = step(h, i)
+            if out is None:
+                out = x.new_empty(*x.shape[:2], h.shape[1])
+            out[i, start : start + part.shape[1]] = h
+        start += part.shape[1]
+    assert out is not None
+    return out
 
 
 class _Stacker:

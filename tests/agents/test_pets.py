@@ -58,6 +58,15 @@ def test_settings_reach_the_parts() -> None:
     assert level.action_space == TASK.action_space
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("float32", None), ("bfloat16", torch.bfloat16), ("auto", "auto")])
+def test_the_type_of_rollouts_reaches_the_ensemble(name: str, dtype: torch.dtype | str | None) -> None:
+    model = replace(SMALL.model, rollout_dtype=name)
+    dynamics = _level(replace(SMALL, model=model).build(TASK, CPU, seed=0)).world.dynamics
+    assert isinstance(dynamics, ProbabilisticEnsemble)
+    assert dynamics.rollout_dtype == dtype
+    assert ModelConfig().rollout_dtype == "float32"
+
+
 def test_both_planners_can_be_chosen() -> None:
     icem = _level(replace(SMALL, planner="icem").build(TASK, CPU, seed=0)).planner
     assert isinstance(icem, ICEM)
