@@ -92,6 +92,8 @@ class ProbabilisticEnsemble(Model):
             rollout_dtype: Type that rollouts compute the networks' chains of layers (`nn.Sequential`) in, None for
                 that of the parameters. `torch.bfloat16` is faster for wide networks and many rows where the processor
                 has it; states, noise and the normalisation of inputs stay as they are. "auto" takes it where it gains.
+                Chains of other layers than linear, layer norm and common activations, and rollouts with gradients,
+                keep the parameters' type.
             **kwargs: Further arguments of `Model`.
         """
         super().__init__(n_models, n_particles_per_model, device, **kwargs)

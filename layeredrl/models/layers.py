@@ -99,7 +99,7 @@ class StackedSequential(nn.Sequential):
 
         With gradients, or with layers that are not known to work row by row, it is the chain itself.
         """
-        if torch.is_grad_enabled() or not all(isinstance(layer, KNOWN) for layer in self):
+        if torch.is_grad_enabled() or not all(_is_known(layer) for layer in self):
             return super().forward
         dtype, layers = self.reduced, list(self)
         steps: list[Step] = []
@@ -123,6 +123,11 @@ class StackedSequential(nn.Sequential):
 
 
 KNOWN = (StackedLinear, StackedLayerNorm, *ELEMENTWISE)
+
+
+def _is_known(layer: nn.Module) -> bool:
+    """Whether a layer does what its class does: a subclass might mix rows, a hook might do anything."""
+    return type(layer) in KNOWN and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _are_many(x: Tensor) -> bool:

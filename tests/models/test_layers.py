@@ -197,3 +197,20 @@ def test_a_new_rollout_sees_parameters_that_have_changed(rollout_dtype: torch.dt
     assert not torch.equal(changed, before)
     untouched.load_state_dict(copy.deepcopy(ensemble.state_dict()))
     assert torch.equal(rollout(untouched), changed)
+
+
+def test_subclasses_and_hooks_are_not_taken_for_what_they_derive_from():
+    class Center(nn.Identity):
+        def forward(self, x):
+            return x - x.mean(-2, keepdim=True)
+
+    x = torch.randn(2, 300, 3)
+    mixing = stack_modules([nn.Sequential(nn.Linear(3, 4000), Center(), nn.Linear(4000, 2)) for _ in range(2)])
+    with torch.enable_grad():
+        expected = mixing(x)
+    with torch.no_grad():
+        torch.testing.assert_close(mixing(x), expected, rtol=1e-4, atol=1e-5)
+    hooked = stack_modules([nn.Sequential(nn.Linear(3, 5), nn.SiLU()) for _ in range(2)])
+    hooked[1].register_forward_hook(lambda module, inputs, output: 2 * output)
+    with torch.no_grad():
+        torch.testing.assert_close(hooked.prepared()(x[:, :4]), hooked(x[:, :4]))
