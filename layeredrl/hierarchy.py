@@ -121,25 +121,17 @@ class Hierarchy:
         """
         obs_on_device = torch.as_tensor(obs, device=self.device)
         carry.metrics = {}
-        above: LevelCarry | None = None
-        for level, own in zip(self.levels, carry.levels, strict=True):
+        for i, own in enumerate(carry.levels):
             due = np.flatnonzero(own.remaining == 0)
             if len(due):
-                self._decide(level, own, above, due, obs_on_device, carry, explore)
+                self._decide(i, due, obs_on_device, carry, explore=explore)
                 own.obs[due] = obs[due]
-            above = own
         return carry.levels[-1].action.copy()
 
-    def _decide(
-        self,
-        level: Level,
-        own: LevelCarry,
-        above: LevelCarry | None,
-        due: NDArray[np.int64],
-        obs: Tensor,
-        carry: Carry,
-        explore: bool,
-    ) -> None:
+    def _decide(self, i: int, due: NDArray[np.int64], obs: Tensor, carry: Carry, *, explore: bool) -> None:
+        """Let level i decide in the environments that are due."""
+        level, own = self.levels[i], carry.levels[i]
+        above = carry.levels[i - 1] if i > 0 else None
         everywhere = len(due) == len(own.remaining)
         rows: Any = slice(None) if everywhere else torch.as_tensor(due, device=self.device)
         command = None if above is None else torch.as_tensor(above.action[due], device=self.device)
