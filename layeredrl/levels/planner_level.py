@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl import actions
 from layeredrl.checks import require_counts, require_number
 from layeredrl.levels.level import Decision, Level
-from layeredrl.levels.random_level import uniform_actions
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
 from layeredrl.planners import Planner
@@ -107,7 +107,7 @@ class PlannerLevel(Level):
     ) -> Decision:
         duration = np.ones(len(obs), dtype=np.int64)
         if explore and self.learning is not None and self.n_total_env_steps < self.learning.n_random_steps:
-            return Decision(uniform_actions(self.action_space, len(obs), generator), duration, memory)
+            return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
 
         def score(actions: Tensor) -> Tensor:
             with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
@@ -115,7 +115,7 @@ class PlannerLevel(Level):
             return scores.clone()
 
         plan = self.planner.plan(score, len(obs), memory, generator)
-        metrics = {"plan/best_score": plan.expected_return}
+        metrics = {"plan/best_score": plan.score}
         return Decision(plan.actions[:, 0], duration, plan.warm_start, metrics)
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:

@@ -2,6 +2,21 @@
 
 from layeredrl.planners.cem import CEM, CEMConfig
 from layeredrl.planners.icem import ICEM, ICEMConfig
-from layeredrl.planners.planner import Plan, Planner, ScoreFunction
+from layeredrl.planners.mppi import MPPI, MPPIConfig
+from layeredrl.planners.planner import Plan, Planner, PlanningError, ScoreFunction
+from layeredrl.planners.random_shooting import RandomShooting, RandomShootingConfig
 
-__all__ = ["CEM", "ICEM", "CEMConfig", "ICEMConfig", "Plan", "Planner", "ScoreFunction"]
+__all__ = [
+    "CEM",
+    "ICEM",
+    "MPPI",
+    "CEMConfig",
+    "ICEMConfig",
+    "MPPIConfig",
+    "Plan",
+    "Planner",
+    "PlanningError",
+    "RandomShooting",
+    "RandomShootingConfig",
+    "ScoreFunction",
+]

@@ -10,10 +10,9 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice, require_counts, require_number
+from layeredrl.planners.families import make_search
 from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
-
-CUT = 2.0
-"""Samples are cut off at this many standard deviations."""
+from layeredrl.planners.search import where
 
 
 @dataclass(frozen=True)
@@ -32,10 +31,12 @@ class CEMConfig:
     """Weight of the old mean and variance in a refit."""
     init_std: float = 0.5
     """Initial standard deviation, in units of half the action range."""
+    uniform_share: float = 0.5
+    """Discrete actions: weight of the uniform distribution in what a decision starts from."""
     stop_variance: float = 0.001
     """An environment's search stops once no action's variance exceeds this."""
     execute: Literal["best", "mean"] = "mean"
-    """Which sequence is chosen: the best candidate of the last iteration, or the final mean."""
+    """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
         require_counts(self, horizon=1, n_samples=1, n_iterations=1, n_elites=1)
@@ -43,6 +44,7 @@ class CEMConfig:
             raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
         require_number("momentum", self.momentum, 0, 1)
         require_number("init_std", self.init_std, 0, math.inf, open_low=True)
+        require_number("uniform_share", self.uniform_share, 0, 1)
         require_number("stop_variance", self.stop_variance, 0, math.inf)
         require_choice("execute", self.execute, ("best", "mean"))
 
@@ -51,61 +53,54 @@ class CEM(Planner):
     """The cross-entropy method for a batch of environments.
 
     Args:
-        action_space: Box of shape (A,) with finite bounds.
+        action_space: Box of shape (A,) with finite bounds, Discrete or MultiDiscrete.
         config: Settings.
     """
 
     def __init__(self, action_space: spaces.Space[object], config: CEMConfig) -> None:
         super().__init__(action_space, config.horizon)
         self.config = config
+        self.search = make_search(
+            action_space,
+            config.horizon,
+            init_std=config.init_std,
+            uniform_share=config.uniform_share,
+            truncate=True,
+        )
 
     def start(self, n_envs: int, device: torch.device) -> Batch:
-        low, high = self.bounds(device)
-        return Batch(mean=((low + high) / 2).repeat(n_envs, self.horizon, 1))
+        return Batch(center=self.search.start(n_envs, device))
 
-    def plan(
+    def _plan(
         self,
         score: ScoreFunction,
         n_envs: int,
         warm_start: Batch,
         generator: torch.Generator,
-        proposals: Tensor | None = None,
+        proposals: Tensor | None,
     ) -> Plan:
-        config = self.config
-        self.check(n_envs, warm_start, proposals)
-        low, high = self.bounds(generator.device)
-        mean = warm_start.mean
-        variance = (config.init_std * (high - low) / 2).square().expand_as(mean)
-        best = mean
+        config, search = self.config, self.search
+        belief = search.begin(warm_start.center)
+        best = search.sequence(belief.center)
         best_scores: list[Tensor] = []
         for i in range(config.n_iterations):
-            # Half the distance to a bound is the largest deviation whose samples, cut off at two, keep the bound.
-            room = torch.minimum((mean - low) / CUT, (high - mean) / CUT)
-            std = torch.minimum(variance.sqrt(), room).unsqueeze(1)
-            noise = _truncated_normal((n_envs, config.n_samples, *mean.shape[1:]), generator)
-            candidates = torch.addcmul(mean.unsqueeze(1), noise, std).clamp(low, high)
+            candidates = search.sample(belief, config.n_samples, generator)
             if i == 0 and proposals is not None:
-                candidates = torch.cat([candidates, proposals.clamp(low, high)], 1)
+                candidates = torch.cat([candidates, search.inside(proposals)], 1)
             elites, scores = best_first(candidates, evaluate(score, candidates), config.n_elites)
-            searching = (variance.flatten(1).amax(1) > config.stop_variance) | (i == 0)
-            rows = searching[:, None, None]
-            variance = torch.where(rows, torch.lerp(elites.var(1, correction=0), variance, config.momentum), variance)
-            center = torch.lerp(elites.mean(1), mean, config.momentum).clamp(low, high)  # rounding may leave the bounds
-            mean = torch.where(rows, center, mean)
-            best = torch.where(rows, elites[:, 0], best)
-            best_scores.append(torch.where(searching, scores[:, 0], best_scores[-1]) if i else scores[:, 0])
-        last = ((low + high) / 2).expand(n_envs, -1)  # PETS appends 0, the middle of its ranges
+            if i:
+                searching = search.largest_variance(belief) > config.stop_variance
+                best_scores.append(torch.where(searching, scores[:, 0], best_scores[-1]))
+            else:
+                searching = torch.ones_like(scores[:, 0], dtype=torch.bool)
+                best_scores.append(scores[:, 0])
+            searching = searching & (scores[:, 0] > -torch.inf)
+            belief = where(searching, search.refit(belief, elites, None, config.momentum), belief)
+            best = torch.where(searching[:, None, None], elites[:, 0], best)
+        last = search.start(1, generator.device)[:, 0].expand_as(belief.center[:, 0])  # PETS: the middle of the range
         return Plan(
-            actions=best if config.execute == "best" else mean,
-            expected_return=best_scores[-1],
-            warm_start=Batch(mean=shift(mean, last)),
+            actions=best if config.execute == "best" else search.sequence(belief.center),
+            score=best_scores[-1],
+            warm_start=Batch(center=shift(belief.center, last)),
             best_scores=torch.stack(best_scores),
         )
-
-
-def _truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal samples, cut off at two standard deviations, by inverse transform."""
-    tail = float(torch.special.ndtr(torch.tensor(-CUT)))
-    uniform = torch.rand(shape, generator=generator, device=generator.device)
-    normal: Tensor = torch.special.ndtri(tail + (1 - 2 * tail) * uniform)
-    return normal

@@ -10,8 +10,9 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice, require_counts, require_number
-from layeredrl.planners.noise import colored_noise, colored_noise_basis
+from layeredrl.planners.families import make_search
 from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
+from layeredrl.planners.search import where
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class ICEMConfig:
     """Weight of the old mean and deviation in a refit."""
     init_std: float = 0.5
     """Initial standard deviation, in units of half the action range."""
+    uniform_share: float = 0.5
+    """Discrete actions: weight of the uniform distribution in what a decision starts from."""
     noise_exponent: float = 1.0
     """Exponent of the noise's power spectrum over time: 0 is white; the larger, the smoother the sequences."""
     reuse_fraction: float = 0.3
@@ -43,7 +46,7 @@ class ICEMConfig:
     add_mean: bool = True
     """Whether the mean competes in the last iteration."""
     execute: Literal["best", "mean"] = "best"
-    """Which sequence is chosen: the best candidate of the last iteration, or the final mean."""
+    """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
         require_counts(self, horizon=1, n_samples=1, n_iterations=1, n_elites=1)
@@ -51,6 +54,7 @@ class ICEMConfig:
             raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
         require_number("decay", self.decay, 1, math.inf)
         require_number("init_std", self.init_std, 0, math.inf, open_low=True)
+        require_number("uniform_share", self.uniform_share, 0, 1)
         require_number("noise_exponent", self.noise_exponent, 0, math.inf)
         require_number("momentum", self.momentum, 0, 1)
         require_number("reuse_fraction", self.reuse_fraction, 0, 1)
@@ -61,85 +65,94 @@ class ICEM(Planner):
     """iCEM for a batch of environments.
 
     Args:
-        action_space: Box of shape (A,) with finite bounds.
+        action_space: Box of shape (A,) with finite bounds, Discrete or MultiDiscrete.
         config: Settings.
     """
 
     def __init__(self, action_space: spaces.Space[object], config: ICEMConfig) -> None:
         super().__init__(action_space, config.horizon)
         self.config = config
+        self.search = make_search(
+            action_space,
+            config.horizon,
+            init_std=config.init_std,
+            uniform_share=config.uniform_share,
+            noise_exponent=config.noise_exponent,
+        )
         self.n_reused = max(1, int(config.reuse_fraction * config.n_elites)) if config.reuse_fraction > 0 else 0
         self.populations = [config.n_samples]
         for _ in range(config.n_iterations - 1):  # the paper rounds down from each population to the next
             shrunk = max(2 * config.n_elites, int(self.populations[-1] / config.decay))
             self.populations.append(min(shrunk, config.n_samples))
-        self._basis = colored_noise_basis(config.horizon, config.noise_exponent)
 
     def start(self, n_envs: int, device: torch.device) -> Batch:
-        low, high = self.bounds(device)
-        middle = ((low + high) / 2).expand(n_envs, self.horizon, -1)
+        center = self.search.start(n_envs, device)
         return Batch(
-            mean=middle.clone(),
-            elites=middle.unsqueeze(1).repeat(1, self.n_reused, 1, 1),
+            center=center,
+            elites=self.search.sequence(center).unsqueeze(1).repeat(1, self.n_reused, 1, 1),
             fresh=torch.ones(n_envs, dtype=torch.bool, device=device),
         )
 
-    def plan(
+    def _plan(
         self,
         score: ScoreFunction,
         n_envs: int,
         warm_start: Batch,
         generator: torch.Generator,
-        proposals: Tensor | None = None,
+        proposals: Tensor | None,
     ) -> Plan:
-        config = self.config
-        self.check(n_envs, warm_start, proposals)
-        low, high = self.bounds(generator.device)
-        self._basis = self._basis.to(generator.device)
-        mean = warm_start.mean
-        std = (config.init_std * (high - low) / 2).expand_as(mean)
+        config, search = self.config, self.search
+        belief = search.begin(warm_start.center)
+        best = search.sequence(belief.center)
         elites = elite_scores = None
         best_scores = []
         for i, n_samples in enumerate(self.populations):
-            noise = colored_noise((n_envs, n_samples, *mean.shape[1:]), self._basis, generator)
-            candidates = torch.addcmul(mean.unsqueeze(1), noise, std.unsqueeze(1)).clamp(low, high)
-            extra = []
-            if i == 0 and config.shift_elites and self.n_reused:
-                extra.append(self._shifted_elites(warm_start, candidates))
-            if i == 0 and proposals is not None:
-                extra.append(proposals.clamp(low, high))
+            candidates = search.sample(belief, n_samples, generator)
             if config.add_mean and i == len(self.populations) - 1:
-                candidates[:, 0] = mean
-            candidates = torch.cat([candidates, *extra], 1) if extra else candidates
-            scores = evaluate(score, candidates)
-            if i == 0 and config.shift_elites and self.n_reused:
-                stand_in = torch.arange(candidates.shape[1], device=scores.device) - n_samples
-                stand_in = (stand_in >= 0) & (stand_in < self.n_reused) & warm_start.fresh.unsqueeze(1)
-                scores = scores.masked_fill(stand_in, -torch.inf)
+                candidates[:, 0] = search.sequence(belief.center)
+            if i == 0:
+                candidates, scores = self._first(candidates, score, warm_start, proposals)
+            else:
+                scores = evaluate(score, candidates)
             if elites is not None and elite_scores is not None and config.keep_elites and self.n_reused:
                 candidates = torch.cat([candidates, elites[:, : self.n_reused]], 1)
                 scores = torch.cat([scores, elite_scores[:, : self.n_reused]], 1)
             elites, elite_scores = best_first(candidates, scores, config.n_elites)
             best_scores.append(elite_scores[:, 0])
-            mean = torch.lerp(elites.mean(1), mean, config.momentum).clamp(low, high)  # rounding may leave the bounds
-            std = torch.lerp(elites.std(1, correction=0), std, config.momentum)
+            found = elite_scores[:, 0] > -torch.inf
+            belief = where(found, search.refit(belief, elites, None, config.momentum), belief)
+            best = torch.where(found[:, None, None], elites[:, 0], best)
         assert elites is not None
         return Plan(
-            actions=elites[:, 0] if config.execute == "best" else mean,
-            expected_return=best_scores[-1],
+            actions=best if config.execute == "best" else search.sequence(belief.center),
+            score=best_scores[-1],
             warm_start=Batch(
-                mean=shift(mean, mean[:, -1]),
+                center=shift(belief.center, belief.center[:, -1]),
                 elites=elites[:, : self.n_reused].clone(),  # the caller may write into what it keeps
                 fresh=torch.zeros_like(warm_start.fresh),
             ),
             best_scores=torch.stack(best_scores),
         )
 
-    def _shifted_elites(self, warm_start: Batch, candidates: Tensor) -> Tensor:
-        """Elites of the last decision, one step on; environments without a history get stand-ins, which do not count.
+    def _first(
+        self, samples: Tensor, score: ScoreFunction, warm_start: Batch, proposals: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Candidates of the first iteration and their scores: samples, elites of the last decision, proposals.
 
-        The new last action comes from the current distribution, that is, from the candidates.
+        Elites are shifted by one step; their new last action comes from the current distribution, that is, from the
+        samples. Environments without a history get stand-ins, which do not count.
         """
-        donors = candidates[:, : self.n_reused]
-        shifted = shift(warm_start.elites, donors[:, :, -1])
-        return torch.where(warm_start.fresh[:, None, None, None], donors, shifted)
+        parts = [samples]
+        n_shifted = self.n_reused if self.config.shift_elites else 0
+        if n_shifted:
+            donors = samples[:, :n_shifted]
+            shifted = shift(warm_start.elites, donors[:, :, -1], dim=2)
+            parts.append(torch.where(warm_start.fresh[:, None, None, None], donors, shifted))
+        if proposals is not None:
+            parts.append(self.search.inside(proposals))
+        candidates = torch.cat(parts, 1) if len(parts) > 1 else samples
+        scores = evaluate(score, candidates)
+        if n_shifted:
+            n = samples.shape[1]
+            scores[:, n : n + n_shifted].masked_fill_(warm_start.fresh.unsqueeze(1), -torch.inf)
+        return candidates, scores

@@ -26,8 +26,10 @@ def colored_noise_basis(horizon: int, exponent: float) -> Tensor:
     return (basis / basis.square().sum(0).mean().sqrt()).float()
 
 
-def colored_noise(shape: tuple[int, int, int, int], basis: Tensor, generator: torch.Generator) -> Tensor:
-    """Noise (E, N, H, A), correlated along H by `basis`, independent otherwise."""
+def colored_noise(shape: tuple[int, int, int, int], basis: Tensor | None, generator: torch.Generator) -> Tensor:
+    """Normal noise (E, N, H, A), correlated along H by `basis` (None: white), independent otherwise."""
+    if basis is None:
+        return torch.randn(shape, generator=generator, device=generator.device)
     e, n, h, a = shape
     white = torch.randn((e, n, a, h), generator=generator, device=basis.device)
     return (white @ basis).transpose(-1, -2)

@@ -9,11 +9,11 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl import actions
 from layeredrl.checks import require_count
-from layeredrl.task import check_action_box
 
 ScoreFunction = Callable[[Tensor], Tensor]
-"""Candidate sequences (E, N, H, A) of E environments to scores (E, N), higher is better; NaN counts as worst."""
+"""Candidate sequences (E, N, H, A) of E environments to scores (E, N): higher is better, non-finite is worst."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,27 @@ class Plan:
     """What a planner found for E environments."""
 
     actions: Tensor
-    """Chosen sequences, (E, H, A)."""
-    expected_return: Tensor
-    """Score of the best candidate of the last iteration, (E,)."""
+    """Chosen sequences, (E, H, A); of integers for discrete actions."""
+    score: Tensor
+    """Score of the best candidate of the last iteration, (E,). The best of many noisy scores is an optimistic one."""
     warm_start: Batch
     """What the next call of `plan` may start from; tensors with the environment first."""
     best_scores: Tensor
     """Best score of each iteration, (iterations, E)."""
+
+
+class PlanningError(RuntimeError):
+    """No candidate of an environment had a finite score, in any iteration.
+
+    Attributes:
+        env_ids: Rows of the environments concerned.
+        plan: What would have been returned; in these environments it means nothing.
+    """
+
+    def __init__(self, env_ids: list[int], plan: Plan) -> None:
+        super().__init__(f"no candidate had a finite score in the environments {', '.join(map(str, env_ids))}")
+        self.env_ids = env_ids
+        self.plan = plan
 
 
 class Planner(ABC):
@@ -36,28 +50,19 @@ class Planner(ABC):
     Environments do not influence each other. All state between calls is in the warm start, which the caller keeps.
 
     Args:
-        action_space: Box of shape (A,) with finite bounds.
+        action_space: Box of shape (A,) with finite bounds, Discrete (A = 1) or MultiDiscrete of shape (A,).
         horizon: Length H of the sequences.
     """
 
     def __init__(self, action_space: spaces.Space[object], horizon: int) -> None:
-        if not isinstance(action_space, spaces.Box):
-            raise ValueError(
-                f"the planner {type(self).__name__} cannot handle the action space {action_space}, expected a Box"
-            )
-        check_action_box(action_space)
         require_count("horizon", horizon)
         self.action_space = action_space
         self.horizon = horizon
-        self.action_dim = action_space.shape[0]
-        self.low = torch.as_tensor(action_space.low, dtype=torch.float32)
-        self.high = torch.as_tensor(action_space.high, dtype=torch.float32)
 
     @abstractmethod
     def start(self, n_envs: int, device: torch.device) -> Batch:
         """Warm start of environments that have no history."""
 
-    @abstractmethod
     def plan(
         self,
         score: ScoreFunction,
@@ -74,32 +79,46 @@ class Planner(ABC):
             warm_start: From `start` or the previous plan, its rows in the order of the environments.
             generator: Source of randomness, on the device to plan on.
             proposals: Sequences (E, K, H, A) that somebody suggests; they compete with the planner's own candidates.
-        """
 
-    def check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:
-        """Raise unless the arguments of `plan` fit together."""
-        expected = (n_envs, self.horizon, self.action_dim)
-        for key in warm_start.get_keys():
-            shape = tuple(warm_start[key].shape)
-            if shape[0] != n_envs or (key == "mean" and shape != expected):
-                raise ValueError(
-                    f"warm_start.{key} has shape {shape}, expected {expected if key == 'mean' else n_envs}"
-                )
+        Raises:
+            PlanningError: An environment's candidates all had scores that are not finite.
+            ValueError: Shapes do not fit together.
+        """
+        self._check(n_envs, warm_start, proposals)
+        plan = self._plan(score, n_envs, warm_start, generator, proposals)
+        failed = (plan.best_scores == -torch.inf).all(0)
+        if failed.any():  # the only look at a value, when all is done
+            raise PlanningError(failed.nonzero().flatten().tolist(), plan)
+        return plan
+
+    @abstractmethod
+    def _plan(
+        self,
+        score: ScoreFunction,
+        n_envs: int,
+        warm_start: Batch,
+        generator: torch.Generator,
+        proposals: Tensor | None,
+    ) -> Plan:
+        """`plan` for arguments that have been checked."""
+
+    def _check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:
+        expected = self.start(n_envs, torch.device("meta"))
+        for key in expected.get_keys():
+            shape, wanted = tuple(warm_start[key].shape), tuple(expected[key].shape)
+            if shape != wanted:
+                raise ValueError(f"warm_start.{key} has shape {shape}, expected {wanted}")
         if proposals is None:
             return
-        if proposals.ndim != 4 or (len(proposals), *proposals.shape[2:]) != expected:
-            wanted = f"({n_envs}, K, {self.horizon}, {self.action_dim})"
-            raise ValueError(f"proposals has shape {tuple(proposals.shape)}, expected {wanted}")
-
-    def bounds(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Lower and upper bounds of an action, (A,) each, on a device."""
-        if self.low.device != device:
-            self.low, self.high = self.low.to(device), self.high.to(device)
-        return self.low, self.high
+        width = actions.width(self.action_space)
+        if proposals.ndim != 4 or (len(proposals), *proposals.shape[2:]) != (n_envs, self.horizon, width):
+            raise ValueError(
+                f"proposals has shape {tuple(proposals.shape)}, expected ({n_envs}, K, {self.horizon}, {width})"
+            )
 
 
 def evaluate(score: ScoreFunction, candidates: Tensor) -> Tensor:
-    """Scores (E, N) of candidates (E, N, H, A).
+    """Scores (E, N) of candidates (E, N, H, A); those that are not finite become minus infinity.
 
     Raises:
         ValueError: The score function returned another shape.
@@ -110,22 +129,24 @@ def evaluate(score: ScoreFunction, candidates: Tensor) -> Tensor:
             f"the score function returned shape {tuple(scores.shape)} for candidates of shape "
             f"{tuple(candidates.shape)}, expected {tuple(candidates.shape[:2])}"
         )
-    return scores
+    return scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 
 def best_first(candidates: Tensor, scores: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """The n best of candidates (E, N, H, A) with scores (E, N), best first; ties keep their order, NaN comes last.
+    """The n best of candidates (E, N, H, A) with scores (E, N), best first; ties keep their order.
 
     Returns:
-        Candidates (E, n, H, A) and their scores (E, n).
+        Candidates (E, n, H, A) and their scores (E, n). Where fewer than n have a finite score, the best one stands in
+        the places of those that have not, with a score of minus infinity.
     """
-    scores = scores.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
     # Stable, because where many candidates tie, the mean, which comes first, is the calmest choice.
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]
+    best_scores = scores.gather(1, order)
+    order = torch.where(best_scores == -torch.inf, order[:, :1], order)
     chosen = candidates.gather(1, order[..., None, None].expand(-1, -1, *candidates.shape[2:]))
-    return chosen, scores.gather(1, order)
+    return chosen, best_scores
 
 
-def shift(sequences: Tensor, last: Tensor) -> Tensor:
-    """Drop the first action of sequences (..., H, A), which has been executed, and append `last` (..., A)."""
-    return torch.cat([sequences[..., 1:, :], last.unsqueeze(-2)], dim=-2)
+def shift(x: Tensor, last: Tensor, dim: int = 1) -> Tensor:
+    """Drop the first entry along time, the dimension `dim`: it has been executed; append `last`, which lacks `dim`."""
+    return torch.cat([x.narrow(dim, 1, x.shape[dim] - 1), last.unsqueeze(dim)], dim)

@@ -140,7 +140,7 @@ def test_without_exploration_it_never_acts_at_random():
         lambda actions: level.world.score(obs, actions, generator=generator), E, level.start(E), generator
     )
     assert torch.equal(decision.action, plan.actions[:, 0])
-    assert torch.equal(decision.metrics["plan/best_score"], plan.expected_return)
+    assert torch.equal(decision.metrics["plan/best_score"], plan.score)
     for key in plan.warm_start.get_keys():
         assert torch.equal(decision.memory[key], plan.warm_start[key])
 

@@ -109,7 +109,7 @@ def middle():
 def compare(config, uniform, starts, proposals=None):
     """One decision of the library and of the reference; returns both final means and each row's iterations."""
     uniform.drawn.clear()
-    recorder, memory = Recorder(score), Batch(mean=torch.tensor(np.stack(starts), dtype=torch.float32))
+    recorder, memory = Recorder(score), Batch(center=torch.tensor(np.stack(starts), dtype=torch.float32))
     plan = CEM(SPACE, config).plan(recorder, E, memory, torch.Generator(), proposals)
     means, n_iterations = [], []
     for i in range(E):
@@ -121,8 +121,8 @@ def compare(config, uniform, starts, proposals=None):
         close(plan.actions[i], best if config.execute == "best" else mean)
         close(plan.best_scores[: len(best_scores), i], best_scores)
         close(plan.best_scores[len(best_scores) :, i], best_scores[-1])  # and then does not move any more
-        close(plan.expected_return[i], best_scores[-1])
-        close(plan.warm_start.mean[i][:-1], mean[1:])
+        close(plan.score[i], best_scores[-1])
+        close(plan.warm_start.center[i][:-1], mean[1:])
         means.append(mean)
         n_iterations.append(len(pools))
     return plan, means, n_iterations
@@ -139,7 +139,7 @@ def test_decisions_are_those_of_the_reference(uniform, settings):
     for _ in range(3):
         plan, _, n_iterations = compare(config, uniform, starts)
         assert n_iterations == [config.n_iterations] * E
-        starts = list(plan.warm_start.mean.double().numpy())
+        starts = list(plan.warm_start.center.double().numpy())
 
 
 def test_proposals_compete_in_the_first_iteration(uniform):
@@ -182,7 +182,7 @@ def test_near_a_bound_samples_are_narrow_instead_of_cut():
     planner = CEM(spaces.Box(-1.0, 1.0, (1,)), CEMConfig(**SETTINGS | {"n_samples": 4000}))
     mean = torch.tensor([-0.99, -0.7, 0.0, 0.8, 1.0]).view(1, H, 1)
     recorder = Recorder(flat)
-    planner.plan(recorder, 1, Batch(mean=mean), torch.Generator().manual_seed(0))
+    planner.plan(recorder, 1, Batch(center=mean), torch.Generator().manual_seed(0))
     samples = recorder.shown[0][0, :, :, 0]
     room = torch.tensor([0.01, 0.3, 1.0, 0.2, 0.0])
     torch.testing.assert_close((samples - mean[0, :, 0]).abs().max(0).values, room, rtol=0.02, atol=1e-6)
@@ -192,8 +192,8 @@ def test_near_a_bound_samples_are_narrow_instead_of_cut():
 def test_the_warm_start_is_the_mean_shifted_by_one_with_an_action_of_zero():
     planner = CEM(spaces.Box(-1.0, 1.0, (A,)), CEMConfig(**SETTINGS | {"execute": "mean"}))
     plan = planner.plan(score, E, planner.start(E, CPU), torch.Generator())
-    assert torch.equal(plan.warm_start.mean[:, :-1], plan.actions[:, 1:])
-    assert (plan.warm_start.mean[:, -1] == 0).all()
+    assert torch.equal(plan.warm_start.center[:, :-1], plan.actions[:, 1:])
+    assert (plan.warm_start.center[:, -1] == 0).all()
 
 
 def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():
@@ -207,7 +207,7 @@ def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():
 
 def test_a_start_is_the_middle_of_the_bounds():
     planner = CEM(SPACE, CEMConfig(**SETTINGS))
-    close(planner.start(E, CPU).mean, np.stack([middle()] * E))
+    close(planner.start(E, CPU).center, np.stack([middle()] * E))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-import layeredrl.planners.icem as icem_module
+import layeredrl.planners.gaussian as gaussian_module
 from layeredrl.planners import ICEM, ICEMConfig
 
 CPU = torch.device("cpu")
@@ -113,7 +113,7 @@ class Recorder:
 @pytest.fixture
 def noise(monkeypatch):
     given = GivenNoise()
-    monkeypatch.setattr(icem_module, "colored_noise", given)
+    monkeypatch.setattr(gaussian_module, "colored_noise", given)
     return given
 
 
@@ -123,7 +123,7 @@ def some_history(planner, seed=7):
     mean = rng.uniform(LOW, HIGH, (E, H, A))
     elites = rng.uniform(LOW, HIGH, (E, planner.n_reused, H, A))
     memory = Batch(
-        mean=torch.tensor(mean, dtype=torch.float32),
+        center=torch.tensor(mean, dtype=torch.float32),
         elites=torch.tensor(elites, dtype=torch.float32),
         fresh=torch.zeros(E, dtype=torch.bool),
     )
@@ -154,7 +154,7 @@ def compare(planner, memory, histories, noise, proposals=None):
             close(candidates[i][: planner.config.n_samples], pool[: planner.config.n_samples])
         close(plan.actions[i], actions)
         close(plan.best_scores[:, i], best_scores)
-        close(plan.expected_return[i], best_scores[-1])
+        close(plan.score[i], best_scores[-1])
         new_histories.append(reference_history(mean, elites))
     return plan.warm_start, new_histories
 
@@ -221,7 +221,7 @@ def test_elites_that_are_kept_keep_their_scores(keep_elites):
         torch.testing.assert_close(plan.best_scores, first_best.values.expand(3, E))
         assert torch.equal(plan.actions, calls[0][range(E), first_best.indices])
     else:
-        assert (plan.expected_return < -1000).all()
+        assert (plan.score < -1000).all()
 
 
 def test_where_everything_ties_the_mean_wins():
@@ -230,7 +230,7 @@ def test_where_everything_ties_the_mean_wins():
     memory, _ = some_history(planner)
     plan = planner.plan(recorder, E, memory, torch.Generator())
     # The first elites of each iteration are then its first candidates: the last mean can be told from outside.
-    mean = memory.mean
+    mean = memory.center
     for candidates in recorder.shown[:-1]:
         mean = 0.9 * candidates[:, :8].mean(1) + 0.1 * mean
     torch.testing.assert_close(plan.actions, mean)
@@ -241,7 +241,7 @@ def test_with_one_iteration_the_mean_that_wins_is_the_warm_start():
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_iterations": 1}))
     memory, _ = some_history(planner)
     plan = planner.plan(lambda x: x.new_zeros(x.shape[:2]), E, memory, torch.Generator())
-    assert torch.equal(plan.actions, memory.mean)
+    assert torch.equal(plan.actions, memory.center)
 
 
 def test_the_best_proposal_survives_all_iterations():
@@ -258,7 +258,7 @@ def test_the_last_action_of_shifted_elites_follows_the_distribution():
     planner = ICEM(spaces.Box(-10.0, 10.0, (A,)), ICEMConfig(**SETTINGS | {"init_std": 0.1}))
     n_envs = 3000
     elites = 5.0 + torch.zeros(n_envs, planner.n_reused, H, A)
-    memory = Batch(mean=2.0 + torch.zeros(n_envs, H, A), elites=elites, fresh=torch.zeros(n_envs, dtype=torch.bool))
+    memory = Batch(center=2.0 + torch.zeros(n_envs, H, A), elites=elites, fresh=torch.zeros(n_envs, dtype=torch.bool))
     recorder = Recorder(lambda x: x.new_zeros(x.shape[:2]))
     planner.plan(recorder, n_envs, memory, torch.Generator().manual_seed(0))
     shifted = recorder.shown[0][:, -planner.n_reused :]

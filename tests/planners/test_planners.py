@@ -8,17 +8,38 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig
-from layeredrl.planners.planner import best_first, shift
+from layeredrl.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    CEMConfig,
+    ICEMConfig,
+    MPPIConfig,
+    PlanningError,
+    RandomShooting,
+    RandomShootingConfig,
+)
+from layeredrl.planners.planner import best_first, evaluate, shift
 
 PLANNERS = [
     (ICEM, ICEMConfig),
     (CEM, CEMConfig),
+    (MPPI, MPPIConfig),
+    (RandomShooting, RandomShootingConfig),
 ]
 
 CPU = torch.device("cpu")
 H, A = 5, 2
-SMALL = {"horizon": H, "n_samples": 32, "n_iterations": 4, "n_elites": 6, "stop_variance": 0.0}
+SMALL = {
+    "horizon": H,
+    "n_samples": 32,
+    "n_iterations": 4,
+    "n_elites": 6,
+    "stop_variance": 0.0,
+    "adapt_std": True,
+    "min_std": 0.0,
+    "temperature": 2.0,
+}
 SPACE = spaces.Box(-1.0, 1.0, (A,))
 # Bounds whose averages do not round to the bounds themselves.
 ODD_SPACE = spaces.Box(np.array([-0.3, 0.1, -2.6], np.float32), np.array([0.1, 1.1, -0.7], np.float32))
@@ -44,6 +65,11 @@ def make(kind):
 @pytest.fixture
 def iterates(kind):
     return any(field.name == "n_iterations" for field in fields(kind[1]))
+
+
+@pytest.fixture
+def remembers(make):
+    return bool(make().start(1, CPU).get_keys())
 
 
 def seeded(seed=0):
@@ -72,7 +98,7 @@ def clone(batch):
 def same_row(a, b, row):
     """Whether two plans agree to the bit in one environment."""
     equal = [torch.equal(a.warm_start[key][row], b.warm_start[key][row]) for key in a.warm_start.get_keys()]
-    equal += [torch.equal(a.actions[row], b.actions[row]), torch.equal(a.expected_return[row], b.expected_return[row])]
+    equal += [torch.equal(a.actions[row], b.actions[row]), torch.equal(a.score[row], b.score[row])]
     return all(equal) and torch.equal(a.best_scores[:, row], b.best_scores[:, row])
 
 
@@ -85,12 +111,12 @@ def test_what_a_plan_holds(make):
     planner, score, start = make(), Quadratic(targets(3)), make().start(3, CPU)
     plan = planner.plan(score, 3, start, seeded())
     assert plan.actions.shape == (3, H, A)
-    assert plan.expected_return.shape == (3,)
+    assert plan.score.shape == (3,)
     assert plan.best_scores.shape == (len(score.shown), 3)
-    assert plan.actions.dtype == plan.expected_return.dtype == torch.float32
+    assert plan.actions.dtype == plan.score.dtype == torch.float32
     for key in plan.warm_start.get_keys():
         assert (plan.warm_start[key].shape, plan.warm_start[key].dtype) == (start[key].shape, start[key].dtype)
-    torch.testing.assert_close(plan.expected_return, plan.best_scores[-1])
+    torch.testing.assert_close(plan.score, plan.best_scores[-1])
     assert all(candidates.shape[0] == 3 and candidates.shape[2:] == (H, A) for candidates in score.shown)
 
 
@@ -161,12 +187,16 @@ def test_other_environments_do_not_matter_to_the_bit(make):
     planner, target = make(), targets(8)
     memory = planner.plan(Quadratic(target), 8, planner.start(8, CPU), seeded(4)).warm_start
     plan = planner.plan(Quadratic(target), 8, memory, seeded())
+    alone = [6] if memory.get_keys() else []  # what remembers nothing does not mind another memory
     changed_target, changed_memory = target.clone(), clone(memory)
     changed_target[3], changed_target[5] = torch.nan, -target[5]  # environment 3 fails altogether
     for key in memory.get_keys():
         changed_memory[key][6] = memory[key][7]
-    changed = planner.plan(Quadratic(changed_target), 8, changed_memory, seeded())
-    assert [same_row(plan, changed, row) for row in range(8)] == [row not in (3, 5, 6) for row in range(8)]
+    with pytest.raises(PlanningError, match="in the environments 3") as caught:
+        planner.plan(Quadratic(changed_target), 8, changed_memory, seeded())
+    changed = caught.value.plan
+    assert caught.value.env_ids == [3]
+    assert [same_row(plan, changed, row) for row in range(8)] == [row not in (3, 5, *alone) for row in range(8)]
 
 
 class RowDraws:
@@ -199,7 +229,7 @@ def test_eight_environments_at_once_equal_eight_alone(make, monkeypatch):
     for i in range(8):
         alone = decide_twice([i])
         torch.testing.assert_close(together.actions[i], alone.actions[0])
-        torch.testing.assert_close(together.expected_return[i], alone.expected_return[0])
+        torch.testing.assert_close(together.score[i], alone.score[0])
         torch.testing.assert_close(together.best_scores[:, i], alone.best_scores[:, 0])
         for key in alone.warm_start.get_keys():
             torch.testing.assert_close(together.warm_start[key][i], alone.warm_start[key][0])
@@ -219,7 +249,9 @@ def test_the_warm_start_is_the_plan_one_step_on(make, iterates):
     torch.testing.assert_close(centre[:, :-1], target[:, 1:], rtol=0, atol=0.1)
 
 
-def test_a_fresh_environment_has_no_history(make):
+def test_a_fresh_environment_has_no_history(make, remembers):
+    if not remembers:
+        pytest.skip("has no history anywhere")
     planner, target = make(), targets(3)
     memory = planner.plan(Quadratic(targets(3, seed=9)), 3, planner.start(3, CPU), seeded(4)).warm_start
     fresh = planner.start(1, CPU)
@@ -273,13 +305,30 @@ def test_what_scores_nan_is_never_chosen(make, execute):
     assert plan.best_scores.isfinite().all()
 
 
-@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
-def test_where_everything_fails_the_plan_is_still_one(make, value):
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
+def test_where_everything_fails_it_says_so(make, value):
     planner = make()
-    plan = planner.plan(lambda x: x.new_full(x.shape[:2], value), 2, planner.start(2, CPU), seeded())
+    with pytest.raises(PlanningError, match="no candidate had a finite score in the environments 0, 1") as caught:
+        planner.plan(lambda x: x.new_full(x.shape[:2], value), 2, planner.start(2, CPU), seeded())
+    plan = caught.value.plan
     assert_within(plan.actions, SPACE)
     assert plan.actions.isfinite().all()
-    assert all(plan.warm_start[key].isfinite().all() for key in plan.warm_start.get_keys())
+    assert all(plan.warm_start[key].isfinite().all() for key in plan.warm_start.get_keys() if key != "fresh")
+
+
+def test_an_iteration_that_fails_altogether_changes_nothing(make, iterates):
+    if not iterates:
+        pytest.skip("has no iterations")
+    planner, target = make(n_iterations=3), targets(2)
+    calls = []
+
+    def score(x):
+        calls.append(x)
+        return Quadratic(target)(x) if len(calls) == 1 else x.new_full(x.shape[:2], torch.nan)
+
+    plan = planner.plan(score, 2, planner.start(2, CPU), seeded())
+    first = make(n_iterations=1, add_mean=False).plan(Quadratic(target), 2, planner.start(2, CPU), seeded())
+    torch.testing.assert_close(plan.actions, first.actions)
 
 
 @pytest.mark.parametrize("n_proposals", [1, 3])
@@ -290,7 +339,7 @@ def test_the_best_proposal_wins(make, n_proposals):
     planner = make(n_iterations=1, execute="best")
     plan = planner.plan(score, 4, planner.start(4, CPU), seeded(), proposals)
     assert torch.equal(plan.actions, proposals[:, -1])
-    torch.testing.assert_close(plan.expected_return, score(needle)[:, 0])
+    torch.testing.assert_close(plan.score, score(needle)[:, 0])
 
 
 def test_bad_proposals_do_no_harm(make):
@@ -309,7 +358,8 @@ def test_proposals_beyond_the_bounds_are_brought_inside(make):
 @pytest.mark.parametrize(
     ("space", "message"),
     [
-        (spaces.Discrete(3), r"action space Discrete\(3\), expected a Box"),
+        (spaces.MultiBinary(3), "action space MultiBinary.*, expected a Box, Discrete or MultiDiscrete"),
+        (spaces.Discrete(3, start=1), "expected one that starts at 0"),
         (spaces.Box(-1.0, np.inf, (2,)), "finite bounds"),
         (spaces.Box(-1.0, 1.0, (2, 2)), r"shape \(2, 2\), expected one dimension"),
     ],
@@ -320,7 +370,9 @@ def test_action_spaces_that_cannot_be_planned_in(make, space, message):
 
 
 @pytest.mark.parametrize("wrong", ["warm_start", "proposals", "score"])
-def test_wrong_shapes_are_named(make, wrong):
+def test_wrong_shapes_are_named(make, remembers, wrong):
+    if wrong == "warm_start" and not remembers:
+        pytest.skip("has no history anywhere")
     planner, target = make(), targets(3)
     memory, proposals, score = planner.start(3, CPU), torch.zeros(3, 1, H, A), Quadratic(target)
     if wrong == "warm_start":
@@ -335,11 +387,13 @@ def test_wrong_shapes_are_named(make, wrong):
 
 def test_best_first_ranks_nan_last_and_keeps_ties_in_order():
     nan, inf = torch.nan, torch.inf
-    scores = torch.tensor([[nan, 1.0, 2.0, nan, 2.0], [-inf, nan, -3.0, inf, 0.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
+    raw = torch.tensor([[nan, 1.0, 2.0, nan, 2.0], [-inf, nan, -3.0, inf, 0.0], [5.0, 5.0, 5.0, 5.0, 5.0]])
     candidates = torch.arange(5.0)[None, :, None, None].expand(3, 5, 2, 1)
+    scores = evaluate(lambda _: raw, candidates)
     chosen, chosen_scores = best_first(candidates, scores, 5)
-    assert chosen[:, :, 0, 0].tolist() == [[2, 4, 1, 0, 3], [3, 4, 2, 0, 1], [0, 1, 2, 3, 4]]
-    assert chosen_scores.tolist() == [[2, 2, 1, -inf, -inf], [inf, 0, -3, -inf, -inf], [5] * 5]
+    # The places of those that failed go to the best one.
+    assert chosen[:, :, 0, 0].tolist() == [[2, 4, 1, 2, 2], [4, 2, 4, 4, 4], [0, 1, 2, 3, 4]]
+    assert chosen_scores.tolist() == [[2, 2, 1, -inf, -inf], [0, -3, -inf, -inf, -inf], [5] * 5]
     assert torch.equal(best_first(candidates, scores, 2)[0], chosen[:, :2])
 
 

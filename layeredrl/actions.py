@@ -1,0 +1,70 @@
+"""Action spaces as tensors: widths, random actions, one-hot features.
+
+Actions are floats (..., A) in a Box, integers (..., 1) in Discrete, and integers (..., A) in MultiDiscrete.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gymnasium import spaces
+from torch import Tensor
+
+
+def is_discrete(space: spaces.Space[Any]) -> bool:
+    """Whether actions are integers."""
+    return isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
+
+
+def width(space: spaces.Space[Any]) -> int:
+    """Width A of an action; raises for other spaces than flat ones of the three kinds."""
+    if isinstance(space, spaces.Discrete):
+        return 1
+    if not isinstance(space, spaces.Box | spaces.MultiDiscrete):
+        raise ValueError(f"action space is {space}, expected a Box, Discrete or MultiDiscrete")
+    if len(space.shape) != 1:
+        raise ValueError(f"action space has shape {space.shape}, expected one dimension")
+    return int(space.shape[0])
+
+
+def choices(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[list[int], list[int]]:
+    """Number of choices and lowest value of each discrete action."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)], [int(space.start)]
+    return space.nvec.tolist(), np.broadcast_to(space.start, space.nvec.shape).tolist()
+
+
+def uniform(space: spaces.Space[Any], lead: Sequence[int], generator: torch.Generator) -> Tensor:
+    """Draw actions uniformly, (*lead, A).
+
+    Raises:
+        ValueError: The space has no uniform distribution.
+    """
+    a, device = width(space), generator.device
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        draws = [
+            start + torch.randint(n, (*lead, 1), generator=generator, device=device)
+            for n, start in zip(*choices(space), strict=True)
+        ]
+        return draws[0] if len(draws) == 1 else torch.cat(draws, -1)
+    assert isinstance(space, spaces.Box)
+    if not space.is_bounded():
+        raise ValueError(f"action space is {space}, expected bounds to draw uniformly between")
+    low, high = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (space.low, space.high))
+    return low + (high - low) * torch.rand((*lead, a), generator=generator, device=device)
+
+
+def features(space: spaces.Space[Any], actions: Tensor) -> Tensor:
+    """Actions (..., A) as floats (..., F) that a network can take: one-hot where they are choices."""
+    if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return actions
+    counts, starts = choices(space)
+    parts = [F.one_hot(actions[..., i] - starts[i], n) for i, n in enumerate(counts)]
+    return torch.cat(parts, -1).float()
+
+
+def n_features(space: spaces.Space[Any]) -> int:
+    """Width F of `features`."""
+    return int(spaces.flatdim(space))

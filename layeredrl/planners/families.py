@@ -1,0 +1,35 @@
+"""Which family of distributions suits an action space."""
+
+from gymnasium import spaces
+
+from layeredrl.planners.categorical import Categorical
+from layeredrl.planners.gaussian import ClippedGaussian, TruncatedGaussian
+from layeredrl.planners.search import Search
+
+
+def make_search(
+    space: spaces.Space[object],
+    horizon: int,
+    *,
+    init_std: float,
+    uniform_share: float,
+    noise_exponent: float = 0.0,
+    truncate: bool = False,
+) -> Search:
+    """Gaussian for a Box, categorical for Discrete and MultiDiscrete.
+
+    Args:
+        space: Of the actions.
+        horizon: Length of the sequences.
+        init_std: Of a Gaussian, in units of half the action range.
+        uniform_share: Of a categorical, the weight of the uniform distribution in what decisions start from.
+        noise_exponent: Correlation of the noise over time.
+        truncate: Whether Gaussian samples are truncated instead of clipped; without correlation over time.
+    """
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        return Categorical(space, horizon, uniform_share, noise_exponent)
+    if not isinstance(space, spaces.Box):
+        raise ValueError(f"cannot plan in the action space {space}, expected a Box, Discrete or MultiDiscrete")
+    if truncate:
+        return TruncatedGaussian(space, horizon, init_std)
+    return ClippedGaussian(space, horizon, init_std, noise_exponent)

@@ -1,0 +1,175 @@
+"""Model-predictive path integral control, MPPI (Williams et al. 2017, "Information theoretic MPC").
+
+With other settings it is the planner of DADS (Sharma et al. 2019, arXiv 1907.01657: `temperature=0.1`,
+`execute="mean"`, `smoothing=0.9`) or, `adapt_std`, that of TD-MPC2 (Hansen et al. 2023, arXiv 2310.16828:
+`n_elites=64`, `temperature=2`, `execute="sample"`).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from gymnasium import spaces
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl.actions import is_discrete
+from layeredrl.checks import require_choice, require_counts, require_number
+from layeredrl.planners.families import make_search
+from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
+from layeredrl.planners.search import Belief, where
+
+
+@dataclass(frozen=True)
+class MPPIConfig:
+    """Settings of MPPI."""
+
+    horizon: int = 30
+    """Actions that are planned ahead."""
+    n_samples: int = 100
+    """Candidates of an iteration."""
+    n_iterations: int = 3
+    """Rounds of sampling and refitting for each decision; Williams et al. have one."""
+    n_elites: int | None = None
+    """Best candidates that the distribution is refitted to; None: all."""
+    temperature: float = 0.5
+    """Candidates count with weights exp((score - best score) / (temperature * unit))."""
+    temperature_unit: Literal["score", "spread"] = "spread"
+    """What the temperature is a multiple of: the score's own unit, as in the papers, or the standard deviation of the
+    candidates' scores, so that one setting serves tasks of any scale."""
+    init_std: float = 0.5
+    """Initial standard deviation, in units of half the action range."""
+    adapt_std: bool = False
+    """Whether the standard deviation is refitted too, as TD-MPC2 does, or stays as it is."""
+    min_std: float = 0.05
+    """Lower bound of a refitted standard deviation, in units of half the action range."""
+    uniform_share: float = 0.5
+    """Discrete actions: weight of the uniform distribution in what a decision starts from."""
+    momentum: float = 0.0
+    """Weight of the old mean and deviation in a refit."""
+    smoothing: float = 0.0
+    """Weight of the previous action of a candidate in each of its actions; continuous actions only (DADS: 0.9)."""
+    noise_exponent: float = 0.0
+    """Exponent of the noise's power spectrum over time: 0 is white; the larger, the smoother the sequences."""
+    execute: Literal["mean", "best", "sample"] = "mean"
+    """Which sequence is chosen: the final mean (the likeliest choices), the best candidate of the last iteration, or
+    one of its candidates drawn by weight."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, horizon=1, n_samples=1, n_iterations=1)
+        if self.n_elites is not None:
+            require_counts(self, n_elites=1)
+            if self.n_elites > self.n_samples:
+                raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
+        require_number("temperature", self.temperature, 0, math.inf, open_low=True)
+        require_choice("temperature_unit", self.temperature_unit, ("score", "spread"))
+        require_number("init_std", self.init_std, 0, math.inf, open_low=True)
+        require_number("min_std", self.min_std, 0, self.init_std)
+        require_number("uniform_share", self.uniform_share, 0, 1)
+        require_number("momentum", self.momentum, 0, 1)
+        require_number("smoothing", self.smoothing, 0, 1)
+        require_number("noise_exponent", self.noise_exponent, 0, math.inf)
+        require_choice("execute", self.execute, ("mean", "best", "sample"))
+
+
+class MPPI(Planner):
+    """MPPI for a batch of environments.
+
+    Args:
+        action_space: Box of shape (A,) with finite bounds, Discrete or MultiDiscrete.
+        config: Settings.
+    """
+
+    def __init__(self, action_space: spaces.Space[object], config: MPPIConfig) -> None:
+        super().__init__(action_space, config.horizon)
+        self.config = config
+        self.search = make_search(
+            action_space,
+            config.horizon,
+            init_std=config.init_std,
+            uniform_share=config.uniform_share,
+            noise_exponent=config.noise_exponent,
+        )
+        if config.smoothing and is_discrete(action_space):
+            raise ValueError(
+                f"smoothing is {config.smoothing}, expected 0 for {action_space}: use noise_exponent for choices that "
+                "last"
+            )
+        self._smoother = smoothing_matrix(config.horizon, config.smoothing) if config.smoothing else None
+
+    def start(self, n_envs: int, device: torch.device) -> Batch:
+        return Batch(center=self.search.start(n_envs, device))
+
+    def _plan(
+        self,
+        score: ScoreFunction,
+        n_envs: int,
+        warm_start: Batch,
+        generator: torch.Generator,
+        proposals: Tensor | None,
+    ) -> Plan:
+        config, search = self.config, self.search
+        belief = first = search.begin(warm_start.center)
+        chosen = search.sequence(belief.center)
+        best_scores = []
+        for i in range(config.n_iterations):
+            candidates = search.sample(belief, config.n_samples, generator)
+            if self._smoother is not None:
+                self._smoother = self._smoother.to(candidates.device)
+                candidates = search.inside(self._smoother @ candidates)
+            if i == 0 and proposals is not None:
+                candidates = torch.cat([candidates, search.inside(proposals)], 1)
+            scores = evaluate(score, candidates)
+            elites, elite_scores = best_first(candidates, scores, config.n_elites or candidates.shape[1])
+            best_scores.append(elite_scores[:, 0])
+            found = elite_scores[:, 0] > -torch.inf
+            weights = self._weights(elite_scores)
+            refitted = search.refit(belief, elites, weights, config.momentum)
+            belief = where(found, self._with_std(refitted, first), belief)
+            if config.execute == "sample":
+                draw = torch.rand((n_envs, 1), generator=generator, device=weights.device)
+                index = (weights.cumsum(1) < draw).sum(1).clamp(max=weights.shape[1] - 1)
+                drawn = elites[torch.arange(n_envs, device=index.device), index]
+            else:
+                drawn = elites[:, 0]
+            chosen = torch.where(found[:, None, None], drawn, chosen)
+        return Plan(
+            actions=search.sequence(belief.center) if config.execute == "mean" else chosen,
+            score=best_scores[-1],
+            warm_start=Batch(center=shift(belief.center, search.start(n_envs, generator.device)[:, -1])),
+            best_scores=torch.stack(best_scores),
+        )
+
+    def _weights(self, scores: Tensor) -> Tensor:
+        """Weights (E, n) that sum to one, of candidates with scores (E, n), best first."""
+        finite = scores > -torch.inf
+        gap = torch.where(finite[:, :1], scores - scores[:, :1], 0.0)
+        unit = torch.ones_like(gap[:, :1])
+        if self.config.temperature_unit == "spread":
+            gaps = torch.where(finite, gap, 0.0)
+            n = finite.sum(1, keepdim=True).clamp(min=1)
+            mean = gaps.sum(1, keepdim=True) / n
+            variance = torch.where(finite, (gaps - mean).square(), 0.0).sum(1, keepdim=True) / n
+            unit = variance.sqrt().clamp(min=torch.finfo(gap.dtype).tiny)
+        return torch.softmax(gap / unit / self.config.temperature, 1)
+
+    def _with_std(self, refitted: Belief, first: Belief) -> Belief:
+        """The deviations that the next iteration uses: the first ones, or the refitted ones within limits."""
+        if refitted.std is None or first.std is None:
+            return refitted
+        if not self.config.adapt_std:
+            return Belief(refitted.center, first.std)
+        lowest = first.std * (self.config.min_std / self.config.init_std)
+        return Belief(refitted.center, torch.minimum(torch.maximum(refitted.std, lowest), first.std))
+
+
+def smoothing_matrix(horizon: int, weight: float) -> Tensor:
+    """Matrix (H, H) that makes each action the average of its predecessor, with `weight`, and itself (DADS)."""
+    matrix = torch.zeros(horizon, horizon)
+    row = torch.zeros(horizon)
+    for i in range(horizon):
+        row = row * weight
+        row[i] = 1 - weight if i else 1.0
+        matrix[i] = row
+    return matrix
