@@ -9,15 +9,26 @@ from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-from gymnasium import spaces
 
+from layeredrl import actions
 from layeredrl.checks import require_number
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.models import FitConfig, ProbabilisticEnsemble
 from layeredrl.models.rollout import Propagation
 from layeredrl.nets import GaussianMixtureMLP
-from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig, Planner
+from layeredrl.objective import Objective
+from layeredrl.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    CEMConfig,
+    ICEMConfig,
+    MPPIConfig,
+    Planner,
+    RandomShooting,
+    RandomShootingConfig,
+)
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 
@@ -68,14 +79,21 @@ class PETS:
     """The ensemble."""
     learning: ModelLearningConfig = field(default_factory=ModelLearningConfig)
     """When and how it is fitted."""
-    planner: Literal["icem", "cem"] = "icem"
+    planner: Literal["icem", "cem", "mppi", "random_shooting"] = "icem"
     """Which planner to use."""
     icem: ICEMConfig = field(default_factory=ICEMConfig)
     """Settings of iCEM."""
     cem: CEMConfig = field(default_factory=CEMConfig)
     """Settings of the cross-entropy method."""
+    mppi: MPPIConfig = field(default_factory=MPPIConfig)
+    """Settings of MPPI."""
+    random_shooting: RandomShootingConfig = field(default_factory=RandomShootingConfig)
+    """Settings of random shooting."""
     discount: float = 1.0
     """Per environment step, in planning."""
+    uncertainty_weight: float = 0.0
+    """Reward lost, in planning, for each standard deviation of the states by which the members disagree; negative: won.
+    """
 
     presets: ClassVar[dict[str, "PETS"]]
 
@@ -90,13 +108,11 @@ class PETS:
             device: Where to compute.
             seed: Of fitting; the networks are drawn from torch's global generator.
         """
-        if not isinstance(task.action_space, spaces.Box):
-            raise ValueError(f"PETS cannot handle the action space {task.action_space}, expected a Box")
         encoder, model = Encoder(task), self.model
         dynamics = ProbabilisticEnsemble(
             encoder.state_space,
             encoder.context_space,
-            task.action_space,
+            actions.model_space(task.action_space),
             partial(GaussianMixtureMLP, hidden=model.hidden, bound_penalty=model.bound_penalty),
             n_models=model.n_models,
             n_modes=model.n_modes,
@@ -109,12 +125,23 @@ class PETS:
             weight_decay=model.weight_decay if len(model.weight_decay) > 1 else model.weight_decay[0],
             rollout_dtype=_ROLLOUT_DTYPES[model.rollout_dtype],
         )
-        world = WorldModel(encoder, dynamics, task, discount=self.discount)
+        objective = Objective(
+            encoder.state_space.shape[0], discount=self.discount, uncertainty_weight=self.uncertainty_weight
+        )
+        world = WorldModel(encoder, dynamics, task, objective=objective)
         level = PlannerLevel(world, self._planner(task), task.action_space, learning=self.learning, seed=seed)
         return Hierarchy([level], task, device)
 
     def _planner(self, task: TaskSpec) -> Planner:
-        return ICEM(task.action_space, self.icem) if self.planner == "icem" else CEM(task.action_space, self.cem)
+        match self.planner:
+            case "icem":
+                return ICEM(task.action_space, self.icem)
+            case "cem":
+                return CEM(task.action_space, self.cem)
+            case "mppi":
+                return MPPI(task.action_space, self.mppi)
+            case "random_shooting":
+                return RandomShooting(task.action_space, self.random_shooting)
 
 
 _SMALL = ModelConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))

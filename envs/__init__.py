@@ -1,4 +1,4 @@
-"""Tasks registered with gymnasium on import, each with its reward and termination as torch functions.
+"""Tasks registered with gymnasium on import, each with what is known of it as torch functions.
 
 Where an environment is made in another process, gymnasium's module syntax imports this package there:
 `gymnasium.make("envs:ContinuousCartPole-v0")`.
@@ -6,9 +6,12 @@ Where an environment is made in another process, gymnasium's module syntax impor
 
 import gymnasium as gym
 
-if "ContinuousCartPole-v0" not in gym.registry:
-    gym.register(
-        id="ContinuousCartPole-v0",
-        entry_point="envs.cartpole:ContinuousCartPole",
-        max_episode_steps=200,  # CartPole-v0's limit, which PETS and mbrl-lib keep
-    )
+for _name, _entry_point, _max_episode_steps in (
+    ("ContinuousCartPole-v0", "envs.cartpole:ContinuousCartPole", 200),  # CartPole-v0's limit, as in PETS and mbrl-lib
+    ("DiscreteCartPole-v0", "envs.cartpole:DiscreteCartPole", 500),  # CartPole-v1's limit
+    ("CartPoleSwingUp-v0", "envs.cartpole_swingup:CartPoleSwingUp", 200),  # 8 seconds, as in PETS' cart-pole
+    ("SwingUpPendulum-v0", "envs.pendulum:SwingUpPendulum", 200),  # Pendulum-v1's limit
+    ("FullStateHalfCheetah-v0", "envs.half_cheetah:FullStateHalfCheetah", 1000),  # HalfCheetah-v5's limit
+):
+    if _name not in gym.registry:
+        gym.register(id=_name, entry_point=_entry_point, max_episode_steps=_max_episode_steps)

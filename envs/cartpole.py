@@ -1,6 +1,6 @@
-"""Cart-pole with a continuous force: the physics of gymnasium's CartPole-v1, action in [-1, 1].
+"""Cart-pole with a continuous force: the physics of gymnasium's CartPole-v1, action in [-1, 1]; and CartPole-v1 itself.
 
-`dynamics`, `reward_function` and `termination_function` are the same task as plain torch functions.
+`dynamics_function`, `reward_function` and `termination_function` are the same task as plain torch functions.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.envs.classic_control.utils import maybe_parse_reset_bounds
 from numpy.typing import NDArray
 from torch import Tensor
+
+from envs.shapes import check_shapes
 
 if TYPE_CHECKING:
     from envs.cartpole_drawing import CartPoleDrawing
@@ -35,10 +38,19 @@ THETA_LIMIT = 12 * 2 * math.pi / 360
 Number = TypeVar("Number", np.float64, Tensor)
 
 
-def _accelerations(force: Number, theta_dot: Number, sin: Number, cos: Number) -> tuple[Number, Number]:
+def accelerations(force: Number, theta_dot: Number, sin: Number, cos: Number) -> tuple[Number, Number]:
     """Acceleration of the cart and angular acceleration of the pole (Florian 2007, eq. 23 and 24).
 
     The order of the operations is gymnasium's, so that float64 trajectories agree to the last bit.
+
+    Args:
+        force: On the cart, in newtons. Shape: (...).
+        theta_dot: Angular velocity of the pole. Shape: (...).
+        sin: Of the pole's angle from upright. Shape: (...).
+        cos: Of the same angle. Shape: (...).
+
+    Returns:
+        In m/s² and rad/s². Shape: (...) each.
     """
     temp = (force + POLE_MASS_LENGTH * (theta_dot * theta_dot) * sin) / TOTAL_MASS
     inertia = HALF_LENGTH * (4.0 / 3.0 - POLE_MASS * (cos * cos) / TOTAL_MASS)
@@ -47,25 +59,36 @@ def _accelerations(force: Number, theta_dot: Number, sin: Number, cos: Number) -
     return x_acc, theta_acc
 
 
-def dynamics(state: Tensor, action: Tensor) -> Tensor:
-    """One Euler step of the true physics, for use as an oracle model.
+def dynamics_function(state: Tensor, context: Tensor | None, action: Tensor) -> Tensor:
+    """One Euler step of the true physics.
 
     Args:
         state: x, x_dot, theta, theta_dot. Shape: (..., 4).
+        context: Not used.
         action: Share of the full force, in [-1, 1]; not checked. Shape: (..., 1), leading dims as in `state`.
 
     Returns:
         The next state. Shape: (..., 4).
     """
-    if state.shape[-1:] != (4,) or action.shape != (*state.shape[:-1], 1):
-        raise ValueError(
-            f"state and action have shapes {tuple(state.shape)} and {tuple(action.shape)}; "
-            "they should be (..., 4) and (..., 1) with the same leading dims"
-        )
+    check_shapes(state, action, 4, 1)
     _, x_dot, theta, theta_dot = state.unbind(-1)
-    x_acc, theta_acc = _accelerations(FORCE * action[..., 0], theta_dot, theta.sin(), theta.cos())
+    x_acc, theta_acc = accelerations(FORCE * action[..., 0], theta_dot, theta.sin(), theta.cos())
     change = torch.stack((x_dot, x_acc, theta_dot, theta_acc), dim=-1)
     return state + TAU * change
+
+
+def discrete_dynamics_function(state: Tensor, context: Tensor | None, action: Tensor) -> Tensor:
+    """The same for CartPole-v1's actions.
+
+    Args:
+        state: x, x_dot, theta, theta_dot. Shape: (..., 4).
+        context: Not used.
+        action: 0 pushes to the left and 1 to the right, integers. Shape: (..., 1), leading dims as in `state`.
+
+    Returns:
+        The next state. Shape: (..., 4).
+    """
+    return dynamics_function(state, context, (2 * action - 1).to(state.dtype))
 
 
 def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
@@ -108,8 +131,11 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 50}  # noqa: RUF012 (gym.Env's own)
 
+    dynamics_function = staticmethod(dynamics_function)
     reward_function = staticmethod(reward_function)
     termination_function = staticmethod(termination_function)
+
+    _drawn_theta_limit: float | None = THETA_LIMIT
 
     def __init__(self, render_mode: str | None = None) -> None:
         """Create the environment.
@@ -120,8 +146,7 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if render_mode not in (None, *self.metadata["render_modes"]):
             raise ValueError(f"render_mode is {render_mode!r}; it should be None or 'rgb_array'")
         self.render_mode = render_mode
-        # Twice the limits, so that the observation that ends an episode is still within bounds.
-        high = np.array([2 * X_LIMIT, np.inf, 2 * THETA_LIMIT, np.inf], dtype=np.float32)
+        high = self._highest_observation()
         self.observation_space = gym.spaces.Box(-high, high, dtype=np.float32)
         self.action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
         self._state: NDArray[np.float64] | None = None
@@ -135,11 +160,11 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         super().reset(seed=seed)
         low, high = maybe_parse_reset_bounds(options, -0.05, 0.05)  # CartPole-v1's defaults
-        self._state = self.np_random.uniform(low=low, high=high, size=(4,))
+        self._state = self._rest() + self.np_random.uniform(low=low, high=high, size=(4,))
         self._terminated = False
         self._n_steps = 0
         self._last_action = 0.0
-        return self._state.astype(np.float32), {}
+        return self._observation(self._state), {}
 
     def step(self, action: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         if self._state is None:
@@ -147,16 +172,41 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if self._terminated:
             gym.logger.warn("step was called after the episode terminated; call reset first")
         self._last_action = self._checked(action)
-        x, x_dot, theta, theta_dot = self._state
-        force = np.float64(FORCE * self._last_action)
-        x_acc, theta_acc = _accelerations(force, theta_dot, np.sin(theta), np.cos(theta))
+        # Kept in float64, as in CartPole-v1; only the observation is rounded.
+        self._state = self._after(self._state, self._last_action)
+        self._terminated = self._ends(self._state)
+        self._n_steps += 1
+        return self._observation(self._state), self._reward(self._state), self._terminated, False, {}
+
+    @staticmethod
+    def _highest_observation() -> NDArray[np.float32]:
+        # Twice the limits, so that the observation that ends an episode is still within bounds.
+        return np.array([2 * X_LIMIT, np.inf, 2 * THETA_LIMIT, np.inf], dtype=np.float32)
+
+    @staticmethod
+    def _rest() -> NDArray[np.float64]:
+        """The state around which episodes start."""
+        return np.zeros(4)
+
+    @staticmethod
+    def _observation(state: NDArray[np.float64]) -> NDArray[np.float32]:
+        return state.astype(np.float32)
+
+    @staticmethod
+    def _after(state: NDArray[np.float64], action: float) -> NDArray[np.float64]:
+        x, x_dot, theta, theta_dot = state
+        x_acc, theta_acc = accelerations(np.float64(FORCE * action), theta_dot, np.sin(theta), np.cos(theta))
         x, x_dot = x + TAU * x_dot, x_dot + TAU * x_acc
         theta, theta_dot = theta + TAU * theta_dot, theta_dot + TAU * theta_acc
-        # Kept in float64, as in CartPole-v1; only the observation is rounded.
-        self._state = np.array((x, x_dot, theta, theta_dot), dtype=np.float64)
-        self._terminated = bool(abs(x) > X_LIMIT or abs(theta) > THETA_LIMIT)
-        self._n_steps += 1
-        return self._state.astype(np.float32), 1.0, self._terminated, False, {}
+        return np.array((x, x_dot, theta, theta_dot), dtype=np.float64)
+
+    @staticmethod
+    def _ends(state: NDArray[np.float64]) -> bool:
+        return bool(abs(state[0]) > X_LIMIT or abs(state[2]) > THETA_LIMIT)
+
+    @staticmethod
+    def _reward(state: NDArray[np.float64]) -> float:
+        return 1.0
 
     def _checked(self, action: NDArray[np.float32]) -> float:
         values = np.asarray(action, dtype=np.float64)
@@ -186,5 +236,21 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
                 from envs.cartpole_drawing import CartPoleDrawing
             except ImportError as error:
                 raise gym.error.DependencyNotInstalled("rendering needs it: pip install pillow") from error
-            self._drawing = CartPoleDrawing(X_LIMIT, THETA_LIMIT, 2 * HALF_LENGTH)
+            self._drawing = CartPoleDrawing(X_LIMIT, self._drawn_theta_limit, 2 * HALF_LENGTH)
         return self._drawing.frame(self._state, self._last_action, self._n_steps)
+
+
+class DiscreteCartPole(CartPoleEnv):
+    """gymnasium's CartPole-v1, two actions of full force, with what is known of it."""
+
+    dynamics_function = staticmethod(discrete_dynamics_function)
+    reward_function = staticmethod(reward_function)
+    termination_function = staticmethod(termination_function)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        """Create the environment, with the reward of 1 per step.
+
+        Args:
+            render_mode: "human", "rgb_array" or None.
+        """
+        super().__init__(render_mode=render_mode)

@@ -38,12 +38,12 @@ Point = tuple[float, float]
 class CartPoleDrawing:
     """Draws frames of 480 x 300 pixels; what never moves is drawn once."""
 
-    def __init__(self, x_limit: float, theta_limit: float, pole_length: float) -> None:
+    def __init__(self, x_limit: float, theta_limit: float | None, pole_length: float) -> None:
         """Draw the background.
 
         Args:
             x_limit: Where the track ends, in metres from the centre.
-            theta_limit: Where the pole counts as fallen, in radians from upright.
+            theta_limit: Where the pole counts as fallen, in radians from upright; nowhere, if None.
             pole_length: In metres.
         """
         self._x_limit = x_limit
@@ -85,7 +85,8 @@ class CartPoleDrawing:
 
     def _draw_cart_and_pole(self, pen: _Pen, x: float, theta: float, action: float) -> None:
         joint = (x, JOINT_Y)
-        pen.fan(joint, self._pole_pixels + 12, self._theta_limit, SAFE)
+        if self._theta_limit is not None:
+            pen.fan(joint, self._pole_pixels + 12, self._theta_limit, SAFE)
         bottom = RAIL_Y - 2 * WHEEL_RADIUS + 4  # the wheels reach a little into the body
         for side in (-1, 1):
             wheel = (x + side * CART_WIDTH * 0.29, RAIL_Y - WHEEL_RADIUS)
@@ -95,7 +96,7 @@ class CartPoleDrawing:
         pen.rectangle((left, top, right, bottom), CART, radius=5)
         pen.rectangle((left + 5, top + 4, right - 5, top + 7), CART_SHINE, radius=1.5)
         tip = (x + self._pole_pixels * math.sin(theta), JOINT_Y - self._pole_pixels * math.cos(theta))
-        fallen = abs(theta) > self._theta_limit
+        fallen = self._theta_limit is not None and abs(theta) > self._theta_limit
         pen.line(joint, tip, POLE_WIDTH, STOP if fallen else POLE, round_ends=True)
         pen.disc(joint, POLE_WIDTH * 0.72, INK)
         pen.disc(joint, POLE_WIDTH * 0.3, SKY)
@@ -106,7 +107,8 @@ class CartPoleDrawing:
 
     def _write(self, draw: ImageDraw.ImageDraw, state: NDArray[np.float64], n_steps: int) -> None:
         draw.text((16, 14), f"step {n_steps}", fill=INK, font=self._font)
-        numbers = f"x {state[0]:+.2f} m     tilt {math.degrees(state[2]):+.1f}°"
+        tilt = math.degrees(math.remainder(state[2], 2 * math.pi))
+        numbers = f"x {state[0]:+.2f} m     tilt {tilt:+.1f}°"
         draw.text((WIDTH - 16, 16), numbers, fill=STEEL, font=self._small_font, anchor="ra")
         for mark in (-self._x_limit, -1.0, 0.0, 1.0, self._x_limit):
             x = WIDTH / 2 + mark * PIXELS_PER_METRE

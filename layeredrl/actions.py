@@ -68,3 +68,17 @@ def features(space: spaces.Space[Any], actions: Tensor) -> Tensor:
 def n_features(space: spaces.Space[Any]) -> int:
     """Width F of `features`."""
     return int(spaces.flatdim(space))
+
+
+def model_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
+    """Action space of a dynamics model, which knows Box and Discrete: several choices become one-hot features."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.Box(0.0, 1.0, (n_features(space),))
+    width(space)
+    assert isinstance(space, spaces.Box | spaces.Discrete)
+    return space
+
+
+def for_model(space: spaces.Space[Any], actions: Tensor) -> Tensor:
+    """Actions (..., A) as actions in `model_space`."""
+    return features(space, actions) if isinstance(space, spaces.MultiDiscrete) else actions

@@ -67,12 +67,14 @@ class Collector:
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
         self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: environments whose next step is only their reset
+        self._told: dict[str, list[float]] = {}
         self._begin()
 
-    @property
-    def metrics(self) -> dict[str, NDArray[np.float32]]:
-        """What the last decisions had to tell, one entry for each environment; NaN where there was no decision."""
-        return self._carry.told()
+    def take_metrics(self) -> dict[str, float]:
+        """What decisions had to tell, and how their predictions turned out: means since the last call."""
+        means = {name: float(np.mean(values)) for name, values in self._told.items()}
+        self._told = {}
+        return means
 
     def step(self, *, explore: bool) -> list[Episode]:
         """Take one step in every environment.
@@ -103,6 +105,9 @@ class Collector:
             obs_next=true_next[ids],
         )
         self.agent.observe(step, ids, self._carry, learn=self.learn)
+        if self.learn:
+            for name, values in self._carry.told().items():
+                self._told.setdefault(name, []).extend(values[np.isfinite(values)].tolist())
         if self.on_step is not None:
             self.on_step(step, ids)
         self.n_total_env_steps += len(ids)

@@ -3,15 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl import actions
+from layeredrl.forecasts import Forecasts
 from layeredrl.levels import Level
 from layeredrl.task import TaskSpec
 
@@ -32,6 +33,8 @@ class LevelCarry:
     """Environment steps since it was chosen, (E,)."""
     reward: NDArray[np.float64]
     """Reward accumulated since then, each step's discounted to the start, (E,)."""
+    forecasts: Forecasts
+    """Predicted returns that wait for the real ones."""
 
 
 @dataclass
@@ -43,10 +46,10 @@ class Carry:
     generator: torch.Generator
     """Randomness of acting in these environments."""
     metrics: dict[str, tuple[NDArray[np.int64], Tensor]]
-    """What the last decisions had to tell: environments (n,) and values (n,), on the agent's device."""
+    """What the last step had to tell: environments (n,) and values (n,), on the agent's device."""
 
     def told(self) -> dict[str, NDArray[np.float32]]:
-        """What the last decisions had to tell, (E,) by name; NaN where nothing was decided."""
+        """What the last step had to tell, (E,) by name; NaN where there was nothing."""
         columns = {}
         for name, (env_ids, values) in self.metrics.items():
             columns[name] = np.full(len(self.levels[0].remaining), np.nan, np.float32)
@@ -97,16 +100,16 @@ class Hierarchy:
         n_obs = self.task.observation_dim
         carries = []
         for level in self.levels:
-            discrete = isinstance(level.action_space, spaces.Discrete)
-            width = (1,) if discrete else level.action_space.shape
+            discrete, width = actions.is_discrete(level.action_space), actions.width(level.action_space)
             carries.append(
                 LevelCarry(
                     memory=level.start(n_envs),
-                    action=np.zeros((n_envs, *cast(tuple[int, ...], width)), np.int64 if discrete else np.float32),
+                    action=np.zeros((n_envs, width), np.int64 if discrete else np.float32),
                     obs=np.zeros((n_envs, n_obs), np.float32),
                     remaining=np.zeros(n_envs, np.int64),
                     elapsed=np.zeros(n_envs, np.int64),
                     reward=np.zeros(n_envs),
+                    forecasts=Forecasts(n_envs, level.discount),
                 )
             )
         return Carry(carries, torch.Generator(self.device).manual_seed(seed), {})
@@ -158,6 +161,8 @@ class Hierarchy:
         own.elapsed[due] = 0
         own.reward[due] = 0.0
         carry.metrics |= {name: (due, values) for name, values in decision.metrics.items()}
+        if decision.forecast is not None:
+            own.forecasts.open(due, decision.forecast.cpu().numpy(), decision.forecast_steps)
 
     def observe(self, step: Batch, env_ids: NDArray[np.int64], carry: Carry, *, learn: bool) -> None:
         """Account for one step of some of the environments; updates the carry.
@@ -174,6 +179,10 @@ class Hierarchy:
             own.reward[env_ids] += level.discount ** own.elapsed[env_ids] * step.rew
             own.elapsed[env_ids] += 1
             own.remaining[env_ids] -= 1
+            settled, *returns = own.forecasts.step(env_ids, step.rew, step.terminated, step.truncated)
+            if len(settled):
+                names = ("plan/predicted_return", "plan/achieved_return")
+                carry.metrics |= {n: (settled, torch.as_tensor(r)) for n, r in zip(names, returns, strict=True)}
             ended = done | (own.remaining[env_ids] == 0)
             ids = env_ids[ended]
             if not learn or not len(ids):
@@ -202,6 +211,7 @@ class Hierarchy:
             own.remaining[env_ids] = 0
             own.elapsed[env_ids] = 0
             own.reward[env_ids] = 0.0
+            own.forecasts.drop(env_ids)
             if own.memory.get_keys():
                 _write(own.memory, rows, level.start(len(env_ids)))
 

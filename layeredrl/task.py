@@ -15,6 +15,9 @@ from torch import Tensor
 TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(state (..., S), context (..., C), action (..., A), next_state (..., S)) -> (...)."""
 
+DynamicsFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(state (..., S), context (..., C), action (..., A)) -> next_state (..., S)."""
+
 GOAL_KEY = "desired_goal"
 
 
@@ -39,6 +42,8 @@ class TaskSpec:
     """Lower bounds of the environment's own actions, (A,); None if they are agents' actions already."""
     action_high: NDArray[np.floating[Any]] | None = None
     """Upper bounds, (A,)."""
+    dynamics: DynamicsFunction | None = None
+    """Known next state, for actions in the environment's own units; for an `Oracle`."""
 
     def __post_init__(self) -> None:
         check_observation_space(self.observation_space)
@@ -49,8 +54,8 @@ class TaskSpec:
     def from_env(cls, env: gym.Env[Any, Any], n_envs: int = 1) -> "TaskSpec":
         """Read the task from a single environment.
 
-        The attributes `reward_function` and `termination_function` of `env.unwrapped`, where they exist, are the known
-        reward and termination.
+        The attributes `reward_function`, `termination_function` and `dynamics_function` of `env.unwrapped`, where they
+        exist, are the known reward, termination and dynamics.
 
         Args:
             env: An environment whose action space is in its own units.
@@ -63,6 +68,7 @@ class TaskSpec:
             n_envs=n_envs,
             reward=getattr(unwrapped, "reward_function", None),
             termination=getattr(unwrapped, "termination_function", None),
+            dynamics=getattr(unwrapped, "dynamics_function", None),
         )
         action_space = env.action_space
         if not isinstance(action_space, spaces.Box):

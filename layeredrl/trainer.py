@@ -71,7 +71,7 @@ class Trainer:
                     {"env/episode_return": episode.episode_return, "env/episode_length": episode.length, **clock}, n
                 )
             if learned := self.agent.learn(n):
-                told = {name: float(np.nanmean(v)) for name, v in self.collector.metrics.items()}
+                told = self.collector.take_metrics()
                 self.logger.log({**told, **learned, "time/env_steps_per_second": n / clock["time/seconds"]}, n)
             self.logger.log({}, n)  # progress, also where there is nothing to record
             if self.evaluate is not None and config.eval_every and n - last_eval >= config.eval_every:

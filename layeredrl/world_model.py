@@ -7,8 +7,10 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor, nn
 
+from layeredrl import actions as actions_of
 from layeredrl.models import Model
 from layeredrl.nets import ScalarMLP
+from layeredrl.objective import Objective
 from layeredrl.task import GOAL_KEY, TaskSpec
 
 
@@ -51,7 +53,7 @@ class WorldModel(nn.Module):
         dynamics: Predicts the next state.
         task: Gives the reward and termination that are known; an unknown reward is learned, an unknown termination
             comes from the dynamics.
-        discount: Per environment step, for scores.
+        objective: What sequences are scored by; None for the sum of rewards while alive.
         reward_hidden: Widths of the hidden layers of a learned reward.
 
     Attributes:
@@ -64,17 +66,19 @@ class WorldModel(nn.Module):
         dynamics: Model,
         task: TaskSpec,
         *,
-        discount: float = 1.0,
+        objective: Objective | None = None,
         reward_hidden: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__()
+        state_dim, context_dim = len(encoder.state_index), len(encoder.context_index)
         self.encoder = encoder.to(dynamics.device)
         self.dynamics = dynamics
         self.task = task
-        self.discount = discount
+        self.objective = (Objective(state_dim) if objective is None else objective).to(dynamics.device)
+        self.objective.check(dynamics)
         self.reward_net: ScalarMLP | None = None
         if task.reward is None:
-            width = 2 * len(encoder.state_index) + len(encoder.context_index) + spaces.flatdim(task.action_space)
+            width = 2 * state_dim + context_dim + actions_of.n_features(task.action_space)
             self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
 
     def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:
@@ -89,16 +93,17 @@ class WorldModel(nn.Module):
 
         Args:
             obs: Shape (B, O).
-            actions: In [-1, 1], shape (B, H, A).
+            actions: As agents have them: floats in [-1, 1], or integers; shape (B, H, A).
             generator: Source of randomness; None for torch's global one.
             statistics: Whether to return means and variances of the states too.
 
         Returns:
-            What `Model.rollout` returns, and `reward` and `alive` (B, M, P, H): reward of step t, and the probability
-            of being alive before it.
+            What `Model.rollout` returns; `reward` and `alive` (B, M, P, H), reward of step t and the probability of
+            being alive before it; and `returns` (B, M, P), the objective of each particle.
         """
         state, context = self.encode(obs)
-        result = self.dynamics.rollout(state, context, actions, generator=generator, statistics=statistics)
+        modelled = actions_of.for_model(self.task.action_space, actions)
+        result = self.dynamics.rollout(state, context, modelled, generator=generator, statistics=statistics)
         before, after = result.state[..., :-1, :], result.state[..., 1:, :]  # (B, M, P, H, S)
         shape = before.shape[:-1]
         contexts = context[:, None, None, None].expand(*shape, -1)
@@ -108,14 +113,16 @@ class WorldModel(nn.Module):
         result.reward = self.reward(before, contexts, taken, after)
         survival = torch.cumprod(1 - result.term_prob, -1)
         result.alive = torch.cat([torch.ones_like(survival[..., :1]), survival[..., :-1]], -1)
+        result.returns = self.objective(result, context)
         return result
 
     def reward(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """Reward of a transition, known or learned: (..., S), (..., C), (..., A), (..., S) -> (...).
 
-        Actions are agents' actions, in [-1, 1].
+        Actions are agents' actions: floats in [-1, 1], or integers.
         """
         if self.reward_net is not None:
+            action = actions_of.features(self.task.action_space, action).to(state.dtype)
             predicted: Tensor = self.reward_net(state, context, action, next_state)
             return predicted
         return self._known("reward", state, context, action, next_state)
@@ -132,26 +139,22 @@ class WorldModel(nn.Module):
         return result
 
     def score(self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """Expected return of candidate action sequences: the higher the better.
+        """The objective of candidate action sequences, averaged over members and particles: the higher the better.
 
-        The reward of step t counts with its discount and the probability of being alive before it; the sum is averaged
-        over members and particles. Candidates that leave the finite range in any particle score minus infinity.
+        Candidates that leave the finite range in any particle score minus infinity.
 
         Args:
             obs: Shape (E, O).
-            actions: In [-1, 1], shape (E, N, H, A): N candidates for each of E environments.
+            actions: As agents have them, shape (E, N, H, A): N candidates for each of E environments.
             generator: Source of randomness; None for torch's global one.
 
         Returns:
             Scores (E, N).
         """
-        n_envs, n_candidates, horizon = actions.shape[:3]
+        n_envs, n_candidates = actions.shape[:2]
         rows = obs.repeat_interleave(n_candidates, 0)
         result = self.rollout(rows, actions.flatten(0, 1), generator=generator, statistics=False)
-        weight = result.alive
-        if self.discount != 1:
-            weight = weight * self.discount ** torch.arange(horizon, device=obs.device)
-        returns = (weight * result.reward).sum(-1).mean((1, 2))
-        failed = result.diverged.any(-1).flatten(1).any(1) | ~returns.isfinite()
+        returns = result.returns.mean((1, 2))
+        failed = result.diverged.flatten(1).any(1) | ~returns.isfinite()
         scores: Tensor = returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)
         return scores

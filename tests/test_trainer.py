@@ -188,7 +188,7 @@ def test_metrics_of_pets():
         "env/episode_length",
         "model/loss",
         "model/transitions",
-        "plan/best_score",
+        "plan/score",
         "eval/episode_return",
         "time/seconds",
         "time/cpu_seconds",

@@ -8,18 +8,18 @@ import torch
 from gymnasium import spaces
 
 import envs  # noqa: F401  registers the tasks
-from envs import cartpole
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel, RandomLevel
 from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.models.oracle import Oracle
 from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.objective import Objective
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 from tests.models.networks import DriftNet, ExplodingNet, Members
-from tests.oracle import Oracle
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 E, N, H, A, S, C = 2, 5, 7, 2, 4, 1
@@ -36,7 +36,7 @@ STATE, GOAL = [0, 2, 3, 4], [1]
 LOW, HIGH = np.array([-3.0, 0.0], np.float32), np.array([5.0, 0.5], np.float32)
 
 
-def move(state, action):
+def move(state, context, action):
     """Dynamics in agents' actions."""
     return 0.9 * state + 0.3 * state.roll(1, -1).sin() + 0.2 * action.repeat_interleave(2, -1)
 
@@ -56,9 +56,12 @@ def ends_surely(state, context, action, next_state):
 
 
 def make_world(dynamics=move, *, discount=1.0, **known):
-    model = Oracle(dynamics) if not isinstance(dynamics, torch.nn.Module) else dynamics
     task = TaskSpec(OBSERVATIONS, ACTIONS, action_low=LOW, action_high=HIGH, **known)
-    return WorldModel(Encoder(task), model, task, discount=discount).eval()
+    encoder, model = Encoder(task), dynamics
+    if not isinstance(dynamics, torch.nn.Module):
+        model = Oracle.from_step(encoder.state_space, encoder.context_space, ACTIONS, dynamics)
+    objective = Objective(encoder.state_space.shape[0], discount=discount)
+    return WorldModel(encoder, model, task, objective=objective).eval()
 
 
 def make_inputs(seed=0):
@@ -78,8 +81,8 @@ def plain_score(world, obs, actions, reward_function):
             for t in range(H):
                 action = actions[e, n, t]
                 force = torch.as_tensor(LOW) + (action + 1) / 2 * torch.as_tensor(HIGH - LOW)
-                after = move(state, action)
-                total += alive * world.discount**t * float(reward_function(state, goal, force, action, after))
+                after = move(state, goal, action)
+                total += alive * world.objective.discount**t * float(reward_function(state, goal, force, action, after))
                 if world.task.termination is not None:
                     alive *= 1 - float(world.task.termination(state, goal, force, after))
                 state = after
@@ -185,8 +188,8 @@ def test_the_same_generator_gives_the_same_score():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_candidate_that_leaves_the_finite_range_loses(bad):
-    def explode(state, action):
-        return torch.where(action[..., :1] > 2 / 3, bad, move(state, action))
+    def explode(state, context, action):
+        return torch.where(action[..., :1] > 2 / 3, bad, move(state, context, action))
 
     obs, actions = make_inputs()
     actions = actions * 0.6
@@ -242,7 +245,8 @@ def cartpole_agent(n_envs, planner=True):
     task = make_task("ContinuousCartPole-v0", n_envs)
     if not planner:
         return Hierarchy([RandomLevel(task.action_space)], task)
-    world = WorldModel(Encoder(task), Oracle(cartpole.dynamics), task)
+    encoder = Encoder(task)
+    world = WorldModel(encoder, Oracle.from_task(task, encoder), task)
     icem = ICEM(task.action_space, ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8))
     return Hierarchy([PlannerLevel(world, icem, task.action_space, learning=None)], task)
 
@@ -257,7 +261,7 @@ def test_pets_that_knows_the_truth_balances_from_the_first_episode(seed):
         episodes = collector.step(explore=True)
         assert agent.learn(collector.n_total_env_steps) == {}
     assert [episode.episode_return for episode in episodes] == [200.0] * 4
-    assert collector.metrics["plan/best_score"].tolist() == [12.0] * 4
+    assert collector.take_metrics()["plan/achieved_return"] == 12.0
 
 
 def test_random_actions_do_not_balance():
@@ -268,7 +272,8 @@ def test_random_actions_do_not_balance():
 
 def test_only_an_ensemble_can_learn():
     task = make_task("ContinuousCartPole-v0")
-    world = WorldModel(Encoder(task), Oracle(cartpole.dynamics), task)
+    encoder = Encoder(task)
+    world = WorldModel(encoder, Oracle.from_task(task, encoder), task)
     planner = ICEM(task.action_space, ICEMConfig())
     with pytest.raises(TypeError, match=r"dynamics is Oracle, expected a ProbabilisticEnsemble.*learning=None"):
         PlannerLevel(world, planner, task.action_space, learning=ModelLearningConfig())

@@ -24,7 +24,10 @@ class Decision:
     memory: Batch
     """What the level wants to see again at its next decision; tensors with the environment first."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """What a person may want to know of it, (n,) each."""
+    """What a person may want to know of it, (n,) each; NaN where there is nothing to tell."""
+    forecast: Tensor | None = None
+    """Predicted return of the next `forecast_steps` environment steps, (n,); NaN for none."""
+    forecast_steps: int = 0
 
 
 class Level(ABC):

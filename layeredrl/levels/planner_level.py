@@ -17,7 +17,7 @@ from layeredrl.checks import require_counts, require_number
 from layeredrl.levels.level import Decision, Level
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
-from layeredrl.planners import Planner
+from layeredrl.planners import Plan, Planner, PlanningError
 from layeredrl.randomness import derive_seed
 from layeredrl.replay import Replay
 from layeredrl.world_model import WorldModel
@@ -68,7 +68,7 @@ class PlannerLevel(Level):
         self.world = world.eval()
         self.planner = planner
         self.action_space = action_space
-        self.discount = world.discount
+        self.discount = world.objective.discount
         self.learning = learning
         self.device = world.dynamics.device
         self.n_total_env_steps = 0
@@ -93,7 +93,9 @@ class PlannerLevel(Level):
             )
 
     def start(self, n_envs: int) -> Batch:
-        return self.planner.start(n_envs, self.device)
+        memory = self.planner.start(n_envs, self.device)
+        memory.until_report = torch.zeros(n_envs, dtype=torch.int64, device=self.device)
+        return memory
 
     @torch.no_grad()
     def act(
@@ -109,14 +111,57 @@ class PlannerLevel(Level):
         if explore and self.learning is not None and self.n_total_env_steps < self.learning.n_random_steps:
             return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
 
-        def score(actions: Tensor) -> Tensor:
+        def score(candidates: Tensor) -> Tensor:
             with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
-                scores = self.world.score(obs, actions, generator=generator)
+                scores = self.world.score(obs, candidates, generator=generator)
             return scores.clone()
 
-        plan = self.planner.plan(score, len(obs), memory, generator)
-        metrics = {"plan/best_score": plan.score}
-        return Decision(plan.actions[:, 0], duration, plan.warm_start, metrics)
+        try:
+            plan = self.planner.plan(score, len(obs), memory, generator)
+        except PlanningError as error:
+            raise PlanningError(self._reason(error, obs, generator), error.env_ids, error.plan) from None
+        due = memory.until_report == 0
+        plan.warm_start.until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
+        if not due.any():
+            return Decision(plan.actions[:, 0], duration, plan.warm_start)
+        forecast, metrics = self._report(plan, obs, generator)
+        return Decision(
+            plan.actions[:, 0],
+            duration,
+            plan.warm_start,
+            {name: torch.where(due, value, torch.nan) for name, value in metrics.items()},
+            forecast=torch.where(due, forecast, torch.nan),
+            forecast_steps=self.planner.horizon,
+        )
+
+    def _report(self, plan: Plan, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Predicted returns of the chosen sequences, (n,), and what else there is to tell of them, (n,) each.
+
+        They are rolled out once more, because the best of many noisy scores flatters.
+        """
+        result = self.world.rollout(obs, plan.actions, generator=generator, statistics=False)
+        weight = result.alive * self.discount ** torch.arange(self.planner.horizon, device=self.device)
+        returns = (weight * result.reward).sum(-1)  # (n, M, P)
+        gain = plan.best_scores - plan.best_scores[0]
+        converged = (gain >= 0.99 * gain[-1]).int().argmax(0) + 1
+        return returns.mean((1, 2)), {
+            "plan/return_std": returns.flatten(1).std(1, correction=0),
+            "plan/return_std_between_members": returns.mean(2).std(1, correction=0),
+            "plan/score": plan.score,
+            "plan/iterations_to_converge": converged.to(returns.dtype),
+        }
+
+    def _reason(self, error: PlanningError, obs: Tensor, generator: torch.Generator) -> str:
+        """Why nothing that was tried has a finite score."""
+        rows = torch.tensor(error.env_ids, device=obs.device)
+        result = self.world.rollout(obs[rows], error.plan.actions[rows], generator=generator, statistics=False)
+        diverged = result.diverged.flatten(0, 2).any(0)
+        if diverged.any():
+            step = int(diverged.int().argmax())
+            return f"{error}: the model's states leave the finite range at step {step} of {self.planner.horizon}"
+        if not result.state.isfinite().all():
+            return f"{error}: the observations are not finite"
+        return f"{error}: the model's states are finite, its rewards, terminations or values are not"
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         if self.learning is not None:
@@ -138,10 +183,13 @@ class PlannerLevel(Level):
         assert isinstance(self.world.dynamics, ProbabilisticEnsemble)
         data = self.replay.all()
         obs, obs_next, act = (torch.as_tensor(x, device=self.device) for x in (data.obs, data.obs_next, data.act))
+        space = self.world.task.action_space
         state, context = self.world.encode(obs)
         state_next, _ = self.world.encode(obs_next)
         terminated = torch.as_tensor(data.terminated, dtype=state.dtype, device=self.device)
-        transitions = Batch(state=state, context=context, act=act, state_next=state_next, terminated=terminated)
+        modelled = actions.for_model(space, act)
+        transitions = Batch(state=state, context=context, act=modelled, state_next=state_next, terminated=terminated)
+        self.world.objective.fit_statistics(state)
         result = fit(self.world.dynamics, transitions, config, generator=self._generator)
         metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(self.replay)}
         if result.holdout_loss is not None:
@@ -149,7 +197,7 @@ class PlannerLevel(Level):
         net, optimizer = self.world.reward_net, self._reward_optimizer
         if net is not None and optimizer is not None:
             reward = torch.as_tensor(data.rew, dtype=state.dtype, device=self.device)
-            inputs = torch.cat([state, context, act, state_next], -1)
+            inputs = torch.cat([state, context, actions.features(space, act), state_next], -1)
             net.fit_scales(inputs, reward)
             targets = net.to_units(reward)
             metrics["model/reward_loss"] = fit_regression(

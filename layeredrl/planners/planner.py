@@ -34,12 +34,12 @@ class PlanningError(RuntimeError):
     """No candidate of an environment had a finite score, in any iteration.
 
     Attributes:
-        env_ids: Rows of the environments concerned.
+        env_ids: The environments concerned, as rows of those that were planned for.
         plan: What would have been returned; in these environments it means nothing.
     """
 
-    def __init__(self, env_ids: list[int], plan: Plan) -> None:
-        super().__init__(f"no candidate had a finite score in the environments {', '.join(map(str, env_ids))}")
+    def __init__(self, message: str, env_ids: list[int], plan: Plan) -> None:
+        super().__init__(message)
         self.env_ids = env_ids
         self.plan = plan
 
@@ -88,7 +88,9 @@ class Planner(ABC):
         plan = self._plan(score, n_envs, warm_start, generator, proposals)
         failed = (plan.best_scores == -torch.inf).all(0)
         if failed.any():  # the only look at a value, when all is done
-            raise PlanningError(failed.nonzero().flatten().tolist(), plan)
+            ids = failed.nonzero().flatten().tolist()
+            named = ", ".join(map(str, ids))
+            raise PlanningError(f"no candidate had a finite score in the environments {named}", ids, plan)
         return plan
 
     @abstractmethod
@@ -129,6 +131,8 @@ def evaluate(score: ScoreFunction, candidates: Tensor) -> Tensor:
             f"the score function returned shape {tuple(scores.shape)} for candidates of shape "
             f"{tuple(candidates.shape)}, expected {tuple(candidates.shape[:2])}"
         )
+    if not scores.is_floating_point():  # numbers of matches, say: minus infinity would not fit in
+        scores = scores.float()
     return scores.nan_to_num(nan=-torch.inf, posinf=-torch.inf, neginf=-torch.inf)
 
 

@@ -9,7 +9,16 @@ from agents.pets import PETS, ModelConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
-from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig
+from layeredrl.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    CEMConfig,
+    ICEMConfig,
+    MPPIConfig,
+    RandomShooting,
+    RandomShootingConfig,
+)
 from layeredrl.task import TaskSpec
 
 CPU = torch.device("cpu")
@@ -25,7 +34,10 @@ SMALL = PETS(
     model=ModelConfig(n_models=2, hidden=(8,)),
     icem=ICEMConfig(horizon=4, n_samples=6, n_iterations=1, n_elites=2),
     cem=CEMConfig(horizon=5, n_samples=6, n_iterations=1, n_elites=2),
+    mppi=MPPIConfig(horizon=3, n_samples=6),
+    random_shooting=RandomShootingConfig(horizon=2, n_samples=6),
 )
+PLANNERS = {"icem": (ICEM, 4), "cem": (CEM, 5), "mppi": (MPPI, 3), "random_shooting": (RandomShooting, 2)}
 
 
 def _level(agent: Hierarchy) -> PlannerLevel:
@@ -52,7 +64,7 @@ def test_settings_reach_the_parts() -> None:
     assert dynamics.optimizer is not None
     assert dynamics.optimizer.param_groups[0]["lr"] == 0.02
     assert level.learning is learning
-    assert level.world.discount == level.discount == 0.9
+    assert level.world.objective.discount == level.discount == 0.9
     assert level.world.encoder.state_space.shape == (3,)
     assert level.world.encoder.context_space.shape == (2,)
     assert level.action_space == TASK.action_space
@@ -67,16 +79,26 @@ def test_the_type_of_rollouts_reaches_the_ensemble(name: str, dtype: torch.dtype
     assert ModelConfig().rollout_dtype == "float32"
 
 
-def test_both_planners_can_be_chosen() -> None:
-    icem = _level(replace(SMALL, planner="icem").build(TASK, CPU, seed=0)).planner
-    assert isinstance(icem, ICEM)
-    assert icem.horizon == 4
-    cem = _level(replace(SMALL, planner="cem").build(TASK, CPU, seed=0)).planner
-    assert isinstance(cem, CEM)
-    assert cem.horizon == 5
+@pytest.mark.parametrize("name", PLANNERS)
+def test_every_planner_can_be_chosen(name: str) -> None:
+    planner = _level(replace(SMALL, planner=name).build(TASK, CPU, seed=0)).planner
+    kind, horizon = PLANNERS[name]
+    assert type(planner) is kind
+    assert planner.horizon == horizon
 
 
-@pytest.mark.parametrize("planner", ["icem", "cem"])
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4])])
+@pytest.mark.parametrize("name", PLANNERS)
+def test_discrete_actions_are_planned(name: str, space: spaces.Space) -> None:
+    agent = replace(SMALL, planner=name).build(replace(TASK, action_space=space), CPU, seed=0)
+    actions = _actions(agent)
+    assert actions.dtype == np.int64
+    assert actions.shape == (3, *(space.shape or (1,)))
+    assert (actions >= 0).all()
+    assert (actions < getattr(space, "nvec", getattr(space, "n", None))).all()
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
 def test_actions_follow_the_seeds_and_keep_the_bounds(planner: str) -> None:
     config = replace(SMALL, planner=planner)
     torch.manual_seed(5)
@@ -119,7 +141,7 @@ def test_weight_decay_for_every_layer() -> None:
 
 @pytest.mark.parametrize(
     "space",
-    [spaces.Discrete(2), spaces.MultiDiscrete([2, 2]), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, 1, (2, 2))],
+    [spaces.MultiBinary(2), spaces.Discrete(2, start=1), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, 1, (2, 2))],
 )
 def test_actions_that_cannot_be_planned_are_refused(space: spaces.Space) -> None:
     with pytest.raises((ValueError, TypeError), match=r"action.space"):

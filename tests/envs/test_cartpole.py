@@ -21,7 +21,7 @@ from envs.cartpole import (
     THETA_LIMIT,
     X_LIMIT,
     ContinuousCartPole,
-    dynamics,
+    dynamics_function,
     reward_function,
     termination_function,
 )
@@ -128,7 +128,7 @@ def test_torch_functions_follow_the_environment(seed: int) -> None:
         torch.from_numpy(np.array(column)) for column in zip(*transitions, strict=True)
     )
     assert terminations.any()
-    torch.testing.assert_close(dynamics(states, actions), next_states, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(dynamics_function(states, None, actions), next_states, rtol=1e-5, atol=1e-6)
     known = env.unwrapped
     assert isinstance(known, ContinuousCartPole)
     torch.testing.assert_close(known.reward_function(states, None, actions, next_states), rewards.float())
@@ -143,9 +143,9 @@ def test_torch_functions_take_any_batch_dims(leading: tuple[int, ...]) -> None:
     state = torch.randn(*leading, 4, generator=generator)
     action = torch.rand(*leading, 1, generator=generator) * 2 - 1
     context = torch.zeros(*leading, 0)
-    next_state = dynamics(state, action)
+    next_state = dynamics_function(state, context, action)
     assert next_state.shape == (*leading, 4)
-    flat = [dynamics(s, a) for s, a in zip(state.reshape(-1, 4), action.reshape(-1, 1), strict=True)]
+    flat = [dynamics_function(s, None, a) for s, a in zip(state.reshape(-1, 4), action.reshape(-1, 1), strict=True)]
     if flat:
         torch.testing.assert_close(next_state.reshape(-1, 4), torch.stack(flat))
     reward = reward_function(state, context, action, next_state)
@@ -157,9 +157,9 @@ def test_torch_functions_take_any_batch_dims(leading: tuple[int, ...]) -> None:
 
 def test_dynamics_refuses_to_broadcast() -> None:
     with pytest.raises(ValueError, match=r"\(2, 1, 4\) and \(2, 3, 1\)"):
-        dynamics(torch.zeros(2, 1, 4), torch.zeros(2, 3, 1))
+        dynamics_function(torch.zeros(2, 1, 4), None, torch.zeros(2, 3, 1))
     with pytest.raises(ValueError, match=r"\(5, 3\)"):
-        dynamics(torch.zeros(5, 3), torch.zeros(5, 1))
+        dynamics_function(torch.zeros(5, 3), None, torch.zeros(5, 1))
 
 
 def test_termination_looks_at_the_next_state_alone() -> None:

@@ -9,13 +9,13 @@ import torch
 
 from experiments import diagnose
 from experiments.held_out import collect, displaced, longest_episode, trajectories, transitions
+from layeredrl.models.oracle import Oracle
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 from tests.envs.counter import CounterEnv
 from tests.experiments.commands import QUICK, call, run_train
 from tests.experiments.conftest import Refusal
 from tests.experiments.tasks import Drift
-from tests.oracle import Oracle
 
 FIGURES = ("predictions", "calibration", "open_loop", "disagreement")
 
@@ -78,7 +78,9 @@ def test_trajectories_follow_each_other_and_never_cross_an_end() -> None:
 def test_rows_for_a_model_with_and_without_an_encoder() -> None:
     data = collect(Drift, n_steps=30, seed=0)
     task = TaskSpec.from_env(Drift())
-    for rows in (transitions(data), transitions(data, WorldModel(Encoder(task), Oracle(lambda s, a: s), task))):
+    encoder = Encoder(task)
+    oracle = Oracle.from_task(task, encoder, lambda state, context, actions: state[:, None])
+    for rows in (transitions(data), transitions(data, WorldModel(encoder, oracle, task))):
         np.testing.assert_array_equal(rows.state, data.obs)
         np.testing.assert_array_equal(rows.state_next, data.obs_next)
         assert rows.context.shape == (30, 0)

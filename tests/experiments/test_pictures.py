@@ -14,10 +14,10 @@ from experiments.finish import Training, finish
 from experiments.pictures import collect_held_out, draw_learning_curve, draw_model, record_episode, write_gif
 from experiments.run import build_agent
 from layeredrl.loggers import LoggerList
-from layeredrl.task import TaskSpec
+from layeredrl.models.oracle import Oracle
+from layeredrl.task import DynamicsFunction, TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 from tests.experiments.tasks import Blinking, Drift, Undrawable
-from tests.oracle import Oracle
 from tests.recording import RecordingLogger
 
 DRIFT = TaskSpec.from_env(Drift())
@@ -75,8 +75,10 @@ def test_held_out_data_is_half_the_agents_and_half_random(trained: Path) -> None
     assert not len(agent.levels[0].replay)  # the model may never learn from it
 
 
-def _world(dynamics) -> WorldModel:
-    return WorldModel(Encoder(DRIFT), Oracle(dynamics), DRIFT)
+def _world(task: TaskSpec, dynamics: DynamicsFunction) -> WorldModel:
+    encoder = Encoder(task)
+    oracle = Oracle.from_step(encoder.state_space, encoder.context_space, task.action_space, dynamics)
+    return WorldModel(encoder, oracle, task)
 
 
 def _data() -> Batch:
@@ -86,10 +88,10 @@ def _data() -> Batch:
 
 
 def test_a_model_is_judged_by_the_change_it_predicts() -> None:
-    def half_right(state: Tensor, action: Tensor) -> Tensor:
+    def half_right(state: Tensor, context: Tensor, action: Tensor) -> Tensor:
         return state + 0.6 * action * torch.tensor([1.0, 0.0])
 
-    scores = draw_model(Path("m.png"), _world(half_right), _data(), ["x", "y"], "title")
+    scores = draw_model(Path("m.png"), _world(DRIFT, half_right), _data(), ["x", "y"], "title")
     assert list(scores) == ["x", "y"]
     assert scores["x"] == pytest.approx(1.0, abs=1e-5)
     assert scores["y"] < -1  # worse than the mean, although it is close to the next state
@@ -99,7 +101,7 @@ def test_a_model_is_judged_by_the_change_it_predicts() -> None:
 def test_a_picture_of_many_dimensions(tmp_path: Path) -> None:
     space = gym.spaces.Box(-1, 1, (9,))
     task = TaskSpec(space, DRIFT.action_space)
-    world = WorldModel(Encoder(task), Oracle(lambda state, action: state), task)
+    world = _world(task, lambda state, context, action: state)
     obs = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
     data = Batch(obs=obs, act=np.zeros((5, 2), np.float32), obs_next=obs)
     scores = draw_model(tmp_path / "m.png", world, data, [str(i) for i in range(9)], "title")

@@ -13,6 +13,7 @@ from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.levels import planner_level as planner_level_module
 from layeredrl.models import FitConfig, Model, ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.objective import Objective
 from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
@@ -46,7 +47,8 @@ def make(seed=0, learning=LEARNING, reward=known_reward, planner=None, **setting
     )
     if planner is None:
         planner = ICEM(ACTION, ICEMConfig(horizon=3, n_samples=16, n_iterations=2, n_elites=4))
-    world = WorldModel(encoder, dynamics, task, discount=0.9, reward_hidden=(16,))
+    objective = Objective(encoder.state_space.shape[0], discount=0.9)
+    world = WorldModel(encoder, dynamics, task, objective=objective, reward_hidden=(16,))
     return PlannerLevel(world, planner, ACTION, learning=learning, seed=seed)
 
 
@@ -83,7 +85,7 @@ def act(level, explore=True, seed=0, obs=None, memory=None):
 
 
 def is_planned(decision):
-    return "plan/best_score" in decision.metrics
+    return "plan/score" in decision.metrics
 
 
 def flat(value, prefix=""):
@@ -140,7 +142,7 @@ def test_without_exploration_it_never_acts_at_random():
         lambda actions: level.world.score(obs, actions, generator=generator), E, level.start(E), generator
     )
     assert torch.equal(decision.action, plan.actions[:, 0])
-    assert torch.equal(decision.metrics["plan/best_score"], plan.score)
+    assert torch.equal(decision.metrics["plan/score"], plan.score)
     for key in plan.warm_start.get_keys():
         assert torch.equal(decision.memory[key], plan.warm_start[key])
 
@@ -230,7 +232,7 @@ def test_a_state_that_is_restored_gives_the_same_plans(reward, tmp_path):
     assert_same_state(level.state_dict(), twin.state_dict())
     decision, same = act(level), act(twin)
     assert torch.equal(decision.action, same.action)
-    assert torch.equal(decision.metrics["plan/best_score"], same.metrics["plan/best_score"])
+    assert torch.equal(decision.metrics["plan/score"], same.metrics["plan/score"])
 
 
 @pytest.mark.parametrize("reward", [known_reward, None], ids=["known", "learned"])

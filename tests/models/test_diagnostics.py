@@ -4,27 +4,31 @@ import math
 
 import pytest
 import torch
+from gymnasium.spaces import Box
 from tianshou.data import Batch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from experiments.benchmarks.calibration import measure
 from layeredrl.models.diagnostic_figures import draw_calibration, draw_disagreement, draw_open_loop, draw_predictions
 from layeredrl.models.diagnostics import LEVELS, evaluate_disagreement, evaluate_one_step, evaluate_open_loop
+from layeredrl.models.oracle import Oracle
 from layeredrl.models.ranking import auroc, ranks, spearman
 from tests.models.reference import K, M, S, inputs, linear_nets, log_prob, make_model, outputs
-from tests.oracle import Oracle
 
 NOISE = torch.tensor([0.5, 0.02])
 DRIFT = torch.tensor([0.3, 0.1])
+PLANE, NOTHING = Box(-math.inf, math.inf, (2,)), Box(-math.inf, math.inf, (0,))
 
 
 class Gaussian(Oracle):
     """Members that know the linear truth but for an offset of each, and claim the same noise."""
 
     def __init__(self, std=NOISE, offsets=(0.0,), gain=1.0):
-        super().__init__(lambda state, action: gain * state + DRIFT * action)
-        self.std, self.offsets = std, torch.tensor(offsets)
-        self.n_models = len(offsets)
+        super().__init__(PLANE, NOTHING, PLANE, self.dynamics, n_models=len(offsets))
+        self.std, self.offsets, self.gain = std, torch.tensor(offsets), gain
+
+    def dynamics(self, state, action):
+        return self.gain * state + DRIFT * action
 
     def predict(self, state, context, action, std=None):
         mean = (self.dynamics(state, action)[:, None] + self.offsets[:, None])[:, :, None]
@@ -87,17 +91,26 @@ def test_a_model_too_sure_or_too_unsure_is_seen(factor):
 def test_r2_of_a_perfect_model_is_one_and_of_a_constant_zero():
     data = noisy(500)
     change = data.state_next - data.state
-    exact = Oracle(lambda state, action: data.state_next)
-    constant = Oracle(lambda state, action: state + change.mean(0))
+    exact = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: data.state_next)
+    constant = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: state + change.mean(0))
     torch.testing.assert_close(evaluate_one_step(exact, data).mixture.r2, torch.ones(2).double())
     torch.testing.assert_close(evaluate_one_step(constant, data).mixture.r2, torch.zeros(2).double(), atol=1e-5, rtol=0)
-    assert math.isnan(evaluate_one_step(exact, data).nll)  # it has no density
+    assert evaluate_one_step(exact, data).nll < evaluate_one_step(constant, data).nll
+
+
+def test_a_model_without_a_density_has_no_likelihood():
+    class Densityless(Gaussian):
+        def get_log_prob(self, state, context, action, next_state):
+            raise NotImplementedError
+
+    assert math.isnan(evaluate_one_step(Densityless(), noisy(10)).nll)
 
 
 def test_a_state_that_never_changes_is_judged_by_more_than_rounding():
     state = torch.full((10, 2), 1000.0)
     data = Batch(state=state, context=state[:, :0], act=state, state_next=state)
-    rounded = Oracle(lambda state, action: state + torch.tensor([0.0, 1e-3]))
+    shift = torch.tensor([0.0, 1e-3])
+    rounded = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: state + shift)
     r2 = evaluate_one_step(rounded, data).mixture.r2
     assert r2[0] == 1
     assert r2.isfinite().all()
