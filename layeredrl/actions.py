@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -68,6 +69,11 @@ def features(space: spaces.Space[Any], actions: Tensor) -> Tensor:
 def n_features(space: spaces.Space[Any]) -> int:
     """Width F of `features`."""
     return int(spaces.flatdim(space))
+
+
+def to_env(space: spaces.Space[Any], actions: NDArray[Any]) -> NDArray[Any]:
+    """Actions (n, A) as a vector environment takes them, which wants (n,) for Discrete."""
+    return actions[:, 0] if isinstance(space, spaces.Discrete) else actions
 
 
 def model_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:

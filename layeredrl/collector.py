@@ -10,6 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
+from layeredrl.actions import to_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.replay import require_finite_rows
 
@@ -87,7 +88,7 @@ class Collector:
         """
         actions = self.agent.act(self._obs, self._carry, explore=explore)
         require_finite_rows("the action", actions, np.arange(self.n_envs))
-        obs, rewards, terminated, truncated, info = self.env.step(self._to_env(actions))
+        obs, rewards, terminated, truncated, info = self.env.step(to_env(self.agent.task.action_space, actions))
         next_obs = self.agent.task.flatten(obs)
         ids = np.flatnonzero(~self._resetting)
         self.agent.reset(self._carry, np.flatnonzero(self._resetting))
@@ -170,10 +171,6 @@ class Collector:
         """Reset environments, each with a new seed."""
         seeds: Any = [int(seed) for seed in self._env_rng.integers(2**31, size=self.n_envs)]
         return self.env.reset(seed=seeds, options=options)  # the base class's annotation knows no lists
-
-    def _to_env(self, actions: NDArray[Any]) -> NDArray[Any]:
-        discrete = isinstance(self.agent.task.action_space, spaces.Discrete)
-        return actions[:, 0] if discrete else actions
 
 
 def _require_fit(env: VectorEnv[Any, Any, Any], agent: Hierarchy, learn: bool) -> None:

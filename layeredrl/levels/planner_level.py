@@ -111,15 +111,7 @@ class PlannerLevel(Level):
         if explore and self.learning is not None and self.n_total_env_steps < self.learning.n_random_steps:
             return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
 
-        def score(candidates: Tensor) -> Tensor:
-            with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
-                scores = self.world.score(obs, candidates, generator=generator)
-            return scores.clone()
-
-        try:
-            plan = self.planner.plan(score, len(obs), memory, generator)
-        except PlanningError as error:
-            raise PlanningError(self._reason(error, obs, generator), error.env_ids, error.plan) from None
+        plan = self.plan(obs, memory, generator)
         due = memory.until_report == 0
         plan.warm_start.until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
         if not due.any():
@@ -133,6 +125,24 @@ class PlannerLevel(Level):
             forecast=torch.where(due, forecast, torch.nan),
             forecast_steps=self.planner.horizon,
         )
+
+    @torch.no_grad()
+    def plan(self, obs: Tensor, memory: Batch, generator: torch.Generator) -> Plan:
+        """Plan for n environments with observations (n, O).
+
+        Raises:
+            PlanningError: No candidate has a finite score; says at which step the model diverges.
+        """
+
+        def score(candidates: Tensor) -> Tensor:
+            with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
+                scores = self.world.score(obs, candidates, generator=generator)
+            return scores.clone()
+
+        try:
+            return self.planner.plan(score, len(obs), memory, generator)
+        except PlanningError as error:
+            raise PlanningError(self._reason(error, obs, generator), error.env_ids, error.plan) from None
 
     def _report(self, plan: Plan, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Predicted returns of the chosen sequences, (n,), and what else there is to tell of them, (n,) each.

@@ -23,7 +23,7 @@ def draw_predictions(report: OneStep, names: Sequence[str] | None = None, *, tit
         names: Of the dimensions.
         title: Above the picture.
     """
-    figure, panels, names = _panels(report.change.shape[1], names, title)
+    figure, panels, names = panel_grid(report.change.shape[1], names, title)
     change, predicted, std = (_numpy(x) for x in (report.change, report.predicted, report.std))
     some = np.linspace(0, len(change) - 1, min(len(change), MAX_DOTS)).astype(int)
     for i, axes in enumerate(panels):
@@ -46,7 +46,7 @@ def draw_calibration(report: OneStep, names: Sequence[str] | None = None, *, tit
         names: Of the dimensions.
         title: Above the picture.
     """
-    figure, panels, names = _panels(report.change.shape[1], names, title)
+    figure, panels, names = panel_grid(report.change.shape[1], names, title)
     levels = [0.0, *report.levels.tolist()]
     mixture, members = _numpy(report.mixture.coverage), _numpy(report.members.coverage)
     for i, axes in enumerate(panels):
@@ -71,7 +71,7 @@ def draw_open_loop(report: OpenLoop, names: Sequence[str] | None = None, *, titl
         names: Of the dimensions.
         title: Above the picture.
     """
-    figure, panels, names = _panels(report.rmse.shape[1], names, title)
+    figure, panels, names = panel_grid(report.rmse.shape[1], names, title)
     rmse, members, band, epistemic, baseline, coverage = (
         _numpy(x)
         for x in (report.rmse, report.member_rmse, report.band, report.epistemic, report.baseline, report.coverage)
@@ -105,7 +105,7 @@ def draw_disagreement(report: Disagreement, names: Sequence[str] | None = None, 
     """
     n_dims = report.error.shape[1]
     names = [f"state {i}" for i in range(n_dims)] if names is None else names
-    figure, (*panels, last), _ = _panels(n_dims + 1, [*names, ""], title)
+    figure, (*panels, last), _ = panel_grid(n_dims + 1, [*names, ""], title)
     disagreement, error = _numpy(report.epistemic_std), _numpy(report.error)
     some = np.linspace(0, len(error) - 1, min(len(error), MAX_DOTS)).astype(int)
     for i, axes in enumerate(panels):
@@ -134,8 +134,8 @@ def draw_disagreement(report: Disagreement, names: Sequence[str] | None = None, 
     return figure
 
 
-def _panels(n: int, names: Sequence[str] | None, title: str) -> tuple[Figure, list[Any], Sequence[str]]:
-    """A figure with n panels, at most four in a row, and the names of the dimensions."""
+def panel_grid(n: int, names: Sequence[str] | None, title: str) -> tuple[Figure, list[Any], Sequence[str]]:
+    """A figure with n panels, at most four in a row, the panels, and their names ("state i" by default)."""
     columns = min(n, 4)
     rows = -(-n // columns)
     figure = Figure((max(2.7 * columns, 4.0), 2.7 * rows + 0.4), layout="constrained")

@@ -1,8 +1,8 @@
 """Model-predictive path integral control, MPPI (Williams et al. 2017, "Information theoretic MPC").
 
-With other settings it is the planner of DADS (Sharma et al. 2019, arXiv 1907.01657: `temperature=0.1`,
-`execute="mean"`, `smoothing=0.9`) or, `adapt_std`, that of TD-MPC2 (Hansen et al. 2023, arXiv 2310.16828:
-`n_elites=64`, `temperature=2`, `execute="sample"`).
+With other settings, and `temperature_unit="score"`, it is the planner of DADS (Sharma et al. 2019, arXiv 1907.01657:
+`temperature=0.1`, `execute="mean"`, `smoothing=0.9`) or, `adapt_std`, that of TD-MPC2 (Hansen et al. 2023, arXiv
+2310.16828: `n_elites=64`, `temperature=2`, `execute="sample"`).
 """
 
 import math
@@ -37,7 +37,7 @@ class MPPIConfig:
     """Candidates count with weights exp((score - best score) / (temperature * unit))."""
     temperature_unit: Literal["score", "spread"] = "spread"
     """What the temperature is a multiple of: the score's own unit, as in the papers, or the standard deviation of the
-    candidates' scores, so that one setting serves tasks of any scale."""
+    scores of the candidates that count, so that one setting serves tasks of any scale."""
     init_std: float = 0.5
     """Initial standard deviation, in units of half the action range."""
     adapt_std: bool = False
@@ -144,14 +144,17 @@ class MPPI(Planner):
     def _weights(self, scores: Tensor) -> Tensor:
         """Weights (E, n) that sum to one, of candidates with scores (E, n), best first."""
         finite = scores > -torch.inf
-        gap = torch.where(finite[:, :1], scores - scores[:, :1], 0.0)
+        gap = torch.where(finite[:, :1], scores - scores[:, :1], 0.0).float()  # like actions, whatever scores are
         unit = torch.ones_like(gap[:, :1])
         if self.config.temperature_unit == "spread":
-            gaps = torch.where(finite, gap, 0.0)
+            limits = torch.finfo(gap.dtype)
+            gaps = torch.where(finite, gap, 0.0).clamp(min=limits.min)
+            widest = -gaps.amin(1, keepdim=True).clamp(max=-limits.tiny)
+            shares = gaps / widest  # whose squares neither overflow nor vanish
             n = finite.sum(1, keepdim=True).clamp(min=1)
-            mean = gaps.sum(1, keepdim=True) / n
-            variance = torch.where(finite, (gaps - mean).square(), 0.0).sum(1, keepdim=True) / n
-            unit = variance.sqrt().clamp(min=torch.finfo(gap.dtype).tiny)
+            mean = shares.sum(1, keepdim=True) / n
+            variance = torch.where(finite, (shares - mean).square(), 0.0).sum(1, keepdim=True) / n
+            unit = (widest * variance.sqrt()).clamp(min=limits.tiny)
         return torch.softmax(gap / unit / self.config.temperature, 1)
 
     def _with_std(self, refitted: Belief, first: Belief) -> Belief:

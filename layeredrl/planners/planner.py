@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from gymnasium import spaces
@@ -104,12 +105,18 @@ class Planner(ABC):
     ) -> Plan:
         """`plan` for arguments that have been checked."""
 
+    @cached_property
+    def _row_shapes(self) -> dict[str, torch.Size]:
+        """Shapes of a warm start's rows."""
+        one = self.start(1, torch.device("cpu"))
+        return {key: one[key].shape[1:] for key in one.get_keys()}
+
     def _check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:
-        expected = self.start(n_envs, torch.device("meta"))
-        for key in expected.get_keys():
-            shape, wanted = tuple(warm_start[key].shape), tuple(expected[key].shape)
-            if shape != wanted:
-                raise ValueError(f"warm_start.{key} has shape {shape}, expected {wanted}")
+        for key, row in self._row_shapes.items():
+            if warm_start[key].shape != (n_envs, *row):
+                raise ValueError(
+                    f"warm_start.{key} has shape {tuple(warm_start[key].shape)}, expected {(n_envs, *row)}"
+                )
         if proposals is None:
             return
         width = actions.width(self.action_space)
