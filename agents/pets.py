@@ -126,7 +126,7 @@ class PETS:
             rollout_dtype=_ROLLOUT_DTYPES[model.rollout_dtype],
         )
         objective = Objective(
-            encoder.state_space.shape[0], discount=self.discount, uncertainty_weight=self.uncertainty_weight
+            encoder.state_dim, discount=self.discount, uncertainty_weight=self.uncertainty_weight
         )
         world = WorldModel(encoder, dynamics, task, objective=objective)
         level = PlannerLevel(world, self._planner(task), task.action_space, learning=self.learning, seed=seed)

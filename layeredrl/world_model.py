@@ -31,9 +31,14 @@ class Encoder(nn.Module):
         self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
 
     @property
+    def state_dim(self) -> int:
+        """Width S of the state."""
+        return len(self.state_index)
+
+    @property
     def state_space(self) -> spaces.Box:
         """Box of shape (S,)."""
-        return spaces.Box(-float("inf"), float("inf"), (len(self.state_index),))
+        return spaces.Box(-float("inf"), float("inf"), (self.state_dim,))
 
     @property
     def context_space(self) -> spaces.Box:
@@ -70,15 +75,14 @@ class WorldModel(nn.Module):
         reward_hidden: Sequence[int] = (64, 64),
     ) -> None:
         super().__init__()
-        state_dim, context_dim = len(encoder.state_index), len(encoder.context_index)
         self.encoder = encoder.to(dynamics.device)
         self.dynamics = dynamics
         self.task = task
-        self.objective = (Objective(state_dim) if objective is None else objective).to(dynamics.device)
+        self.objective = (Objective(encoder.state_dim) if objective is None else objective).to(dynamics.device)
         self.objective.check(dynamics)
         self.reward_net: ScalarMLP | None = None
         if task.reward is None:
-            width = 2 * state_dim + context_dim + actions_of.n_features(task.action_space)
+            width = 2 * encoder.state_dim + len(encoder.context_index) + actions_of.n_features(task.action_space)
             self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
 
     def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,11 +22,11 @@ STEPS = [20, 120, 320, 520, 720, 920]
     ],
 )
 def test_solved_is_three_full_episodes_in_a_row(returns: list[float], solved_at: int | None) -> None:
-    assert _solved_at(STEPS, returns) == solved_at
+    assert _solved_at(STEPS, returns, 200) == solved_at
 
 
 def test_without_episodes_nothing_is_solved() -> None:
-    assert _solved_at([], []) is None
+    assert _solved_at([], [], 200) is None
 
 
 def test_the_table_says_what_was_measured() -> None:
