@@ -1,8 +1,8 @@
 """Model-predictive path integral control, MPPI (Williams et al. 2017, "Information theoretic MPC").
 
 With other settings, and `temperature_unit="score"`, it is the planner of DADS (Sharma et al. 2019, arXiv 1907.01657:
-`temperature=0.1`, `execute="mean"`, `smoothing=0.9`) or, `adapt_std`, that of TD-MPC2 (Hansen et al. 2023, arXiv
-2310.16828: `n_elites=64`, `temperature=2`, `execute="sample"`).
+`temperature=0.1`, `adapt_std=False`, `smoothing=0.9`) or that of TD-MPC2 (Hansen et al. 2023, arXiv 2310.16828:
+`n_elites=64`, `temperature=2`, `execute="sample"`).
 """
 
 import math
@@ -33,15 +33,15 @@ class MPPIConfig:
     """Rounds of sampling and refitting for each decision; Williams et al. have one."""
     n_elites: int | None = None
     """Best candidates that the distribution is refitted to; None: all."""
-    temperature: float = 0.5
+    temperature: float = 0.3
     """Candidates count with weights exp((score - best score) / (temperature * unit))."""
     temperature_unit: Literal["score", "spread"] = "spread"
     """What the temperature is a multiple of: the score's own unit, as in the papers, or the standard deviation of the
     scores of the candidates that count, so that one setting serves tasks of any scale."""
     init_std: float = 0.5
     """Initial standard deviation, in units of half the action range."""
-    adapt_std: bool = False
-    """Whether the standard deviation is refitted too, as TD-MPC2 does, or stays as it is."""
+    adapt_std: bool = True
+    """Whether the standard deviation is refitted too, as TD-MPC2 does, or stays as it is, as in the first papers."""
     min_std: float = 0.05
     """Lower bound of a refitted standard deviation, in units of half the action range."""
     uniform_share: float = 0.5
