@@ -62,7 +62,7 @@ def features(space: spaces.Space[Any], actions: Tensor) -> Tensor:
     if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return actions
     counts, starts = choices(space)
-    parts = [F.one_hot(actions[..., i] - starts[i], n) for i, n in enumerate(counts)]
+    parts = [F.one_hot(actions[..., i].long() - starts[i], n) for i, n in enumerate(counts)]
     return torch.cat(parts, -1).float()
 
 

@@ -43,7 +43,7 @@ class MPPIConfig:
     adapt_std: bool = True
     """Whether the standard deviation is refitted too, as TD-MPC2 does, or stays as it is, as in the first papers."""
     min_std: float = 0.05
-    """Lower bound of a refitted standard deviation, in units of half the action range."""
+    """Lower bound of a refitted standard deviation, in units of half the action range; its upper bound is init_std."""
     uniform_share: float = 0.5
     """Discrete actions: weight of the uniform distribution in what a decision starts from."""
     momentum: float = 0.0
@@ -65,7 +65,7 @@ class MPPIConfig:
         require_number("temperature", self.temperature, 0, math.inf, open_low=True)
         require_choice("temperature_unit", self.temperature_unit, ("score", "spread"))
         require_number("init_std", self.init_std, 0, math.inf, open_low=True)
-        require_number("min_std", self.min_std, 0, self.init_std)
+        require_number("min_std", self.min_std, 0, math.inf)
         require_number("uniform_share", self.uniform_share, 0, 1)
         require_number("momentum", self.momentum, 0, 1)
         require_number("smoothing", self.smoothing, 0, 1)
@@ -163,7 +163,7 @@ class MPPI(Planner):
             return refitted
         if not self.config.adapt_std:
             return Belief(refitted.center, first.std)
-        lowest = first.std * (self.config.min_std / self.config.init_std)
+        lowest = first.std * min(1.0, self.config.min_std / self.config.init_std)
         return Belief(refitted.center, torch.minimum(torch.maximum(refitted.std, lowest), first.std))
 
 

@@ -48,8 +48,9 @@ def reference(config, evaluate, uniform, mean, proposals=()):
             pool += [np.clip(x, LOW, HIGH) for x in proposals]
         pools.append(np.stack(pool))
         scores = evaluate(pools[-1])
-        order = np.argsort(-scores, kind="stable")[: config.n_elites]
-        elites = pools[-1][order]
+        counting = np.flatnonzero(np.isfinite(scores))
+        order = counting[np.argsort(-scores[counting], kind="stable")][: config.n_elites]
+        elites = pools[-1][fill_up(order, config.n_elites)]
         mean = config.momentum * mean + (1 - config.momentum) * elites.mean(0)
         variance = config.momentum * variance + (1 - config.momentum) * elites.var(0)
         best = elites[0]
@@ -57,9 +58,21 @@ def reference(config, evaluate, uniform, mean, proposals=()):
     return mean, best, pools, best_scores
 
 
+def fill_up(order, n):
+    """Where there are fewer than n, the best one stands in for the rest."""
+    return np.concatenate([order, np.full(n - len(order), order[0])])
+
+
 def score_of(env_id, sequences):
     """The larger the environment's index, the sharper the peak (N, H, A) -> (N,), in numpy or torch."""
     return -(4.0**env_id) * ((sequences - 0.1 * env_id) ** 2).sum((-1, -2))
+
+
+def half_failing(env_id, sequences):
+    """`score_of`, but not finite where the first action is in the upper half."""
+    where = torch.where if isinstance(sequences, torch.Tensor) else np.where
+    failure = [float("nan"), float("inf"), -float("inf")][env_id % 3]
+    return where(sequences[..., 0, 0] > -0.25, failure, score_of(env_id, sequences))
 
 
 def score(candidates):
@@ -99,23 +112,24 @@ def flat(candidates):
 
 
 def close(actual, expected):
-    np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-6, atol=2e-5)
 
 
 def middle():
     return np.tile((LOW + HIGH) / 2, (H, 1))
 
 
-def compare(config, uniform, starts, proposals=None):
+def compare(config, uniform, starts, proposals=None, objective=score_of):
     """One decision of the library and of the reference; returns both final means and each row's iterations."""
     uniform.drawn.clear()
-    recorder, memory = Recorder(score), Batch(center=torch.tensor(np.stack(starts), dtype=torch.float32))
+    recorder = Recorder(lambda x: torch.stack([objective(i, rows) for i, rows in enumerate(x)]))
+    memory = Batch(center=torch.tensor(np.stack(starts), dtype=torch.float32))
     plan = CEM(SPACE, config).plan(recorder, E, memory, torch.Generator(), proposals)
     means, n_iterations = [], []
     for i in range(E):
         suggested = () if proposals is None else proposals[i].double().numpy()
         draws = [drawn[i] for drawn in uniform.drawn]
-        mean, best, pools, best_scores = reference(config, lambda x, i=i: score_of(i, x), draws, starts[i], suggested)
+        mean, best, pools, best_scores = reference(config, lambda x, i=i: objective(i, x), draws, starts[i], suggested)
         for candidates, pool in zip(recorder.shown, pools, strict=False):  # the library goes on for the others
             close(candidates[i], pool)
         close(plan.actions[i], best if config.execute == "best" else mean)
@@ -145,6 +159,21 @@ def test_decisions_are_those_of_the_reference(uniform, settings):
 def test_proposals_compete_in_the_first_iteration(uniform):
     proposals = torch.randn(E, 3, H, A, generator=torch.Generator().manual_seed(0))
     compare(CEMConfig(**SETTINGS), uniform, [middle()] * E, proposals)
+
+
+@pytest.mark.parametrize(("n_elites", "few"), [(5, False), (25, True)])
+@pytest.mark.parametrize("execute", ["best", "mean"])
+def test_what_is_not_finite_does_not_count(uniform, n_elites, few, execute):
+    numbers = []
+
+    def counted(env_id, sequences):
+        scores = half_failing(env_id, sequences)
+        numbers.append(int(np.isfinite(np.asarray(scores)).sum()))
+        return scores
+
+    compare(CEMConfig(**SETTINGS | {"n_elites": n_elites, "execute": execute}), uniform, [middle()] * E, None, counted)
+    assert min(numbers) > 0
+    assert any(n < n_elites for n in numbers) == few  # else this test shows nothing
 
 
 @pytest.mark.parametrize("execute", ["best", "mean"])
@@ -194,6 +223,16 @@ def test_the_warm_start_is_the_mean_shifted_by_one_with_an_action_of_zero():
     plan = planner.plan(score, E, planner.start(E, CPU), torch.Generator())
     assert torch.equal(plan.warm_start.center[:, :-1], plan.actions[:, 1:])
     assert (plan.warm_start.center[:, -1] == 0).all()
+
+
+def test_new_choices_start_uniform():
+    planner = CEM(spaces.MultiDiscrete([3, 2]), CEMConfig(**SETTINGS | {"momentum": 0.0, "n_elites": 1}))
+    plan = planner.plan(
+        lambda x: -x.float().square().sum((-1, -2)), E, planner.start(E, CPU), torch.Generator().manual_seed(0)
+    )
+    center = plan.warm_start.center
+    assert torch.equal(center[:, :-1].argmax(-1), plan.actions[:, 1:])
+    close(center[:, -1], np.tile([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 1 / 2, 0]], (E, 1, 1)))
 
 
 def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():

@@ -37,8 +37,20 @@ def score_of(env_id, sequences):
     return (steps + cos(5 * sequences[..., 0] * sequences[..., 1])).sum(-1)
 
 
+def half_failing(env_id, sequences):
+    """`score_of`, but not finite where the first action is in the upper half."""
+    where = torch.where if isinstance(sequences, torch.Tensor) else np.where
+    failure = [float("nan"), float("inf"), -float("inf")][env_id % 3]
+    return where(sequences[..., 0, 0] > -0.25, failure, score_of(env_id, sequences))
+
+
 def score(candidates):
     return torch.stack([score_of(i, x) for i, x in enumerate(candidates)])
+
+
+def fill_up(order, n):
+    """Where there are fewer than n, the best one stands in for the rest."""
+    return np.concatenate([order, np.full(n - len(order), order[0])])
 
 
 def reference(config, evaluate, noise, history, proposals=()):
@@ -76,8 +88,10 @@ def reference(config, evaluate, noise, history, proposals=()):
         if i > 0 and config.keep_elites:  # with the scores that they had
             pool += list(elites[:n_reused])
             scores = np.concatenate([scores, elite_scores[:n_reused]])
-        order = np.argsort(-scores, kind="stable")[: config.n_elites]
-        elites, elite_scores = np.stack(pool)[order], scores[order]
+        counting = np.flatnonzero(np.isfinite(scores))
+        order = counting[np.argsort(-scores[counting], kind="stable")][: config.n_elites]
+        elites = np.stack(pool)[fill_up(order, config.n_elites)]
+        elite_scores = np.concatenate([scores[order], np.full(config.n_elites - len(order), np.nan)])
         mean = (1 - config.momentum) * elites.mean(0) + config.momentum * mean
         std = (1 - config.momentum) * elites.std(0) + config.momentum * std
         best_scores.append(elite_scores[0])
@@ -134,16 +148,16 @@ def close(actual, expected):
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=2e-5)
 
 
-def compare(planner, memory, histories, noise, proposals=None):
+def compare(planner, memory, histories, noise, proposals=None, objective=score_of):
     """One decision of the library and of the reference; returns what both go on from."""
     noise.drawn.clear()
-    recorder = Recorder(score)
+    recorder = Recorder(lambda x: torch.stack([objective(i, rows) for i, rows in enumerate(x)]))
     plan = planner.plan(recorder, E, memory, torch.Generator(), proposals)
     new_histories = []
     for i in range(E):
         actions, mean, elites, pools, best_scores = reference(
             planner.config,
-            lambda x, i=i: score_of(i, x),
+            lambda x, i=i: objective(i, x),
             [drawn[i] for drawn in noise.drawn],
             histories[i],
             () if proposals is None else proposals[i].double().numpy(),
@@ -173,6 +187,24 @@ def test_proposals_are_those_of_the_reference(noise):
     proposals = torch.randn(E, 4, H, A, generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         memory, histories = compare(planner, memory, histories, noise, proposals)
+
+
+@pytest.mark.parametrize(("n_elites", "few"), [(3, False), (50, True)])
+@pytest.mark.parametrize("settings", [{}, {"execute": "mean"}, {"keep_elites": False}, {"add_mean": False}], ids=str)
+def test_what_is_not_finite_does_not_count(noise, n_elites, few, settings):
+    numbers = []
+
+    def counted(env_id, sequences):
+        scores = half_failing(env_id, sequences)
+        numbers.append(int(np.isfinite(np.asarray(scores)).sum()))
+        return scores
+
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_samples": 100, "n_elites": n_elites} | settings))
+    memory, histories = planner.start(E, CPU), [None] * E
+    for _ in range(3):
+        memory, histories = compare(planner, memory, histories, noise, None, counted)
+    assert min(numbers) > 0
+    assert any(n < n_elites for n in numbers) == few  # else this test shows nothing
 
 
 # What takes the place of elites to shift, so that all rows have equally many candidates, must count for nothing.
@@ -252,6 +284,22 @@ def test_the_best_proposal_survives_all_iterations():
     )
     assert torch.equal(plan.actions, proposals[:, 0])
     assert plan.best_scores.tolist() == [[1.0] * E] * 3
+
+
+@pytest.mark.parametrize("exponent", [0.0, 2.0])
+def test_of_choices_too_the_last_probabilities_are_duplicated_and_elites_are_shifted(exponent):
+    space = spaces.MultiDiscrete([3, 2])
+    planner = ICEM(space, ICEMConfig(**SETTINGS | {"execute": "mean", "noise_exponent": exponent}))
+    recorder = Recorder(lambda x: -x.float().square().sum((-1, -2)))
+    plan = planner.plan(recorder, E, planner.start(E, CPU), torch.Generator().manual_seed(0))
+    memory = plan.warm_start
+    assert torch.equal(memory.center[:, :-1].argmax(-1), plan.actions[:, 1:])
+    assert torch.equal(memory.center[:, -1], memory.center[:, -2])
+    recorder.shown.clear()
+    planner.plan(recorder, E, memory, torch.Generator().manual_seed(1))
+    shifted = recorder.shown[0][:, 24:]
+    assert shifted.shape[1] == planner.n_reused == 3
+    assert torch.equal(shifted[:, :, :-1], memory.elites[:, :, 1:])
 
 
 def test_the_last_action_of_shifted_elites_follows_the_distribution():

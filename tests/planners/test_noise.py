@@ -6,8 +6,8 @@ import torch
 
 from layeredrl.planners.noise import colored_noise, colored_noise_basis
 
-EXPONENTS = [0.0, 0.5, 1.0, 2.0, 3.0]
-HORIZONS = [1, 2, 3, 12, 29, 30]
+EXPONENTS = [0.0, 0.25, 1.0, 2.0, 3.5]
+HORIZONS = [1, 2, 3, 12, 30, 31]
 N = 20_000
 
 
@@ -18,6 +18,16 @@ def sample(horizon, exponent, n=N, seed=0):
     assert noise.shape == (1, n, horizon, 1)
     assert noise.dtype == torch.float32
     return noise[0, :, :, 0].double().numpy()
+
+
+def expected_power(horizon, exponent):
+    """E|X_k|^2 of the Fourier transform X_k at the frequencies k / H, k = 0 ... H // 2, if each step has variance one.
+
+    In closed form: proportional to k^-exponent, the constant like the lowest frequency. By Parseval's theorem the sum
+    over all H frequencies, of which those of both signs are two, is H times the expected sum of squares, which is H.
+    """
+    both = np.abs(np.fft.fftfreq(horizon, 1 / horizon)).clip(1) ** -exponent
+    return horizon**2 * (both / both.sum())[: horizon // 2 + 1]
 
 
 def expected_autocovariance(horizon, exponent):
@@ -47,16 +57,40 @@ def test_every_step_has_mean_zero_and_variance_one(horizon, exponent):
     np.testing.assert_allclose(noise.var(0), 1, atol=5 * (2 / N) ** 0.5)
 
 
-@pytest.mark.parametrize("horizon", [29, 30])
+@pytest.mark.parametrize("horizon", [12, 30, 31])
 @pytest.mark.parametrize("exponent", EXPONENTS)
 def test_the_slope_of_the_spectrum_is_the_exponent(horizon, exponent):
     power = (np.abs(np.fft.rfft(sample(horizon, exponent), axis=1)) ** 2).mean(0)
     log_frequency = np.log(np.fft.rfftfreq(horizon)[1:])
     slope = np.polyfit(log_frequency, np.log(power[1:]), 1)[0]
-    assert slope == pytest.approx(-exponent, abs=0.03)
-    # A power law all the way, the highest frequency (Nyquist's, for even horizons) included.
-    np.testing.assert_allclose(power[1:] / power[1], np.exp(-exponent * (log_frequency - log_frequency[0])), rtol=0.08)
-    assert power[0] == pytest.approx(power[1], rel=0.08)
+    assert slope == pytest.approx(-exponent, rel=0.01, abs=0.02)
+    # A power law all the way, the highest frequency (Nyquist's, for even horizons) included. Five standard errors of a
+    # chi-square with one degree of freedom (that with two, of the other frequencies, has smaller ones).
+    np.testing.assert_allclose(power, expected_power(horizon, exponent), rtol=5 * (2 / N) ** 0.5)
+
+
+@pytest.mark.parametrize("horizon", [12, 30, 31])
+@pytest.mark.parametrize("exponent", EXPONENTS)
+def test_frequencies_and_phases_are_independent(horizon, exponent):
+    spectrum = np.fft.rfft(sample(horizon, exponent), axis=1)
+    parts = np.concatenate([spectrum.real, spectrum.imag], 1)
+    # The imaginary parts of the constant and of Nyquist's frequency are always zero.
+    parts = parts[:, parts.std(0) > 1e-3 * parts.std(0).max() * (horizon // 2) ** (-exponent / 2)]
+    assert parts.shape[1] == horizon
+    correlation = np.corrcoef(parts.T)
+    np.testing.assert_allclose(correlation, np.eye(horizon), atol=5 / N**0.5)
+    # Nor do their magnitudes vary together, as those of one amplitude at random phases would.
+    magnitudes = np.corrcoef(np.abs(spectrum.T) ** 2)
+    np.testing.assert_allclose(magnitudes, np.eye(len(magnitudes)), atol=8 / N**0.5)
+
+
+@pytest.mark.parametrize("exponent", [0.25, 1.0, 3.5])
+def test_sequences_are_gaussian(exponent):
+    noise = sample(30, exponent)
+    for projection in (noise[:, 7], noise.mean(1), noise[:, ::2].sum(1) - noise[:, 1::2].sum(1)):
+        z = (projection - projection.mean()) / projection.std()
+        assert (z**3).mean() == pytest.approx(0, abs=5 * (6 / N) ** 0.5)  # skewness
+        assert (z**4).mean() == pytest.approx(3, abs=5 * (24 / N) ** 0.5)  # kurtosis
 
 
 @pytest.mark.parametrize("horizon", [29, 30])

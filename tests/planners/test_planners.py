@@ -1,4 +1,4 @@
-"""The contract of planners. A planner joins by one line in PLANNERS."""
+"""The contract of planners. A planner joins by one line in PLANNERS; what holds in all action spaces, by SPACES."""
 
 from dataclasses import fields
 
@@ -41,6 +41,8 @@ SMALL = {
     "temperature": 2.0,
 }
 SPACE = spaces.Box(-1.0, 1.0, (A,))
+DISCRETE_SPACES = [spaces.Discrete(4), spaces.MultiDiscrete([3, 2, 5])]
+SPACES = [SPACE, *DISCRETE_SPACES]
 # Bounds whose averages do not round to the bounds themselves.
 ODD_SPACE = spaces.Box(np.array([-0.3, 0.1, -2.6], np.float32), np.array([0.1, 1.1, -0.7], np.float32))
 
@@ -50,13 +52,25 @@ def kind(request):
     return request.param
 
 
+@pytest.fixture(params=[SPACE], ids=["Box"])
+def space(request):
+    """A Box, unless a test asks for others."""
+    return request.param
+
+
+in_all_spaces = pytest.mark.parametrize("space", SPACES, ids=lambda space: type(space).__name__, indirect=True)
+in_discrete_spaces = pytest.mark.parametrize(
+    "space", DISCRETE_SPACES, ids=lambda space: type(space).__name__, indirect=True
+)
+
+
 @pytest.fixture
-def make(kind):
+def make(kind, space):
     """Builds a planner; settings that it does not have are left out."""
     planner, config = kind
     known = {field.name for field in fields(config)}
 
-    def build(space=SPACE, **settings):
+    def build(space=space, **settings):
         return planner(space, config(**{key: value for key, value in (SMALL | settings).items() if key in known}))
 
     return build
@@ -87,8 +101,37 @@ class Quadratic:
         return -(actions - self.target.unsqueeze(1)).square().sum((-1, -2))
 
 
-def targets(n_envs, seed=1, bound=0.6):
-    return bound * (2 * torch.rand(n_envs, H, A, generator=seeded(seed)) - 1)
+class Table(Quadratic):
+    """Sum of the values (E, H, A, C) that the choices have."""
+
+    def __call__(self, actions):
+        self.shown.append(actions.clone())
+        values = self.target.unsqueeze(1).expand(-1, actions.shape[1], -1, -1, -1)
+        return values.gather(-1, actions.unsqueeze(-1)).sum((-1, -2, -3))
+
+
+def objective(target):
+    return Quadratic(target) if target.ndim == 3 else Table(target)
+
+
+def n_choices(space):
+    return np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+
+
+def targets(n_envs, seed=1, bound=0.6, space=SPACE):
+    """What `objective` takes, (E, ...)."""
+    if isinstance(space, spaces.Box):
+        return bound * (2 * torch.rand(n_envs, H, A, generator=seeded(seed)) - 1)
+    counts = n_choices(space)
+    return torch.randn(n_envs, H, len(counts), max(counts), generator=seeded(seed))
+
+
+def some_actions(space, *lead, seed=0):
+    """Random actions (*lead, A)."""
+    rng = np.random.default_rng(seed)
+    if isinstance(space, spaces.Box):
+        return torch.tensor(rng.uniform(space.low, space.high, (*lead, *space.shape)), dtype=torch.float32)
+    return torch.tensor(rng.integers(0, n_choices(space), (*lead, len(n_choices(space)))))
 
 
 def clone(batch):
@@ -103,21 +146,45 @@ def same_row(a, b, row):
 
 
 def assert_within(actions, space):
-    assert (torch.as_tensor(space.low) - actions).max() <= 0
-    assert (actions - torch.as_tensor(space.high)).max() <= 0
+    if isinstance(space, spaces.Box):
+        assert (torch.as_tensor(space.low) - actions).max() <= 0
+        assert (actions - torch.as_tensor(space.high)).max() <= 0
+    else:
+        assert actions.dtype == torch.int64
+        assert actions.min() >= 0
+        assert (actions < torch.as_tensor(n_choices(space))).all()
 
 
-def test_what_a_plan_holds(make):
-    planner, score, start = make(), Quadratic(targets(3)), make().start(3, CPU)
+@in_all_spaces
+def test_what_a_plan_holds(make, space):
+    planner, score, start = make(), objective(targets(3, space=space)), make().start(3, CPU)
     plan = planner.plan(score, 3, start, seeded())
-    assert plan.actions.shape == (3, H, A)
+    width = some_actions(space).shape[-1]
+    assert plan.actions.shape == (3, H, width)
     assert plan.score.shape == (3,)
     assert plan.best_scores.shape == (len(score.shown), 3)
-    assert plan.actions.dtype == plan.score.dtype == torch.float32
+    assert plan.actions.dtype == (torch.float32 if isinstance(space, spaces.Box) else torch.int64)
+    assert plan.score.dtype == plan.best_scores.dtype == torch.float32
     for key in plan.warm_start.get_keys():
         assert (plan.warm_start[key].shape, plan.warm_start[key].dtype) == (start[key].shape, start[key].dtype)
     torch.testing.assert_close(plan.score, plan.best_scores[-1])
-    assert all(candidates.shape[0] == 3 and candidates.shape[2:] == (H, A) for candidates in score.shown)
+    assert all(candidates.shape[0] == 3 and candidates.shape[2:] == (H, width) for candidates in score.shown)
+
+
+@in_discrete_spaces
+@pytest.mark.parametrize("execute", ["best", "mean"])
+def test_choices_are_possible_ones(make, space, execute):
+    planner, generator, score = make(execute=execute, n_iterations=6), seeded(), Table(targets(4, space=space))
+    memory = planner.start(4, CPU)
+    for _ in range(4):
+        plan = planner.plan(score, 4, memory, generator)
+        assert_within(plan.actions, space)
+        memory = plan.warm_start
+    for candidates in score.shown:
+        assert_within(candidates, space)
+    seen = torch.cat([candidates.flatten(0, 2) for candidates in score.shown])
+    for i, n in enumerate(n_choices(space)):
+        assert seen[:, i].unique().tolist() == list(range(n))  # all of them, too
 
 
 # Averages of elites on a bound are off by rounding.
@@ -143,6 +210,18 @@ def test_bounds_are_never_violated(make, space, execute):
         assert_within(candidates, space)
 
 
+@in_discrete_spaces
+def test_no_choice_dies_out(make, space):
+    planner, generator = make(n_samples=1000), seeded()
+    memory, score = planner.start(4, CPU), Table(targets(4, space=space))
+    for _ in range(3):
+        score.shown.clear()
+        memory = planner.plan(score, 4, memory, generator).warm_start
+        for i, n in enumerate(n_choices(space)):
+            share = torch.stack([(score.shown[0][..., i] == c).float().mean(1) for c in range(n)])
+            assert share.min() > 0.25 / n  # at least `uniform_share` of the distribution, less five standard errors
+
+
 def test_no_action_gets_stuck(make):
     planner, generator, shown = make(ODD_SPACE), seeded(), []
 
@@ -158,8 +237,9 @@ def test_no_action_gets_stuck(make):
         assert spread.min() > 0.02
 
 
-def test_the_same_generator_gives_the_same_plan(make):
-    planner, score = make(), Quadratic(targets(3))
+@in_all_spaces
+def test_the_same_generator_gives_the_same_plan(make, space):
+    planner, score = make(n_iterations=2), objective(targets(3, space=space))  # with more, both may find the optimum
     memory = planner.plan(score, 3, planner.start(3, CPU), seeded(5)).warm_start
     state = torch.random.get_rng_state()
     first, again, other = (planner.plan(score, 3, memory, seeded(seed)) for seed in (0, 0, 1))
@@ -167,33 +247,52 @@ def test_the_same_generator_gives_the_same_plan(make):
     assert torch.equal(state, torch.random.get_rng_state())  # nothing came from the global generator
 
 
-def test_arguments_are_not_modified(make):
-    planner, proposals = make(), 3 * torch.randn(3, 2, H, A, generator=seeded(8))
-    memory = planner.plan(Quadratic(targets(3)), 3, planner.start(3, CPU), seeded()).warm_start
+@in_all_spaces
+def test_arguments_are_not_modified(make, space):
+    planner, proposals = make(), 3 * some_actions(space, 3, 2, H)  # not all within bounds
+    score = objective(targets(3, space=space))
+    memory = planner.plan(score, 3, planner.start(3, CPU), seeded()).warm_start
     kept, kept_proposals = clone(memory), proposals.clone()
-    planner.plan(Quadratic(targets(3)), 3, memory, seeded(), proposals)
+    planner.plan(score, 3, memory, seeded(), proposals)
     assert all(torch.equal(memory[key], kept[key]) for key in kept.get_keys())
     assert torch.equal(proposals, kept_proposals)
 
 
-# Known to fail: iCEM writes into the scores that it was given.
+# iCEM once wrote into the scores that it was given.
 def test_scores_are_not_modified(make):
     planner, zero = make(), torch.zeros(1, 1)
     planner.plan(lambda x: zero.expand(x.shape[:2]), 3, planner.start(3, CPU), seeded())
     assert zero.item() == 0
 
 
-def test_other_environments_do_not_matter_to_the_bit(make):
-    planner, target = make(), targets(8)
-    memory = planner.plan(Quadratic(target), 8, planner.start(8, CPU), seeded(4)).warm_start
-    plan = planner.plan(Quadratic(target), 8, memory, seeded())
+@in_all_spaces
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float64, torch.bfloat16], ids=str)
+def test_scores_may_be_of_any_kind(make, space, dtype):
+    planner = make(temperature=0.7)
+    count = lambda x: (x > 0).sum((-1, -2))  # noqa: E731
+    plain, plan = (
+        planner.plan(lambda x: count(x).to(kind), 3, planner.start(3, CPU), seeded())  # noqa: B023
+        for kind in (torch.float32, dtype)
+    )
+    assert torch.equal(plan.actions, plain.actions)
+    assert plan.score.tolist() == plain.score.tolist()
+    assert plan.score.is_floating_point()
+    for key in plan.warm_start.get_keys():
+        assert torch.equal(plan.warm_start[key], plain.warm_start[key])
+
+
+@in_all_spaces
+def test_other_environments_do_not_matter_to_the_bit(make, space):
+    planner, target = make(), targets(8, space=space)
+    memory = planner.plan(objective(target), 8, planner.start(8, CPU), seeded(4)).warm_start
+    plan = planner.plan(objective(target), 8, memory, seeded())
     alone = [6] if memory.get_keys() else []  # what remembers nothing does not mind another memory
     changed_target, changed_memory = target.clone(), clone(memory)
     changed_target[3], changed_target[5] = torch.nan, -target[5]  # environment 3 fails altogether
     for key in memory.get_keys():
         changed_memory[key][6] = memory[key][7]
     with pytest.raises(PlanningError, match="in the environments 3") as caught:
-        planner.plan(Quadratic(changed_target), 8, changed_memory, seeded())
+        planner.plan(objective(changed_target), 8, changed_memory, seeded())
     changed = caught.value.plan
     assert caught.value.env_ids == [3]
     assert [same_row(plan, changed, row) for row in range(8)] == [row not in (3, 5, *alone) for row in range(8)]
@@ -212,18 +311,21 @@ class RowDraws:
     def install(self, monkeypatch):
         monkeypatch.setattr(torch, "randn", lambda shape, **_: self._draw(shape, "standard_normal"))
         monkeypatch.setattr(torch, "rand", lambda shape, **_: self._draw(shape, "uniform"))
+        monkeypatch.setattr(torch, "randint", lambda n, shape, **_: (n * self._draw(shape, "uniform")).long())
 
 
-def test_eight_environments_at_once_equal_eight_alone(make, monkeypatch):
-    first, second, proposals = targets(8), targets(8, seed=2), targets(8, seed=3).unsqueeze(1)
+@in_all_spaces
+def test_eight_environments_at_once_equal_eight_alone(make, space, monkeypatch):
+    first, second = targets(8, space=space), targets(8, seed=2, space=space)
+    proposals = some_actions(space, 8, 1, H)
     planner, generator = make(execute="mean"), seeded()
 
     def decide_twice(env_ids):
         n = len(env_ids)
         with monkeypatch.context() as patch:
             RowDraws(env_ids).install(patch)
-            memory = planner.plan(Quadratic(first[env_ids]), n, planner.start(n, CPU), generator).warm_start
-            return planner.plan(Quadratic(second[env_ids]), n, memory, generator, proposals[env_ids])
+            memory = planner.plan(objective(first[env_ids]), n, planner.start(n, CPU), generator).warm_start
+            return planner.plan(objective(second[env_ids]), n, memory, generator, proposals[env_ids])
 
     together = decide_twice(list(range(8)))
     for i in range(8):
@@ -249,16 +351,48 @@ def test_the_warm_start_is_the_plan_one_step_on(make, iterates):
     torch.testing.assert_close(centre[:, :-1], target[:, 1:], rtol=0, atol=0.1)
 
 
-def test_a_fresh_environment_has_no_history(make, remembers):
+@in_discrete_spaces
+def test_the_warm_start_is_the_choices_one_step_on(make, iterates, space):
+    if not iterates:
+        pytest.skip("does not concentrate on anything")
+    best = (torch.arange(H).unsqueeze(1) % torch.as_tensor(n_choices(space))).expand(3, -1, -1)
+    planner = make(n_samples=1000, n_iterations=8, n_elites=50, noise_exponent=0.0)
+    score = Quadratic(best)
+    memory = planner.plan(score, 3, planner.start(3, CPU), seeded()).warm_start
+    score.shown.clear()
+    planner.plan(score, 3, memory, seeded(1))
+    assert torch.equal(score.shown[0].mode(1).values[:, :-1], best[:, 1:])
+
+
+@in_discrete_spaces
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.8, 1.0])
+def test_decisions_begin_with_a_share_of_the_uniform_distribution(make, iterates, space, share):
+    if not iterates:
+        pytest.skip("is always uniform")
+    n = 4000
+    planner = make(uniform_share=share, n_samples=n, noise_exponent=0.0)
+    memory, counts = planner.start(1, CPU), n_choices(space)
+    memory.center = torch.zeros_like(memory.center)
+    memory.center[..., 0] = 1  # certain of the first choice
+    score = Table(targets(1, space=space))
+    planner.plan(score, 1, memory, seeded())
+    others = (score.shown[0][0, :n] > 0).float().mean(0)
+    wanted = torch.as_tensor(share * (1 - 1 / counts)).float().expand(H, -1)
+    assert ((others - wanted).abs() <= 4.5 * (wanted * (1 - wanted) / n).sqrt()).all()
+
+
+@in_all_spaces
+def test_a_fresh_environment_has_no_history(make, remembers, space):
     if not remembers:
         pytest.skip("has no history anywhere")
-    planner, target = make(), targets(3)
-    memory = planner.plan(Quadratic(targets(3, seed=9)), 3, planner.start(3, CPU), seeded(4)).warm_start
+    planner, target = make(), targets(3, space=space)
+    earlier = objective(targets(3, seed=9, space=space))
+    memory = planner.plan(earlier, 3, planner.start(3, CPU), seeded(4)).warm_start
     fresh = planner.start(1, CPU)
     for key in memory.get_keys():
         memory[key][1] = fresh[key][0]
-    one_fresh = planner.plan(Quadratic(target), 3, memory, seeded())
-    all_fresh = planner.plan(Quadratic(target), 3, planner.start(3, CPU), seeded())
+    one_fresh = planner.plan(objective(target), 3, memory, seeded())
+    all_fresh = planner.plan(objective(target), 3, planner.start(3, CPU), seeded())
     assert same_row(one_fresh, all_fresh, 1)
     assert not same_row(one_fresh, all_fresh, 0)
 
@@ -273,86 +407,125 @@ def test_a_quadratic_is_solved(make, iterates, execute):
     torch.testing.assert_close(plan.actions, target, rtol=0, atol=1e-2)
 
 
+@in_discrete_spaces
+@pytest.mark.parametrize("execute", ["best", "mean"])
+def test_a_sequence_is_matched_exactly(make, iterates, space, execute):
+    horizon = H if iterates else 1
+    target = some_actions(space, 4, horizon)
+    planner = make(n_samples=500, n_iterations=15, n_elites=20, execute=execute, horizon=horizon)
+    matches = lambda x: (x == target.unsqueeze(1)).sum((-1, -2))  # noqa: E731
+    plan = planner.plan(matches, 4, planner.start(4, CPU), seeded())
+    assert torch.equal(plan.actions, target)
+    assert plan.score.dtype == torch.float32  # though the number of matches is an integer
+    assert plan.score.tolist() == [target[0].numel()] * 4
+
+
 def rugged(actions):
     """A quadratic with ripples."""
     x = actions - 0.3
     return -(x.square() + 0.1 * (1 - torch.cos(12 * x))).sum((-1, -2))
 
 
+def pairs(actions):
+    """What neighbours in a sequence are worth together: single choices say little."""
+    x = actions.float()
+    return (3 * torch.sin(2.3 * x[..., 1:, :] + 4.1 * x[..., :-1, :]) - 0.3 * x[..., 1:, :]).sum((-1, -2))
+
+
+@in_all_spaces
 @pytest.mark.parametrize("setting", ["n_samples", "n_iterations"])
-def test_more_of_it_is_not_worse(make, iterates, setting):
+def test_more_of_it_is_not_worse(make, iterates, space, setting):
     if setting == "n_iterations" and not iterates:
         pytest.skip("has no iterations")
+    score = rugged if isinstance(space, spaces.Box) else pairs
     found = []
-    for factor in (1, 2, 4):
-        planner = make(**{setting: factor * {"n_samples": 16, "n_iterations": 2}[setting]})
-        # The rows are independent, so that 20 environments are 20 seeds.
-        plan = planner.plan(rugged, 20, planner.start(20, CPU), seeded())
-        found.append(rugged(plan.actions.unsqueeze(1)).mean().item())
+    for factor in (1, 3, 9):
+        planner = make(**{setting: factor * {"n_samples": 16, "n_iterations": 1}[setting]})
+        # The rows are independent, so that 100 environments are 100 seeds.
+        plan = planner.plan(score, 100, planner.start(100, CPU), seeded())
+        found.append(score(plan.actions.unsqueeze(1)).mean().item())
     assert found == sorted(found)
 
 
+@in_all_spaces
 @pytest.mark.parametrize("execute", ["best", "mean"])
-def test_what_scores_nan_is_never_chosen(make, execute):
-    planner = make(execute=execute)
+def test_what_scores_nan_is_never_chosen(make, space, execute):
+    planner, edge = make(execute=execute), 0 if isinstance(space, spaces.Box) else 1
 
     def score(actions):
         first = actions[:, :, 0, 0]
-        return torch.where(first > 0, torch.nan, first)  # the better, the closer to the abyss
+        return torch.where(first > edge, torch.nan, first.float())  # the better, the closer to the abyss
 
     plan = planner.plan(score, 6, planner.start(6, CPU), seeded())
-    assert (plan.actions[:, 0, 0] <= 0).all()
+    assert (plan.actions[:, 0, 0] <= edge).all()
     assert plan.best_scores.isfinite().all()
 
 
+@in_all_spaces
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
-def test_where_everything_fails_it_says_so(make, value):
+def test_where_everything_fails_it_says_so(make, space, value):
     planner = make()
     with pytest.raises(PlanningError, match="no candidate had a finite score in the environments 0, 1") as caught:
-        planner.plan(lambda x: x.new_full(x.shape[:2], value), 2, planner.start(2, CPU), seeded())
+        planner.plan(lambda x: torch.full(x.shape[:2], value), 2, planner.start(2, CPU), seeded())
     plan = caught.value.plan
-    assert_within(plan.actions, SPACE)
+    assert_within(plan.actions, space)
     assert plan.actions.isfinite().all()
     assert all(plan.warm_start[key].isfinite().all() for key in plan.warm_start.get_keys() if key != "fresh")
 
 
-def test_an_iteration_that_fails_altogether_changes_nothing(make, iterates):
+@in_all_spaces
+def test_an_iteration_that_fails_altogether_changes_nothing(make, iterates, space):
     if not iterates:
         pytest.skip("has no iterations")
-    planner, target = make(n_iterations=3), targets(2)
+    planner, target = make(n_iterations=3), targets(2, space=space)
     calls = []
 
     def score(x):
         calls.append(x)
-        return Quadratic(target)(x) if len(calls) == 1 else x.new_full(x.shape[:2], torch.nan)
+        return objective(target)(x) if len(calls) == 1 else torch.full(x.shape[:2], torch.nan)
 
     plan = planner.plan(score, 2, planner.start(2, CPU), seeded())
-    first = make(n_iterations=1, add_mean=False).plan(Quadratic(target), 2, planner.start(2, CPU), seeded())
+    first = make(n_iterations=1, add_mean=False).plan(objective(target), 2, planner.start(2, CPU), seeded())
     torch.testing.assert_close(plan.actions, first.actions)
 
 
+@in_all_spaces
 @pytest.mark.parametrize("n_proposals", [1, 3])
-def test_the_best_proposal_wins(make, n_proposals):
-    proposals = torch.rand(4, n_proposals, H, A, generator=seeded(6)) - 0.5
+def test_the_best_proposal_wins(make, space, n_proposals):
+    proposals = some_actions(space, 4, n_proposals, H)
     needle = proposals[:, -1:]
-    score = lambda x: 10.0 * (x == needle).all(-1).all(-1) - x.square().sum((-1, -2))  # noqa: E731
+    score = lambda x: 1000.0 * (x == needle).all(-1).all(-1) - x.square().sum((-1, -2))  # noqa: E731
     planner = make(n_iterations=1, execute="best")
     plan = planner.plan(score, 4, planner.start(4, CPU), seeded(), proposals)
     assert torch.equal(plan.actions, proposals[:, -1])
     torch.testing.assert_close(plan.score, score(needle)[:, 0])
 
 
-def test_bad_proposals_do_no_harm(make):
-    planner, score, memory = make(), Quadratic(targets(4)), make().start(4, CPU)
+@in_all_spaces
+def test_bad_proposals_do_no_harm(make, space):
+    target = targets(4, space=space)
+    planner, score, memory = make(), objective(target), make().start(4, CPU)
+    if isinstance(space, spaces.Box):
+        worst = -target.sign()
+    else:
+        possible = torch.arange(target.shape[-1]) < torch.as_tensor(n_choices(space)).unsqueeze(1)
+        worst = torch.where(possible, target, torch.inf).argmin(-1)
     plain = planner.plan(score, 4, memory, seeded())
-    plan = planner.plan(score, 4, memory, seeded(), torch.full((4, 2, H, A), -1.0))
+    plan = planner.plan(score, 4, memory, seeded(), worst.unsqueeze(1).repeat(1, 2, 1, 1))
     assert all(same_row(plain, plan, row) for row in range(4))
 
 
-def test_proposals_beyond_the_bounds_are_brought_inside(make):
-    planner, score = make(), Quadratic(targets(2))
-    planner.plan(score, 2, planner.start(2, CPU), seeded(), torch.full((2, 1, H, A), 7.0))
-    assert (score.shown[0] == 1.0).all(-1).all(-1).any(1).all()
+@in_all_spaces
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_proposals_beyond_the_bounds_are_brought_inside(make, space, sign):
+    planner, score = make(), objective(targets(2, space=space))
+    planner.plan(score, 2, planner.start(2, CPU), seeded(), sign * (7 + 0 * some_actions(space, 2, 1, H)))
+    if isinstance(space, spaces.Box):
+        bound = torch.as_tensor(space.low if sign < 0 else space.high)
+    else:
+        bound = torch.as_tensor(0 * n_choices(space) if sign < 0 else n_choices(space) - 1)
+    assert_within(score.shown[0], space)
+    assert (score.shown[0] == bound).all(-1).all(-1).any(1).all()
 
 
 @pytest.mark.parametrize(
@@ -360,6 +533,8 @@ def test_proposals_beyond_the_bounds_are_brought_inside(make):
     [
         (spaces.MultiBinary(3), "action space MultiBinary.*, expected a Box, Discrete or MultiDiscrete"),
         (spaces.Discrete(3, start=1), "expected one that starts at 0"),
+        (spaces.MultiDiscrete([3, 2], start=[0, 1]), "expected one that starts at 0"),
+        (spaces.MultiDiscrete([[3, 2], [2, 2]]), r"shape \(2, 2\), expected one dimension"),
         (spaces.Box(-1.0, np.inf, (2,)), "finite bounds"),
         (spaces.Box(-1.0, 1.0, (2, 2)), r"shape \(2, 2\), expected one dimension"),
     ],
@@ -369,18 +544,19 @@ def test_action_spaces_that_cannot_be_planned_in(make, space, message):
         make(space)
 
 
+@in_all_spaces
 @pytest.mark.parametrize("wrong", ["warm_start", "proposals", "score"])
-def test_wrong_shapes_are_named(make, remembers, wrong):
+def test_wrong_shapes_are_named(make, remembers, space, wrong):
     if wrong == "warm_start" and not remembers:
         pytest.skip("has no history anywhere")
-    planner, target = make(), targets(3)
-    memory, proposals, score = planner.start(3, CPU), torch.zeros(3, 1, H, A), Quadratic(target)
+    planner, target = make(), targets(3, space=space)
+    memory, proposals, score = planner.start(3, CPU), some_actions(space, 3, 1, H), objective(target)
     if wrong == "warm_start":
         memory = planner.start(1, CPU)
     if wrong == "proposals":
-        proposals = torch.zeros(3, H, A)
+        proposals = proposals[:, 0]
     if wrong == "score":
-        score = lambda x: Quadratic(target)(x).unsqueeze(-1)  # noqa: E731
+        score = lambda x: objective(target)(x).unsqueeze(-1)  # noqa: E731
     with pytest.raises(ValueError, match=wrong):
         planner.plan(score, 3, memory, seeded(), proposals)
 
