@@ -8,10 +8,9 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete, flatdim
 from torch import Tensor, nn
 
+from layeredrl.models.density import probability
 from layeredrl.models.layers import StackedSequential
-
-Prediction = tuple[tuple[Tensor, Tensor], Tensor, Tensor]
-"""((mean, std), weights, term_prob) of the network contract."""
+from layeredrl.models.outputs import StepOutput
 
 MIN_STD = 1e-12
 """Input dimensions that vary less than this are only centred (the rule of the released PETS code)."""
@@ -121,22 +120,25 @@ class GaussianMixtureMLP(nn.Module):
         super().__init__()
         self.n_modes = n_modes
         self.state_dim = flatdim(state_space)
-        self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else None
+        self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else 0
         self.bound_penalty = bound_penalty
         n_inputs = self.state_dim + flatdim(context_space) + flatdim(action_space)
         self.n_gaussian = n_modes * self.state_dim
         # Means, shares of the variance, termination, modes; and some unused ones, because matrix products of odd widths
         # are slow: an output layer of 16 is done in a third of the time of one of 9.
-        n_outputs = 2 * self.n_gaussian + 1 + (n_modes if n_modes > 1 else 0)
-        n_outputs += -n_outputs % 16
+        parts = [self.n_gaussian, self.n_gaussian, 1, n_modes if n_modes > 1 else 0]
+        self.parts = [*parts, -sum(parts) % 16]
         self.standardizer = InputStandardizer(n_inputs)
-        self.layers = mlp([n_inputs, *hidden, n_outputs], activation, layer_norm=layer_norm)
+        self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)
         self.bounds = BoundedStd(self.n_gaussian)
 
     def _inputs(self, state: Tensor, context: Tensor, action: Tensor) -> Tensor:
-        if self.n_choices is not None:
-            action = F.one_hot(action.long().squeeze(-1), self.n_choices).to(state.dtype)
+        if self.n_choices:
+            action = self._one_hot(action, state.dtype)
         return torch.cat([state, context, action], dim=-1)
+
+    def _one_hot(self, action: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.one_hot(action.long().squeeze(-1), self.n_choices).to(dtype)
 
     def forward(self, state: Tensor, context: Tensor, action: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
         """Predict, for state (..., S), context (..., C) and action (..., A) or (..., 1) of integers.
@@ -144,27 +146,34 @@ class GaussianMixtureMLP(nn.Module):
         Returns:
             ((mean, std), weights, term_prob) of shapes (..., K, S), (..., K, S), (..., K), (...).
         """
-        return self._function(self.layers)(state, context, action)
+        modes = (self.n_modes, self.state_dim)
+        out: Tensor = self.layers(self.standardizer(self._inputs(state, context, action)))
+        mean, share, logit, gates, _ = torch.split(out, self.parts, -1)
+        lead = out.shape[:-1]
+        std = self.bounds(torch.sigmoid(share)).view(*lead, *modes)
+        weights = torch.softmax(gates, -1) if self.n_modes > 1 else out.new_ones(()).expand(*lead, 1)
+        return (mean.view(*lead, *modes), std), weights, probability(logit.squeeze(-1))
 
-    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], Prediction]:
-        """`forward` as a function that has looked up and computed what stays the same during a rollout."""
-        return self._function(self.layers.prepared() if isinstance(self.layers, StackedSequential) else self.layers)
-
-    def _function(self, layers: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor, Tensor], Prediction]:
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]:
+        """`forward` for the steps of a rollout: what stays the same is computed beforehand, the rest in few calls."""
         n, k, modes = self.n_gaussian, self.n_modes, (self.n_modes, self.state_dim)
+        means, shares, gates = (..., slice(n)), (..., slice(n, 2 * n + 1)), (..., slice(2 * n + 1, 2 * n + 1 + k))
         center, inverse_std = self.standardizer.mean, self.standardizer.inverse_std
+        layers = self.layers.prepared() if isinstance(self.layers, StackedSequential) else self.layers
         lowest, room = self.bounds.variances()
-        one = room.new_ones(())
 
-        def predict(state: Tensor, context: Tensor, action: Tensor) -> Prediction:
-            out = layers((self._inputs(state, context, action) - center) * inverse_std)
-            lead = out.shape[:-1]
-            shares = torch.sigmoid(out[..., n : 2 * n + 1])  # one call for the deviations and the termination
-            std = torch.addcmul(lowest, room, shares[..., :n]).sqrt().view(*lead, *modes)
-            weights = one.expand(*lead, 1) if k == 1 else torch.softmax(out[..., 2 * n + 1 : 2 * n + 1 + k], -1)
-            return (out[..., :n].view(*lead, *modes), std), weights, shares[..., n]
+        def step(state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
+            if self.n_choices:
+                action = self._one_hot(action, state.dtype)
+            out = layers(torch.cat([state, context, action], -1).sub_(center).mul_(inverse_std))
+            share = torch.sigmoid(out[shares])  # one call for the deviations and the termination
+            mean, std, term_prob = out[means], torch.addcmul(lowest, room, share[means]).sqrt_(), share[..., n]
+            if k == 1:
+                return StepOutput(mean, std, None, term_prob)
+            mean, std = (x.view(*x.shape[:-1], *modes) for x in (mean, std))
+            return StepOutput(mean, std, torch.softmax(out[gates], -1), term_prob)
 
-        return predict
+        return step
 
     def regularization(self) -> Tensor:
         """The penalty on the log-variance bounds, a scalar (PETS, appendix A.1)."""

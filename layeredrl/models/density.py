@@ -1,6 +1,8 @@
 """Densities of Gaussian mixtures, and the loss of a termination probability."""
 
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +39,71 @@ def mixture_mean(mean: Tensor, weights: Tensor) -> Tensor:
     return mean.squeeze(-2) if mean.shape[-2] == 1 else (weights.unsqueeze(-1) * mean).sum(-2)
 
 
+def probability(logit: Tensor) -> Tensor:
+    """Sigmoid of a logit (...), for a termination probability whose gradient does not vanish.
+
+    The gradient of `termination_loss` with respect to the logit is then exactly `p - y`, also where the sigmoid is 0
+    or 1 to machine accuracy and its own derivative is lost.
+    """
+    return _sigmoid(logit)
+
+
 def termination_loss(term_prob: Tensor, terminated: Tensor) -> Tensor:
-    """Binary cross-entropy of a termination probability (...), elementwise; finite at 0 and 1 too."""
-    return F.binary_cross_entropy(term_prob, terminated.to(term_prob.dtype), reduction="none")
+    """Binary cross-entropy of a termination probability (...), elementwise; finite at 0 and 1 too.
+
+    Its gradient, `(p - y) / (p (1 - p))`, is finite everywhere and cut off only where p is no longer told from 0 or 1.
+    """
+    return _binary_cross_entropy(term_prob, terminated.to(term_prob.dtype))
+
+
+def _variance(p: Tensor) -> Tensor:
+    """Variance p (1 - p) of a binary variable, (...), kept away from zero.
+
+    Its reciprocal times any sensible weight must not overflow, hence the smallest value. Where p is exactly 0 or 1
+    nothing is known of how close it is, and the value is moderate: an optimiser squares the gradient, which may reach
+    a parameter as it is.
+    """
+    variance = p * (1 - p)
+    return torch.where(variance > 0, variance.clamp(min=torch.finfo(p.dtype).tiny ** 0.75), 1e-12)
+
+
+class _Sigmoid(torch.autograd.Function):
+    """The sigmoid, with `_variance` as its derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logit: Tensor) -> Tensor:
+        return torch.sigmoid(logit)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (p,) = ctx.saved_tensors
+        return gradient * _variance(p)
+
+
+class _BinaryCrossEntropy(torch.autograd.Function):
+    """Binary cross-entropy of p and y, with `(p - y) / _variance(p)` as its derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(p: Tensor, y: Tensor) -> Tensor:
+        return F.binary_cross_entropy(p, y, reduction="none")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        p, y = ctx.saved_tensors
+        return gradient * ((p - y) / _variance(p)), None
+
+
+_sigmoid = cast(Callable[[Tensor], Tensor], _Sigmoid.apply)  # `apply` has no types in torch
+_binary_cross_entropy = cast(Callable[[Tensor, Tensor], Tensor], _BinaryCrossEntropy.apply)

@@ -1,7 +1,7 @@
 """What goes in and out of a model: its spaces, the networks made for them, and the checks of its arguments."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -28,8 +28,13 @@ class Interface:
         self.action_dim = checks.action_width(action_space)
         self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else None
 
-    def make_network(self, partial_net: Callable[..., nn.Module], n_modes: int) -> nn.Module:
-        """Call `partial_net` with the three spaces and `n_modes`, or with the spaces alone if it takes no more."""
+    def make_networks(self, partial_net: Callable[..., nn.Module], n_models: int, n_modes: int) -> list[nn.Module]:
+        """Call `partial_net` for each member, with the spaces and `n_modes`, or with the spaces alone if need be."""
+        checks.require_count("n_models", n_models)
+        checks.require_count("n_modes", n_modes)
+        return [self._make_network(partial_net, n_modes) for _ in range(n_models)]
+
+    def _make_network(self, partial_net: Callable[..., nn.Module], n_modes: int) -> nn.Module:
         if not callable(partial_net):
             raise TypeError(f"partial_net is {type(partial_net).__name__}, expected a function that makes a network")
         signature = inspect.signature(partial_net)
@@ -42,6 +47,16 @@ class Interface:
         if not isinstance(net, nn.Module):
             raise TypeError(f"partial_net returned {type(net).__name__}, expected a torch.nn.Module")
         return net
+
+    def delta_dims(self, predict_delta: bool, absolute_dims: Sequence[int]) -> Tensor:
+        """1.0 for state dimensions predicted as a change, 0.0 for those predicted as the next value, (S,)."""
+        is_delta = torch.full((self.state_dim,), float(predict_delta))
+        for dim in absolute_dims:
+            checks.require_count("absolute_dims", dim, minimum=0)
+            if dim >= self.state_dim:
+                raise ValueError(f"absolute_dims holds {dim}, expected less than the state's width {self.state_dim}")
+            is_delta[dim] = 0.0
+        return is_delta
 
     def random_inputs(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """State, context and action to try a network with; they do not touch the global random state."""
@@ -63,6 +78,26 @@ class Interface:
             width = self.context_dim if name == "context" else self.state_dim
             checks.require_tensor(name, value, width, n_dims=n_dims)
         checks.require_dtype(name, value, dtype)
+
+    def check_plan(self, initial_state: Tensor, context: Tensor, actions: Tensor, dtype: torch.dtype) -> None:
+        """Raise unless states (B, S), contexts (B, C) and actions (B, H, A) can be rolled out."""
+        self.check("initial_state", initial_state, dtype, n_dims=2)
+        self.check("context", context, dtype, n_dims=2)
+        self.check("actions", actions, dtype, n_dims=3)
+        checks.require_same_lead({"context": context}, initial_state.shape[:-1])
+        b = len(initial_state)
+        if actions.shape[0] != b or actions.shape[1] == 0:
+            raise ValueError(f"actions has shape {tuple(actions.shape)}, expected ({b}, H, {self.action_dim})")
+
+    def std(self, std: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A given standard deviation, expanded to `shape`; raises if it is none or does not broadcast."""
+        if not isinstance(std, Tensor):
+            raise TypeError(f"std is {type(std).__name__}, expected a torch.Tensor")
+        checks.require_dtype("std", std, dtype)
+        try:
+            return std.expand(*shape)
+        except RuntimeError:
+            raise ValueError(f"std has shape {tuple(std.shape)}, expected it to broadcast to {tuple(shape)}") from None
 
     def rows(self, dtype: torch.dtype, **tensors: Tensor) -> tuple[list[Tensor], torch.Size]:
         """Check tensors of equal leading dimensions and flatten these.
@@ -112,7 +147,9 @@ class Interface:
                 raise ValueError(f"{key} has shape {tuple(value.shape)}, expected {tuple(lead)}")
             rows[key] = value.reshape(-1)
         valid = rows.pop("validity_mask").bool() if "validity_mask" in rows else None
-        checks.require_finite(rows, valid)
+        # Sums of finite numbers are finite, short of overflow: a quick look at all of them before a close one at each.
+        if not bool(torch.stack([x.sum() for x in rows.values() if x.is_floating_point()]).isfinite().all()):
+            checks.require_finite(rows, valid)
         if valid is None:
             return rows
         # What is masked may hold anything, NaN too, and must not reach the networks.

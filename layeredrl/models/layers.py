@@ -37,7 +37,7 @@ class StackedLinear(nn.Module):
 
     def bound(self, dtype: torch.dtype | None) -> Step:
         """The layer as a function that holds its parameters, in another type if one is given."""
-        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        weight, bias = _as_type(self.weight, dtype), None if self.bias is None else _as_type(self.bias, dtype)
 
         def run(x: Tensor, member: int | None = None) -> Tensor:
             if member is None:
@@ -61,7 +61,7 @@ class StackedLayerNorm(nn.Module):
 
     def bound(self, dtype: torch.dtype | None) -> Step:
         """The layer as a function that holds its parameters, in another type if one is given."""
-        weight, bias = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        weight, bias = _as_type(self.weight, dtype), None if self.bias is None else _as_type(self.bias, dtype)
 
         def run(x: Tensor, member: int | None = None) -> Tensor:
             own_weight = weight if member is None else weight[member]
@@ -109,12 +109,14 @@ class StackedSequential(nn.Sequential):
             else:
                 fresh = i > 0 and isinstance(layers[i - 1], StackedLinear | StackedLayerNorm)
                 steps.append(_activation(layer, in_place=fresh))
-        widest = max((layer.weight.shape[-1] for layer in layers if isinstance(layer, StackedLinear)), default=1)
 
         def run(x: Tensor) -> Tensor:
             if _are_many(x):
+                widest = max(
+                    (layer.weight.shape[-1] for layer in layers if isinstance(layer, StackedLinear)), default=1
+                )
                 return _by_member(steps, x, dtype, max(1, CACHED_ELEMENTS // widest))
-            h = x if dtype is None else x.to(dtype)
+            h = _as_type(x, dtype)
             for step in steps:
                 h = step(h)
             return h if dtype is None else h.to(x.dtype)
@@ -128,6 +130,10 @@ KNOWN = (StackedLinear, StackedLayerNorm, *ELEMENTWISE)
 def _is_known(layer: nn.Module) -> bool:
     """Whether a layer does what its class does: a subclass might mix rows, a hook might do anything."""
     return type(layer) in KNOWN and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
+def _as_type(x: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return x if dtype is None else x.to(dtype)
 
 
 def _are_many(x: Tensor) -> bool:
@@ -146,7 +152,7 @@ def _by_member(steps: Sequence[Step], x: Tensor, dtype: torch.dtype | None, chun
     start = 0
     for part in x.tensor_split(-(-x.shape[1] // chunk), 1):
         for i in range(len(x)):
-            h = part[i] if dtype is None else part[i].to(dtype)
+            h = _as_type(part[i], dtype)
             for step in steps:
                 h = step(h, i)
             if out is None:

@@ -39,15 +39,17 @@ class RunningScale(nn.Module):
         """Take in targets (N, S), only the rows where `counted` (N) is true; fewer than two rows change nothing."""
         targets = targets.double()
         if counted is None:
-            if len(targets) < 2:
+            n, enough = len(targets), None
+            if n < 2:
                 return
-            variance, enough = targets.var(0), None
+            residuals = targets - targets.mean(0)
+            variance = residuals.square_().sum(0) / (n - 1)  # much faster than `var`
         else:
             rows = counted.unsqueeze(-1)
-            n = rows.sum()
+            n_counted = rows.sum()
             values = torch.where(rows, targets, 0.0)
-            residuals = torch.where(rows, targets - values.sum(0) / n.clamp(min=1), 0.0)
-            variance, enough = residuals.square().sum(0) / (n - 1).clamp(min=1), n >= 2
+            residuals = torch.where(rows, targets - values.sum(0) / n_counted.clamp(min=1), 0.0)
+            variance, enough = residuals.square().sum(0) / (n_counted - 1).clamp(min=1), n_counted >= 2
         # Weight of the new batch: one for the first, none for a batch too small. No branch on a tensor, which would
         # make a GPU wait.
         weight = torch.where(self.initialized, self.momentum, 1.0)

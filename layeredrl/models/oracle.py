@@ -16,7 +16,7 @@ from layeredrl import checks
 from layeredrl.models.density import mixture_log_prob
 from layeredrl.models.interface import Interface
 from layeredrl.models.model import Model
-from layeredrl.models.rollout import _hold, add_moments, to_public
+from layeredrl.models.rollout import add_moments, hold, to_public
 from layeredrl.task import DynamicsFunction, TaskSpec, TransitionFunction
 
 if TYPE_CHECKING:  # the world model imports the models
@@ -193,7 +193,7 @@ class Oracle(Model):
                 f"actions has shape {tuple(actions.shape)}, expected ({b}, H, {self.interface.action_dim})"
             )
         states = self._simulated(initial_state, context, actions).transpose(0, 1).unsqueeze(1)  # (H+1, 1, B, S)
-        states, term_prob, diverged = _hold(states, states.new_zeros(h, 1, b))
+        states, term_prob, diverged = hold(states, states.new_zeros(h, 1, b))
         if self.termination is not None:
             contexts = context.expand(h, 1, *context.shape)
             term_prob = self._terminated(states[:-1], contexts, actions.transpose(0, 1).unsqueeze(1), states[1:])

@@ -15,28 +15,16 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from layeredrl.models.layers import StackedLinear, StackedSequential, stack_modules
+from layeredrl.models.outputs import NetOutput, StepOutput
 
 Evaluation = Literal["broadcast", "vmap", "loop"]
-
-
-class NetOutput(NamedTuple):
-    """What the networks of all members predict for R rows, members first, in the networks' units."""
-
-    mean: Tensor
-    """(M, R, K, S)"""
-    std: Tensor
-    """(M, R, K, S)"""
-    weights: Tensor
-    """(M, R, K)"""
-    term_prob: Tensor
-    """(M, R)"""
 
 
 class _Regularized(Protocol):
@@ -110,16 +98,15 @@ class StackedNetwork(nn.Module):
             for chain in chains:
                 chain.reduced = None
 
-    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], NetOutput]:
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]:
         """`forward` as a function that has looked up and computed what stays the same during a rollout.
 
-        A network may offer such a function itself, by a method `prepared`.
+        A network may offer such a function itself, by a method `prepared`; it gives the fields of a `StepOutput`.
         """
         prepared = getattr(self.net, "prepared", None)
-        if self.evaluation != "broadcast" or self.training or not callable(prepared):
-            return self
-        run = prepared()
-        return lambda state, context, action: self._unpack(run(state, context, action), 3)
+        if self.evaluation == "broadcast" and not self.training and callable(prepared):
+            return cast(Callable[[Tensor, Tensor, Tensor], StepOutput], prepared())
+        return lambda state, context, action: StepOutput.of(self(state, context, action))
 
     def forward_member(self, member: int, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
         """Predict with one member for rows (R, S), (R, C), (R, A); the member axis of the output has length one."""
@@ -152,6 +139,10 @@ class StackedNetwork(nn.Module):
             cast(_FitsInputs, template).fit_inputs(state, context, action)
             for name, tensor in template.state_dict().items():
                 stacked[name].copy_(tensor)
+
+    def linear_weights(self) -> list[Tensor]:
+        """Weights of the linear layers in order, each (M, in, out)."""
+        return [module.weight for module in self.net.modules() if isinstance(module, StackedLinear)]
 
     def _member_state(self, member: int, prefix: str = "") -> dict[str, Tensor]:
         """Views of one member's parameters and buffers, by the names they have in a single network."""
@@ -291,7 +282,7 @@ class StackedNetwork(nn.Module):
         """
         if self.evaluation == "loop":
             return 1
-        widths = [m.weight.shape[2] for m in self.net.modules() if isinstance(m, StackedLinear)]
+        widths = [weight.shape[2] for weight in self.linear_weights()]
         return 32 // math.gcd(32, *widths) if widths else 32
 
     def _check_shapes(self, out: NetOutput, n_rows: int, state_dim: int) -> None:

@@ -5,10 +5,13 @@ skill, all skills look alike, and nothing tells them apart. A fixed random linea
 model gives every skill a displacement of its own to aim at, until the model has learned what the skills do.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from layeredrl.models.stacking import NetOutput
+from layeredrl import checks
+from layeredrl.models.outputs import NetOutput
 
 RANDOM_STD = 0.3
 """Standard deviation that the random model predicts, in the network's units."""
@@ -32,6 +35,8 @@ class SymmetryBreakingStart(nn.Module):
 
     def __init__(self, state_dim: int, action_dim: int, duration: int, factor: float) -> None:
         super().__init__()
+        checks.require_count("sb_start_duration", duration)
+        checks.require_number("sb_start_factor", factor, 0, math.inf)
         if action_dim > state_dim:
             raise ValueError(
                 "symmetry_breaking_start needs at most as many action as state dimensions, "

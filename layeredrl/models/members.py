@@ -1,0 +1,161 @@
+"""What the members of an ensemble predict and how well: tensors with the member axis first, (M, R, ...)."""
+
+from collections.abc import Generator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from layeredrl.models.density import mixture_log_prob, termination_loss
+from layeredrl.models.interface import Interface
+from layeredrl.models.model import Model
+from layeredrl.models.normalization import RunningScale
+from layeredrl.models.outputs import NetOutput, StepOutput
+from layeredrl.models.rollout import StepModel
+from layeredrl.models.stacking import StackedNetwork
+from layeredrl.models.symmetry import SymmetryBreakingStart
+
+
+class Members(Model):
+    """The members' networks, the units of what they predict, and what stands in for them at the start.
+
+    Args:
+        interface: The spaces.
+        network: The members' networks, stacked.
+        scale: Running standard deviation of what they predict, which is their unit; None for no scaling.
+        start: The symmetry-breaking start, or None.
+        is_delta: 1.0 for state dimensions predicted as a change, 0.0 for those predicted as the next value, (S,).
+        **settings: Of `Model`.
+    """
+
+    is_delta: Tensor
+
+    def __init__(
+        self,
+        interface: Interface,
+        network: StackedNetwork,
+        scale: RunningScale | None,
+        start: SymmetryBreakingStart | None,
+        is_delta: Tensor,
+        **settings: Any,
+    ) -> None:
+        super().__init__(network.n_members, **settings)
+        self.interface = interface
+        self.state_dim, self.n_modes = interface.state_dim, network.n_modes
+        self.network, self.scale, self.start = network, scale, start
+        self._all_delta = bool(is_delta.all())
+        self.register_buffer("is_delta", is_delta, persistent=False)
+        self.to(self.device)
+        self.network.move_template(self.device)
+        cast(Any, self).register_load_state_dict_post_hook(_follow_start)  # untyped in torch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the parameters, and of the tensors that the model wants."""
+        return self.is_delta.dtype
+
+    def get_parameters(self) -> Generator[Tensor, None, None]:
+        """The parameters of all members, one tensor for each with the member axis first."""
+        yield from self.network.parameters()
+
+    def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
+        super().set_n_total_env_steps(n_total_env_steps)
+        if self.start is not None:
+            self.start.set_n_total_env_steps(n_total_env_steps)
+
+    def targets(self, rows: dict[str, Tensor]) -> Tensor:
+        """What the networks should predict, in the state's units: change in state or next state (..., S).
+
+        Args:
+            rows: With `state` and `state_next`, (..., S).
+        """
+        return rows["state_next"] - self.base(rows["state"])
+
+    def base(self, state: Tensor) -> Tensor:
+        """What a prediction is relative to: the state (..., S) in dimensions predicted as a change, zero in others."""
+        return state if self._all_delta else state * self.is_delta
+
+    @property
+    def unit(self) -> Tensor:
+        """Unit of the networks' outputs, (S,)."""
+        return torch.ones_like(self.is_delta) if self.scale is None else self.scale.std
+
+    def fit_statistics(self, rows: dict[str, Tensor]) -> None:
+        """Take the statistics of inputs and targets from all the data that a fit will use.
+
+        Args:
+            rows: `state` (N, S), `context` (N, C), `act` (N, A) and `state_next` (N, S).
+        """
+        self.network.fit_inputs(rows["state"], rows["context"], rows["act"])
+        if self.scale is not None:
+            self.scale.fit(self.targets(rows))
+
+    def member_losses(self, rows: dict[str, Tensor]) -> Tensor:
+        """The loss of each member on its own rows, (M,), without regularisation.
+
+        Args:
+            rows: Members first: `state` (M, N, S), `context` (M, N, C), `act` (M, N, A), `state_next` (M, N, S),
+                `terminated` (M, N), and optionally `weight` (M, N) and `validity_mask` (M, N).
+        """
+        valid, weight = rows.get("validity_mask"), rows.get("weight")
+        target = self.targets(rows)
+        out = self.network(rows["state"], rows["context"], rows["act"])
+        terms = termination_loss(out.term_prob, rows["terminated"])
+        if self.scale is None:
+            terms = terms - mixture_log_prob(target, *out[:3])
+        else:  # in the networks' units, where numbers are moderate; the change of units is a constant
+            terms = terms - mixture_log_prob(target / self.scale.std, *out[:3]) + self.scale.std.log().sum()
+        if weight is not None:
+            terms = terms * weight
+        if valid is None:
+            return terms.mean(1)
+        return torch.where(valid, terms, 0.0).sum(1) / valid.sum(1).clamp(min=1)
+
+    def regularization(self) -> Tensor:
+        """What the networks themselves add to the loss, summed over members, a scalar."""
+        term = self.network.regularization()
+        return torch.zeros((), device=self.device) if term is None else term
+
+    def predicted(self, rows: Sequence[Tensor], *, loss_mode: bool, member: int | None = None) -> NetOutput:
+        """What is predicted, change in state or next state, in the state's units.
+
+        Args:
+            rows: State (R, S), context (R, C) and action (R, A).
+            loss_mode: Always from the networks, never from the symmetry-breaking start.
+            member: The one to ask; None for all of them.
+        """
+        n = self.n_models if member is None else 1
+        state, context, action = (x.expand(n, *x.shape) for x in rows)
+        out = self._network_output(state, context, action, loss_mode=loss_mode, member=member)
+        return out._replace(mean=out.mean * self.unit, std=out.std * self.unit)
+
+    def step_model(self, *, loss_mode: bool) -> StepModel:
+        """The dynamics as a rollout wants them; whatever stays the same during one is computed here."""
+        predict = self._step_with_start if self.start_takes_part(loss_mode) else self.network.prepared()
+        return StepModel(predict, self.unit, None if self._all_delta else self.is_delta)
+
+    def start_takes_part(self, loss_mode: bool) -> bool:
+        """Whether predictions come, in part at least, from the symmetry-breaking start."""
+        return not loss_mode and self.start is not None and self.start.uses_map
+
+    def _step_with_start(self, state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
+        return StepOutput.of(self._network_output(state, context, action, loss_mode=False))
+
+    def _network_output(
+        self, state: Tensor, context: Tensor, action: Tensor, *, loss_mode: bool, member: int | None = None
+    ) -> NetOutput:
+        """Prediction of all members, or of one, in the networks' units: learned, random, or a blend of the two."""
+        start = None if loss_mode else self.start
+        if start is not None and not start.uses_network:
+            return start.predict(action, self.n_modes)
+        if member is None:
+            out = self.network(state, context, action)
+        else:
+            out = self.network.forward_member(member, state[0], context[0], action[0])
+        return start.mix(out, action) if start is not None and start.uses_map else out
+
+
+def _follow_start(members: Members, _: object) -> None:
+    """After loading a state, let the symmetry-breaking start be where it was."""
+    if members.start is not None:
+        members.start.set_n_total_env_steps(int(members.n_total_env_steps))

@@ -1,0 +1,34 @@
+"""The optimiser of an ensemble."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from layeredrl import checks
+from layeredrl.models.stacking import StackedNetwork
+
+
+def make_optimizer(
+    network: StackedNetwork, learning_rate: float, weight_decay: float | Sequence[float]
+) -> torch.optim.Adam:
+    """Adam, with an L2 penalty on the weights of linear layers.
+
+    Args:
+        network: Whose parameters to train.
+        learning_rate: The same for all.
+        weight_decay: Factor of the penalty 0.5 * |W|^2: one for all linear layers, or one for each in order.
+    """
+    weights = network.linear_weights()
+    decays = [weight_decay] * len(weights) if isinstance(weight_decay, int | float) else list(weight_decay)
+    if len(decays) != len(weights):
+        raise ValueError(f"weight_decay has {len(decays)} values, expected one for each of {len(weights)} layers")
+    for decay in decays:
+        checks.require_number("weight_decay", decay, 0, math.inf)
+    decay_of = {id(weight): float(decay) for weight, decay in zip(weights, decays, strict=True)}
+    groups: dict[float, list[Tensor]] = {}
+    for parameter in network.parameters():
+        groups.setdefault(decay_of.get(id(parameter), 0.0), []).append(parameter)
+    settings = [{"params": group, "weight_decay": decay} for decay, group in sorted(groups.items())]
+    return torch.optim.Adam(settings, lr=learning_rate, fused=True)
