@@ -12,8 +12,8 @@ import tyro
 
 from experiments.config import RunConfig, command_line, fail, from_json
 from experiments.pictures import record_episode
-from experiments.run import CHECKPOINT, CONFIG, build_agent, can_render, play
-from layeredrl.checkpoint import load_checkpoint
+from experiments.run import CHECKPOINTS, CONFIG, build_agent, can_render, play
+from layeredrl.checkpoint import Checkpoints
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
 
@@ -52,8 +52,8 @@ def load(args: EvaluateConfig) -> tuple[RunConfig[Any], Hierarchy, int]:
     config = from_json(args.run / CONFIG)
     config = replace(config, device=args.device or config.device)
     agent = build_agent(config)
-    path = args.run / CHECKPOINT
-    state = load_checkpoint(path, config.device)
+    path = args.run / CHECKPOINTS
+    state = Checkpoints(path).load(config.device)
     try:
         agent.load_state_dict(state["agent"])
         return config, agent, int(state["n_total_env_steps"])

@@ -1,5 +1,6 @@
 """The end of a run: pictures, and a table of what came out."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from experiments.pictures import (
     record_episode,
     world_model_of,
 )
-from experiments.run import CHECKPOINT, METRICS, can_render
+from experiments.run import CHECKPOINTS, METRICS, SUMMARY, can_render
 from layeredrl.collector import Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger, closing_table
@@ -57,7 +58,8 @@ def finish(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logge
         rows |= _draw(config, agent, folder, logger, training)
     if (folder / METRICS).exists():  # it begins with the first finished episode or fit
         rows["metrics"] = str(folder / METRICS)
-    rows["checkpoint"] = str(folder / CHECKPOINT)
+    rows["checkpoints"] = str(folder / CHECKPOINTS)
+    (folder / SUMMARY).write_text(json.dumps(rows, indent=2) + "\n")
     logger.close()  # ends the live display before the table
     closing_table(rows)
 

@@ -135,7 +135,9 @@ def compare(env_id: str, agent: Hierarchy, level: PlannerLevel, args: PlotPlanCo
     plan = level.plan(moment.obs, moment.memory, moment.generator).actions
     planned = np.concatenate([whole.act[: args.step], plan[0].cpu().numpy()])
     repeated, _ = play(env_id, agent, planned, n_steps=len(planned), seed=args.seed)
-    same = np.array_equal(repeated.obs[: args.step + 1], whole.obs[: args.step + 1])
+    # The agent's plan begins with what the agent did, so that one more step has to repeat itself too.
+    n_same = args.step + int(np.array_equal(planned[args.step], whole.act[args.step]))
+    same = np.array_equal(repeated.obs[: n_same + 1], whole.obs[: n_same + 1])
     with torch.no_grad():
         n = args.particles
         predicted = level.world.rollout(

@@ -1,9 +1,11 @@
 """The parts of a run, put together from its settings; shared by training and evaluation."""
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,18 @@ import gymnasium as gym
 import torch
 
 import envs  # noqa: F401  registers the tasks with gymnasium
-from experiments.config import RunConfig, to_dict, to_json
+from experiments.config import RunConfig, from_json, to_dict, to_json
 from layeredrl.collector import Collector, Episode
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
 from layeredrl.randomness import seed_globals
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
 CONFIG = "config.json"
+SUMMARY = "summary.json"
+"""What a run came to; it is there when all is done, pictures too."""
 
 
 def build_agent(config: RunConfig[Any]) -> Hierarchy:
@@ -65,28 +69,44 @@ def can_render(env_id: str) -> bool:
 
 
 def open_folder(config: RunConfig[Any]) -> Path:
-    """Make the run's folder and write its settings there.
+    """Make the run's folder and write its settings there, or find the run in it that these settings go on with.
 
     Raises:
-        ValueError: It holds another run, or cannot be written.
+        ValueError: It holds another run, or something else, or cannot be written.
     """
     folder, text = config.folder, to_json(config)
     made: list[Path] = []
     try:
         made = [path for path in (folder, *folder.parents) if not path.exists()]
         if folder not in made:
-            _require_replaceable(folder, config.fresh)
-            shutil.rmtree(folder)
-        folder.mkdir(parents=True)
-        (folder / CONFIG).write_text(text)
+            _require_own(folder, config)
+            if config.fresh:
+                shutil.rmtree(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = folder / f"{CONFIG}.tmp"
+        temporary.write_text(text)
+        temporary.replace(folder / CONFIG)
     except OSError as error:
-        with contextlib.suppress(OSError):  # what was made for nothing; what never was cannot be removed
-            (folder / CONFIG).unlink(missing_ok=True)
-        for path in made:
+        for path in made:  # what was made for nothing
             with contextlib.suppress(OSError):
-                path.rmdir()
+                shutil.rmtree(path) if path == folder else path.rmdir()
         raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
     return folder
+
+
+@contextlib.contextmanager
+def only_process(folder: Path) -> Iterator[None]:
+    """Hold the folder of a run; two processes would write over each other.
+
+    Raises:
+        ValueError: Another process holds it.
+    """
+    with (folder / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"{folder} is in use: another process trains this run") from None
+        yield
 
 
 def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
@@ -100,13 +120,39 @@ def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
     return LoggerList(loggers)
 
 
-def _require_replaceable(folder: Path, fresh: bool) -> None:
-    if not _holds_run(folder) and (not folder.is_dir() or any(folder.iterdir())):
+FREE = {"fresh", "pictures", "tensorboard", "trainer.n_total_env_steps", "trainer.checkpoint_every"}
+"""Settings that may change when a run goes on. The folder's own name and place may, too."""
+
+
+def _require_own(folder: Path, config: RunConfig[Any]) -> None:
+    """Raise unless the folder holds a run, and the one that these settings mean, or one that they replace."""
+    if not _holds_run(folder):
+        if folder.is_dir() and not any(folder.iterdir()):
+            return
         raise ValueError(f"{folder} exists and is not the folder of a run; --name chooses another one")
-    if _holds_run(folder) and not fresh:
-        raise ValueError(f"{folder} already holds a run; --fresh replaces it, --name chooses another folder")
-    if not os.access(folder.parent, os.W_OK):
+    if not os.access(folder.parent if config.fresh else folder, os.W_OK):
         raise PermissionError(13, "Permission denied")
+    if config.fresh:
+        return
+    advice = "--fresh replaces it, --name chooses another folder"
+    try:
+        before = from_json(folder / CONFIG)
+    except ValueError as error:
+        raise ValueError(f"{error}; {advice}") from error
+    old, new = flatten(to_dict(before)), flatten(to_dict(config))
+    free = FREE | {"name", "runs_dir"}
+    changed = [key for key in sorted({*old, *new} - free) if old.get(key) != new.get(key)]
+    if changed:
+        named = ", ".join(f"{key} was {old.get(key)!r} and is {new.get(key)!r}" for key in changed[:5])
+        raise ValueError(f"{folder} holds a run with other settings: {named}; {advice}")
+
+
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as one with dots in its keys."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _holds_run(folder: Path) -> bool:

@@ -1,45 +1,104 @@
-"""Train an agent: `python -m experiments.train pets --env ContinuousCartPole-v0 --seed 0`."""
+"""Train an agent: `python -m experiments.train pets --env ContinuousCartPole-v0 --seed 0`.
+
+The same command again goes on where it was stopped. Exit codes: 0 done, 2 bad input, 3 a fault that the run was saved
+before, 75 asked to stop.
+"""
 
 import sys
-import time
+import warnings
 from contextlib import ExitStack
+from pathlib import Path
 
 from experiments.config import fail, parse
 from experiments.finish import Training, finish
-from experiments.run import CHECKPOINT, build_agent, make_collector, make_logger, open_folder, play
-from layeredrl.checkpoint import save_checkpoint
+from experiments.run import (
+    CHECKPOINTS,
+    SUMMARY,
+    build_agent,
+    make_collector,
+    make_logger,
+    only_process,
+    open_folder,
+    play,
+)
+from experiments.signals import STOPPED, StopRequest
+from layeredrl.checkpoint import Checkpoints
+from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
 from layeredrl.trainer import Trainer
 
 
+class Saver:
+    """Writes checkpoints; what cannot be written now is tried again the next time.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self.warned = False
+
+    def __call__(self, trainer: Trainer) -> None:
+        """Save; a disk that is full or read-only is told of once, and does not stop the training."""
+        state = trainer.state_dict()
+        try:
+            self.checkpoints.save(state, state["n_total_env_steps"], score=trainer.score)
+        except OSError as error:
+            if not self.warned:
+                warnings.warn(
+                    f"no checkpoint could be written, training goes on: {error}", RuntimeWarning, stacklevel=2
+                )
+            self.warned = True
+
+
 def main() -> None:
-    """Assemble the parts, train, and leave pictures."""
+    """Assemble the parts, go on from the last checkpoint if there is one, train, and leave pictures."""
     with ExitStack() as at_end:
+        stop = at_end.enter_context(StopRequest())
         try:
             config = parse(sys.argv[1:])
             agent = build_agent(config)
             collector = make_collector(config, agent)
             at_end.callback(collector.env.close)
             folder = open_folder(config)
+            at_end.enter_context(only_process(folder))
+            save = Saver(folder)
+            logger = at_end.enter_context(make_logger(config, folder))
+            trainer = Trainer(
+                agent,
+                collector,
+                logger,
+                config.trainer,
+                evaluate=lambda n: play(config, agent, n, derive_seed(config.seed, "evaluation")),
+                save=save,
+                stop=lambda: bool(stop),
+            )
+            if save.checkpoints.newest() is not None:
+                trainer.load_state_dict(save.checkpoints.load(config.device))
         except (ValueError, TypeError) as error:
             fail(error)
-        logger = at_end.enter_context(make_logger(config, folder))
-
-        def save(n_total_env_steps: int) -> None:
-            save_checkpoint(folder / CHECKPOINT, {"n_total_env_steps": n_total_env_steps, "agent": agent.state_dict()})
-
-        trainer = Trainer(
-            agent,
-            collector,
-            logger,
-            config.trainer,
-            evaluate=lambda n: play(config, agent, n, derive_seed(config.seed, "evaluation")),
-            save=save,
-        )
-        start, start_cpu = time.perf_counter(), time.process_time()
-        episodes = trainer.run()
-        seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
-        training = Training(episodes, collector.n_total_env_steps, seconds, cpu_seconds)
+        n_before, n_end = collector.n_total_env_steps, config.trainer.n_total_env_steps
+        if trainer.finished and (folder / SUMMARY).exists():
+            print(
+                f"{folder} is finished, with {n_before} environment steps. --trainer.n-total-env-steps goes on to more,"
+            )
+            print("--fresh starts over.")
+            return
+        if n_before:
+            print(f"{folder} goes on at {n_before} of {n_end} environment steps")
+        try:
+            trainer.run()
+        except Fault as error:
+            logger.close()
+            print(f"error: {error}; the run is saved, the same command goes on with it", file=sys.stderr)
+            raise SystemExit(3) from error
+        if not trainer.finished:
+            logger.close()
+            print(f"stopped by {stop.received} at {collector.n_total_env_steps} of {n_end} environment steps; ", end="")
+            print("the same command goes on")
+            raise SystemExit(STOPPED)
+        training = Training(trainer.episodes, collector.n_total_env_steps, trainer.seconds, trainer.cpu_seconds)
         finish(config, agent, folder, logger, training)
 
 

@@ -1,10 +1,13 @@
 """Between vector environments and an agent: steps, resets, true last observations, finished episodes."""
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
@@ -13,6 +16,7 @@ from tianshou.data import Batch
 from layeredrl.actions import to_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.replay import require_finite_rows
+from layeredrl.running_episodes import RunningEpisodes
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class Collector:
         self._lengths = np.zeros(self.n_envs, np.int64)
         self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: environments whose next step is only their reset
         self._told: dict[str, list[float]] = {}
+        # Where the environments reset themselves, nobody knows the seed of an episode.
+        self._running = RunningEpisodes(self.n_envs) if mode == AutoresetMode.DISABLED else None
+        self.n_abandoned = 0
         self._begin()
 
     def take_metrics(self) -> dict[str, float]:
@@ -90,9 +97,10 @@ class Collector:
         require_finite_rows("the action", actions, np.arange(self.n_envs))
         obs, rewards, terminated, truncated, info = self.env.step(to_env(self.agent.task.action_space, actions))
         next_obs = self.agent.task.flatten(obs)
-        ids = np.flatnonzero(~self._resetting)
+        faulty = np.asarray(info.get("fault", np.zeros(self.n_envs, bool)))  # an EnvPool has rebuilt these
+        ids = np.flatnonzero(~self._resetting & ~faulty)
         self.agent.reset(self._carry, np.flatnonzero(self._resetting))
-        done = (terminated | truncated) & ~self._resetting
+        done = (terminated | truncated) & ~self._resetting & ~faulty
         true_next = self._true_last(next_obs, done, info)
         require_finite_rows("the observation", true_next[ids], ids)
         rewards = np.asarray(rewards, np.float64)
@@ -105,9 +113,14 @@ class Collector:
             truncated=truncated[ids],
             obs_next=true_next[ids],
         )
+        if self._running is not None:
+            self._running.add(ids, actions[ids])
         self.agent.observe(step, ids, self._carry, learn=self.learn)
+        if faulty.any():
+            self._abandon(np.flatnonzero(faulty), [str(m) for m in info["fault_message"] if m is not None])
         if self.learn:
-            for name, values in self._carry.told().items():
+            for name, column in self._carry.told().items():
+                values = column[ids]  # what was decided for a step that is only a reset means nothing
                 self._told.setdefault(name, []).extend(values[np.isfinite(values)].tolist())
         if self.on_step is not None:
             self.on_step(step, ids)
@@ -118,7 +131,7 @@ class Collector:
         n = self.n_total_env_steps
         episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i]), n) for i in finished]
         self._returns[finished], self._lengths[finished] = 0.0, 0
-        self._obs = self._begin_episodes(next_obs, done)
+        self._obs = self._begin_episodes(next_obs, done | faulty)
         return episodes
 
     def collect_episodes(self, n: int, *, explore: bool = False) -> list[Episode]:
@@ -169,8 +182,63 @@ class Collector:
 
     def _reset(self, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset environments, each with a new seed."""
-        seeds: Any = [int(seed) for seed in self._env_rng.integers(2**31, size=self.n_envs)]
-        return self.env.reset(seed=seeds, options=options)  # the base class's annotation knows no lists
+        seeds = self._env_rng.integers(2**31, size=self.n_envs)
+        if self._running is not None:
+            ids = np.arange(self.n_envs) if options is None else np.flatnonzero(options["reset_mask"])
+            self._running.begin(ids, seeds[ids])
+        as_list: Any = [int(seed) for seed in seeds]  # the base class's annotation knows no lists
+        return self.env.reset(seed=as_list, options=options)
+
+    def _abandon(self, env_ids: NDArray[np.int64], reasons: Sequence[str]) -> None:
+        """End episodes that cannot go on; nobody sees their end, so that they count as truncated."""
+        self.agent.abandon(self._carry, env_ids)
+        self._returns[env_ids], self._lengths[env_ids] = 0.0, 0
+        self.n_abandoned += len(env_ids)
+        for reason in reasons:
+            warnings.warn(f"an episode is closed as truncated: {reason}", RuntimeWarning, stacklevel=3)
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that collecting goes on from, between two steps; the environments as seeds and actions."""
+        return {
+            "n_total_env_steps": self.n_total_env_steps,
+            "n_abandoned": self.n_abandoned,
+            "env_rng": self._env_rng.bit_generator.state,
+            "carry": self._carry.state_dict(),
+            "told": self._told,
+            "running": None if self._running is None else self._running.state_dict(),
+            **{name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _ARRAYS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned.
+
+        The running episodes are played again from their seeds. Where that does not lead to the same observation, the
+        environment is not deterministic: the episode is closed as truncated, with a warning, and another one begins.
+        """
+        for name in _ARRAYS:
+            array, saved = getattr(self, f"_{name}"), state[name].cpu().numpy()
+            if saved.shape != array.shape:
+                raise ValueError(f"the collector's {name} has shape {saved.shape}, expected {array.shape}")
+            array[:] = saved
+        self.n_total_env_steps, self.n_abandoned = state["n_total_env_steps"], state["n_abandoned"]
+        self._env_rng.bit_generator.state = state["env_rng"]
+        self._told = {name: list(values) for name, values in state["told"].items()}
+        self._carry.load_state_dict(state["carry"])
+        lost = np.ones(self.n_envs, bool)
+        if self._running is not None and state["running"] is not None:
+            self._running.load_state_dict(state["running"])
+            obs, lost = self._running.play_again(self.env, partial(to_env, self.agent.task.action_space))
+            lost |= (self.agent.task.flatten(obs) != self._obs).any(1)
+        if lost.any():
+            ids = np.flatnonzero(lost)
+            why = "played again, environment {} did not come to the observation that it had; it is not deterministic"
+            self._abandon(ids, [why.format(i) for i in ids])
+            obs, _ = self._reset({"reset_mask": lost} if self._running is not None else None)
+            self._obs = np.where(lost[:, None], self.agent.task.flatten(obs), self._obs)
+            self._resetting[:] = False
+
+
+_ARRAYS = ("obs", "returns", "lengths", "resetting")
 
 
 def _require_fit(env: VectorEnv[Any, Any, Any], agent: Hierarchy, learn: bool) -> None:

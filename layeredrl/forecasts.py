@@ -1,7 +1,11 @@
 """Predicted returns waiting for what really happens."""
 
+from collections.abc import Mapping
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 
 class Forecasts:
@@ -53,3 +57,15 @@ class Forecasts:
     def drop(self, env_ids: NDArray[np.int64]) -> None:
         """Forget the predictions of some environments."""
         self.remaining[env_ids] = 0
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that is waiting."""
+        return {name: torch.from_numpy(getattr(self, name).copy()) for name in _STATE}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        for name in _STATE:
+            getattr(self, name)[:] = state[name].cpu().numpy()
+
+
+_STATE = ("predicted", "achieved", "weight", "remaining")

@@ -36,6 +36,31 @@ class LevelCarry:
     forecasts: Forecasts
     """Predicted returns that wait for the real ones."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """All of it, as tensors."""
+        return {
+            "memory": {key: self.memory[key] for key in self.memory.get_keys()},
+            "forecasts": self.forecasts.state_dict(),
+            **{name: torch.from_numpy(getattr(self, name).copy()) for name in _ARRAYS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        if set(state["memory"]) != set(self.memory.get_keys()):
+            raise ValueError(
+                f"a level's memory holds {sorted(state['memory'])}, expected {sorted(self.memory.get_keys())}"
+            )
+        for key, value in state["memory"].items():
+            _require_shape(f"memory.{key}", value, self.memory[key].shape)
+            self.memory[key] = value.to(self.memory[key].device)
+        for name in _ARRAYS:
+            _require_shape(name, state[name], getattr(self, name).shape)
+            getattr(self, name)[:] = state[name].cpu().numpy()
+        self.forecasts.load_state_dict(state["forecasts"])
+
+
+_ARRAYS = ("action", "obs", "remaining", "elapsed", "reward")
+
 
 @dataclass
 class Carry:
@@ -55,6 +80,23 @@ class Carry:
             columns[name] = np.full(len(self.levels[0].remaining), np.nan, np.float32)
             columns[name][env_ids] = values.cpu().numpy()
         return columns
+
+    def state_dict(self) -> dict[str, Any]:
+        """What acting goes on from."""
+        return {
+            "levels": [level.state_dict() for level in self.levels],
+            "generator": self.generator.get_state(),
+            "device": self.generator.device.type,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned, in as many environments; on another kind of device, with other draws."""
+        if len(state["levels"]) != len(self.levels):
+            raise ValueError(f"the carry has {len(state['levels'])} levels, expected {len(self.levels)}")
+        for level, saved in zip(self.levels, state["levels"], strict=True):
+            level.load_state_dict(saved)
+        if state["device"] == self.generator.device.type:
+            self.generator.set_state(state["generator"].cpu())
 
 
 class Hierarchy:
@@ -215,12 +257,28 @@ class Hierarchy:
             if own.memory.get_keys():
                 _write(own.memory, rows, level.start(len(env_ids)))
 
+    def abandon(self, carry: Carry, env_ids: NDArray[np.int64]) -> None:
+        """End episodes of which the rest will never be seen: what is stored of them ends truncated."""
+        for level in self.levels:
+            level.abandon(env_ids)
+        self.reset(carry, env_ids)
+
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         """Let every level learn if it is time for that; returns their metrics."""
         metrics: dict[str, float] = {}
         for level in self.levels:
             metrics |= level.learn(n_total_env_steps)
         return metrics
+
+    def experience(self) -> dict[str, Any]:
+        """What the levels learn from, by level."""
+        return {str(i): level.replay.state_dict() for i, level in enumerate(self.levels) if level.replay is not None}
+
+    def load_experience(self, state: Mapping[str, Any]) -> None:
+        """Restore what `experience` returned."""
+        for i, level in enumerate(self.levels):
+            if level.replay is not None:
+                level.replay.load_state_dict(state[str(i)])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, by level."""
@@ -232,6 +290,11 @@ class Hierarchy:
             raise ValueError(f"the state has {len(state)} levels, expected {len(self.levels)}")
         for i, level in enumerate(self.levels):
             level.load_state_dict(state[str(i)])
+
+
+def _require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ValueError(f"the carry's {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
 
 
 def _write(memory: Batch, rows: Tensor, values: Batch) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from layeredrl.checks import require_count, require_number
 
-_PRIMES = (73_856_093, 19_349_663, 83_492_791, 25_165_843, 50_331_653, 12_582_917, 6_291_469, 3_145_739)
+_MOST_DIMS = 8
+_MULTIPLIER = 0x2545F4914F6CDD1D  # odd, its bits well mixed: that of the generator xorshift64*
 
 
 class Support(ABC, nn.Module):
@@ -40,15 +41,14 @@ class GridSupport(Support):
 
     def __init__(self, dims: Sequence[int], cell: float, min_visits: int = 4) -> None:
         super().__init__()
-        if not 1 <= len(dims) <= len(_PRIMES):
-            raise ValueError(f"dims is {list(dims)}, expected one to {len(_PRIMES)} dimensions")
+        if not 1 <= len(dims) <= _MOST_DIMS:
+            raise ValueError(f"dims is {list(dims)}, expected one to {_MOST_DIMS} dimensions")
         for dim in dims:
             require_count("dims", dim, minimum=0)
         require_number("cell", cell, 0, float("inf"), open_low=True)
         require_count("min_visits", min_visits)
         self.cell, self.min_visits = cell, min_visits
         self.register_buffer("index", torch.tensor(list(dims)), persistent=False)
-        self.register_buffer("primes", torch.tensor(_PRIMES[: len(dims)]), persistent=False)
         self.register_buffer("visits", torch.full((2**20,), min_visits, dtype=torch.int32))
 
     def fit(self, state: Tensor) -> None:
@@ -59,6 +59,12 @@ class GridSupport(Support):
         return (self.visits[self._entries(state)] < self.min_visits).to(state.dtype)
 
     def _entries(self, state: Tensor) -> Tensor:
-        # A state beyond the integers, or not a number, is as unsupported as any; the cast would be undefined.
-        coordinates = (state[..., self.index] / self.cell).floor().nan_to_num(0.0).clamp(-(2.0**30), 2.0**30).long()
-        return (coordinates * self.get_buffer("primes")).sum(-1) % len(self.visits)
+        # What is beyond the integers, or not a number, is far from everything; the cast would be undefined.
+        coordinates = (state[..., self.index] / self.cell).floor().nan_to_num(2.0**30).clamp(-(2.0**30), 2.0**30).long()
+        # Stirred after every dimension: with a mere sum of multiples, cells at some fixed small offset from each
+        # other would share entries wherever they are. Products wrap around.
+        key = torch.zeros_like(coordinates[..., 0])
+        for coordinate in coordinates.unbind(-1):
+            key = (key ^ coordinate) * _MULTIPLIER
+            key = key ^ ((key >> 32) & 0xFFFFFFFF)
+        return key % len(self.visits)

@@ -1,16 +1,18 @@
 """The training loop. It knows no algorithm."""
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
+import torch
 
 from layeredrl.checks import require_counts
 from layeredrl.collector import Collector, Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger
-from layeredrl.randomness import fork_globals
+from layeredrl.randomness import fork_globals, globals_state, restore_globals
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,12 @@ class Trainer:
         logger: Takes the metrics.
         config: Settings.
         evaluate: Plays a number of episodes without exploration, in environments of its own.
-        save: Writes a checkpoint, given the environment steps so far.
+        save: Writes a checkpoint of this trainer; also before an exception of a step is passed on.
+        stop: Asked after every step whether to end early.
+
+    Attributes:
+        episodes: All finished training episodes, in the order in which they ended.
+        last_score: Mean return of the last evaluation; None before there was one.
     """
 
     def __init__(
@@ -50,38 +57,109 @@ class Trainer:
         config: TrainerConfig,
         *,
         evaluate: Callable[[int], list[Episode]] | None = None,
-        save: Callable[[int], None] | None = None,
+        save: Callable[["Trainer"], None] | None = None,
+        stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.agent, self.collector, self.logger, self.config = agent, collector, logger, config
-        self.evaluate, self.save = evaluate, save
+        self.evaluate, self.save, self.stop = evaluate, save, stop
         self.episodes: list[Episode] = []
+        self.last_eval = self.last_save = 0
+        self.last_score: float | None = None
+        self._start, self._start_cpu = time.perf_counter(), time.process_time()
 
-    def run(self) -> list[Episode]:
-        """Train to the end; returns all finished training episodes in the order in which they ended."""
-        config = self.config
-        start, start_cpu = time.perf_counter(), time.process_time()
-        n = last_eval = last_save = 0
-        while n < config.n_total_env_steps:
-            episodes = self.collector.step(explore=True)
-            n = self.collector.n_total_env_steps
-            self.episodes += episodes
-            clock = {"time/seconds": time.perf_counter() - start, "time/cpu_seconds": time.process_time() - start_cpu}
-            for episode in episodes:
-                self.logger.log(
-                    {"env/episode_return": episode.episode_return, "env/episode_length": episode.length, **clock}, n
-                )
-            if learned := self.agent.learn(n):
-                told = self.collector.take_metrics()
-                self.logger.log({**told, **learned, "time/env_steps_per_second": n / clock["time/seconds"]}, n)
-            self.logger.log({}, n)  # progress, also where there is nothing to record
-            if self.evaluate is not None and config.eval_every and n - last_eval >= config.eval_every:
-                last_eval = n
-                with fork_globals():
-                    returns = [episode.episode_return for episode in self.evaluate(config.eval_episodes)]
-                self.logger.log({"eval/episode_return": float(np.mean(returns))}, n)
-            if self.save is not None and n - last_save >= config.checkpoint_every:
-                last_save = n
-                self.save(n)
-        if self.save is not None and last_save < n:
-            self.save(n)
-        return self.episodes
+    @property
+    def finished(self) -> bool:
+        """Whether all steps have been taken."""
+        return self.collector.n_total_env_steps >= self.config.n_total_env_steps
+
+    @property
+    def score(self) -> float | None:
+        """How good the agent is: by the last evaluation, or by the last ten episodes; None if there were none."""
+        if self.last_score is not None or not self.episodes:
+            return self.last_score
+        return float(np.mean([episode.episode_return for episode in self.episodes[-10:]]))
+
+    @property
+    def seconds(self) -> float:
+        """Time that training has taken, earlier processes included."""
+        return time.perf_counter() - self._start
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Time that this process has computed, and earlier ones."""
+        return time.process_time() - self._start_cpu
+
+    def run(self) -> None:
+        """Train to the end, or until `stop`; saves at the end in either case."""
+        while not self.finished and not self.stop():
+            try:
+                self._step()
+            except Exception:
+                if self.collector.n_total_env_steps:
+                    self._save()
+                raise
+            if self.collector.n_total_env_steps - self.last_save >= self.config.checkpoint_every:
+                self._save()
+        if self.last_save < self.collector.n_total_env_steps:
+            self._save()
+
+    def _step(self) -> None:
+        episodes = self.collector.step(explore=True)
+        n = self.collector.n_total_env_steps
+        self.episodes += episodes
+        clock = {"time/seconds": self.seconds, "time/cpu_seconds": self.cpu_seconds}
+        for episode in episodes:
+            self.logger.log(
+                {"env/episode_return": episode.episode_return, "env/episode_length": episode.length, **clock}, n
+            )
+        if learned := self.agent.learn(n):
+            told = self.collector.take_metrics()
+            self.logger.log({**told, **learned, "time/env_steps_per_second": n / clock["time/seconds"]}, n)
+        self.logger.log({}, n)  # progress, also where there is nothing to record
+        if self.evaluate is not None and self.config.eval_every and n - self.last_eval >= self.config.eval_every:
+            self.last_eval = n
+            with fork_globals():
+                returns = [episode.episode_return for episode in self.evaluate(self.config.eval_episodes)]
+            self.last_score = float(np.mean(returns))
+            self.logger.log({"eval/episode_return": self.last_score}, n)
+
+    def _save(self) -> None:
+        self.last_save = self.collector.n_total_env_steps
+        if self.save is not None:
+            self.save(self)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a run goes on from, so that nobody can tell that it was stopped.
+
+        What the agent has learned is apart, under "agent", from what only training needs.
+        """
+        return {
+            "n_total_env_steps": self.collector.n_total_env_steps,
+            "agent": self.agent.state_dict(),
+            "experience": self.agent.experience(),
+            "collector": self.collector.state_dict(),
+            "loggers": self.logger.state_dict(),
+            "globals": globals_state(),
+            "episodes": torch.tensor([astuple(episode) for episode in self.episodes], dtype=torch.float64),
+            "trainer": {
+                "last_eval": self.last_eval,
+                "last_save": self.last_save,
+                "last_score": self.last_score,
+                "seconds": self.seconds,
+                "cpu_seconds": self.cpu_seconds,
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self.agent.load_state_dict(state["agent"])
+        self.agent.load_experience(state["experience"])
+        self.collector.load_state_dict(state["collector"])
+        self.logger.load_state_dict(state["loggers"])
+        rows = state["episodes"].tolist()
+        self.episodes = [Episode(int(i), value, int(length), int(n)) for i, value, length, n in rows]
+        own = state["trainer"]
+        self.last_eval, self.last_save, self.last_score = own["last_eval"], own["last_save"], own["last_score"]
+        self._start = time.perf_counter() - own["seconds"]
+        self._start_cpu = time.process_time() - own["cpu_seconds"]
+        restore_globals(state["globals"])

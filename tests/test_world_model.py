@@ -60,7 +60,7 @@ def make_world(dynamics=move, *, discount=1.0, **known):
     encoder, model = Encoder(task), dynamics
     if not isinstance(dynamics, torch.nn.Module):
         model = Oracle.from_step(encoder.state_space, encoder.context_space, ACTIONS, dynamics)
-    objective = Objective(encoder.state_space.shape[0], discount=discount)
+    objective = Objective(encoder.state_dim, discount=discount)
     return WorldModel(encoder, model, task, objective=objective).eval()
 
 

@@ -78,6 +78,11 @@ class PlannersBenchmark:
     """Where the table goes; the returns of the seeds go beside it, as JSON."""
 
 
+def n_elites(n_samples: int) -> int:
+    """An eighth of the candidates, but three to ten."""
+    return min(10, max(3, n_samples // 8))
+
+
 def make_planner(name: str, budget: int, task: Task, space: spaces.Space[object]) -> Planner:
     """A planner that looks at `budget` trajectories per decision, at the most."""
     n_iterations, h = ITERATIONS[budget], task.horizon
@@ -85,7 +90,7 @@ def make_planner(name: str, budget: int, task: Task, space: spaces.Space[object]
     if name == "random shooting":
         return RandomShooting(space, RandomShootingConfig(horizon=h, n_samples=budget))
     if name == "CEM":
-        return CEM(space, CEMConfig(horizon=h, n_samples=n, n_iterations=n_iterations, n_elites=min(10, n // 2)))
+        return CEM(space, CEMConfig(horizon=h, n_samples=n, n_iterations=n_iterations, n_elites=n_elites(n)))
     if name == "MPPI":
         return MPPI(space, MPPIConfig(horizon=h, n_samples=n, n_iterations=n_iterations))
     first = int(budget / sum(1.25**-i for i in range(n_iterations)))
@@ -94,7 +99,7 @@ def make_planner(name: str, budget: int, task: Task, space: spaces.Space[object]
             horizon=h,
             n_samples=first,
             n_iterations=n_iterations,
-            n_elites=min(10, first // 3),
+            n_elites=n_elites(first),
             noise_exponent=task.noise_exponent,
         )
         planner = ICEM(space, icem)
@@ -146,8 +151,9 @@ def table(config: PlannersBenchmark, results: Results) -> str:
         "",
         "Return against the number of trajectories that a planner may look at per environment step: mean and standard",
         "error over seeds. Dynamics are the environments' own, so that only planners differ. Planners that refit do so",
-        f"in {', '.join(f'{n} iterations at {b}' for b, n in ITERATIONS.items())}; other settings are their defaults,",
-        "but for iCEM's noise exponent of 0.25 on HalfCheetah (1 elsewhere).",
+        f"in {', '.join(f'{n} iterations at {b}' for b, n in ITERATIONS.items())}; CEM and iCEM keep an eighth of their",
+        "candidates as elites, three to ten. Other settings are the defaults, but for iCEM's noise exponent of 0.25 on",
+        "HalfCheetah (1 elsewhere). Within a task, all planners plan for the same start states.",
         "",
         "    python -m experiments.benchmarks.planners",
         "",

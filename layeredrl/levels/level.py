@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.replay import Replay
+
 
 @dataclass(frozen=True)
 class Decision:
@@ -40,11 +42,13 @@ class Level(ABC):
         command_space: What it takes from the level above; None for the top level.
         action_space: What it emits.
         discount: Per environment step, for the reward that its transitions accumulate.
+        replay: What it learns from; None if it keeps nothing.
     """
 
     command_space: spaces.Space[Any] | None = None
     action_space: spaces.Space[Any]
     discount: float = 1.0
+    replay: Replay | None = None
 
     @abstractmethod
     def start(self, n_envs: int) -> Batch:
@@ -72,6 +76,11 @@ class Level(ABC):
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:  # noqa: B027  optional
         """Take in finished transitions at this level's time scale, as `Replay.add` does. The default forgets them."""
+
+    def abandon(self, env_ids: NDArray[np.int64]) -> None:
+        """Episodes end, after their last transition, without anybody seeing how: by default that was a truncation."""
+        if self.replay is not None:
+            self.replay.truncate(env_ids)
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         """Learn from what was observed, if it is time for that.

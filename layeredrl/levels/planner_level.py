@@ -1,6 +1,7 @@
 """A level that plans with a learned world model."""
 
 import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,11 +38,14 @@ class ModelLearningConfig:
     """How a fit goes."""
     reward_learning_rate: float = 1e-3
     """Of the reward network, where the task's reward is not known."""
+    max_failed_plans: int = 10
+    """Decisions in training for which no plan with a finite score is found, and a random action stands in; one more is
+    an error."""
     replay_size: int = 1_000_000
     """Transitions kept, all environments together."""
 
     def __post_init__(self) -> None:
-        require_counts(self, n_random_steps=1, fit_every=1, first_epochs=1, replay_size=1)
+        require_counts(self, n_random_steps=1, fit_every=1, first_epochs=1, max_failed_plans=0, replay_size=1)
         require_number("reward_learning_rate", self.reward_learning_rate, 0, math.inf, open_low=True)
 
 
@@ -73,6 +77,7 @@ class PlannerLevel(Level):
         self.device = world.dynamics.device
         self.n_total_env_steps = 0
         self.last_fit = 0
+        self.n_failed_plans = 0
         self._generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "fit"))
         if planner.action_space != action_space:
             raise ValueError(f"the planner plans in {planner.action_space}, expected {action_space}")
@@ -111,7 +116,12 @@ class PlannerLevel(Level):
         if explore and self.learning is not None and self.n_total_env_steps < self.learning.n_random_steps:
             return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
 
-        plan = self.plan(obs, memory, generator)
+        try:
+            plan = self.plan(obs, memory, generator)
+        except PlanningError as error:
+            if self.learning is None:
+                raise
+            plan = self._patched(error, generator, count=explore)
         due = memory.until_report == 0
         plan.warm_start.until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
         if not due.any():
@@ -133,8 +143,11 @@ class PlannerLevel(Level):
         Raises:
             PlanningError: No candidate has a finite score; says at which step the model diverges.
         """
+        tried = torch.empty(0)
 
         def score(candidates: Tensor) -> Tensor:
+            nonlocal tried
+            tried = candidates
             with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
                 scores = self.world.score(obs, candidates, generator=generator)
             return scores.clone()
@@ -142,7 +155,22 @@ class PlannerLevel(Level):
         try:
             return self.planner.plan(score, len(obs), memory, generator)
         except PlanningError as error:
-            raise PlanningError(self._reason(error, obs, generator), error.env_ids, error.plan) from None
+            raise PlanningError(self._reason(error, obs, tried, generator), error.env_ids, error.plan) from None
+
+    def _patched(self, error: PlanningError, generator: torch.Generator, *, count: bool) -> Plan:
+        """A plan with random actions where there is none, as long as that has not happened too often in training."""
+        assert self.learning is not None
+        self.n_failed_plans += count
+        if self.n_failed_plans > self.learning.max_failed_plans:
+            raise error
+        warnings.warn(f"{error}; they act at random", RuntimeWarning, stacklevel=3)
+        plan, rows = error.plan, torch.tensor(error.env_ids, device=self.device)
+        lead = (len(rows), self.planner.horizon)
+        plan.actions[rows] = actions.uniform(self.action_space, lead, generator)
+        fresh = self.planner.start(len(rows), self.device)
+        for key in fresh.get_keys():
+            plan.warm_start[key][rows] = fresh[key]
+        return plan
 
     def _report(self, plan: Plan, obs: Tensor, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Predicted returns of the chosen sequences, (n,), and what else there is to tell of them, (n,) each.
@@ -161,27 +189,27 @@ class PlannerLevel(Level):
             "plan/iterations_to_converge": converged.to(returns.dtype),
         }
 
-    def _reason(self, error: PlanningError, obs: Tensor, generator: torch.Generator) -> str:
-        """Why nothing that was tried has a finite score."""
+    def _reason(self, error: PlanningError, obs: Tensor, tried: Tensor, generator: torch.Generator) -> str:
+        """Why nothing that was tried has a finite score, told from the last candidates (E, N, H, A)."""
         rows = torch.tensor(error.env_ids, device=obs.device)
-        result = self.world.rollout(obs[rows], error.plan.actions[rows], generator=generator, statistics=False)
-        diverged = result.diverged.flatten(0, 2).any(0)
+        obs, tried = obs[rows].repeat_interleave(tried.shape[1], 0), tried[rows].flatten(0, 1)
+        if not obs.isfinite().all():
+            return f"{error}: the observations are not finite"
+        diverged = self.world.rollout(obs, tried, generator=generator, statistics=False).diverged.flatten(0, 2).any(0)
         if diverged.any():
             step = int(diverged.int().argmax())
             return f"{error}: the model's states leave the finite range at step {step} of {self.planner.horizon}"
-        if not result.state.isfinite().all():
-            return f"{error}: the observations are not finite"
         return f"{error}: the model's states are finite, its rewards, terminations or values are not"
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
-        if self.learning is not None:
+        if self.replay is not None:
             self.replay.add(transitions, env_ids)
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
         self.world.dynamics.set_n_total_env_steps(n_total_env_steps)
         learning = self.learning
-        if learning is None or n_total_env_steps < learning.n_random_steps or not len(self.replay):
+        if learning is None or n_total_env_steps < learning.n_random_steps or not self.replay:
             return {}
         if self.last_fit and n_total_env_steps - self.last_fit < learning.fit_every:
             return {}
@@ -191,6 +219,7 @@ class PlannerLevel(Level):
 
     def _fit(self, config: FitConfig) -> dict[str, float]:
         assert isinstance(self.world.dynamics, ProbabilisticEnsemble)
+        assert self.replay is not None
         data = self.replay.all()
         obs, obs_next, act = (torch.as_tensor(x, device=self.device) for x in (data.obs, data.obs_next, data.act))
         space = self.world.task.action_space
@@ -202,6 +231,8 @@ class PlannerLevel(Level):
         self.world.objective.fit_statistics(state)
         result = fit(self.world.dynamics, transitions, config, generator=self._generator)
         metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(self.replay)}
+        if result.skipped:
+            metrics["model/skipped_steps"] = result.skipped
         if result.holdout_loss is not None:
             metrics["model/holdout_loss"] = float(result.holdout_loss.mean())
         net, optimizer = self.world.reward_net, self._reward_optimizer
@@ -220,6 +251,7 @@ class PlannerLevel(Level):
             "world": self.world.state_dict(),
             "n_total_env_steps": self.n_total_env_steps,
             "last_fit": self.last_fit,
+            "n_failed_plans": self.n_failed_plans,
             "generator": self._generator.get_state(),
             "device": self.device.type,
         }
@@ -230,6 +262,7 @@ class PlannerLevel(Level):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.world.load_state_dict(state["world"])
         self.n_total_env_steps, self.last_fit = state["n_total_env_steps"], state["last_fit"]
+        self.n_failed_plans = state["n_failed_plans"]
         if state["device"] == self.device.type:  # another device draws other numbers anyway
             self._generator.set_state(state["generator"].cpu())
         for name, optimizer in self._optimizers().items():

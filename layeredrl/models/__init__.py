@@ -3,5 +3,6 @@
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, FitResult, fit
 from layeredrl.models.model import Model
+from layeredrl.models.oracle import Oracle
 
-__all__ = ["FitConfig", "FitResult", "Model", "ProbabilisticEnsemble", "fit"]
+__all__ = ["FitConfig", "FitResult", "Model", "Oracle", "ProbabilisticEnsemble", "fit"]

@@ -9,6 +9,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_counts
+from layeredrl.faults import NonFiniteError
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.interface import counted_rows
 
@@ -27,9 +28,11 @@ class FitConfig:
     """Share of the transitions that is kept from training; above zero, members stop early at their best."""
     patience: int = 5
     """Epochs without improvement on the holdout, of any member, after which the fit stops."""
+    max_skipped: int = 10
+    """Steps that a fit may leave out because their loss or gradient is not finite; one more is an error."""
 
     def __post_init__(self) -> None:
-        require_counts(self, epochs=1, batch_size=1, patience=1)
+        require_counts(self, epochs=1, batch_size=1, patience=1, max_skipped=0)
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout is {self.holdout}, expected a number in [0, 1)")
 
@@ -48,6 +51,8 @@ class FitResult:
     """Passes over the data that were made."""
     steps: int
     """Optimiser steps that were taken."""
+    skipped: int
+    """Steps that were left out because their loss or gradient was not finite."""
 
 
 def fit(
@@ -69,6 +74,9 @@ def fit(
         config: Settings.
         generator: Source of randomness, on the ensemble's device.
         progress: Told after each epoch its number, from 1, and the members' mean training losses in it, (M,).
+
+    Raises:
+        NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite.
     """
     if ensemble.optimizer is None:
         raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
@@ -94,16 +102,22 @@ def fit(
     was_training = ensemble.training
     best = _BestMembers(ensemble, held_out) if held_out is not None else None
     ensemble.train()
-    n_epochs, losses = 0, torch.zeros(n_members)
+    n_epochs, skipped, losses = 0, 0, torch.zeros(n_members)
     while n_epochs < config.epochs:
         n_epochs += 1
         order = share.gather(1, permutations(n_rows))
         shuffled = {key: x[order] for key, x in rows.items()}
         losses = torch.zeros(n_members, device=ensemble.device)
         # Chunks of equal size, rather than full batches and a noisy rest of a row or two.
-        for batch in zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True):
-            member_losses = ensemble.member_losses(dict(zip(shuffled, batch, strict=True)))
-            ensemble.take_step(member_losses.sum() + ensemble.regularization())
+        for i, tensors in enumerate(zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True)):
+            batch = dict(zip(shuffled, tensors, strict=True))
+            member_losses = ensemble.member_losses(batch)
+            if not ensemble.take_step(member_losses.sum() + ensemble.regularization()):
+                skipped += 1
+                if skipped > config.max_skipped:
+                    ensemble.train(was_training)
+                    raise NonFiniteError(f"{_blame(member_losses, batch)}, in batch {i} of epoch {n_epochs}")
+                continue
             losses += member_losses.detach()
         if progress is not None:
             progress(n_epochs, losses / n_batches)
@@ -114,7 +128,16 @@ def fit(
     ensemble.train(was_training)
     losses, holdout_loss = losses / n_batches, None if best is None else best.losses
     elites = (losses if holdout_loss is None else holdout_loss).argsort()
-    return FitResult(losses, holdout_loss, elites, n_epochs, n_epochs * n_batches)
+    return FitResult(losses, holdout_loss, elites, n_epochs, n_epochs * n_batches - skipped, skipped)
+
+
+def _blame(member_losses: Tensor, batch: dict[str, Tensor]) -> str:
+    """Which members' losses are not finite, or that it is a gradient, and what in the batch is the largest."""
+    largest = {key: float(x.abs().max()) for key, x in batch.items() if x.is_floating_point() and x.numel()}
+    key = max(largest, key=lambda name: largest[name])
+    members = (~member_losses.isfinite()).nonzero().flatten().tolist()
+    what = f"the loss of member {', '.join(map(str, members))} is not finite" if members else "a gradient is not finite"
+    return f"{what}; the largest number is {largest[key]:.3g}, in {key}"
 
 
 def split_holdout(

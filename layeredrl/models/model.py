@@ -1,5 +1,6 @@
 """The interface of dynamics models."""
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any
@@ -81,6 +82,8 @@ class Model(ABC, nn.Module):
     def learn(self, batch_lst: list[Batch]) -> Tensor:
         """Take one optimiser step for each of the batches.
 
+        A step whose loss or gradient is not finite is left out, with a warning.
+
         Args:
             batch_lst: Batches as `loss` wants them; at least one.
 
@@ -89,18 +92,30 @@ class Model(ABC, nn.Module):
         """
         if not isinstance(batch_lst, list | tuple) or not batch_lst:
             raise ValueError(f"batch_lst is {type(batch_lst).__name__} or empty, expected a list of at least one Batch")
-        for batch in batch_lst:
+        for i, batch in enumerate(batch_lst):
             loss = self.loss(batch)
-            self.take_step(loss)
+            if not self.take_step(loss):
+                warnings.warn(
+                    f"the loss of batch {i} is {float(loss)}, or its gradient not finite: no step", stacklevel=2
+                )
         return loss.detach()
 
-    def take_step(self, loss: Tensor) -> None:
-        """One optimiser step down the gradient of `loss`, a scalar."""
+    def take_step(self, loss: Tensor) -> bool:
+        """One optimiser step down the gradient of `loss`, a scalar, unless that is not finite.
+
+        Returns:
+            Whether the step was taken.
+        """
         if self.optimizer is None:
             raise RuntimeError("learning needs an optimizer: construct the model with create_optimizer=True")
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(loss)
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        # A sum is finite if its terms are: one look for all of them.
+        if not bool(torch.stack([loss.detach(), *(g.sum() for g in gradients)]).sum().isfinite()):
+            return False
         self.optimizer.step()
+        return True
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:

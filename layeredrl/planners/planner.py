@@ -12,6 +12,7 @@ from torch import Tensor
 
 from layeredrl import actions
 from layeredrl.checks import require_count
+from layeredrl.faults import Fault
 
 ScoreFunction = Callable[[Tensor], Tensor]
 """Candidate sequences (E, N, H, A) of E environments to scores (E, N): higher is better, non-finite is worst."""
@@ -31,7 +32,7 @@ class Plan:
     """Best score of each iteration, (iterations, E)."""
 
 
-class PlanningError(RuntimeError):
+class PlanningError(Fault):
     """No candidate of an environment had a finite score, in any iteration.
 
     Attributes:

@@ -1,20 +1,39 @@
 """A level that plans: its random start, when it fits, what acting leaves alone, and that it gets better."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tianshou.data import Batch
 
+from agents.pets import PETS
+from layeredrl.collector import Collector
+from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.levels import planner_level as planner_level_module
 from layeredrl.models import FitConfig, Model, ProbabilisticEnsemble
+from layeredrl.models.oracle import Oracle
 from layeredrl.nets import GaussianMixtureMLP
 from layeredrl.objective import Objective
-from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig
+from layeredrl.planners import (
+    CEM,
+    ICEM,
+    MPPI,
+    CEMConfig,
+    ICEMConfig,
+    MPPIConfig,
+    Plan,
+    Planner,
+    PlanningError,
+    RandomShooting,
+    RandomShootingConfig,
+)
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 
@@ -47,7 +66,7 @@ def make(seed=0, learning=LEARNING, reward=known_reward, planner=None, **setting
     )
     if planner is None:
         planner = ICEM(ACTION, ICEMConfig(horizon=3, n_samples=16, n_iterations=2, n_elites=4))
-    objective = Objective(encoder.state_space.shape[0], discount=0.9)
+    objective = Objective(encoder.state_dim, discount=0.9)
     world = WorldModel(encoder, dynamics, task, objective=objective, reward_hidden=(16,))
     return PlannerLevel(world, planner, ACTION, learning=learning, seed=seed)
 
@@ -332,3 +351,280 @@ def test_only_an_ensemble_with_an_optimizer_can_learn():
 def test_settings_out_of_range_are_named(name):
     with pytest.raises(ValueError, match=f"{name} is 0"):
         ModelLearningConfig(**{name: 0})
+
+
+# ------------------------------------------------------------------ what it tells of its plans
+
+
+def test_a_report_is_that_of_a_plain_loop():
+    level = make(reward=None, n_models=3, n_particles_per_model=4)
+    level.world.objective.uncertainty_weight = 0.5  # a penalty is no part of the return
+    generator, obs = seeded(), torch.linspace(-1, 1, 2 * E).view(E, 2)
+    plan = level.plan(obs, level.start(E), generator)
+    with torch.no_grad():
+        result = level.world.rollout(obs, plan.actions, generator=generator)
+    returns = np.zeros((E, 3, 4))
+    for i, m, p in np.ndindex(E, 3, 4):
+        alive = 1.0
+        for t in range(3):
+            returns[i, m, p] += 0.9**t * alive * float(result.reward[i, m, p, t])
+            alive *= 1 - float(result.term_prob[i, m, p, t])
+    decision = act(level, explore=False, obs=obs)
+    assert torch.equal(decision.action, plan.actions[:, 0])
+    assert decision.forecast_steps == 3
+    np.testing.assert_allclose(decision.forecast, returns.mean((1, 2)), rtol=1e-5)
+    expected = {
+        "plan/return_std": [np.std(rows) for rows in returns],
+        "plan/return_std_between_members": returns.mean(2).std(1),
+        "plan/score": plan.score,
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(decision.metrics[name], values, rtol=1e-4, err_msg=name)
+
+
+class Rehearsed(Planner):
+    """Goes through given best scores (iterations, E), whatever they are scored for."""
+
+    def __init__(self, best_scores, horizon=1):
+        super().__init__(ACTION, horizon)
+        self.best_scores = torch.tensor(best_scores)
+
+    def start(self, n_envs, device):
+        return Batch()
+
+    def _plan(self, score, n_envs, warm_start, generator, proposals):
+        return Plan(torch.zeros(n_envs, self.horizon, 2), self.best_scores[-1], Batch(), self.best_scores)
+
+
+def test_it_has_converged_when_nearly_all_is_gained():
+    columns = {(0, 0, 0): 1, (0, 0.5, 1): 3, (-10, -0.1, 0): 2, (-10, -0.11, 0): 3, (5, 4, 3): 1, (-np.inf, 0, 1): 2}
+    level = make(planner=Rehearsed(np.array(list(columns), np.float32).T), learning=None)
+    decision = act(level, obs=torch.zeros(len(columns), 2))
+    assert decision.metrics["plan/iterations_to_converge"].tolist() == list(columns.values())
+
+
+def test_every_environment_reports_once_per_horizon():
+    """Environments reset at different times; the horizon is three."""
+    level = make(learning=None)
+    agent = Hierarchy([level], level.world.task)
+    carry, ages, lengths = agent.start(E, seed=0), np.zeros(E, int), np.array([2, 5, 100])
+    obs = np.zeros((E, 2), np.float32)
+    for _ in range(12):
+        agent.act(obs, carry, explore=True)
+        due, told = ages % 3 == 0, carry.told()
+        assert len(told) == (4 if due.any() else 0)
+        for name, values in told.items():
+            np.testing.assert_array_equal(np.isfinite(values), due, err_msg=name)
+        ages += 1
+        done = ages == lengths
+        step = Batch(rew=np.zeros(E), terminated=done, truncated=np.zeros(E, bool), obs_next=obs)
+        agent.observe(step, np.arange(E), carry, learn=False)
+        ages[done] = 0
+
+
+def test_forecasts_are_given_where_something_is_reported():
+    level = make(learning=None)
+    memory = level.start(E)
+    memory.until_report[:] = torch.tensor([0, 2, 1])
+    due = [[True, False, False], [False, False, True], [False, True, False], [True, False, False]]
+    for t, expected in enumerate(due):
+        decision = act(level, memory=memory, seed=t)
+        memory = decision.memory
+        assert decision.forecast.isfinite().tolist() == expected
+        for values in decision.metrics.values():
+            assert values.isfinite().tolist() == expected
+
+
+def test_reports_begin_with_the_first_plan():
+    level = make()
+    memory = level.start(E)
+    for _ in range(4):
+        decision = act(level, memory=memory)
+        memory = decision.memory
+        assert decision.forecast is None
+    level.learn(12)
+    assert act(level, memory=memory).forecast.isfinite().all()
+
+
+# ------------------------------------------------------------------ when no plan has a finite score
+
+UNIT = spaces.Box(-1.0, 1.0, (1,))
+PLANNERS = {
+    "icem": ICEM(UNIT, ICEMConfig(horizon=5, n_samples=8, n_iterations=2, n_elites=2)),
+    "cem": CEM(UNIT, CEMConfig(horizon=5, n_samples=8, n_iterations=2, n_elites=2)),
+    "mppi": MPPI(UNIT, MPPIConfig(horizon=5, n_samples=8)),
+    "random_shooting": RandomShooting(UNIT, RandomShootingConfig(horizon=5, n_samples=8)),
+}
+
+
+def plan_with(planner, next_state, reward=lambda state, context, action, after: after[..., 0], obs=((0, 0), (-9, 0))):
+    """Plan where the truth is known."""
+    task = TaskSpec(OBSERVATION, UNIT, reward=reward)
+    encoder = Encoder(task)
+    oracle = Oracle.from_step(encoder.state_space, encoder.context_space, UNIT, next_state)
+    level = PlannerLevel(WorldModel(encoder, oracle, task), PLANNERS[planner], UNIT)
+    return level.plan(torch.tensor(obs, dtype=torch.float32), level.start(len(obs)), seeded())
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("last", range(5))
+def test_a_model_that_diverges_is_caught_at_its_step(planner, last):
+    def count(state, context, action):
+        return torch.where(state[..., :1] >= last, torch.inf, state + 1)
+
+    with pytest.raises(PlanningError, match=rf"environments 0: the model's states .* at step {last} of 5$") as error:
+        plan_with(planner, count)
+    assert error.value.env_ids == [0]
+    assert error.value.plan.actions.shape == (2, 5, 1)
+
+
+@pytest.mark.parametrize("planner", ["cem", "mppi", "random_shooting"])  # iCEM tries its mean, which is fine here
+def test_the_reason_is_that_of_what_was_tried(planner):
+    """All candidates diverge; their mean, which none of them is, would not."""
+
+    def burst(state, context, action):
+        return torch.where(action.abs() > 1e-9, torch.nan, state)
+
+    with pytest.raises(PlanningError, match=r"environments 0, 1: the model's states leave .* at step 0 of 5$"):
+        plan_with(planner, burst)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_rewards_that_are_not_finite_are_told_from_states(planner, bad):
+    def reward(state, context, action, after):
+        return torch.where(after[..., 0] >= 3, bad, after[..., 0])
+
+    with pytest.raises(PlanningError, match=r"environments 0: the model's states are finite, its rewards"):
+        plan_with(planner, lambda state, context, action: state + 1, reward)
+
+
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_observations_that_are_not_finite_are_told_from_the_model(planner):
+    with pytest.raises(PlanningError, match=r"environments 1: the observations are not finite$"):
+        plan_with(planner, lambda state, context, action: state + action, obs=[(0, 0), (0, np.nan)])
+
+
+# ------------------------------------------------------------------ PETS with choices
+
+EFFECTS = torch.tensor([[0.5, -0.5, 0.0, 0.0], [0.3, -0.6, 0.6, 0.0]])
+"""Of each choice, without any order, on either number of the state."""
+
+
+class Switches(gym.Env):
+    """Each choice moves one number of the state; to be near zero pays."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+    def __init__(self, action_space):
+        self.action_space = action_space
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state, self.n_steps = self.np_random.normal(size=2).astype(np.float32), 0
+        return self.state, {}
+
+    def step(self, action):
+        assert self.action_space.contains(action)
+        action = np.atleast_1d(action)
+        effects = np.zeros(2, np.float32)
+        for i, choice in enumerate(action):
+            effects[i] = EFFECTS[i, choice]
+        self.state, self.n_steps = self.state + effects, self.n_steps + 1
+        return self.state, float(-np.abs(self.state).sum()), False, self.n_steps == 7, {}
+
+
+def make_pets(action_space, **settings):
+    """A small PETS, whose reward is to be learned."""
+    torch.manual_seed(0)
+    task = TaskSpec(Switches.observation_space, action_space, n_envs=2)
+    return replace(PETS.presets["debug"], **settings).build(task, torch.device("cpu"), seed=0)
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4])], ids=["discrete", "multi"])
+@pytest.mark.parametrize("planner", ["icem", "cem"])
+def test_pets_learns_what_choices_do(space, planner, monkeypatch):
+    data, original = [], planner_level_module.fit
+
+    def fit(ensemble, transitions, config, *, generator):
+        data.append(transitions)
+        return original(ensemble, transitions, config, generator=generator)
+
+    monkeypatch.setattr(planner_level_module, "fit", fit)
+    agent = make_pets(space, planner=planner, cem=CEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4))
+    env = SyncVectorEnv([partial(Switches, space)] * 2, autoreset_mode=AutoresetMode.DISABLED)
+    collector, learned = Collector(env, agent, seed=0), []
+    for _ in range(31):
+        collector.step(explore=True)
+        learned.append(agent.learn(collector.n_total_env_steps))
+    assert [metrics["model/transitions"] for metrics in learned if metrics] == [20, 40, 60]
+    assert all(np.isfinite(list(metrics.values())).all() for metrics in learned)
+    assert all("model/reward_loss" in metrics for metrics in learned if metrics)
+    assert np.isfinite(collector.take_metrics()["plan/achieved_return"])
+    rows = agent.levels[0].replay.all()
+    assert len(rows) == 62
+    assert rows.act.dtype == np.int64
+    assert {tuple(row) for row in rows.act} >= set(np.ndindex(*np.atleast_1d(getattr(space, "nvec", 3))))
+    taken, modelled = torch.as_tensor(rows.act), data[-1].act
+    for i in range(taken.shape[1]):  # what was chosen is what the environment did
+        np.testing.assert_allclose(rows.obs_next[:, i] - rows.obs[:, i], EFFECTS[i, rows.act[:, i]], atol=1e-6)
+    effects = data[-1].state_next - data[-1].state
+    if isinstance(space, spaces.Discrete):
+        assert modelled.shape == (60, 1)
+        torch.testing.assert_close(EFFECTS[0, modelled[:, 0]], effects[:, 0])
+        return
+    assert modelled.shape == (60, 6)
+    assert set(modelled.unique().tolist()) == {0.0, 1.0}
+    torch.testing.assert_close(modelled[:, :2] @ EFFECTS[0, :2], effects[:, 0])
+    torch.testing.assert_close(modelled[:, 2:] @ EFFECTS[1], effects[:, 1])
+
+
+def test_several_choices_reach_the_dynamics_as_features(monkeypatch):
+    space = spaces.MultiDiscrete([2, 4])
+    world = make_pets(space).levels[0].world
+    seen, rollout = [], world.dynamics.rollout
+
+    def look(state, context, actions, **settings):
+        seen.append(actions)
+        return rollout(state, context, actions, **settings)
+
+    monkeypatch.setattr(world.dynamics, "rollout", look)
+    choices = torch.tensor([[[0, 3], [1, 0]]])
+    with torch.no_grad():
+        result = world.rollout(torch.zeros(1, 2), choices, generator=seeded())
+    assert seen[0].tolist() == [[[1, 0, 0, 0, 0, 1], [0, 1, 1, 0, 0, 0]]]
+    assert result.returns.isfinite().all()
+
+
+@pytest.mark.parametrize("space", [UNIT, spaces.MultiDiscrete([2, 4])], ids=["box", "multi"])
+def test_the_weight_of_uncertainty_changes_plans(space):
+    def actions(weight):
+        agent = make_pets(space, uncertainty_weight=weight)
+        obs = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
+        return agent.act(obs, agent.start(50, seed=0), explore=False)
+
+    np.testing.assert_array_equal(actions(0.0), actions(0.0))
+    careful, bold = actions(100.0), actions(-100.0)
+    assert not np.array_equal(careful, actions(0.0))
+    assert not np.array_equal(careful, bold)
+    with pytest.raises(ValueError, match=r"uncertainty_weight is 1\.0, but the dynamics has one member"):
+        make_pets(space, uncertainty_weight=1.0, model=replace(PETS.presets["debug"].model, n_models=1))
+
+
+@pytest.mark.parametrize("weight", [2.0, -2.0])
+def test_disagreement_is_shunned_or_sought(weight):
+    """Members agree but on what the second action does."""
+    level = make(learning=None, reward=lambda s, c, a, n: torch.zeros_like(s[..., 0]))
+
+    def rollout(state, context, actions, **settings):
+        positions = torch.cat([state[:, None], state[:, None] + actions.cumsum(1)], 1)
+        states = positions[:, None, None].repeat(1, 2, 1, 1, 1)
+        states[:, 1, ..., 1] *= -1
+        flags = torch.zeros(*states.shape[:3], actions.shape[1])
+        return Batch(state=states, term_prob=flags, diverged=flags.bool())
+
+    level.world.dynamics.rollout = rollout
+    level.world.objective.uncertainty_weight = weight
+    plan = level.plan(torch.zeros(64, 2), level.start(64), seeded())
+    distance = plan.actions[..., 1].cumsum(1).abs().mean()
+    assert (distance < 0.3) if weight > 0 else (distance > 0.8)

@@ -1,0 +1,42 @@
+"""Being asked to stop."""
+
+import os
+import signal
+import sys
+from types import FrameType, TracebackType
+from typing import Self
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and can go on (EX_TEMPFAIL: try again)."""
+
+
+class StopRequest:
+    """Whether SIGTERM or SIGINT has arrived. The second one ends the process at once.
+
+    A context manager: afterwards the signals do what they did before.
+    """
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._before: dict[signal.Signals, object] = {}
+
+    def __bool__(self) -> bool:
+        return self.received is not None
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._take)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # a live display has hidden the cursor
+            sys.stdout.flush()
+            os._exit(128 + number)
+        self.received = signal.Signals(number).name
