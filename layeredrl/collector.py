@@ -79,10 +79,13 @@ class Collector:
         self._begin()
 
     def take_metrics(self) -> dict[str, float]:
-        """What decisions had to tell, and how their predictions turned out: means since the last call."""
+        """What decisions had to tell, and how their predictions turned out: means since the last call.
+
+        And how many episodes had to be abandoned since the beginning, if any.
+        """
         means = {name: float(np.mean(values)) for name, values in self._told.items()}
         self._told = {}
-        return means
+        return means | ({"env/abandoned_episodes": float(self.n_abandoned)} if self.n_abandoned else {})
 
     def step(self, *, explore: bool) -> list[Episode]:
         """Take one step in every environment.
