@@ -54,6 +54,12 @@ class RunConfig(Generic[A]):
     """Instances of the environment that run side by side."""
     async_envs: bool = False
     """Each instance in a process of its own, instead of one after the other."""
+    on_env_fault: Literal["stop", "restart"] = "stop"
+    """What to do when an environment raises, hangs, dies or returns what is no observation."""
+    env_timeout: float = 60.0
+    """Seconds in which an environment in a process of its own has to answer."""
+    max_env_faults: int = 100
+    """Faults after which a run stops in any case."""
     name: str | None = None
     """Name of the run's folder; agent, environment and seed by default."""
     runs_dir: Path = Path("runs")
@@ -251,7 +257,7 @@ def _preset(args: Sequence[str]) -> Preset:
     raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(TRAINER_PRESETS)}")
 
 
-def fail(message: object) -> NoReturn:
-    """End the program because of bad input: one line, exit code 2."""
+def fail(message: object, code: int = 2) -> NoReturn:
+    """End the program with one line; the exit code is that of bad input by default."""
     print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(code)

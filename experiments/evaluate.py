@@ -12,7 +12,7 @@ import tyro
 
 from experiments.config import RunConfig, command_line, fail, from_json
 from experiments.pictures import record_episode
-from experiments.run import CHECKPOINTS, CONFIG, build_agent, can_render, play
+from experiments.run import CHECKPOINTS, CONFIG, build_agent, can_render, play, restoring
 from layeredrl.checkpoint import Checkpoints
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
@@ -54,13 +54,9 @@ def load(args: EvaluateConfig) -> tuple[RunConfig[Any], Hierarchy, int]:
     agent = build_agent(config)
     path = args.run / CHECKPOINTS
     state = Checkpoints(path).load(config.device)
-    try:
+    with restoring(path):
         agent.load_state_dict(state["agent"])
         return config, agent, int(state["n_total_env_steps"])
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        first, *others = str(error).splitlines()  # torch names every tensor that does not fit; one will do
-        reason = f"{type(error).__name__}: {first} {''.join(others[:1])}"
-        raise ValueError(f"{path} does not fit the settings in {CONFIG}: {reason}") from error
 
 
 def main() -> None:

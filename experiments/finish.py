@@ -1,7 +1,7 @@
 """The end of a run: pictures, and a table of what came out."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from experiments.run import CHECKPOINTS, METRICS, SUMMARY, can_render
 from layeredrl.collector import Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger, closing_table
+from layeredrl.randomness import fork_globals
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,16 @@ class Training:
     """Time that this process computed."""
 
 
-def finish(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, training: Training) -> None:
-    """Draw the pictures that the settings ask for, log them, and print the closing table."""
+def finish(
+    config: RunConfig[Any],
+    agent: Hierarchy,
+    folder: Path,
+    *,
+    logger: Logger,
+    training: Training,
+    save: Callable[[], None],
+) -> None:
+    """Draw the pictures that the settings ask for, log and `save` them, and print the closing table."""
     n_steps = training.n_total_env_steps
     rows = {
         "agent": config.agent,
@@ -55,7 +64,9 @@ def finish(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logge
         f"{training.seconds:.1f} s ({training.cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
     )
     if config.pictures:
-        rows |= _draw(config, agent, folder, logger, training)
+        with fork_globals():
+            rows |= _draw(config, agent, folder, logger, training)
+        save()  # the logs' positions: W&B would ignore what a longer run logged where the pictures are
     if (folder / METRICS).exists():  # it begins with the first finished episode or fit
         rows["metrics"] = str(folder / METRICS)
     rows["checkpoints"] = str(folder / CHECKPOINTS)

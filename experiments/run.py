@@ -1,13 +1,14 @@
 """The parts of a run, put together from its settings; shared by training and evaluation."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import gymnasium as gym
 import torch
@@ -16,6 +17,7 @@ import envs  # noqa: F401  registers the tasks with gymnasium
 from experiments.config import RunConfig, from_json, to_dict, to_json
 from layeredrl.collector import Collector, Episode
 from layeredrl.environments import make_task, make_vector_env
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
 from layeredrl.randomness import seed_globals
@@ -23,6 +25,7 @@ from layeredrl.randomness import seed_globals
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
 CONFIG = "config.json"
+LOCK = "lock"
 SUMMARY = "summary.json"
 """What a run came to; it is there when all is done, pictures too."""
 
@@ -46,7 +49,14 @@ def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
     """The collector that trains the agent."""
     # A process that does not begin as a copy of this one knows no environments: it has to import them.
     env_id = config.env if ":" in config.env else f"envs:{config.env}"
-    env = make_vector_env(env_id, config.n_envs, asynchronous=config.async_envs)
+    env = make_vector_env(
+        env_id,
+        config.n_envs,
+        asynchronous=config.async_envs,
+        on_fault="restart" if config.on_env_fault == "restart" else "raise",
+        timeout_s=config.env_timeout,
+        max_faults=config.max_env_faults,
+    )
     return Collector(env, agent, seed=config.seed)
 
 
@@ -68,45 +78,71 @@ def can_render(env_id: str) -> bool:
         env.close()
 
 
-def open_folder(config: RunConfig[Any]) -> Path:
-    """Make the run's folder and write its settings there, or find the run in it that these settings go on with.
+@contextlib.contextmanager
+def open_folder(config: RunConfig[Any]) -> Iterator[Path]:
+    """Hold the run's folder: make it and write the settings there, or find the run that these settings go on with.
+
+    Nothing is changed in it before this process alone holds it: two would write over each other.
 
     Raises:
-        ValueError: It holds another run, or something else, or cannot be written.
+        ValueError: It holds another run, or something else, or cannot be written, or another process holds it.
     """
     folder, text = config.folder, to_json(config)
     made: list[Path] = []
-    try:
-        made = [path for path in (folder, *folder.parents) if not path.exists()]
-        if folder not in made:
-            _require_own(folder, config)
+    with contextlib.ExitStack() as held:
+        try:
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            if folder not in made:
+                _require_own(folder, config)
+            folder.mkdir(parents=True, exist_ok=True)
+            _lock(held.enter_context((folder / LOCK).open("w")), folder)
             if config.fresh:
-                shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"{CONFIG}.tmp"
-        temporary.write_text(text)
-        temporary.replace(folder / CONFIG)
+                _clear(folder)
+            temporary = folder / f"{CONFIG}.tmp"
+            temporary.write_text(text)
+            temporary.replace(folder / CONFIG)
+        except OSError as error:
+            for path in made:  # what was made for nothing
+                with contextlib.suppress(OSError):
+                    shutil.rmtree(path) if path == folder else path.rmdir()
+            raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
+        yield folder
+
+
+def _lock(file: IO[str], folder: Path) -> None:
+    try:
+        # Not flock: processes of environments would inherit that, and hold it when this process has been killed.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        for path in made:  # what was made for nothing
-            with contextlib.suppress(OSError):
-                shutil.rmtree(path) if path == folder else path.rmdir()
-        raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
-    return folder
+        if error.errno not in (errno.EACCES, errno.EAGAIN):
+            raise
+        raise ValueError(f"{folder} is in use: another process trains this run") from None
+
+
+def _clear(folder: Path) -> None:
+    """Delete a run but for its settings: until others take their place, the folder stays that of a run."""
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        elif path.name not in (CONFIG, LOCK):
+            path.unlink()
 
 
 @contextlib.contextmanager
-def only_process(folder: Path) -> Iterator[None]:
-    """Hold the folder of a run; two processes would write over each other.
+def restoring(path: Path) -> Iterator[None]:
+    """Say that a checkpoint does not fit the settings, whatever kind of error shows it.
 
     Raises:
-        ValueError: Another process holds it.
+        ValueError: In place of the error.
     """
-    with (folder / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"{folder} is in use: another process trains this run") from None
+    try:
         yield
+    except Fault:
+        raise
+    except Exception as error:  # types and shapes that no state of this run has
+        first, *others = str(error).splitlines() or [""]  # torch names every tensor that does not fit; one will do
+        reason = f"{type(error).__name__}: {first} {''.join(others[:1])}"
+        raise ValueError(f"{path} does not fit the settings in {CONFIG}: {reason}") from error
 
 
 def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
@@ -120,17 +156,21 @@ def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
     return LoggerList(loggers)
 
 
-FREE = {"fresh", "pictures", "tensorboard", "trainer.n_total_env_steps", "trainer.checkpoint_every"}
+FREE = {
+    *("env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
+    *("trainer.checkpoint_every", "trainer.n_total_env_steps"),
+}
 """Settings that may change when a run goes on. The folder's own name and place may, too."""
 
 
 def _require_own(folder: Path, config: RunConfig[Any]) -> None:
     """Raise unless the folder holds a run, and the one that these settings mean, or one that they replace."""
     if not _holds_run(folder):
-        if folder.is_dir() and not any(folder.iterdir()):
+        begun = {LOCK, f"{CONFIG}.tmp"}  # what a process leaves that is killed at once
+        if folder.is_dir() and begun.issuperset(path.name for path in folder.iterdir()):
             return
         raise ValueError(f"{folder} exists and is not the folder of a run; --name chooses another one")
-    if not os.access(folder.parent if config.fresh else folder, os.W_OK):
+    if not os.access(folder, os.W_OK):
         raise PermissionError(13, "Permission denied")
     if config.fresh:
         return

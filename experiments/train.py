@@ -17,15 +17,18 @@ from experiments.run import (
     build_agent,
     make_collector,
     make_logger,
-    only_process,
     open_folder,
     play,
+    restoring,
 )
 from experiments.signals import STOPPED, StopRequest
 from layeredrl.checkpoint import Checkpoints
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
 from layeredrl.trainer import Trainer
+
+FAULT = 3
+"""Exit code of a run that could not go on; what it had learned is saved."""
 
 
 class Saver:
@@ -61,8 +64,7 @@ def main() -> None:
             agent = build_agent(config)
             collector = make_collector(config, agent)
             at_end.callback(collector.env.close)
-            folder = open_folder(config)
-            at_end.enter_context(only_process(folder))
+            folder = at_end.enter_context(open_folder(config))
             save = Saver(folder)
             logger = at_end.enter_context(make_logger(config, folder))
             trainer = Trainer(
@@ -75,7 +77,11 @@ def main() -> None:
                 stop=lambda: bool(stop),
             )
             if save.checkpoints.newest() is not None:
-                trainer.load_state_dict(save.checkpoints.load(config.device))
+                state = save.checkpoints.load(config.device)
+                with restoring(save.checkpoints.folder):
+                    trainer.load_state_dict(state)
+        except Fault as error:
+            fail(error, FAULT)
         except (ValueError, TypeError) as error:
             fail(error)
         n_before, n_end = collector.n_total_env_steps, config.trainer.n_total_env_steps
@@ -85,21 +91,22 @@ def main() -> None:
             )
             print("--fresh starts over.")
             return
+        (folder / SUMMARY).unlink(missing_ok=True)  # of a shorter run
         if n_before:
             print(f"{folder} goes on at {n_before} of {n_end} environment steps")
         try:
             trainer.run()
         except Fault as error:
             logger.close()
-            print(f"error: {error}; the run is saved, the same command goes on with it", file=sys.stderr)
-            raise SystemExit(3) from error
+            n_saved = save.checkpoints.newest() or 0
+            fail(f"{error}; the same command goes on at {n_saved} of {n_end} environment steps", FAULT)
         if not trainer.finished:
             logger.close()
             print(f"stopped by {stop.received} at {collector.n_total_env_steps} of {n_end} environment steps; ", end="")
             print("the same command goes on")
             raise SystemExit(STOPPED)
         training = Training(trainer.episodes, collector.n_total_env_steps, trainer.seconds, trainer.cpu_seconds)
-        finish(config, agent, folder, logger, training)
+        finish(config, agent, folder, logger=logger, training=training, save=lambda: save(trainer))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
-from layeredrl.actions import to_env
+from layeredrl.actions import choices, to_env
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.replay import require_finite_rows
 from layeredrl.running_episodes import RunningEpisodes
@@ -64,6 +65,7 @@ class Collector:
         _require_fit(env, agent, learn)
         self.env, self.agent, self.learn, self.mode, self.on_step = env, agent, learn, mode, on_step
         self.n_envs = env.num_envs
+        self._action_bounds = _bounds(agent.task.action_space)
         self.n_total_env_steps = 0
         env_seeds, act_seeds = np.random.SeedSequence(seed).spawn(2)
         self._env_rng = np.random.default_rng(env_seeds)
@@ -97,7 +99,7 @@ class Collector:
             The episodes that ended, in the order of the environments.
         """
         actions = self.agent.act(self._obs, self._carry, explore=explore)
-        require_finite_rows("the action", actions, np.arange(self.n_envs))
+        self._require_actions(actions)
         obs, rewards, terminated, truncated, info = self.env.step(to_env(self.agent.task.action_space, actions))
         next_obs = self.agent.task.flatten(obs)
         faulty = np.asarray(info.get("fault", np.zeros(self.n_envs, bool)))  # an EnvPool has rebuilt these
@@ -105,9 +107,9 @@ class Collector:
         self.agent.reset(self._carry, np.flatnonzero(self._resetting))
         done = (terminated | truncated) & ~self._resetting & ~faulty
         true_next = self._true_last(next_obs, done, info)
-        require_finite_rows("the observation", true_next[ids], ids)
         rewards = np.asarray(rewards, np.float64)
-        require_finite_rows("the reward", rewards[ids], ids)
+        _require_finite("the observation", true_next[ids], ids)
+        _require_finite("the reward", rewards[ids], ids)
         step = Batch(
             obs=self._obs[ids],
             act=actions[ids],
@@ -153,6 +155,16 @@ class Collector:
                     shares[episode.env_id] -= 1
                     episodes.append(episode)
         return episodes
+
+    def _require_actions(self, actions: NDArray[Any]) -> None:
+        """Raise if an agent's action is none of its space; an environment would do anything with it."""
+        _require_finite("the action", actions, np.arange(self.n_envs))
+        low, high = self._action_bounds
+        outside = ((actions < low) | (actions > high)).any(1)
+        if outside.any():
+            i = int(outside.argmax())
+            space = self.agent.task.action_space
+            raise Fault(f"the action of environment {i} is {actions[i].tolist()}, expected one of {space}")
 
     def _begin(self) -> None:
         """Begin episodes everywhere."""
@@ -242,6 +254,22 @@ class Collector:
 
 
 _ARRAYS = ("obs", "returns", "lengths", "resetting")
+
+
+def _bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Lowest and highest actions, (A,)."""
+    if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+        counts, starts = (np.array(x) for x in choices(space))
+        return starts, starts + counts - 1
+    assert isinstance(space, spaces.Box)
+    return space.low, space.high
+
+
+def _require_finite(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
+    try:
+        require_finite_rows(name, values, env_ids)
+    except ValueError as error:
+        raise Fault(str(error)) from error
 
 
 def _require_fit(env: VectorEnv[Any, Any, Any], agent: Hierarchy, learn: bool) -> None:

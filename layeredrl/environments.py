@@ -7,9 +7,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import RescaleAction
 
+from layeredrl.env_pool import EnvPool, OnFault
 from layeredrl.task import TaskSpec, check_action_box
 
 
@@ -47,22 +47,30 @@ def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
 
 
 def make_vector_env(
-    env_id: str, n_envs: int = 1, *, asynchronous: bool = False, **kwargs: Any
-) -> VectorEnv[Any, Any, Any]:
+    env_id: str,
+    n_envs: int = 1,
+    *,
+    asynchronous: bool = False,
+    on_fault: OnFault = "raise",
+    timeout_s: float = 60.0,
+    max_faults: int = 100,
+    **kwargs: Any,
+) -> EnvPool:
     """Make instances of an environment that run side by side and are reset by the Collector alone.
 
     Args:
         env_id: An id registered with gymnasium.
         n_envs: How many.
         asynchronous: Each in a process of its own, instead of one after the other.
+        on_fault: What to do about one that fails; see `EnvPool`.
+        timeout_s: Seconds in which a process has to answer.
+        max_faults: Faults, all instances together, beyond which one is raised in any case.
         **kwargs: For the environments.
     """
     if n_envs < 1:
         raise ValueError(f"n_envs is {n_envs}, expected at least 1")
-    make = [partial(make_env, env_id, **kwargs)] * n_envs
-    if asynchronous:
-        return AsyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
-    return SyncVectorEnv(make, autoreset_mode=AutoresetMode.DISABLED)
+    makers = [partial(make_env, env_id, **kwargs)] * n_envs
+    return EnvPool(makers, asynchronous=asynchronous, on_fault=on_fault, timeout_s=timeout_s, max_faults=max_faults)
 
 
 def _make_unscaled(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:

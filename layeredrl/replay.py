@@ -1,10 +1,52 @@
 """Where the transitions of a level are kept."""
 
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager, VectorReplayBuffer
+from torch import Tensor
+
+from layeredrl.segments import Increment
+
+_STATE_KEYS = {"rows", "ring_size", "truncated", "episodes", "generators"}
+
+_DTYPES = {
+    **dict.fromkeys(("obs", "act", "obs_next"), None),
+    "rew": "float64",
+    **dict.fromkeys(("terminated", "truncated", "done"), "bool"),
+}
+"""Of the rows that every replay has; None where any will do."""
+
+
+class _Ring(ReplayBuffer):
+    """A `ReplayBuffer` that counts what was ever added."""
+
+    def __init__(self, size: int, seed: int) -> None:
+        super().__init__(size, random_seed=seed)
+        self.n_added = 0
+
+    def _update_state_pre_add(self, rew: float | NDArray[Any], done: bool) -> tuple[int, float, int, int]:
+        self.n_added += 1
+        return super()._update_state_pre_add(rew, done)
+
+    def finish_episode(self) -> None:
+        """Let the next transition begin an episode, as tianshou does after one that is done."""
+        self._ep_return, self._ep_len, self._ep_start_idx = 0.0, 0, self._insertion_idx
+
+    def restore(self, n_added: int, episode: tuple[float, int, int]) -> None:
+        """Take over what belongs to another ring's rows."""
+        self.n_added = n_added
+        self._size, self._insertion_idx = min(n_added, self.maxsize), n_added % self.maxsize
+        self.last_index = np.array([(n_added - 1) % self.maxsize if n_added else 0])
+        self._ep_return, self._ep_len, self._ep_start_idx = episode
+
+    @property
+    def episode(self) -> tuple[float, int, int]:
+        """Return, length and first index of the episode under way."""
+        return float(self._ep_return), self._ep_len, self._ep_start_idx
 
 
 class _Rings(VectorReplayBuffer):
@@ -12,11 +54,43 @@ class _Rings(VectorReplayBuffer):
 
     def __init__(self, size: int, n_envs: int, seed: int) -> None:
         seeds = np.random.SeedSequence(seed).generate_state(n_envs)
-        rings = [ReplayBuffer(size // n_envs, random_seed=int(s)) for s in seeds]
-        ReplayBufferManager.__init__(self, rings)
+        self.rings = [_Ring(size // n_envs, int(s)) for s in seeds]
+        ReplayBufferManager.__init__(self, cast(list[ReplayBuffer], self.rings))
 
     def _compile(self) -> None:
         """Do not compile at once what may never be called: it takes seconds, and happens by itself when it is."""
+
+    def slots(self, start: Iterable[int], stop: Iterable[int]) -> NDArray[np.int64]:
+        """Where the rows of these numbers, counted from the beginning of the run, lie: environment by environment."""
+        bounds = zip(self._offset, self.rings, start, stop, strict=True)
+        return np.concatenate([offset + np.arange(a, b) % ring.maxsize for offset, ring, a, b in bounds])
+
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """The arrays that hold the rows, those of nested keys as `info.duration`."""
+        return _columns(cast(Batch, self._meta), "")
+
+    def restore(self, columns: Mapping[str, NDArray[Any]]) -> None:
+        """Take over arrays, once the rings are restored."""
+        self._lengths = np.array([len(ring) for ring in self.rings])
+        self.last_index = self._offset + np.array([ring.last_index[0] for ring in self.rings])
+        nested: dict[str, Any] = {}
+        for name, column in columns.items():
+            *keys, last = name.split(".")
+            part = nested
+            for key in keys:
+                part = part.setdefault(key, {})
+            part[last] = column
+        self._meta = Batch(nested)
+        if columns:
+            self._set_batch_for_children()
+        else:
+            for ring in self.rings:
+                ring._meta = Batch()
+
+    @property
+    def generators(self) -> list[np.random.RandomState]:
+        """What sampling draws from."""
+        return [self._random_state, *[ring._random_state for ring in self.rings]]
 
 
 class Replay:
@@ -32,6 +106,9 @@ class Replay:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
         self.buffer = _Rings(size, n_envs, seed)
+        self._saved = [0] * n_envs  # per environment: how many transitions went into checkpoints
+        self._saved_layout: object = None
+        self._truncated: list[list[int]] = [[] for _ in range(n_envs)]  # by `truncate`, maybe after they were saved
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -50,16 +127,159 @@ class Replay:
         for key in ("obs", "act", "rew", "obs_next"):
             require_finite_rows(key, transitions[key], env_ids)
         floats = {k: transitions[k] for k in ("obs", "act", "obs_next") if transitions[k].dtype == np.float64}
-        if floats:
-            narrow = {key: values.astype(np.float32) for key, values in floats.items()}
-            transitions = Batch({**transitions, **narrow})
+        converted = {key: values.astype(np.float32) for key, values in floats.items()}
+        if transitions.rew.dtype != np.float64:  # else tianshou would add up the episode's return in this dtype
+            converted["rew"] = transitions.rew.astype(np.float64)
+        if converted:
+            transitions = Batch({**transitions, **converted})
         self.buffer.add(transitions, buffer_ids=env_ids)
+
+    def truncate(self, env_ids: Iterable[int]) -> None:
+        """Mark the newest transition of some environments as truncated, unless its episode is over or there is none."""
+        for i in env_ids:
+            ring, newest = self.buffer.rings[i], self.buffer.last_index[i]
+            if len(ring) and not self.buffer.done[newest]:
+                self.buffer.truncated[newest] = self.buffer.done[newest] = True
+                ring.finish_episode()
+                self._truncated[i].append(ring.n_added - 1)
 
     def all(self) -> Batch:
         """All transitions, environment by environment, each in the order of time."""
         if not len(self):
             raise ValueError("the replay is empty, expected at least one transition")
         return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """What `Checkpoints.save` takes: the transitions since the last one, and all that is small.
+
+        Raises:
+            TypeError: Transitions hold something else than numbers.
+        """
+        rings = self.buffer.rings
+        columns = self.buffer.columns()
+        layout = _layout(columns)
+        stop = [ring.n_added for ring in rings]
+        keep_from = [ring.n_added - len(ring) for ring in rings]
+        start = keep_from  # a key that is new came to all transitions: they are written again
+        if layout == self._saved_layout:
+            start = [max(pair) for pair in zip(self._saved, keep_from, strict=True)]
+        slots = self.buffer.slots(start, stop)
+        self._truncated = [[t for t in ts if t >= k] for ts, k in zip(self._truncated, keep_from, strict=True)]
+
+        def on_saved() -> None:
+            self._saved, self._saved_layout = stop, layout
+
+        rows = {name: torch.from_numpy(column[slots]) for name, column in columns.items()}
+        states = [generator.get_state(legacy=False) for generator in self.buffer.generators]
+        return {
+            "rows": Increment(rows, start, stop, keep_from, on_saved),
+            "ring_size": rings[0].maxsize,
+            "truncated": [list(numbers) for numbers in self._truncated],
+            "episodes": [ring.episode for ring in rings],
+            "generators": {
+                "keys": torch.from_numpy(np.stack([state["state"]["key"] for state in states])),
+                "rest": [(int(x["state"]["pos"]), int(x["has_gauss"]), float(x["gauss"])) for x in states],
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Become the replay that was saved.
+
+        Args:
+            state: What `Checkpoints.load` gives for `state_dict`.
+
+        Raises:
+            ValueError: It is the state of another kind of replay. This one is as it was.
+        """
+        self._require_fit(state)
+        rings, generators = self.buffer.rings, state["generators"]
+        rows, start, stop = state["rows"]["rows"], state["rows"]["start"], state["rows"]["stop"]
+        slots = self.buffer.slots(start, stop)
+        columns = {}
+        for name, tensor in rows.items():
+            values = tensor.cpu().numpy()
+            columns[name] = np.zeros((self.buffer.maxsize, *values.shape[1:]), values.dtype)
+            columns[name][slots] = values
+        for name in ("truncated", "done") if columns else ():
+            for i, ring in enumerate(rings):
+                first = i * ring.maxsize
+                columns[name][[first + number % ring.maxsize for number in state["truncated"][i]]] = True
+
+        for ring, n_added, episode in zip(rings, stop, state["episodes"], strict=True):
+            ring.restore(n_added, episode)
+        self.buffer.restore(columns)
+        for generator, key, rest in zip(
+            self.buffer.generators, generators["keys"].cpu().numpy(), generators["rest"], strict=True
+        ):
+            generator.set_state(("MT19937", key, *rest))
+        self._truncated = [list(numbers) for numbers in state["truncated"]]
+        self._saved, self._saved_layout = list(stop), _layout(columns)
+
+    def _require_fit(self, state: Mapping[str, Any]) -> None:
+        """Raise unless the state is that of a replay such as this."""
+        if state.keys() != _STATE_KEYS:
+            raise ValueError(f"the replay's state has the keys {_listed(state)}, expected {_listed(_STATE_KEYS)}")
+        rings, ring_size = self.buffer.rings, self.buffer.rings[0].maxsize
+        rows, start, stop = state["rows"]["rows"], state["rows"]["start"], state["rows"]["stop"]
+        if len(stop) != len(rings):
+            raise ValueError(f"the replay's state is of {len(stop)} environments, expected {len(rings)}")
+        if state["ring_size"] != ring_size:
+            raise ValueError(
+                f"the replay's state has room for {state['ring_size']} transitions of each environment, "
+                f"expected {ring_size}"
+            )
+        if start != [max(0, n - ring_size) for n in stop]:
+            raise ValueError(f"the replay's state holds transitions {start} to {stop}, expected the last {ring_size}")
+        keys, rest = state["generators"]["keys"], state["generators"]["rest"]
+        of_rings = len(state["truncated"]), len(state["episodes"]), len(rest) - 1, *keys.shape
+        if of_rings != (*[len(rings)] * 3, len(rings) + 1, 624):
+            raise ValueError("the replay's state has other numbers of episodes or generators than of environments")
+        for i, numbers in enumerate(state["truncated"]):
+            if not all(start[i] <= number < stop[i] for number in numbers):
+                raise ValueError(f"truncated of environment {i} is {numbers}, expected {start[i]} to {stop[i] - 1}")
+        if sum(stop):
+            self._require_rows(rows, sum(stop) - sum(start))
+
+    def _require_rows(self, rows: Mapping[str, Tensor], n_rows: int) -> None:
+        if not rows.keys() >= _DTYPES.keys():
+            raise ValueError(f"the replay's state has rows of {_listed(rows)}, expected at least {_listed(_DTYPES)}")
+        expected: dict[str, tuple[Any, Any]] = {name: (dtype, None) for name, dtype in _DTYPES.items()}
+        if len(self):
+            expected = _layout(self.buffer.columns())
+            if rows.keys() != expected.keys():
+                raise ValueError(f"the replay's state has rows of {_listed(rows)}, expected {_listed(expected)}")
+        for name, tensor in rows.items():
+            dtype, shape = expected.get(name, (None, None))
+            found = tensor.numpy().dtype
+            if dtype is not None and found != dtype:
+                raise ValueError(f"{name} of the replay's state has dtype {found}, expected {dtype}")
+            if len(tensor) != n_rows or (shape is not None and tensor.shape[1:] != shape):
+                wanted = (n_rows, *shape) if shape is not None else f"({n_rows}, ...)"
+                raise ValueError(f"{name} of the replay's state has shape {tuple(tensor.shape)}, expected {wanted}")
+
+
+def _columns(batch: Batch, prefix: str) -> dict[str, NDArray[Any]]:
+    found: dict[str, NDArray[Any]] = {}
+    for key, value in batch.items():
+        name = prefix + key
+        if "." in key:
+            raise ValueError(f"transitions have a key {name!r}, expected none with a dot")
+        if isinstance(value, Batch):
+            found |= _columns(value, name + ".")
+        elif isinstance(value, np.ndarray) and value.dtype != object:
+            found[name] = value
+        else:
+            kind = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else f"type {type(value).__name__}"
+            raise TypeError(f"{name} of the transitions has {kind}, expected arrays of numbers")
+    return found
+
+
+def _layout(columns: Mapping[str, NDArray[Any]]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:
+    return {name: (column.dtype, column.shape[1:]) for name, column in columns.items()}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "nothing"
 
 
 def require_finite_rows(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:

@@ -4,9 +4,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AutoresetMode
 
 import envs  # noqa: F401  registers the tasks
+from layeredrl.env_pool import EnvPool
 from layeredrl.environments import UnknownEnvironmentError, make_env, make_task, make_vector_env
 from tests.envs.counter import register_counter
 
@@ -83,7 +84,7 @@ def test_the_task_of_an_id():
 def test_vector_environments_are_reset_by_the_collector_alone(asynchronous):
     env = make_vector_env(register_counter(), 2, asynchronous=asynchronous, episode_length=2)
     try:
-        assert type(env) is (AsyncVectorEnv if asynchronous else SyncVectorEnv)
+        assert type(env) is EnvPool
         assert env.num_envs == 2
         assert env.metadata["autoreset_mode"] is AutoresetMode.DISABLED
         env.reset(seed=[1, 2])

@@ -1,9 +1,14 @@
 """Replay: what is in it, in which order, and what it refuses."""
 
+import copy
+import os
+
 import numpy as np
 import pytest
+import torch
 from tianshou.data import Batch
 
+from layeredrl.checkpoint import Checkpoints
 from layeredrl.replay import Replay, require_finite_rows
 from tests.recording import stored
 
@@ -144,3 +149,300 @@ def test_sampling_is_uniform_and_follows_the_seed():
         for j in range(i):
             n = min(len(shares[i]), len(shares[j]))
             assert np.mean(shares[i][:n] == shares[j][:n]) < 0.2  # rings that are seeded alike agree throughout
+
+
+def state_of(replay: Replay) -> dict:
+    """All that tianshou keeps, as plain values."""
+
+    def ring(buffer) -> dict:
+        kind, key, *rest = buffer._random_state.get_state()
+        names = ("maxsize", "_size", "_insertion_idx", "_ep_return", "_ep_len", "_ep_start_idx")
+        return {
+            **{name: getattr(buffer, name) for name in names},
+            "last_index": buffer.last_index.tolist(),
+            "generator": [kind, key.tolist(), *rest],
+            "columns": flat(buffer._meta),
+        }
+
+    manager = replay.buffer
+    rest = {name: getattr(manager, name).tolist() for name in ("_offset", "_extend_offset", "_lengths")}
+    return {"manager": ring(manager) | rest, "rings": [ring(buffer) for buffer in manager.buffers]}
+
+
+def flat(batch: Batch, prefix: str = "") -> dict:
+    found = {}
+    for key, value in sorted(batch.items()):
+        if isinstance(value, Batch):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = (value.dtype.name, value.shape, value.tobytes())
+    return found
+
+
+class Twin:
+    """A replay that is saved and restored again and again, and the list of what happened to it."""
+
+    def __init__(self, folder, n_envs: int, size: int) -> None:
+        self.n_envs, self.size = n_envs, size
+        self.replay = Replay(size, n_envs, seed=3)
+        self.events: list = []  # a batch and its environments, or the size of a sample
+        self.newest: dict[int, tuple[Batch, int]] = {}
+        self.checkpoints, self.n = Checkpoints(folder, keep=2), 0
+
+    def add(self, batch: Batch, env_ids: np.ndarray) -> None:
+        self.events.append((batch, env_ids))
+        self.replay.add(copy.deepcopy(batch), env_ids)
+        self.newest |= {int(i): (batch, row) for row, i in enumerate(env_ids)}
+
+    def truncate(self, env_ids: list[int]) -> None:
+        """In the list the transition is one that had been truncated from the start."""
+        self.replay.truncate(env_ids)
+        for batch, row in (self.newest[i] for i in env_ids if i in self.newest):
+            if not batch.terminated[row]:
+                batch.truncated[row] = True
+
+    def sample(self, n: int) -> None:
+        if len(self.replay):
+            self.events.append(n)
+            self.replay.buffer.sample(n)
+
+    def save(self) -> None:
+        self.n += 1
+        self.checkpoints.save({"agent": {"replay": self.replay.state_dict()}}, self.n)
+
+    def restart(self) -> None:
+        """In a new process, so to speak."""
+        self.checkpoints = Checkpoints(self.checkpoints.folder, keep=2)
+        self.replay = Replay(self.size, self.n_envs, seed=100 + self.n)
+        self.replay.load_state_dict(self.checkpoints.load()["agent"]["replay"])
+
+    def check(self) -> None:
+        """Against a replay that never stopped."""
+        other = Replay(self.size, self.n_envs, seed=3)
+        for event in self.events:
+            if isinstance(event, tuple):
+                other.add(copy.deepcopy(event[0]), event[1])
+            else:
+                other.buffer.sample(event)
+        assert state_of(self.replay) == state_of(other)
+        if not len(other):
+            return
+        np.testing.assert_array_equal(self.replay.buffer.unfinished_index(), other.buffer.unfinished_index())
+        assert flat(self.replay.all()) == flat(other.all())
+        a, b = copy.deepcopy(self.replay), copy.deepcopy(other)
+        for n in (1, 7, None):
+            np.testing.assert_array_equal(a.buffer.sample_indices(n), b.buffer.sample_indices(n))
+            assert flat(a.buffer.sample(n)[0]) == flat(b.buffer.sample(n)[0])
+
+
+@pytest.fixture(autouse=True)
+def without_sync(monkeypatch):
+    """It takes time, and shows nothing as long as the machine does not lose its power."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_replay_that_was_restored_is_the_one_that_never_stopped(tmp_path, seed):
+    """Random adds, samples, truncations, saves, saves that fail, and restarts, through several rounds of the rings."""
+    rng = np.random.default_rng(seed)
+    n_envs = int(rng.integers(1, 5))
+    twin = Twin(tmp_path, n_envs, n_envs * int(rng.integers(1, 9)) + int(rng.integers(0, n_envs)))
+    twin.save()
+    for t in range(60):
+        ids = np.flatnonzero(rng.random(n_envs) < 0.7)
+        if len(ids):
+            twin.add(transitions(100 * ids + t), ids)
+        if rng.random() < 0.2:
+            twin.truncate(rng.integers(0, n_envs, 2).tolist())
+        if rng.random() < 0.2:
+            twin.sample(int(rng.integers(1, 9)))
+        if rng.random() < 0.2:
+            twin.replay.state_dict()  # a save that came to nothing
+        if rng.random() < 0.3:
+            twin.save()
+            if rng.random() < 0.5:
+                twin.truncate(rng.integers(0, n_envs, 2).tolist())  # of what has been saved
+                twin.sample(3)
+                twin.save()
+            if rng.random() < 0.6:
+                twin.restart()
+                if t % 3 == 0:
+                    twin.check()
+    twin.save()
+    twin.restart()
+    twin.check()
+    assert twin.replay.buffer.rings[0].n_added > 2 * twin.replay.buffer.rings[0].maxsize
+
+
+def test_only_new_transitions_are_saved(tmp_path):
+    replay, checkpoints = Replay(20, 2), Checkpoints(tmp_path)
+    for t in range(4):
+        replay.add(transitions([t, 100 + t]), np.arange(2))
+    checkpoints.save({"replay": replay.state_dict()}, 0)
+    replay.add(transitions([4]), np.array([0]))
+    replay.truncate([0, 1])
+    increment = replay.state_dict()["rows"]
+    assert (increment.start, increment.stop, increment.keep_from) == ([4, 4], [5, 4], [0, 0])
+    assert increment.rows["obs"].tolist() == [[4, 4]]
+    checkpoints.save({"replay": replay.state_dict()}, 1)
+    restored = Replay(20, 2)
+    restored.load_state_dict(Checkpoints(tmp_path).load()["replay"])
+    np.testing.assert_array_equal(restored.all().truncated, [True, False, False, False, True] + [False] * 3 + [True])
+    assert restored.state_dict()["rows"].start == [5, 4]
+    for t in range(10, 35):
+        restored.add(transitions([t]), np.array([0]))
+    state = restored.state_dict()
+    assert (state["rows"].start, state["rows"].keep_from) == ([20, 4], [20, 0])
+    assert state["truncated"] == [[], [3]]  # the other one has made room
+
+
+def test_a_key_that_comes_later_is_saved_for_all(tmp_path):
+    twin = Twin(tmp_path, 2, 12)
+    for t in range(12):
+        batch = transitions([t, 100 + t])
+        if t >= 5:
+            batch.info.late = Batch(value=np.arange(2, dtype=np.int8) + t)
+        twin.add(batch, np.arange(2))
+        twin.save()
+        if t % 2:
+            twin.restart()
+            twin.check()
+    assert twin.replay.all().info.late.value.dtype == np.int8
+
+
+def test_dtypes_and_shapes_are_kept(tmp_path):
+    twin = Twin(tmp_path, 2, 6)
+    for t in range(5):
+        batch = transitions([t, 100 + t])
+        batch.obs = np.full((2, 3, 4, 4), t, np.uint8)
+        batch.obs_next = np.full((2, 3, 4, 4), t + 1, np.uint8)
+        batch.act = np.array([t, 2], np.int32)
+        batch.rew = batch.rew.astype(np.float32)
+        batch.info = Batch(half=np.ones((2, 1), np.float16), wide=np.ones(2, np.uint64), done=np.ones(2, bool))
+        twin.add(batch, np.arange(2))
+        twin.save()
+        twin.restart()
+        twin.check()
+    rows = twin.replay.all()
+    assert (rows.obs.dtype, rows.act.dtype, rows.rew.dtype) == (np.uint8, np.int32, np.float64)
+    assert (rows.info.half.dtype, rows.info.wide.dtype) == (np.float16, np.uint64)
+
+
+def test_without_info(tmp_path):
+    twin = Twin(tmp_path, 1, 3)
+    for t in range(4):
+        batch = transitions([t])
+        del batch.info
+        twin.add(batch, np.arange(1))
+        twin.save()
+        twin.restart()
+        twin.check()
+
+
+def test_what_cannot_be_saved_is_named():
+    for info, message in [
+        ({"name": np.array(["x"], dtype=object)}, "info.name of the transitions has dtype object"),
+        ({"a.b": np.zeros(1)}, "key 'info.a.b', expected none with a dot"),
+    ]:
+        replay = Replay(4, 1)
+        batch = transitions([1])
+        batch.info = Batch(info)
+        replay.add(batch, np.arange(1))
+        with pytest.raises((TypeError, ValueError), match=message):
+            replay.state_dict()
+
+
+def test_a_truncated_transition_ends_its_episode():
+    replay = Replay(8, 2)
+    replay.truncate([0, 1])
+    assert len(replay) == 0
+    replay.add(transitions([1, 5]), np.arange(2))  # 5 is terminated
+    replay.truncate([0, 1])
+    replay.truncate(np.array([0]))
+    rows = replay.all()
+    np.testing.assert_array_equal(rows.truncated, [True, False])
+    np.testing.assert_array_equal(rows.terminated, [False, True])
+    np.testing.assert_array_equal(rows.done, [True, True])
+    assert len(replay.buffer.unfinished_index()) == 0
+    _, returns, lengths, starts = replay.buffer.add(transitions([14]), buffer_ids=np.array([0]))  # 14 is truncated
+    assert (returns.item(), lengths.item(), starts.item()) == (14 / 3, 1, 1)
+
+
+def saved_state(folder, n_envs: int = 2, size: int = 8, *, change=lambda batch: None) -> dict:
+    replay = Replay(size, n_envs)
+    for t in range(6):
+        batch = transitions(100 * np.arange(n_envs) + t)
+        change(batch)
+        replay.add(batch, np.arange(n_envs))
+    Checkpoints(folder).save(replay.state_dict(), 0)
+    return Checkpoints(folder).load()
+
+
+def narrow(batch: Batch) -> None:
+    batch.obs = batch.obs[:, :1]
+
+
+def integers(batch: Batch) -> None:
+    batch.act = batch.act.astype(np.int64)
+
+
+def fewer(batch: Batch) -> None:
+    batch.info = Batch(command=batch.info.command)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_envs": 3}, "of 3 environments, expected 2"),
+        ({"size": 10}, "room for 5 transitions of each environment, expected 4"),
+        ({"change": narrow}, r"obs of the replay's state has shape \(8, 1\), expected \(8, 2\)"),
+        ({"change": integers}, "act of the replay's state has dtype int64, expected float32"),
+        ({"change": fewer}, "rows of act, done, info.command, obs, .*, expected .*info.duration"),
+    ],
+)
+def test_the_state_of_another_replay_is_refused(tmp_path, arguments, message):
+    replay = Replay(8, 2)
+    for t in range(3):
+        replay.add(transitions([t, 5 + t]), np.arange(2))
+    before = state_of(replay)
+    with pytest.raises(ValueError, match=message):
+        replay.load_state_dict(saved_state(tmp_path, **arguments))
+    assert state_of(replay) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("episodes"), "has the keys .*, expected episodes, generators"),
+        (
+            lambda state: state["rows"].update(start=[0, 0]),
+            r"holds transitions \[0, 0\] to \[6, 6\], expected the last 4",
+        ),
+        (lambda state: state["rows"]["rows"].pop("obs_next"), "rows of .*, expected at least .*obs_next"),
+        (lambda state: state["rows"].update(rows={}), "rows of nothing, expected at least"),
+        (lambda state: state["rows"]["rows"].update(rew=torch.zeros(8)), "rew .*float32, expected float64"),
+        (lambda state: state["rows"]["rows"].update(done=torch.zeros(8)), "done .*float32, expected bool"),
+        (lambda state: state["rows"]["rows"].update(obs=torch.zeros(7)), r"obs .*\(7,\), expected \(8, ...\)"),
+        (lambda state: state.update(truncated=[[1], []]), r"truncated of environment 0 is \[1\], expected 2 to 5"),
+        (lambda state: state["episodes"].pop(), "numbers of episodes or generators"),
+        (lambda state: state["generators"].update(keys=torch.zeros(2, 624)), "numbers of episodes or generators"),
+    ],
+)
+def test_a_state_that_contradicts_itself_is_refused(tmp_path, change, message):
+    state = saved_state(tmp_path)
+    replay = Replay(8, 2)
+    before = state_of(replay)
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        replay.load_state_dict(state)
+    assert state_of(replay) == before
+
+
+def test_an_empty_replay_takes_the_place_of_a_full_one(tmp_path):
+    Checkpoints(tmp_path).save(Replay(8, 2, seed=5).state_dict(), 0)
+    replay = Replay(8, 2)
+    replay.add(transitions([1, 2]), np.arange(2))
+    replay.load_state_dict(Checkpoints(tmp_path).load())
+    assert state_of(replay) == state_of(Replay(8, 2, seed=5))
+    replay.add(transitions([3, 4]), np.arange(2))
+    check(replay.all(), [3, 4])
