@@ -29,6 +29,7 @@ from layeredrl.planners import (
     RandomShooting,
     RandomShootingConfig,
 )
+from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 
@@ -95,6 +96,13 @@ class PETS:
     """Reward lost, in planning, for each standard deviation of the states by which the members disagree; negative: won.
     """
 
+    support_weight: float = 0.0
+    """Reward lost, in planning, at each step to a state that the data does not support: in a cell with few visits."""
+    support_dims: tuple[int, ...] = ()
+    """Dimensions of the state that span the grid of these cells."""
+    support_cell: float = 0.25
+    """Edge length of a cell, in the state's units."""
+
     presets: ClassVar[dict[str, "PETS"]]
 
     def __post_init__(self) -> None:
@@ -126,7 +134,11 @@ class PETS:
             rollout_dtype=_ROLLOUT_DTYPES[model.rollout_dtype],
         )
         objective = Objective(
-            encoder.state_dim, discount=self.discount, uncertainty_weight=self.uncertainty_weight
+            encoder.state_dim,
+            discount=self.discount,
+            uncertainty_weight=self.uncertainty_weight,
+            support=GridSupport(self.support_dims, self.support_cell) if self.support_weight else None,
+            support_weight=self.support_weight,
         )
         world = WorldModel(encoder, dynamics, task, objective=objective)
         level = PlannerLevel(world, self._planner(task), task.action_space, learning=self.learning, seed=seed)

@@ -18,6 +18,7 @@ from experiments.evaluate import EvaluateConfig, load
 from layeredrl.actions import to_env
 from layeredrl.checks import require_counts
 from layeredrl.environments import make_vector_env
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.loggers import closing_table
@@ -35,7 +36,7 @@ class PlotPlanConfig:
     seed: int = 1_000_000
     """Of the episode."""
     particles: int = 20
-    """Particles of each member."""
+    """Particles of each member, rounded up to a multiple of what the model follows for each row."""
     output: Path | None = None
     """Where the figure goes; plan.png in the run's folder by default."""
     device: str | None = None
@@ -139,7 +140,7 @@ def compare(env_id: str, agent: Hierarchy, level: PlannerLevel, args: PlotPlanCo
     n_same = args.step + int(np.array_equal(planned[args.step], whole.act[args.step]))
     same = np.array_equal(repeated.obs[: n_same + 1], whole.obs[: n_same + 1])
     with torch.no_grad():
-        n = args.particles
+        n = -(-args.particles // level.world.dynamics.n_particles_per_model)
         predicted = level.world.rollout(
             moment.obs.expand(n, -1), plan.expand(n, -1, -1), generator=moment.generator, statistics=False
         )
@@ -193,7 +194,7 @@ def main() -> None:
         if not isinstance(level, PlannerLevel) or len(agent.levels) != 1:
             raise ValueError(f"{args.run} holds {config.agent}, which does not plan the environment's own actions")
         found = compare(config.env, agent, level, args)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, Fault) as error:
         fail(error)
     returns = (found.predicted.alive * found.predicted.reward).sum(-1)
     rows = {

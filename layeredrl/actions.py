@@ -57,13 +57,13 @@ def uniform(space: spaces.Space[Any], lead: Sequence[int], generator: torch.Gene
     return low + (high - low) * torch.rand((*lead, a), generator=generator, device=device)
 
 
-def features(space: spaces.Space[Any], actions: Tensor) -> Tensor:
-    """Actions (..., A) as floats (..., F) that a network can take: one-hot where they are choices."""
+def features(space: spaces.Space[Any], actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Actions (..., A) as numbers (..., F) that a network can take: one-hot, in `dtype`, where they are choices."""
     if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return actions
     counts, starts = choices(space)
     parts = [F.one_hot(actions[..., i].long() - starts[i], n) for i, n in enumerate(counts)]
-    return torch.cat(parts, -1).float()
+    return torch.cat(parts, -1).to(dtype)
 
 
 def n_features(space: spaces.Space[Any]) -> int:
@@ -85,6 +85,6 @@ def model_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
     return space
 
 
-def for_model(space: spaces.Space[Any], actions: Tensor) -> Tensor:
+def for_model(space: spaces.Space[Any], actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Actions (..., A) as actions in `model_space`."""
-    return features(space, actions) if isinstance(space, spaces.MultiDiscrete) else actions
+    return features(space, actions, dtype) if isinstance(space, spaces.MultiDiscrete) else actions

@@ -50,6 +50,8 @@ class Objective(nn.Module):
                 raise ValueError(f"{name} is {weight}, expected a finite number")
         if support_weight and support is None:
             raise ValueError(f"support_weight is {support_weight}, but support is None, expected a Support")
+        if support is not None:
+            support.check(state_dim)
         self.discount = discount
         self.value = value
         self.uncertainty_weight = uncertainty_weight
@@ -90,21 +92,31 @@ class Objective(nn.Module):
         Returns:
             Shape (B, M, P).
         """
-        after = rollout.state[..., 1:, :]
-        horizon, gain, weight = after.shape[-2], rollout.reward, rollout.alive
+        after, gain = rollout.state[..., 1:, :], rollout.reward
         if self.uncertainty_weight:
             gain = gain - self.uncertainty_weight * self.disagreement(after).unsqueeze(1)
         if self.support is not None and self.support_weight:
             gain = gain - self.support_weight * self.support(after)
-        if self.discount != 1:
-            weight = weight * self.discount ** torch.arange(horizon, device=weight.device)
-        total: Tensor = (weight * gain).sum(-1)
+        total: Tensor = (self._weights(rollout) * gain).sum(-1)
         if self.value is not None:
             last = after[..., -1, :]
             value = self.value(last, context[:, None, None].expand(*last.shape[:-1], -1))
             survival = rollout.alive[..., -1] * (1 - rollout.term_prob[..., -1])
-            total = total + self.discount**horizon * survival * value
+            total = total + self.discount ** after.shape[-2] * survival * value
         return total
+
+    def rewards(self, rollout: Batch) -> Tensor:
+        """Discounted reward while alive of each particle, (B, M, P), and nothing else; arguments as of `forward`."""
+        total: Tensor = (self._weights(rollout) * rollout.reward).sum(-1)
+        return total
+
+    def _weights(self, rollout: Batch) -> Tensor:
+        """What the reward of each step counts, (B, M, P, H)."""
+        alive: Tensor = rollout.alive
+        if self.discount == 1:
+            return alive
+        steps = torch.arange(alive.shape[-1], dtype=alive.dtype, device=alive.device)
+        return alive * self.discount**steps
 
     def disagreement(self, states: Tensor) -> Tensor:
         """How far the members are apart, in standard deviations of the states in the data.

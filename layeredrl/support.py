@@ -15,6 +15,9 @@ _MULTIPLIER = 0x2545F4914F6CDD1D  # odd, its bits well mixed: that of the genera
 class Support(ABC, nn.Module):
     """Tells supported from unsupported states."""
 
+    def check(self, state_dim: int) -> None:
+        """Raise unless states of this width can be judged."""
+
     @abstractmethod
     def fit(self, state: Tensor) -> None:
         """Take in all the states (N, S) that there are."""
@@ -45,11 +48,18 @@ class GridSupport(Support):
             raise ValueError(f"dims is {list(dims)}, expected one to {_MOST_DIMS} dimensions")
         for dim in dims:
             require_count("dims", dim, minimum=0)
+        if len(set(dims)) < len(dims):
+            raise ValueError(f"dims is {list(dims)}, expected each dimension once")
         require_number("cell", cell, 0, float("inf"), open_low=True)
         require_count("min_visits", min_visits)
         self.cell, self.min_visits = cell, min_visits
+        self.dims = tuple(dims)
         self.register_buffer("index", torch.tensor(list(dims)), persistent=False)
         self.register_buffer("visits", torch.full((2**20,), min_visits, dtype=torch.int32))
+
+    def check(self, state_dim: int) -> None:
+        if max(self.dims) >= state_dim:
+            raise ValueError(f"dims is {list(self.dims)}, expected less than the state's width {state_dim}")
 
     def fit(self, state: Tensor) -> None:
         entries = self._entries(state.reshape(-1, state.shape[-1]))

@@ -123,9 +123,10 @@ class TaskSpec:
         low, high = self.action_low, self.action_high
         if low is None or high is None or ((low == -1).all() and (high == 1).all()):
             return None
-        middle, half_range = (
-            torch.as_tensor(x).to(like.device, like.dtype) for x in ((low + high) / 2, (high - low) / 2)
-        )
+        with torch.inference_mode(False):  # made while planning, used later where there are gradients
+            middle, half_range = (
+                torch.as_tensor(x).to(like.device, like.dtype) for x in ((low + high) / 2, (high - low) / 2)
+            )
         return middle, half_range
 
 

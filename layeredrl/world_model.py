@@ -106,7 +106,7 @@ class WorldModel(nn.Module):
             being alive before it; and `returns` (B, M, P), the objective of each particle.
         """
         state, context = self.encode(obs)
-        modelled = actions_of.for_model(self.task.action_space, actions)
+        modelled = actions_of.for_model(self.task.action_space, actions, obs.dtype)
         result = self.dynamics.rollout(state, context, modelled, generator=generator, statistics=statistics)
         before, after = result.state[..., :-1, :], result.state[..., 1:, :]  # (B, M, P, H, S)
         shape = before.shape[:-1]
@@ -126,7 +126,7 @@ class WorldModel(nn.Module):
         Actions are agents' actions: floats in [-1, 1], or integers.
         """
         if self.reward_net is not None:
-            action = actions_of.features(self.task.action_space, action).to(state.dtype)
+            action = actions_of.features(self.task.action_space, action, state.dtype)
             predicted: Tensor = self.reward_net(state, context, action, next_state)
             return predicted
         return self._known("reward", state, context, action, next_state)

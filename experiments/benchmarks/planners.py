@@ -77,7 +77,12 @@ class PlannersBenchmark:
     budgets: tuple[int, ...] = tuple(ITERATIONS)
     """Trajectories per environment step."""
     output: Path = Path("experiments/results/planners.md")
-    """Where the table goes; the returns of the seeds go beside it, as JSON."""
+    """Where the table goes; the returns of the seeds go beside it, as JSON. Delete that to measure anew."""
+
+    def __post_init__(self) -> None:
+        for name, chosen, known in (("tasks", self.tasks, TASKS), ("budgets", self.budgets, ITERATIONS)):
+            if not set(chosen) <= set(known):
+                raise ValueError(f"{name} is {chosen}, expected some of {', '.join(map(str, known))}")
 
 
 def n_elites(n_samples: int, candidates_per_elite: int = 8) -> int:

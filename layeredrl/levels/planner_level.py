@@ -39,8 +39,8 @@ class ModelLearningConfig:
     reward_learning_rate: float = 1e-3
     """Of the reward network, where the task's reward is not known."""
     max_failed_plans: int = 10
-    """Decisions in training for which no plan with a finite score is found, and a random action stands in; one more is
-    an error."""
+    """Decisions from one fit to the next for which no plan with a finite score is found, and random actions stand in;
+    one more is an error."""
     replay_size: int = 1_000_000
     """Transitions kept, all environments together."""
 
@@ -55,7 +55,7 @@ class PlannerLevel(Level):
     Args:
         world: The world model.
         planner: Optimises sequences of actions in `action_space`.
-        action_space: Bounded Box of what it emits.
+        action_space: Of what it emits: a bounded Box, Discrete or MultiDiscrete.
         learning: When and how the model is learned; None if it is fixed, as an oracle is.
         seed: Of fitting and replay.
     """
@@ -79,8 +79,9 @@ class PlannerLevel(Level):
         self.last_fit = 0
         self.n_failed_plans = 0
         self._generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "fit"))
-        if planner.action_space != action_space:
-            raise ValueError(f"the planner plans in {planner.action_space}, expected {action_space}")
+        for name, space in (("planner", planner.action_space), ("world model", world.task.action_space)):
+            if space != action_space:
+                raise ValueError(f"the {name}'s action space is {space}, expected {action_space}")
         if learning is None:
             return
         if not isinstance(world.dynamics, ProbabilisticEnsemble):
@@ -158,7 +159,7 @@ class PlannerLevel(Level):
             raise PlanningError(self._reason(error, obs, tried, generator), error.env_ids, error.plan) from None
 
     def _patched(self, error: PlanningError, generator: torch.Generator, *, count: bool) -> Plan:
-        """A plan with random actions where there is none, as long as that has not happened too often in training."""
+        """A plan with random actions where there is none, unless that has happened too often since the last fit."""
         assert self.learning is not None
         self.n_failed_plans += count
         if self.n_failed_plans > self.learning.max_failed_plans:
@@ -178,15 +179,15 @@ class PlannerLevel(Level):
         They are rolled out once more, because the best of many noisy scores flatters.
         """
         result = self.world.rollout(obs, plan.actions, generator=generator, statistics=False)
-        weight = result.alive * self.discount ** torch.arange(self.planner.horizon, device=self.device)
-        returns = (weight * result.reward).sum(-1)  # (n, M, P)
+        returns = self.world.objective.rewards(result)  # (n, M, P)
         gain = plan.best_scores - plan.best_scores[0]
-        converged = (gain >= 0.99 * gain[-1]).int().argmax(0) + 1
+        converged = (gain >= 0.99 * gain[-1]).int().argmax(0) + 1.0
+        planned = plan.score > -torch.inf
         return returns.mean((1, 2)), {
             "plan/return_std": returns.flatten(1).std(1, correction=0),
             "plan/return_std_between_members": returns.mean(2).std(1, correction=0),
-            "plan/score": plan.score,
-            "plan/iterations_to_converge": converged.to(returns.dtype),
+            "plan/score": torch.where(planned, plan.score, torch.nan),
+            "plan/iterations_to_converge": torch.where(planned, converged, torch.nan),
         }
 
     def _reason(self, error: PlanningError, obs: Tensor, tried: Tensor, generator: torch.Generator) -> str:
@@ -215,6 +216,7 @@ class PlannerLevel(Level):
             return {}
         config = learning.fit if self.last_fit else replace(learning.fit, epochs=learning.first_epochs)
         self.last_fit = n_total_env_steps
+        self.n_failed_plans = 0
         return self._fit(config)
 
     def _fit(self, config: FitConfig) -> dict[str, float]:
@@ -228,7 +230,9 @@ class PlannerLevel(Level):
         terminated = torch.as_tensor(data.terminated, dtype=state.dtype, device=self.device)
         modelled = actions.for_model(space, act)
         transitions = Batch(state=state, context=context, act=modelled, state_next=state_next, terminated=terminated)
-        self.world.objective.fit_statistics(state)
+        # The last states of episodes are nobody's first.
+        last = torch.as_tensor(data.terminated | data.truncated, device=self.device)
+        self.world.objective.fit_statistics(torch.cat([state, state_next[last]]))
         result = fit(self.world.dynamics, transitions, config, generator=self._generator)
         metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(self.replay)}
         if result.skipped:

@@ -1,11 +1,11 @@
 """Categorical distributions over sequences of discrete actions."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from gymnasium.spaces import Discrete, MultiDiscrete
 from torch import Tensor
 
+from layeredrl.actions import choices, width
 from layeredrl.planners.noise import colored_noise, colored_noise_basis
 from layeredrl.planners.search import Belief, Search, weighted_mean
 
@@ -31,15 +31,14 @@ class Categorical(Search):
         uniform_share: float,
         noise_exponent: float = 0.0,
     ) -> None:
-        counts = np.atleast_1d(space.n if isinstance(space, Discrete) else space.nvec)
-        if counts.ndim != 1:
-            raise ValueError(f"action space has shape {counts.shape}, expected one dimension")
-        if np.any(space.start != 0):
+        width(space)  # refuses what is not flat
+        counts, starts = choices(space)
+        if any(starts):
             raise ValueError(f"action space is {space}, expected one that starts at 0")
         self.horizon = horizon
         self.uniform_share = uniform_share
         self.n_choices = torch.as_tensor(counts)
-        possible = torch.arange(int(counts.max())) < self.n_choices.unsqueeze(1)
+        possible = torch.arange(max(counts)) < self.n_choices.unsqueeze(1)
         self.uniform = possible / self.n_choices.unsqueeze(1)  # (A, C)
         self._basis = colored_noise_basis(horizon, noise_exponent) if noise_exponent else None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.planners.families import make_search
-from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
+from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction, shift
 from layeredrl.planners.search import where
 
 
@@ -82,21 +82,21 @@ class CEM(Planner):
         config, search = self.config, self.search
         belief = search.begin(warm_start.center)
         best = search.sequence(belief.center)
+        searching = torch.ones(n_envs, dtype=torch.bool, device=best.device)
         best_scores: list[Tensor] = []
+        contest = Contest(score, proposals if proposals is None else search.inside(proposals))
         for i in range(config.n_iterations):
-            candidates = search.sample(belief, config.n_samples, generator)
-            if i == 0 and proposals is not None:
-                candidates = torch.cat([candidates, search.inside(proposals)], 1)
-            elites, scores = best_first(candidates, evaluate(score, candidates), config.n_elites)
             if i:
                 searching = search.largest_variance(belief) > config.stop_variance
-                best_scores.append(torch.where(searching, scores[:, 0], best_scores[-1]))
-            else:
-                searching = torch.ones_like(scores[:, 0], dtype=torch.bool)
-                best_scores.append(scores[:, 0])
-            searching = searching & (scores[:, 0] > -torch.inf)
-            belief = where(searching, search.refit(belief, elites, None, config.momentum), belief)
-            best = torch.where(searching[:, None, None], elites[:, 0], best)
+                # Where a look at the values would make everything wait, what has settled is frozen instead.
+                if best.device.type == "cpu" and not searching.any():
+                    best_scores += [best_scores[-1]] * (config.n_iterations - i)
+                    break
+            elites, scores = contest.best(search.sample(belief, config.n_samples, generator), config.n_elites)
+            best_scores.append(torch.where(searching, scores[:, 0], best_scores[-1]) if i else scores[:, 0])
+            refit = searching & (scores[:, 0] > -torch.inf)
+            belief = where(refit, search.refit(belief, elites, None, config.momentum), belief)
+            best = torch.where(refit[:, None, None], elites[:, 0], best)
         last = search.start(1, generator.device)[:, 0].expand_as(belief.center[:, 0])  # PETS: the middle of the range
         return Plan(
             actions=best if config.execute == "best" else search.sequence(belief.center),

@@ -1,5 +1,7 @@
 """Gaussian distributions over sequences of continuous actions, kept in bounds as iCEM or as PETS does it."""
 
+import math
+
 import torch
 from gymnasium.spaces import Box
 from torch import Tensor
@@ -10,6 +12,8 @@ from layeredrl.task import check_action_box
 
 CUT = 2.0
 """Truncated samples are cut off at this many standard deviations."""
+TAIL = 0.5 * math.erfc(CUT / math.sqrt(2))
+"""Probability beyond that, on one side."""
 
 
 class _Gaussian(Search):
@@ -104,7 +108,6 @@ class TruncatedGaussian(_Gaussian):
 
 def _truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
     """Standard normal samples, cut off at two standard deviations, by inverse transform."""
-    tail = float(torch.special.ndtr(torch.tensor(-CUT)))
     uniform = torch.rand(shape, generator=generator, device=generator.device)
-    normal: Tensor = torch.special.ndtri(tail + (1 - 2 * tail) * uniform)
+    normal: Tensor = torch.special.ndtri(TAIL + (1 - 2 * TAIL) * uniform)
     return normal

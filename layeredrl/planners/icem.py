@@ -26,7 +26,7 @@ class ICEMConfig:
     n_iterations: int = 3
     """Rounds of sampling and refitting for each decision."""
     n_elites: int = 10
-    """Best candidates that the distribution is refitted to."""
+    """Best candidates that the distribution is refitted to. (The released code caps them at half the candidates.)"""
     decay: float = 1.25
     """Factor by which the number of samples shrinks from one iteration to the next; 1 keeps it."""
     momentum: float = 0.1
@@ -108,12 +108,13 @@ class ICEM(Planner):
         best_scores = []
         for i, n_samples in enumerate(self.populations):
             candidates = search.sample(belief, n_samples, generator)
+            if i == 0:
+                candidates = self._with_suggestions(candidates, warm_start, proposals)
             if config.add_mean and i == len(self.populations) - 1:
                 candidates[:, 0] = search.sequence(belief.center)
-            if i == 0:
-                candidates, scores = self._first(candidates, score, warm_start, proposals)
-            else:
-                scores = evaluate(score, candidates)
+            scores = evaluate(score, candidates)
+            if i == 0 and config.shift_elites:
+                self._discount_stand_ins(scores, warm_start)
             if elites is not None and elite_scores is not None and config.keep_elites and self.n_reused:
                 candidates = torch.cat([candidates, elites[:, : self.n_reused]], 1)
                 scores = torch.cat([scores, elite_scores[:, : self.n_reused]], 1)
@@ -134,25 +135,21 @@ class ICEM(Planner):
             best_scores=torch.stack(best_scores),
         )
 
-    def _first(
-        self, samples: Tensor, score: ScoreFunction, warm_start: Batch, proposals: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """Candidates of the first iteration and their scores: samples, elites of the last decision, proposals.
+    def _with_suggestions(self, samples: Tensor, warm_start: Batch, proposals: Tensor | None) -> Tensor:
+        """Candidates of the first iteration: samples, elites of the last decision, proposals.
 
         Elites are shifted by one step; their new last action comes from the current distribution, that is, from the
         samples. Environments without a history get stand-ins, which do not count.
         """
         parts = [samples]
-        n_shifted = self.n_reused if self.config.shift_elites else 0
-        if n_shifted:
-            donors = samples[:, :n_shifted]
+        if self.config.shift_elites and self.n_reused:
+            donors = samples[:, : self.n_reused]
             shifted = shift(warm_start.elites, donors[:, :, -1], dim=2)
             parts.append(torch.where(warm_start.fresh[:, None, None, None], donors, shifted))
         if proposals is not None:
             parts.append(self.search.inside(proposals))
-        candidates = torch.cat(parts, 1) if len(parts) > 1 else samples
-        scores = evaluate(score, candidates)
-        if n_shifted:
-            n = samples.shape[1]
-            scores[:, n : n + n_shifted].masked_fill_(warm_start.fresh.unsqueeze(1), -torch.inf)
-        return candidates, scores
+        return torch.cat(parts, 1) if len(parts) > 1 else samples
+
+    def _discount_stand_ins(self, scores: Tensor, warm_start: Batch) -> None:
+        stand_ins = scores[:, self.config.n_samples : self.config.n_samples + self.n_reused]
+        stand_ins.masked_fill_(warm_start.fresh.unsqueeze(1), -torch.inf)

@@ -1,8 +1,10 @@
 """Model-predictive path integral control, MPPI (Williams et al. 2017, "Information theoretic MPC").
 
-With other settings, and `temperature_unit="score"`, it is the planner of DADS (Sharma et al. 2019, arXiv 1907.01657:
-`temperature=0.1`, `adapt_std=False`, `smoothing=0.9`) or that of TD-MPC2 (Hansen et al. 2023, arXiv 2310.16828:
-`n_elites=64`, `temperature=2`, `execute="sample"`).
+With other settings, and `temperature_unit="score"`, it is close to the planner of DADS (Sharma et al. 2019, arXiv
+1907.01657: `temperature=0.1`, `init_std=1.22`, `adapt_std=False`, `smoothing=0.9`; there, new plans begin at random)
+and to that of TD-MPC2 (Hansen et al. 2023, arXiv 2310.16828: `n_elites=64`, `temperature=2`, `init_std=2`,
+`execute="sample"`).
+The control cost that Williams et al. add to the score is left to the reward.
 """
 
 import math
@@ -17,7 +19,7 @@ from torch import Tensor
 from layeredrl.actions import is_discrete
 from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.planners.families import make_search
-from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
+from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction, shift
 from layeredrl.planners.search import Belief, where
 
 
@@ -112,16 +114,14 @@ class MPPI(Planner):
         config, search = self.config, self.search
         belief = first = search.begin(warm_start.center)
         chosen = search.sequence(belief.center)
+        contest = Contest(score, proposals if proposals is None else search.inside(proposals))
         best_scores = []
-        for i in range(config.n_iterations):
+        for _ in range(config.n_iterations):
             candidates = search.sample(belief, config.n_samples, generator)
             if self._smoother is not None:
                 self._smoother = self._smoother.to(candidates.device)
                 candidates = search.inside(self._smoother @ candidates)
-            if i == 0 and proposals is not None:
-                candidates = torch.cat([candidates, search.inside(proposals)], 1)
-            scores = evaluate(score, candidates)
-            elites, elite_scores = best_first(candidates, scores, config.n_elites or candidates.shape[1])
+            elites, elite_scores = contest.best(candidates, config.n_elites)
             best_scores.append(elite_scores[:, 0])
             found = elite_scores[:, 0] > -torch.inf
             weights = self._weights(elite_scores)
@@ -143,19 +143,16 @@ class MPPI(Planner):
 
     def _weights(self, scores: Tensor) -> Tensor:
         """Weights (E, n) that sum to one, of candidates with scores (E, n), best first."""
+        scores = scores.double()  # whose squares neither overflow nor vanish
         finite = scores > -torch.inf
-        gap = torch.where(finite[:, :1], scores - scores[:, :1], 0.0).float()  # like actions, whatever scores are
+        gap = torch.where(finite[:, :1], scores - scores[:, :1], 0.0)
         unit = torch.ones_like(gap[:, :1])
         if self.config.temperature_unit == "spread":
-            limits = torch.finfo(gap.dtype)
-            gaps = torch.where(finite, gap, 0.0).clamp(min=limits.min)
-            widest = -gaps.amin(1, keepdim=True).clamp(max=-limits.tiny)
-            shares = gaps / widest  # whose squares neither overflow nor vanish
-            n = finite.sum(1, keepdim=True).clamp(min=1)
-            mean = shares.sum(1, keepdim=True) / n
-            variance = torch.where(finite, (shares - mean).square(), 0.0).sum(1, keepdim=True) / n
-            unit = (widest * variance.sqrt()).clamp(min=limits.tiny)
-        return torch.softmax(gap / unit / self.config.temperature, 1)
+            gaps, n = torch.where(finite, gap, 0.0), finite.sum(1, keepdim=True).clamp(min=1)
+            mean = gaps.sum(1, keepdim=True) / n
+            unit = (torch.where(finite, gaps - mean, 0.0).square().sum(1, keepdim=True) / n).sqrt()
+            unit = unit.clamp(min=torch.finfo(unit.dtype).tiny)
+        return torch.softmax(gap / unit / self.config.temperature, 1).float()
 
     def _with_std(self, refitted: Belief, first: Belief) -> Belief:
         """The deviations that the next iteration uses: the first ones, or the refitted ones within limits."""

@@ -114,6 +114,8 @@ class Planner(ABC):
 
     def _check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:
         for key, row in self._row_shapes.items():
+            if key not in warm_start:
+                raise ValueError(f"warm_start lacks {key}, expected one from this planner's start or plan")
             if warm_start[key].shape != (n_envs, *row):
                 raise ValueError(
                     f"warm_start.{key} has shape {tuple(warm_start[key].shape)}, expected {(n_envs, *row)}"
@@ -157,6 +159,34 @@ def best_first(candidates: Tensor, scores: Tensor, n: int) -> tuple[Tensor, Tens
     order = torch.where(best_scores == -torch.inf, order[:, :1], order)
     chosen = candidates.gather(1, order[..., None, None].expand(-1, -1, *candidates.shape[2:]))
     return chosen, best_scores
+
+
+class Contest:
+    """Candidates against each other, and in every iteration against what somebody has proposed.
+
+    Args:
+        score: The objective.
+        proposals: Sequences (E, K, H, A) within the action space, scored once; None for none.
+    """
+
+    def __init__(self, score: ScoreFunction, proposals: Tensor | None) -> None:
+        self.score = score
+        self.proposals = proposals
+        self._proposals_scores: Tensor | None = None
+
+    def best(self, candidates: Tensor, n: int | None) -> tuple[Tensor, Tensor]:
+        """The n best (None: all, sorted) of candidates (E, N, H, A) and the proposals, as from `best_first`."""
+        if self.proposals is None:
+            scores = evaluate(self.score, candidates)
+        elif self._proposals_scores is None:
+            n_own = candidates.shape[1]
+            candidates = torch.cat([candidates, self.proposals], 1)
+            scores = evaluate(self.score, candidates)
+            self._proposals_scores = scores[:, n_own:]
+        else:
+            scores = torch.cat([evaluate(self.score, candidates), self._proposals_scores], 1)
+            candidates = torch.cat([candidates, self.proposals], 1)
+        return best_first(candidates, scores, candidates.shape[1] if n is None else n)
 
 
 def shift(x: Tensor, last: Tensor, dim: int = 1) -> Tensor:

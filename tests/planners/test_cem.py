@@ -32,7 +32,7 @@ def reference(config, evaluate, uniform, mean, proposals=()):
         evaluate: Scores of sequences (N, H, A); the higher, the better.
         uniform: For each iteration (N, H, A), in [0, 1).
         mean: To start from, (H, A).
-        proposals: Sequences (H, A), for the first iteration.
+        proposals: Sequences (H, A), which compete in every iteration and are scored in the first.
 
     Returns:
         The final mean, the best of the last iteration, the pools that were evaluated, the best scores.
@@ -44,10 +44,10 @@ def reference(config, evaluate, uniform, mean, proposals=()):
             break
         constrained = np.minimum(np.minimum(((mean - LOW) / 2) ** 2, ((HIGH - mean) / 2) ** 2), variance)
         pool = list(mean + np.sqrt(constrained) * truncated_normal(uniform[i]))
-        if i == 0:
-            pool += [np.clip(x, LOW, HIGH) for x in proposals]
-        pools.append(np.stack(pool))
-        scores = evaluate(pools[-1])
+        n_shown = len(pool) + (len(proposals) if i == 0 else 0)
+        pool = np.stack(pool + [np.clip(x, LOW, HIGH) for x in proposals])
+        scores = evaluate(pool)
+        pools.append(pool[:n_shown])
         counting = np.flatnonzero(np.isfinite(scores))
         order = counting[np.argsort(-scores[counting], kind="stable")][: config.n_elites]
         elites = pools[-1][fill_up(order, config.n_elites)]
@@ -156,7 +156,7 @@ def test_decisions_are_those_of_the_reference(uniform, settings):
         starts = list(plan.warm_start.center.double().numpy())
 
 
-def test_proposals_compete_in_the_first_iteration(uniform):
+def test_proposals_compete_in_every_iteration(uniform):
     proposals = torch.randn(E, 3, H, A, generator=torch.Generator().manual_seed(0))
     compare(CEMConfig(**SETTINGS), uniform, [middle()] * E, proposals)
 

@@ -81,7 +81,7 @@ def reference(config, evaluate, noise, draws, mean, proposals=()):
         noise: For each iteration (N, H, A).
         draws: For each iteration a number in [0, 1) that decides which elite is drawn; empty if none is.
         mean: To start from, (H, A).
-        proposals: Sequences (H, A), for the first iteration.
+        proposals: Sequences (H, A), which compete in every iteration and are scored in the first.
 
     Returns:
         The chosen sequence, the final mean, the pools that were evaluated, the best scores.
@@ -93,13 +93,14 @@ def reference(config, evaluate, noise, draws, mean, proposals=()):
         for z in pool:
             for t in range(1, len(mean)):
                 z[t] = config.smoothing * z[t - 1] + (1 - config.smoothing) * z[t]
-        if i == 0:
-            pool += [np.clip(x, LOW, HIGH) for x in proposals]
-        pools.append(np.stack(pool))
-        scores = evaluate(pools[-1])
+        n_shown = len(pool) + (len(proposals) if i == 0 else 0)
+        pool += [np.clip(x, LOW, HIGH) for x in proposals]
+        scores = evaluate(np.stack(pool))
+        pools.append(np.stack(pool)[:n_shown])
+        pool = np.stack(pool)
         counting = np.flatnonzero(np.isfinite(scores))
         order = counting[np.argsort(-scores[counting], kind="stable")][: config.n_elites]
-        elites, elite_scores = pools[-1][order], scores[order]
+        elites, elite_scores = pool[order], scores[order]
         unit = 1.0 if config.temperature_unit == "score" else elite_scores.std()
         weights = np.exp((elite_scores - elite_scores.max()) / (config.temperature * unit)) if unit else np.ones(1)
         weights = weights / weights.sum()
@@ -198,7 +199,7 @@ def test_decisions_are_those_of_the_reference(numbers, settings):
 
 
 @pytest.mark.parametrize("settings", [{}, {"smoothing": 0.5}, TD_MPC2], ids=str)
-def test_proposals_compete_in_the_first_iteration(numbers, settings):
+def test_proposals_compete_in_every_iteration(numbers, settings):
     config = MPPIConfig(**SETTINGS | settings)
     proposals = torch.randn(E, 24, config.horizon, A, generator=torch.Generator().manual_seed(0))
     compare(config, numbers, [middle(config.horizon)] * E, score_of, proposals)
