@@ -11,6 +11,8 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import Tensor
 
 from experiments.benchmarks.machine import processor
 from experiments.benchmarks.model import ACTION, HIDDEN, MEMBERS, STATE, box, chain
+from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
 from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig, Planner
@@ -70,8 +73,8 @@ def timed(function: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-class Plan:
-    """A decision for some environments, with and without its rollouts.
+class Decider:
+    """A level that plans for some environments, as it does in a run, and the rollouts of the dynamics alone.
 
     Args:
         world: Scores.
@@ -80,46 +83,49 @@ class Plan:
     """
 
     def __init__(self, world: WorldModel, planner: Planner, n_envs: int) -> None:
-        self.world, self.planner, self.n_envs = world, planner, n_envs
+        self.level = PlannerLevel(world, planner, planner.action_space)
+        self.n_envs = n_envs
         self.obs = torch.randn(n_envs, world.task.observation_dim)
         self.generator = torch.Generator().manual_seed(0)
-        self.memory = planner.start(n_envs, torch.device("cpu"))
+        self.memory = self.level.start(n_envs)
         self.in_score = 0.0
         self.shapes: list[torch.Size] = []
 
-    @torch.inference_mode()
     def __call__(self) -> None:
-        """Plan once; adds to `in_score`, and notes in `shapes` what was scored."""
-        self.shapes.clear()
+        """Decide once."""
+        decision = self.level.act(self.obs, None, self.memory, explore=False, generator=self.generator)
+        self.memory = decision.memory
 
-        def score(candidates: Tensor) -> Tensor:
+    def rollouts(self) -> None:
+        """The rollouts that a decision takes, and nothing else; `share_outside` has seen their sizes."""
+        for shape in self.shapes:
+            with torch.inference_mode():
+                rows, candidates = self.obs.repeat_interleave(shape[1], 0), torch.zeros(shape).flatten(0, 1)
+                dynamics = self.level.world.dynamics
+                dynamics.rollout(
+                    rows, torch.zeros(len(rows), 0), candidates, generator=self.generator, statistics=False
+                )
+
+    def share_outside(self, rounds: int) -> float:
+        """Median share of a decision's time that is not spent in `WorldModel.score`."""
+        score = self.level.world.score
+
+        def timed_score(obs: Tensor, candidates: Tensor, **settings: Any) -> Tensor:
             self.shapes.append(candidates.shape)
             start = time.process_time()
-            scores = self.world.score(self.obs, candidates, generator=self.generator)
+            scores = score(obs, candidates, **settings)
             self.in_score += time.process_time() - start
             return scores
 
-        self.planner.plan(score, self.n_envs, self.memory, self.generator)
-
-    @torch.inference_mode()
-    def rollouts(self) -> None:
-        """The rollouts of the dynamics alone, of the same sizes."""
-        for shape in self.shapes:
-            rows = self.obs.repeat_interleave(shape[1], 0)
-            candidates = torch.zeros(shape).flatten(0, 1)
-            context = torch.zeros(len(rows), 0)
-            self.world.dynamics.rollout(rows, context, candidates, generator=self.generator, statistics=False)
-
-
-def share_outside(plan: Plan, rounds: int) -> float:
-    """Share of a plan's time that is not spent in `score`."""
-    plan()
-    shares = []
-    for _ in range(rounds):
-        plan.in_score = 0.0
-        total = timed(plan)
-        shares.append(1 - plan.in_score / total)
-    return median(shares)
+        self()
+        shares = []
+        with patch.object(self.level.world, "score", timed_score):
+            for _ in range(rounds):
+                self.in_score = 0.0
+                self.shapes.clear()
+                total = timed(self)
+                shares.append(1 - self.in_score / total)
+        return median(shares)
 
 
 def alternate(*functions: Callable[[], object], rounds: int) -> list[float]:
@@ -153,7 +159,7 @@ def main() -> None:
     space = big.task.action_space
     pets = CEM(space, CEMConfig())  # 500 candidates, 5 iterations, horizon 30
     for n in (1, 8):
-        share = share_outside(Plan(big, pets, n), config.rounds if n == 1 else 1)
+        share = Decider(big, pets, n).share_outside(config.rounds if n == 1 else 3)
         report(f"share outside `score`, PETS on HalfCheetah, {n} environment{'s' * (n > 1)}", "0.05", f"{share:.4f}")
 
     for name, world in (
@@ -161,8 +167,9 @@ def main() -> None:
         ("5 x 2 x 64, state 9", make_world(9, 1, (64, 64), 1, None)),
     ):
         small = ICEM(world.task.action_space, ICEMConfig(horizon=12, n_samples=32, n_iterations=2, n_elites=8))
-        plan = Plan(world, small, 1)
-        whole, rollouts = alternate(plan, plan.rollouts, rounds=40 * config.rounds)
+        decider = Decider(world, small, 1)
+        decider.share_outside(1)
+        whole, rollouts = alternate(decider, decider.rollouts, rounds=40 * config.rounds)
         report(
             f"32 candidates, horizon 12, {name}: a plan over its rollouts",
             "1.5",
@@ -172,7 +179,7 @@ def main() -> None:
     planner = CEM(space, CEMConfig(n_samples=400, n_elites=40))
     widths = [STATE + ACTION, *HIDDEN, 2 * STATE + 1]
     bare = chain(1600, widths, 30 * planner.config.n_iterations)
-    plans = [Plan(make_world(STATE, ACTION, HIDDEN, 4, dtype), planner, 1) for dtype in (None, torch.bfloat16)]
+    plans = [Decider(make_world(STATE, ACTION, HIDDEN, 4, dtype), planner, 1) for dtype in (None, torch.bfloat16)]
     float32, bfloat16, reference = alternate(*plans, bare, rounds=config.rounds)
     size = "400 candidates x 5 iterations x 20 particles x 30 steps, over bare float32 `bmm`"
     report(f"{size}, float32", "", f"{float32 / reference:.2f} ({float32:.2f} over {reference:.2f} s)")
@@ -187,7 +194,7 @@ def main() -> None:
     ]
     world = make_world(STATE, ACTION, HIDDEN, 1, None)
     icem = ICEM(space, ICEMConfig(horizon=12, n_samples=32, n_iterations=2, n_elites=8))
-    seconds = [alternate(Plan(world, icem, n), rounds=4 * config.rounds)[0] / n for n in config.n_envs]
+    seconds = [alternate(Decider(world, icem, n), rounds=4 * config.rounds)[0] / n for n in config.n_envs]
     lines.append("| ms | " + " | ".join(f"{1e3 * s:.2f}" for s in seconds) + " |")
     print(lines[-1], flush=True)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
