@@ -163,9 +163,7 @@ class GaussianMixtureMLP(nn.Module):
         lowest, room = self.bounds.variances()
 
         def step(state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
-            if self.n_choices:
-                action = self._one_hot(action, state.dtype)
-            out = layers(torch.cat([state, context, action], -1).sub_(center).mul_(inverse_std))
+            out = layers((self._inputs(state, context, action) - center).mul_(inverse_std))
             share = torch.sigmoid(out[shares])  # one call for the deviations and the termination
             mean, std, term_prob = out[means], torch.addcmul(lowest, room, share[means]).sqrt_(), share[..., n]
             if k == 1:

@@ -110,7 +110,8 @@ class ProbabilisticEnsemble(Members):
                 keep the parameters' type.
             rollout_graphs: On a GPU, replay rollouts without gradients in evaluation mode as CUDA graphs, one for each
                 of a few numbers of rows. Parameters and buffers may change; plain attributes of a network, and the
-                tensors among them, may not. What cannot be captured runs as it is, and a warning says so once.
+                tensors among them, may not. What cannot be captured runs as it is, and a warning says so once; so do
+                networks with hooks on their forward, without one.
             **kwargs: Further arguments of `Model`.
         """
         checks.require_number("learning_rate", learning_rate, 0, math.inf, open_low=True)
@@ -335,7 +336,10 @@ class ProbabilisticEnsemble(Members):
         inputs = (state, context, actions, *noise)
         if self.graphs is None or torch.is_grad_enabled() or self.training or self.start_takes_part(loss_mode):
             return run(*inputs)
-        return self.graphs(run, inputs, (self.propagation, reduced), live=(*self.parameters(), *self.buffers()))
+        if self.network.is_hooked:  # a replay calls none
+            return run(*inputs)
+        live = (*self.parameters(), *self.buffers())
+        return self.graphs(run, inputs, (self.propagation, reduced), dtype=reduced or self.dtype, live=live)
 
     def _reduced_dtype(self, n_rows: int) -> torch.dtype | None:
         """Type to compute a rollout of n rows a member in; None for that of the parameters."""

@@ -42,7 +42,7 @@ class FitResult:
     """How a fit went."""
 
     loss: Tensor
-    """Mean training loss of each member over the last epoch, (M,)."""
+    """Mean training loss of each member over the steps taken in the last epoch, (M,); NaN if none was."""
     holdout_loss: Tensor | None
     """Best loss of each member on the holdout, (M,); None without holdout."""
     elites: Tensor
@@ -76,7 +76,8 @@ def fit(
         progress: Told after each epoch its number, from 1, and the members' mean training losses in it, (M,).
 
     Raises:
-        NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite.
+        NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite; found at the end of
+            an epoch.
     """
     if ensemble.optimizer is None:
         raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
@@ -107,28 +108,34 @@ def fit(
         n_epochs += 1
         order = share.gather(1, permutations(n_rows))
         shuffled = {key: x[order] for key, x in rows.items()}
-        losses = torch.zeros(n_members, device=ensemble.device)
         # Chunks of equal size, rather than full batches and a noisy rest of a row or two.
-        for i, tensors in enumerate(zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True)):
-            batch = dict(zip(shuffled, tensors, strict=True))
-            member_losses = ensemble.member_losses(batch)
-            if not ensemble.take_step(member_losses.sum() + ensemble.regularization()):
-                skipped += 1
-                if skipped > config.max_skipped:
-                    ensemble.train(was_training)
-                    raise NonFiniteError(f"{_blame(member_losses, batch)}, in batch {i} of epoch {n_epochs}")
-                continue
-            losses += member_losses.detach()
+        chunks = zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True)
+        batches = [dict(zip(shuffled, tensors, strict=True)) for tensors in chunks]
+        member_losses, taken = (torch.stack(x) for x in zip(*(_step(ensemble, b) for b in batches), strict=True))
+        losses = torch.where(taken.unsqueeze(1), member_losses, 0.0).sum(0) / taken.sum()
+        left_out = (~taken).nonzero().flatten().tolist()  # the epoch's one look at a value
+        skipped += len(left_out)
+        if skipped > config.max_skipped:
+            ensemble.train(was_training)
+            i = left_out[config.max_skipped - skipped]  # the first one too many
+            raise NonFiniteError(f"{_blame(member_losses[i], batches[i])}, in batch {i} of epoch {n_epochs}")
         if progress is not None:
-            progress(n_epochs, losses / n_batches)
+            progress(n_epochs, losses)
         if best is not None and best.update() >= config.patience:
             break
     if best is not None:
         best.restore()
     ensemble.train(was_training)
-    losses, holdout_loss = losses / n_batches, None if best is None else best.losses
+    holdout_loss = None if best is None else best.losses
     elites = (losses if holdout_loss is None else holdout_loss).argsort()
     return FitResult(losses, holdout_loss, elites, n_epochs, n_epochs * n_batches - skipped, skipped)
+
+
+def _step(ensemble: ProbabilisticEnsemble, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """One optimiser step on rows (M, b, ...); the members' losses before it (M,), and whether it was taken."""
+    member_losses = ensemble.member_losses(batch)
+    taken = ensemble.take_step(member_losses.sum() + ensemble.regularization())
+    return member_losses.detach(), taken
 
 
 def _blame(member_losses: Tensor, batch: dict[str, Tensor]) -> str:

@@ -1,12 +1,15 @@
-"""CUDA graphs: a function of tensors is recorded once for each shape of its inputs, then replayed in one launch.
+"""CUDA graphs: a rollout is recorded once for each shape of its inputs, then replayed in one launch.
 
 A rollout is hundreds of small kernels, and on a GPU launching them takes far longer than running them.
 """
 
+import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NamedTuple, cast
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -18,42 +21,100 @@ Capture = Callable[[Callable[[], Tensors]], tuple[Replay, Tensors]]
 
 WARM_UP = 3
 """Runs before a capture, in which libraries choose their algorithms and allocate their workspaces."""
-TOLERANCE = 1e-3
-"""Of a replay, relative to the largest number: the same kernels with other workspaces may round differently."""
+MAX_REFUSED = 8
+"""Captures that may fail until no more are tried: by then the network is to blame, and a trial costs several runs."""
+
+
+class _Side(NamedTuple):
+    """What the captures on a device have in common."""
+
+    stream: Any
+    """Where they warm up and are recorded. torch's own is on whichever device was the first to capture."""
+    pool: Any
+    """Handle of the memory of their intermediate results, which they share: one is replayed at a time."""
+    graphs: WeakSet[Any]
+    """Those that live. A pool dies with the last graph in it, and its handle must not be used again."""
+
+
+_LOCK = threading.RLock()
+_SIDES: dict[int, _Side] = {}
+_LAST_STREAM: dict[int, Any] = {}
+"""By device, the stream of the last replay."""
+_FAILED: list[Any] = []
+"""Graphs whose capture failed. torch's allocators may go on asking them for their streams: they must not go away."""
 
 
 def capture_on_cuda(function: Callable[[], Tensors]) -> tuple[Replay, Tensors]:
     """Record a CUDA graph as torch's notes on them ask: warmed up on a side stream, captured in a memory pool."""
-    main, side = torch.cuda.current_stream(), cast(Any, torch.cuda).Stream()  # untyped in torch
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
+    cuda = cast(Any, torch.cuda)  # untyped in torch
+    device, main = cuda.current_device(), cuda.current_stream()
+    side = _SIDES.get(device)
+    if side is None or not side.graphs:
+        side = _SIDES[device] = _Side(
+            cuda.Stream() if side is None else side.stream, cuda.graph_pool_handle(), WeakSet()
+        )
+    side.stream.wait_stream(main)
+    with cuda.stream(side.stream):
         for _ in range(WARM_UP):
             function()
-    main.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):  # other threads may use the GPU meanwhile
-        outputs = function()
+    main.wait_stream(side.stream)
+    graph = cuda.CUDAGraph()
+    try:
+        # Other threads may use the GPU meanwhile.
+        with cuda.graph(graph, pool=side.pool, stream=side.stream, capture_error_mode="thread_local"):
+            outputs = function()
+    except BaseException:
+        # torch stops half-way through ending a capture that failed: the side stream stays the current one, and the
+        # memory pool is held to be recording still. Whatever else may be wrong with them, the next capture gets others.
+        cuda.set_stream(main)
+        _SIDES.pop(device, None)
+        _FAILED.append(graph)
+        with suppress(Exception):  # private, and it complains where nothing is left to end
+            cast(Any, torch._C)._cuda_endAllocateToPool(device, side.pool)
+        graph.reset()
+        raise
+    finally:
+        cuda.set_stream(main)
+    side.graphs.add(graph)
     return graph.replay, outputs
 
 
-class GraphCache:
-    """Runs functions of tensors by replaying what was captured for the same key; the least recently used goes first.
+@contextmanager
+def _in_turn(x: Tensor) -> Iterator[None]:
+    """Work on the device of `x` after all earlier replays there, whatever thread and stream they came from."""
+    cuda = cast(Any, torch.cuda)  # untyped in torch
+    with _LOCK, cuda.device_of(x):
+        if x.is_cuda:
+            device, stream = x.get_device(), cuda.current_stream()
+            last = _LAST_STREAM.setdefault(device, stream)
+            if last != stream:
+                stream.wait_stream(last)
+                _LAST_STREAM[device] = stream
+        yield
 
-    A function must be pure: what it computes follows from its inputs and from tensors that stay where they are in
-    memory, whatever happens to their values. Should a capture fail, or its replay give something else than the function
-    itself, everything is run as it is from then on, with one warning.
+
+class GraphCache:
+    """Runs rollouts by replaying what was captured for the same key; the least recently used goes first.
+
+    A rollout must be a pure function: what it computes follows from its inputs and from tensors that stay where they
+    are in memory, whatever happens to their values. Should a capture fail, or its replay give something else than the
+    function itself, that key is run as it is from then on; the first time there is a warning.
 
     Args:
         capture: How to record a function.
-        size: Number of captures to keep; each holds the memory of its intermediate results.
+        size: Number of captures to keep. A planner needs one for each of its numbers of candidates, in training and in
+            evaluation: eight for iCEM as it comes. They share the memory of their intermediate results.
         device: Type of the devices that it records; functions of tensors elsewhere are run as they are.
+
+    Attributes:
+        refused: Keys that are run as they are.
     """
 
-    def __init__(self, capture: Capture = capture_on_cuda, size: int = 8, device: str = "cuda") -> None:
+    def __init__(self, capture: Capture = capture_on_cuda, size: int = 32, device: str = "cuda") -> None:
         self.capture = capture
         self.size = size
         self.device = device
-        self.failed = False
+        self.refused: set[Hashable] = set()
         self._captured: OrderedDict[Hashable, tuple[Tensors, Replay, Tensors]] = OrderedDict()
 
     def __len__(self) -> int:
@@ -72,31 +133,45 @@ class GraphCache:
         inputs: Sequence[Tensor | None],
         key: Hashable,
         *,
+        dtype: torch.dtype,
         live: Iterable[Tensor] = (),
     ) -> Tensors:
         """`function(*inputs)`, without gradients.
 
         Args:
-            function: Pure; equal keys stand for equal functions.
-            inputs: Tensors of any shape, or None. Their shapes and types become part of the key.
+            function: Gives what `simulate` does: states (H+1, M, R, S), termination probabilities (H, M, R) and
+                whether a particle has diverged (H, M, R). Pure; equal keys stand for equal functions.
+            inputs: Tensors of any shape, or None. Their shapes and types become part of the key. In another order along
+                their first dimension they must be valid inputs, too.
             key: What the function depends on besides.
+            dtype: What it computes in, which tells how closely a replay has to agree.
             live: Tensors that the function reads besides its inputs. Their places in memory become part of the key.
 
         Returns:
             New tensors, as the function gives them.
         """
-        if self.failed or self._is_elsewhere(inputs):
+        if self._is_elsewhere(inputs):
             return function(*inputs)
         form = tuple(None if x is None else (x.shape, x.dtype, x.device) for x in inputs)
         full_key = (key, form, tuple(x.data_ptr() for x in live))
-        with cast(Any, torch.cuda).device_of(inputs[0]):  # untyped in torch
+        if full_key in self.refused or (len(self.refused) >= MAX_REFUSED and full_key not in self._captured):
+            return function(*inputs)
+        given = tuple(x for x in inputs if x is not None)
+        with _in_turn(given[0]):
             if full_key not in self._captured:
-                return self._first(function, inputs, full_key)
+                try:
+                    self._captured[full_key] = self._checked_capture(function, inputs, dtype)
+                except Exception as error:  # a stranger's network may do anything that cannot be captured
+                    result = function(*inputs)  # raises its own error, if that is what is wrong
+                    self._refuse(full_key, error)
+                    return result
+                if len(self._captured) > self.size:
+                    self._captured.popitem(last=False)
             self._captured.move_to_end(full_key)
             static, replay, outputs = self._captured[full_key]
-            for to, value in zip(static, (x for x in inputs if x is not None), strict=True):
+            for to, value in zip(static, given, strict=True):
                 to.copy_(value)
-            replay()
+            replay()  # the first time, too: a replay may round otherwise than the function
             return tuple(x.clone() for x in outputs)  # the next replay overwrites them
 
     def _is_elsewhere(self, inputs: Sequence[Tensor | None]) -> bool:
@@ -107,35 +182,60 @@ class GraphCache:
             return True
         return self.device == "cuda" and torch.cuda.is_current_stream_capturing()
 
-    def _first(self, function: Callable[..., Tensors], inputs: Sequence[Tensor | None], key: Hashable) -> Tensors:
-        """Run the function as it is, and capture it for the next time."""
-        expected = function(*inputs)
-        try:
-            # What is kept must be ordinary tensors, which may be written in inference mode and outside of it.
-            with torch.inference_mode(False), torch.no_grad():
-                static = [None if x is None else x.clone() for x in inputs]
-                replay, outputs = self.capture(lambda: function(*static))
-                replay()
-                if not all(_agree(a, b) for a, b in zip(outputs, expected, strict=True)):
-                    raise ValueError("its replay differs from what it replays")
-        except Exception as error:  # a stranger's network may do anything that cannot be captured
-            self.failed = True
-            self._captured.clear()
+    @torch.inference_mode(False)  # what is kept must be ordinary tensors, which may be written in either mode
+    @torch.no_grad()
+    def _checked_capture(
+        self, function: Callable[..., Tensors], inputs: Sequence[Tensor | None], dtype: torch.dtype
+    ) -> tuple[Tensors, Replay, Tensors]:
+        """Static inputs, the replay and its outputs; raises unless it is right for other inputs than it saw."""
+        static = [None if x is None else x.clone() for x in inputs]
+        replay, outputs = self.capture(lambda: function(*static))
+        others = [None if x is None else _rolled(x) for x in inputs]
+        expected = function(*others)
+        for to, value in zip(static, others, strict=True):
+            if to is not None and value is not None:
+                to.copy_(value)
+        for output, value in zip(outputs, expected, strict=True):  # a replay that fills nothing must not look right
+            output.copy_(torch.full_like(value, torch.nan) if value.is_floating_point() else ~value)
+        replay()
+        if not _agree(outputs, expected, 3 * torch.finfo(dtype).eps ** 0.5):  # 1e-3 for float32, 0.3 for bfloat16
+            raise ValueError("its replay differs from what it replays")
+        return tuple(x for x in static if x is not None), replay, outputs
+
+    def _refuse(self, key: Hashable, error: Exception) -> None:
+        """Run a key as it is from now on."""
+        if not self.refused:
             reason = (str(error).splitlines() or [""])[0]
             warnings.warn(
                 f"rollouts are not replayed as CUDA graphs, which is slower ({type(error).__name__}: {reason})",
                 stacklevel=5,  # who called the model
             )
-            return expected
-        self._captured[key] = tuple(x for x in static if x is not None), replay, outputs
-        if len(self._captured) > self.size:
-            self._captured.popitem(last=False)
-        return expected
+        self.refused.add(key)
 
 
-def _agree(actual: Tensor, expected: Tensor) -> bool:
-    """Whether two tensors of any shape are equal up to `TOLERANCE`; NaN equals NaN."""
-    if actual.shape != expected.shape or not expected.is_floating_point():
-        return torch.equal(actual, expected)
-    largest = float(torch.where(expected.isfinite(), expected, 0.0).abs().max()) if expected.numel() else 0.0
-    return torch.allclose(actual, expected, rtol=0, atol=TOLERANCE * largest, equal_nan=True)
+def _rolled(x: Tensor) -> Tensor:
+    """A tensor with the entries of its first dimension longer than one moved on by one."""
+    dim = next((i for i, size in enumerate(x.shape) if size > 1), None)
+    return x if dim is None else x.roll(1, dim)
+
+
+def _agree(actual: Tensors, expected: Tensors, tolerance: float) -> bool:
+    """Whether two rollouts are equal up to a tolerance, particles that diverge apart, which amplify any difference.
+
+    The tolerance is relative to the largest number of a particle, or of the median particle where that is larger. NaN
+    equals NaN.
+    """
+    if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(actual, expected, strict=True)):
+        return False
+    counted = ~expected[-1].any(0)  # (M, R)
+    if not bool(counted.any()):
+        return True
+    for a, b in zip(actual, expected, strict=True):
+        a, b = (x[:, counted].transpose(0, 1).flatten(1) for x in (a, b))  # (particles, everything else)
+        agrees = (a == b) | (a.isnan() & b.isnan())
+        if b.is_floating_point():
+            size = torch.where(b.isfinite(), b, 0.0).abs().amax(1, keepdim=True)
+            agrees |= (a - b).abs() <= tolerance * torch.maximum(size, size.median())
+        if not bool(agrees.all()):
+            return False
+    return True

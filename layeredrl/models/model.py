@@ -3,7 +3,7 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from tianshou.data import Batch
@@ -92,19 +92,24 @@ class Model(ABC, nn.Module):
         """
         if not isinstance(batch_lst, list | tuple) or not batch_lst:
             raise ValueError(f"batch_lst is {type(batch_lst).__name__} or empty, expected a list of at least one Batch")
-        for i, batch in enumerate(batch_lst):
+        losses, taken = [], []
+        for batch in batch_lst:
             loss = self.loss(batch)
-            if not self.take_step(loss):
-                warnings.warn(
-                    f"the loss of batch {i} is {float(loss)}, or its gradient not finite: no step", stacklevel=2
-                )
-        return loss.detach()
+            taken.append(self.take_step(loss))
+            losses.append(loss.detach())
+        for i in (~torch.stack(taken)).nonzero().flatten().tolist():
+            warnings.warn(
+                f"the loss of batch {i} is {float(losses[i])}, or its gradient not finite: no step", stacklevel=2
+            )
+        return losses[-1]
 
-    def take_step(self, loss: Tensor) -> bool:
+    def take_step(self, loss: Tensor) -> Tensor:
         """One optimiser step down the gradient of `loss`, a scalar, unless that is not finite.
 
+        On a GPU a fused optimiser is left to see that by itself: to look would be to wait.
+
         Returns:
-            Whether the step was taken.
+            Whether the step was taken, a scalar of bools on the loss's device.
         """
         if self.optimizer is None:
             raise RuntimeError("learning needs an optimizer: construct the model with create_optimizer=True")
@@ -112,10 +117,12 @@ class Model(ABC, nn.Module):
         torch.autograd.backward(loss)
         gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
         # A sum is finite if its terms are: one look for all of them.
-        if not bool(torch.stack([loss.detach(), *(g.sum() for g in gradients)]).sum().isfinite()):
-            return False
-        self.optimizer.step()
-        return True
+        is_finite = torch.stack([loss.detach(), *(g.sum() for g in gradients)]).sum().isfinite()
+        if loss.is_cuda and getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
+            step_if(is_finite, self.optimizer)
+        elif bool(is_finite):
+            self.optimizer.step()
+        return is_finite
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -176,3 +183,18 @@ class Model(ABC, nn.Module):
         """Tell the model how far the training has come, in environment steps summed over all instances."""
         require_count("n_total_env_steps", n_total_env_steps, minimum=0)
         self.n_total_env_steps.fill_(n_total_env_steps)
+
+
+def step_if(condition: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step that happens if a condition holds, a scalar of bools at whose value nobody looks.
+
+    Args:
+        condition: On the device of the parameters.
+        optimizer: A fused one: these leave everything as it is where `found_inf` is one, as mixed precision wants it.
+    """
+    fused = cast(Any, optimizer)
+    fused.found_inf = (~condition).float()
+    try:
+        optimizer.step()
+    finally:
+        del fused.found_inf

@@ -183,15 +183,8 @@ class Oracle(Model):
             step at which the simulation left the finite range; the state is held from there on.
         """
         dtype = _dtype(initial_state, "initial_state")
-        self.interface.check("initial_state", initial_state, dtype, n_dims=2)
-        self.interface.check("context", context, dtype, n_dims=2)
-        self.interface.check("actions", actions, dtype, n_dims=3)
-        checks.require_same_lead({"context": context}, initial_state.shape[:-1])
+        self.interface.check_plan(initial_state, context, actions, dtype)
         b, h = len(initial_state), actions.shape[1]
-        if len(actions) != b or h == 0:
-            raise ValueError(
-                f"actions has shape {tuple(actions.shape)}, expected ({b}, H, {self.interface.action_dim})"
-            )
         states = self._simulated(initial_state, context, actions).transpose(0, 1).unsqueeze(1)  # (H+1, 1, B, S)
         states, term_prob, diverged = hold(states, states.new_zeros(h, 1, b))
         if self.termination is not None:

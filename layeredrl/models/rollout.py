@@ -186,7 +186,7 @@ def hold(states: Tensor, term_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     diverged = kept == 0
     last = torch.cat([torch.zeros_like(kept[:1]), kept.cumsum(0)]).long()
     states = states.gather(0, last.unsqueeze(-1).expand_as(states))
-    return states, term_probs.gather(0, last[:-1].clamp(max=len(term_probs) - 1)), diverged
+    return states, term_probs.gather(0, last[:-1]), diverged
 
 
 def to_public(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int) -> Batch:

@@ -39,6 +39,12 @@ class _FitsInputs(Protocol):
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None: ...
 
 
+class _Prepared(Protocol):
+    """What a network may offer: its forward for the steps of a rollout."""
+
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]: ...
+
+
 class StackedNetwork(nn.Module):
     """M networks that satisfy the network contract of `layeredrl.models`, as one.
 
@@ -73,6 +79,7 @@ class StackedNetwork(nn.Module):
         self._needs_loop_in_training = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in members[0].modules())
         self._regularizes = callable(getattr(members[0], "regularization", None))
         self._warned = False
+        self._may_prepare = False
         self.evaluation: Evaluation = self._choose(members, probe)
         self.row_multiple = self._row_multiple()
 
@@ -101,12 +108,17 @@ class StackedNetwork(nn.Module):
     def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]:
         """`forward` as a function that has looked up and computed what stays the same during a rollout.
 
-        A network may offer such a function itself, by a method `prepared`; it gives the fields of a `StepOutput`.
+        A network may offer such a function itself, by a method `prepared`; it gives a `StepOutput`. It is used if it
+        gave the same as `forward` when it was tried, and as long as there are no hooks, which it knows nothing of.
         """
-        prepared = getattr(self.net, "prepared", None)
-        if self.evaluation == "broadcast" and not self.training and callable(prepared):
-            return cast(Callable[[Tensor, Tensor, Tensor], StepOutput], prepared())
+        if self._may_prepare and not self.training and not self.is_hooked:
+            return cast(_Prepared, self.net).prepared()
         return lambda state, context, action: StepOutput.of(self(state, context, action))
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether somebody has registered a hook on a forward, which then has to be called."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
 
     def forward_member(self, member: int, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
         """Predict with one member for rows (R, S), (R, C), (R, A); the member axis of the output has length one."""
@@ -223,6 +235,7 @@ class StackedNetwork(nn.Module):
             reference = self._reference(members, inputs)
             members[0].load_state_dict(first)  # so that whoever still looks at its tensors sees other values
             choice = self._fastest(reference, inputs)
+            self._may_prepare = choice == "broadcast" and self._prepared_agrees(reference[0], inputs)
         for (_, tensor), value in zip(self._tensors(), original, strict=True):
             tensor.copy_(value)
         for module, training in zip(self.modules(), was_training, strict=True):
@@ -264,7 +277,7 @@ class StackedNetwork(nn.Module):
                 return False
             self._obstacle = "its batched outputs differ from those of the members one by one"
             pairs = [*zip(out, expected, strict=True), (penalty, expected_penalty)]
-            return all(a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-5) for a, b in pairs)
+            return all(a.shape == b.shape and _close(a, b) for a, b in pairs)
 
         if agrees("vmap"):  # refuses control flow that depends on data, which broadcasting would not notice
             return "broadcast" if agrees("broadcast") else "vmap"
@@ -273,6 +286,20 @@ class StackedNetwork(nn.Module):
             raise ValueError("the networks made by partial_net must differ in nothing but their parameters and buffers")
         self._obstacle = obstacle
         return "loop"
+
+    def _prepared_agrees(self, expected: NetOutput, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the network offers a `prepared`, and it is that of its `forward`."""
+        if not callable(getattr(self.net, "prepared", None)) or _overrides_forward_alone(type(self.net)):
+            return False
+        try:
+            torch.manual_seed(0)
+            out = cast(_Prepared, self.net).prepared()(*inputs)
+            pairs = zip(out, StepOutput.of(expected), strict=True)
+            return isinstance(out, StepOutput) and all(
+                a is b if a is None or b is None else a.shape == b.shape and _close(a, b) for a, b in pairs
+            )
+        except Exception:  # a stranger's code, which may raise anything; there is another way
+            return False
 
     def _row_multiple(self) -> int:
         """Rows that keep members equal bit for bit.
@@ -323,6 +350,19 @@ def _require_alike(members: Sequence[nn.Module]) -> None:
                     "the networks made by partial_net must differ in nothing but their parameters and buffers, "
                     f"but one {type(modules[0]).__name__} has {settings[0]} and another {other}"
                 )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # float32, for numbers around one
+
+
+def _overrides_forward_alone(cls: type) -> bool:
+    """Whether a class changes an inherited `forward` but not the `prepared` that belongs to it.
+
+    What it changes need not show in a trial: it may clip states that are far out, say.
+    """
+    owner = next((c for c in cls.__mro__ if {"forward", "prepared"} & vars(c).keys()), None)
+    return owner is not None and "prepared" not in vars(owner)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

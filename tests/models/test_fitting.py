@@ -10,6 +10,7 @@ import torch
 from gymnasium.spaces import Box
 from tianshou.data import Batch
 
+from layeredrl.faults import NonFiniteError
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
 from layeredrl.models.fitting import fit_regression, split_holdout
 from layeredrl.nets import GaussianMixtureMLP
@@ -360,3 +361,51 @@ def test_elites_are_the_best_first_and_progress_is_told(holdout):
     losses = result.loss if result.holdout_loss is None else result.holdout_loss
     assert sorted(result.elites.tolist()) == list(range(len(losses)))
     assert losses[result.elites].tolist() == sorted(losses.tolist())
+
+
+def spoil(ensemble, monkeypatch, spoiled):
+    """Let the second member's loss be NaN in the batches of these numbers; gives all losses, batch by batch."""
+    original, losses = ensemble.member_losses, []
+
+    def member_losses(rows):
+        result = original(rows)
+        if len(losses) in spoiled:
+            result = result * torch.tensor([1.0, torch.nan])
+        losses.append(result.detach().clone())
+        return result
+
+    monkeypatch.setattr(ensemble, "member_losses", member_losses)
+    return losses
+
+
+def test_steps_that_are_not_finite_are_left_out_and_do_not_count(monkeypatch):
+    ensemble, told = make(), []
+    losses = spoil(ensemble, monkeypatch, {1, 4, 6})
+    config = FitConfig(epochs=2, batch_size=25)  # four batches an epoch
+    result = fit(ensemble, linear_gaussian(100), config, generator=seeded(), progress=lambda _, x: told.append(x))
+    assert (result.steps, result.skipped, result.epochs) == (5, 3, 2)
+    assert all(p.isfinite().all() for p in ensemble.get_parameters())
+    torch.testing.assert_close(told[0], torch.stack([losses[i] for i in (0, 2, 3)]).mean(0))
+    torch.testing.assert_close(told[1], torch.stack([losses[i] for i in (5, 7)]).mean(0))
+    assert torch.equal(told[1], result.loss)
+
+
+def test_an_epoch_without_a_step_has_no_loss(monkeypatch):
+    ensemble = make()
+    before = parameters(ensemble)
+    spoil(ensemble, monkeypatch, {0, 1})
+    result = fit(ensemble, linear_gaussian(50), FitConfig(epochs=1, batch_size=25), generator=seeded())
+    assert (result.steps, result.skipped) == (0, 2)
+    assert result.loss.isnan().all()
+    assert all(torch.equal(a, b) for a, b in zip(before, parameters(ensemble), strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_too_many_steps_that_are_not_finite_are_an_error_that_names_the_first_of_them(training, monkeypatch):
+    ensemble = make().train(training)
+    losses = spoil(ensemble, monkeypatch, {1, 4, 6, 7})
+    config = FitConfig(epochs=3, batch_size=25, max_skipped=2)
+    with pytest.raises(NonFiniteError, match=r"the loss of member 1 is not finite; .*, in batch 2 of epoch 2"):
+        fit(ensemble, linear_gaussian(100), config, generator=seeded())
+    assert len(losses) == 8  # to the end of the epoch
+    assert ensemble.training == training

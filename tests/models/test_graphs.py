@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from layeredrl.models import ProbabilisticEnsemble
-from layeredrl.models.graphs import GraphCache
+from layeredrl.models.graphs import MAX_REFUSED, GraphCache
 from layeredrl.models.rollout import per_particle, rows_to_compute
 from layeredrl.nets import GaussianMixtureMLP
 from tests.models.networks import BranchingNet, ExplodingNet, SequentialNet, random_values
@@ -35,7 +35,7 @@ class StandIn:
         return replay, outputs
 
 
-def graphed(nets=None, *, size: int = 8, **settings) -> tuple[ProbabilisticEnsemble, StandIn]:
+def graphed(nets=None, *, size: int = 32, **settings) -> tuple[ProbabilisticEnsemble, StandIn]:
     model, stand_in = make_model(nets, **{"n_particles_per_model": 2, **settings}), StandIn()
     model.graphs = GraphCache(stand_in, size, "cpu")
     return model, stand_in
@@ -55,7 +55,7 @@ def roll(model: ProbabilisticEnsemble, n: int = 3, horizon: int = 4, *, seed: in
 def eager(model: ProbabilisticEnsemble, *args, **settings):
     """The same rows computed, and no graphs."""
     twin = copy.deepcopy(model)
-    twin.graphs.failed = True
+    twin.graphs = GraphCache(device="meta")
     return roll(twin, *args, **settings)
 
 
@@ -76,7 +76,7 @@ def test_replays_are_the_rollouts(n_modes, propagation, deterministic, mode):
         same(roll(model, **settings), eager(model, **settings))
         ((static, _, kept),) = model.graphs._captured.values()
         assert not any(x.is_inference() for x in (*static, *kept))  # so that they can be written anywhere
-    assert (stand_in.captures, stand_in.replays) == (1, 3)  # the first replay is the check
+    assert (stand_in.captures, stand_in.replays) == (1, 4)  # the first replay is the check
 
 
 def test_without_graphs_the_same_comes_out():
@@ -150,10 +150,10 @@ def test_the_least_recently_used_graph_goes_first():
 
 def test_gradients_training_and_the_random_start_are_left_alone():
     model, stand_in = graphed(symmetry_breaking_start=True, sb_start_duration=10)
-    for n, graphs in ((0, 0), (7, 0), (10, 1)):
+    for n, n_graphs in ((0, 0), (7, 0), (10, 1)):
         model.set_n_total_env_steps(n)
         same(roll(model), eager(model))
-        assert stand_in.captures == graphs
+        assert stand_in.captures == n_graphs
     model.set_n_total_env_steps(0)
     roll(model, loss_mode=True)  # the start takes no part
     assert stand_in.captures == 1
@@ -177,13 +177,28 @@ def test_divergence_and_nan_survive_a_replay():
     assert stand_in.captures == 1
 
 
+def test_all_results_are_those_of_replays_the_first_too():
+    """A replay may round otherwise than the function: a run that is resumed would not be the one that went on."""
+
+    def rounding(function):
+        replay, outputs = StandIn()(function)
+        return lambda: (replay(), outputs[0].mul_(1 + 1e-6)), outputs
+
+    model, _ = graphed()
+    model.graphs = GraphCache(rounding, device="cpu")
+    first = roll(model)
+    same(roll(model), first)
+    assert not torch.equal(first.state, eager(model).state)
+    assert not model.graphs.refused
+
+
 def failing(function):
     raise RuntimeError("operation not permitted when stream is capturing\nand more lines")
 
 
 def lying(function):
-    outputs = tuple(x.clone() for x in function())
-    return lambda: outputs[0].mul_(1.1), outputs
+    replay, outputs = StandIn()(function)
+    return lambda: (replay(), outputs[0].mul_(1.1)), outputs
 
 
 def lying_about_nan(function):
@@ -191,9 +206,29 @@ def lying_about_nan(function):
     return lambda: outputs[0].fill_(float("nan")), outputs
 
 
+def lying_about_divergence(function):
+    replay, outputs = StandIn()(function)
+    return lambda: (replay(), outputs[2][-1, 0, 0].logical_not_()), outputs
+
+
+def empty(function):
+    """What a capture on another device than the inputs' does: its outputs hold what they did during the capture."""
+    return lambda: None, tuple(x.clone() for x in function())
+
+
+def deaf(function):
+    """A replay that goes on with the inputs of the capture."""
+    values = tuple(x.clone() for x in function())
+    outputs = tuple(x.clone() for x in values)
+    return lambda: [output.copy_(value) for output, value in zip(outputs, values, strict=True)], outputs
+
+
+LIARS = (lying, lying_about_nan, lying_about_divergence, empty, deaf)
+
+
 @pytest.mark.parametrize(
     ("capture", "reason"),
-    [(failing, "RuntimeError: .*stream is capturing"), (lying, "differs"), (lying_about_nan, "differs")],
+    [(failing, "RuntimeError: .*stream is capturing"), *((liar, "differs") for liar in LIARS)],
 )
 def test_what_cannot_be_captured_runs_as_it_is_with_one_warning(capture, reason):
     model, _ = graphed()
@@ -207,28 +242,94 @@ def test_what_cannot_be_captured_runs_as_it_is_with_one_warning(capture, reason)
     assert len(model.graphs) == 0
 
 
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("horizon", [1, 2])
+@pytest.mark.parametrize("capture", LIARS)
+def test_few_rows_and_steps_are_checked_too(capture, n, horizon):
+    if (capture, n, horizon) == (deaf, 1, 1):
+        pytest.skip("there are no other inputs to check with, but for the noise")
+    model, _ = graphed()
+    model.graphs = GraphCache(capture, device="cpu")
+    with pytest.warns(UserWarning, match="differs"):
+        roll(model, n, horizon)
+
+
+def test_only_the_key_that_failed_is_refused_until_there_are_too_many():
+    model, stand_in = graphed()
+    attempts = []
+
+    def flawed(function):
+        attempts.append(function)
+        if len(attempts) == 2:
+            raise RuntimeError("not this one")
+        return stand_in(function)
+
+    model.graphs = GraphCache(flawed, device="cpu")
+    roll(model, horizon=1)
+    with pytest.warns(UserWarning, match="not this one"):
+        roll(model, horizon=2)
+    for horizon in (1, 2, 3, 3):
+        same(roll(model, horizon=horizon), eager(model, horizon=horizon))
+    assert (len(attempts), len(model.graphs), len(model.graphs.refused)) == (3, 2, 1)
+
+    model.graphs.capture = failing
+    for horizon in range(4, 20):  # no further warning
+        roll(model, horizon=horizon)
+    assert len(model.graphs.refused) == MAX_REFUSED
+    replays = stand_in.replays
+    roll(model, horizon=1)
+    assert stand_in.replays == replays + 1
+
+
+def test_the_keys_of_a_planner_in_training_and_evaluation_all_fit():
+    model, stand_in = graphed()
+    model.graphs = GraphCache(stand_in, device="cpu")
+    for _ in range(2):
+        for horizon in (20, 30):
+            for n in (480, 384, 307, 1):
+                roll(model, n, horizon)
+    assert stand_in.captures == 8
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_hooks_are_called_at_every_rollout(mode):
+    model, stand_in = graphed(built_in(), n_modes=1)
+    roll(model, mode=mode)
+    calls = []
+    handle = model.network.net.register_forward_hook(lambda *_: calls.append(1))
+    for n_calls in (4, 8):
+        roll(model, mode=mode)
+        assert len(calls) == n_calls
+    handle.remove()
+    roll(model, mode=mode)
+    assert (stand_in.captures, len(calls)) == (1, 8)
+
+
 def test_an_error_of_the_network_is_its_own():
     model, _ = graphed()
     model.network.forward = lambda *_: 1 / 0
-    with pytest.raises(ZeroDivisionError):
-        roll(model)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            roll(model)
+    assert not model.graphs.refused
 
 
 def test_a_model_that_left_its_gpu_runs_as_it_is():
     model = make_model()
     model.graphs = GraphCache()
     same(roll(model), roll(make_model()))
-    assert not model.graphs.failed
+    assert len(model.graphs) == len(model.graphs.refused) == 0
 
 
 def test_nan_equals_nan_in_the_check():
     def function(x: Tensor):
-        return x / x, x > 0
+        return x / x, x[1:, ..., 0], x[1:, ..., 0] > 5
 
-    cache, x = GraphCache(StandIn(), device="cpu"), torch.tensor([0.0, 2.0])
+    cache, x = GraphCache(StandIn(), device="cpu"), torch.tensor([0.0, 2.0, 3.0, 1.0]).view(2, 1, 1, 2)
     for _ in range(2):
-        values, _ = cache(function, [x], "key")
-        assert values.isnan().tolist() == [True, False]
+        values, *_ = cache(function, [x], "key", dtype=x.dtype)
+        assert values.isnan().flatten().tolist() == [True, False, False, False]
+    assert not cache.refused
 
 
 def test_copies_and_pickles_capture_anew():
@@ -298,7 +399,7 @@ def test_on_a_gpu_replays_are_the_rollouts(propagation, rollout_dtype):
     settings = {"propagation": propagation, "rollout_dtype": rollout_dtype, "n_particles_per_model": 4}
     model = make_model(built_in(), n_modes=1, device=device, create_optimizer=True, **settings)
     plain = copy.deepcopy(model)
-    plain.graphs.failed = True
+    plain.graphs = GraphCache(device="meta")
     for n, seed in ((3, 0), (3, 1), (100, 2), (101, 3), (3, 4)):
         state, context, _ = (x.to(device) for x in inputs(n, seed=seed))
         actions = random_values(seed, n, 6, A).clamp(-1, 1).to(device)
@@ -308,7 +409,7 @@ def test_on_a_gpu_replays_are_the_rollouts(propagation, rollout_dtype):
                 generator = torch.Generator(device).manual_seed(seed)
                 results.append(each.rollout(state, context, actions, generator=generator))
         torch.testing.assert_close(results[0].state, results[1].state, rtol=1e-3, atol=1e-3)
-    assert not model.graphs.failed
+    assert not model.graphs.refused
     assert len(model.graphs) == 2  # 100 and 101 rows are computed as 104
 
 
@@ -320,4 +421,21 @@ def test_on_a_gpu_control_flow_that_depends_on_data_falls_back():
     state, context, action = (x.to(device) for x in inputs(3))
     with torch.no_grad(), pytest.warns(UserWarning, match="CUDA graphs"):
         model.rollout(state, context, action[:, None])
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert torch.rand(3, device=device).isfinite().all()
     assert model.rollout(state, context, action[:, None]).state.isfinite().all()
+    other = make_model(built_in(), n_modes=1, device=device)
+    with torch.no_grad():
+        for _ in range(2):
+            other.rollout(state, context, action[:, None])
+    assert (len(other.graphs), len(other.graphs.refused)) == (1, 0)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_on_two_gpus_each_captures_on_its_own():
+    for device in (torch.device("cuda", 0), torch.device("cuda", 1)):
+        model = make_model(built_in(), n_modes=1, device=device)
+        state, context, action = (x.to(device) for x in inputs(3))
+        with torch.no_grad():
+            model.rollout(state, context, action[:, None])
+        assert (len(model.graphs), len(model.graphs.refused)) == (1, 0)

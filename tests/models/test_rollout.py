@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from layeredrl.models.rollout import hold
 from layeredrl.nets import GaussianMixtureMLP
 from tests.models import reference
 from tests.models.networks import (
@@ -259,6 +260,19 @@ def test_a_state_that_leaves_the_finite_range_is_held(deterministic, bad):
         assert torch.isfinite(result[key]).all(), key
     (gradient,) = torch.autograd.grad(result.state[1].sum(), actions)
     assert torch.isfinite(gradient[1]).all()
+
+
+def test_particles_stay_where_they_last_were_finite():
+    """With the termination probability of the step that they last took; of the first one if they took none."""
+    horizon = 3
+    states = torch.arange(horizon + 1.0).view(-1, 1, 1, 1).expand(-1, 1, horizon + 1, 2).clone()
+    for particle in range(horizon):  # the last one stays finite
+        states[particle + 1, 0, particle, 1] = torch.nan
+    held, term_probs, diverged = hold(states, torch.arange(3.0).view(-1, 1, 1).expand(-1, 1, horizon + 1))
+    for particle in range(horizon + 1):
+        assert held[:, 0, particle, 0].tolist() == [min(t, particle) for t in range(horizon + 1)]
+        assert term_probs[:, 0, particle].tolist() == [min(t, particle) for t in range(horizon)]
+        assert diverged[:, 0, particle].tolist() == [t >= particle for t in range(horizon)]
 
 
 def test_overflow_is_divergence():

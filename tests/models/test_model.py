@@ -1,0 +1,124 @@
+"""Optimiser steps whose loss or gradient is not finite are left out, whether or not somebody looks at the loss."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from layeredrl.models.model import step_if
+from tests.models.reference import make_batch, make_model
+
+NAN, INF = float("nan"), float("inf")
+
+
+def trained(device: str = "cpu"):
+    return make_model(create_optimizer=True, device=torch.device(device)).train()
+
+
+def factors(model, monkeypatch, *values: float) -> None:
+    """Multiply the model's losses by these, one after the other."""
+    original, rest = model.loss, iter(values)
+    monkeypatch.setattr(model, "loss", lambda batch: next(rest) * original(batch))
+
+
+def parameters(model):
+    return [p.detach().clone() for p in model.get_parameters()]
+
+
+def equal(a, b) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_learning_leaves_out_steps_that_are_not_finite_and_warns_of_each(monkeypatch):
+    model, plain = trained(), trained()
+    factors(model, monkeypatch, 1, NAN, 1, INF)
+    batches = [make_batch(8, seed=i) for i in range(4)]
+    with pytest.warns(UserWarning, match="not finite: no step") as caught:
+        last = model.learn(batches)
+    assert [str(w.message).split(",")[0] for w in caught] == [
+        "the loss of batch 1 is nan",
+        "the loss of batch 3 is inf",
+    ]
+    assert {w.filename for w in caught} == {__file__}
+    assert last == INF
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plain.learn([batches[0], batches[2]])
+    assert equal(parameters(model), parameters(plain))
+
+
+def test_whether_a_step_was_taken_is_told():
+    model = trained()
+    loss = model.loss(make_batch(8))
+    before = parameters(model)
+    for factor, taken in ((NAN, False), (1.0, True)):
+        result = model.take_step(factor * (loss if taken else loss.clone()))
+        assert (result.shape, result.dtype, bool(result)) == ((), torch.bool, taken)
+        assert equal(before, parameters(model)) != taken
+        loss = model.loss(make_batch(8))
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_left_out():
+    model = trained()
+    before = parameters(model)
+    first = next(iter(model.get_parameters()))
+    assert not model.take_step((first - first.detach()).sum().sqrt())
+    assert equal(before, parameters(model))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD])
+def test_a_fused_optimizer_leaves_out_a_step_by_itself(optimizer):
+    """As it does on a GPU: parameters, moments and the number of steps stay as they are."""
+    weights = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, dtype=torch.float64))]
+    expected = [nn.Parameter(w.detach().clone()) for w in weights]
+    plain, fused = (
+        optimizer(expected, lr=0.1, weight_decay=0.1),
+        optimizer(weights, lr=0.1, weight_decay=0.1, fused=True),
+    )
+    assert fused._step_supports_amp_scaling
+    for i, is_finite in enumerate((False, True, False, True, True)):
+        for w, e in zip(weights, expected, strict=True):
+            w.grad = torch.full_like(w, i + 1.0 if is_finite else NAN)
+            e.grad = torch.full_like(e, i + 1.0)
+        step_if(torch.tensor(is_finite), fused)
+        assert not hasattr(fused, "found_inf")  # whoever steps next is not bound by it
+        if is_finite:
+            plain.step()
+        for w, e in zip(weights, expected, strict=True):
+            torch.testing.assert_close(w, e)
+    for w, e in zip(weights, expected, strict=True):
+        for key, value in plain.state[e].items():
+            torch.testing.assert_close(fused.state[w][key], value)
+
+
+def test_both_ways_learn_the_same():
+    looking, blind = trained(), trained()
+    for i, factor in enumerate((1.0, NAN, 1.0, 1.0)):
+        batch = make_batch(8, seed=i)
+        looking.take_step(factor * looking.loss(batch))
+        loss = factor * blind.loss(batch)
+        blind.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        step_if(loss.isfinite(), blind.optimizer)
+    assert equal(parameters(looking), parameters(blind))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_nobody_waits_for_a_step():
+    model = trained("cuda")
+    before = parameters(model)
+    batch = make_batch(8)
+    batch = type(batch)({key: x.to("cuda") for key, x in batch.items()})
+    assert model.take_step(model.loss(batch))
+    assert not equal(before, parameters(model))
+    before = parameters(model)
+    for factor in (NAN, 1.0):
+        loss = factor * model.loss(batch)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            taken = model.take_step(loss)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert bool(taken) == (factor == 1)
+        assert equal(before, parameters(model)) == (factor != 1)
