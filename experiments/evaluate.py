@@ -12,8 +12,9 @@ import tyro
 
 from experiments.config import RunConfig, command_line, fail, from_json
 from experiments.pictures import record_episode
-from experiments.run import CHECKPOINTS, CONFIG, build_agent, can_render, play, restoring
+from experiments.run import CHECKPOINTS, CONFIG, FAULT, build_agent, can_render, play, restoring
 from layeredrl.checkpoint import Checkpoints
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
 
@@ -68,7 +69,10 @@ def main() -> None:
             raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
     except (ValueError, TypeError) as error:
         fail(error)
-    episodes = play(config, agent, args.episodes, args.seed)
+    try:
+        episodes = play(config, agent, args.episodes, args.seed)
+    except Fault as error:
+        fail(error, FAULT)
     returns = np.array([episode.episode_return for episode in episodes])
     rows = {
         "run": str(args.run),
@@ -80,7 +84,7 @@ def main() -> None:
     if args.video is not None:
         try:
             rows["video"] = f"{args.video} (return {record_episode(config, agent, args.video, seed=args.seed):.1f})"
-        except gym.error.Error as error:  # a package for drawing is not installed, for instance
+        except (gym.error.Error, Fault) as error:  # a package for drawing is not installed, for instance
             rows["video"] = f"none: {error}"
     closing_table(rows, title="Evaluation")
 

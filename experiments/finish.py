@@ -19,6 +19,7 @@ from experiments.pictures import (
 )
 from experiments.run import CHECKPOINTS, METRICS, SUMMARY, can_render
 from layeredrl.collector import Episode
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger, closing_table
 from layeredrl.randomness import fork_globals
@@ -96,7 +97,7 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
         video = folder / "policy.gif"
         try:
             episode_return = record_episode(config, agent, video, seed=config.seed + 3)
-        except gym.error.Error as error:  # a package for drawing is not installed, for instance
+        except (gym.error.Error, Fault) as error:  # a package for drawing is not installed, for instance
             rows["video"] = f"none: {error}"
         else:
             logger.log_video("env/policy", video, n_steps)

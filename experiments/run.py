@@ -29,6 +29,9 @@ LOCK = "lock"
 SUMMARY = "summary.json"
 """What a run came to; it is there when all is done, pictures too."""
 
+FAULT = 3
+"""Exit code of a program that could not go on, through no fault of its input; what a run had learned is saved."""
+
 
 def build_agent(config: RunConfig[Any]) -> Hierarchy:
     """Read the task and build the agent, from the seed; nothing is written.
@@ -120,7 +123,15 @@ def _lock(file: IO[str], folder: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Delete a run but for its settings: until others take their place, the folder stays that of a run."""
+    """Delete a run but for its settings: until others take their place, the folder stays that of a run.
+
+    Its checkpoints go first, in one step: a process that is killed here leaves none that is half deleted.
+    """
+    doomed = folder / f"{CHECKPOINTS}.tmp"
+    if (folder / CHECKPOINTS).is_dir():
+        if doomed.exists():
+            shutil.rmtree(doomed)
+        (folder / CHECKPOINTS).rename(doomed)
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
@@ -199,6 +210,6 @@ def _holds_run(folder: Path) -> bool:
     """Whether a folder's config.json is that of a run; other programs write files of that name too."""
     try:
         content = json.loads((folder / CONFIG).read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(content, dict) and {"agent", "preset", "env", "trainer"} <= content.keys()

@@ -13,6 +13,7 @@ from experiments.config import fail, parse
 from experiments.finish import Training, finish
 from experiments.run import (
     CHECKPOINTS,
+    FAULT,
     SUMMARY,
     build_agent,
     make_collector,
@@ -26,9 +27,6 @@ from layeredrl.checkpoint import Checkpoints
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
 from layeredrl.trainer import Trainer
-
-FAULT = 3
-"""Exit code of a run that could not go on; what it had learned is saved."""
 
 
 class Saver:
@@ -106,7 +104,11 @@ def main() -> None:
             print("the same command goes on")
             raise SystemExit(STOPPED)
         training = Training(trainer.episodes, collector.n_total_env_steps, trainer.seconds, trainer.cpu_seconds)
-        finish(config, agent, folder, logger=logger, training=training, save=lambda: save(trainer))
+        try:
+            finish(config, agent, folder, logger=logger, training=training, save=lambda: save(trainer))
+        except Fault as error:
+            logger.close()
+            fail(f"{error}; the run is trained and saved, but not all of its pictures are drawn", FAULT)
 
 
 if __name__ == "__main__":

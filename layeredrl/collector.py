@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from operator import index
 from typing import Any
 
 import numpy as np
@@ -158,12 +159,11 @@ class Collector:
 
     def _require_actions(self, actions: NDArray[Any]) -> None:
         """Raise if an agent's action is none of its space; an environment would do anything with it."""
-        _require_finite("the action", actions, np.arange(self.n_envs))
         low, high = self._action_bounds
-        outside = ((actions < low) | (actions > high)).any(1)
-        if outside.any():
-            i = int(outside.argmax())
-            space = self.agent.task.action_space
+        unfit = ~((actions >= low) & (actions <= high)).all(1)  # also what is not a number
+        if unfit.any():
+            self._carry.levels[-1].remaining[unfit] = 0  # a run that goes on decides anew
+            i, space = int(unfit.argmax()), self.agent.task.action_space
             raise Fault(f"the action of environment {i} is {actions[i].tolist()}, expected one of {space}")
 
     def _begin(self) -> None:
@@ -235,7 +235,7 @@ class Collector:
             if saved.shape != array.shape:
                 raise ValueError(f"the collector's {name} has shape {saved.shape}, expected {array.shape}")
             array[:] = saved
-        self.n_total_env_steps, self.n_abandoned = state["n_total_env_steps"], state["n_abandoned"]
+        self.n_total_env_steps, self.n_abandoned = index(state["n_total_env_steps"]), index(state["n_abandoned"])
         self._env_rng.bit_generator.state = state["env_rng"]
         self._told = {name: list(values) for name, values in state["told"].items()}
         self._carry.load_state_dict(state["carry"])

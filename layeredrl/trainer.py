@@ -32,6 +32,9 @@ class TrainerConfig:
         require_counts(self, n_total_env_steps=1, eval_every=0, eval_episodes=1, checkpoint_every=1)
 
 
+_STATE_KEYS = {"agent", "collector", "episodes", "experience", "globals", "loggers", "n_total_env_steps", "trainer"}
+
+
 class Trainer:
     """Collects, learns, evaluates, logs and saves, in turns.
 
@@ -152,6 +155,9 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` returned."""
+        if state.keys() != _STATE_KEYS:
+            keys, expected = ", ".join(sorted(state)), ", ".join(sorted(_STATE_KEYS))
+            raise ValueError(f"the state has the keys {keys}, expected {expected}")
         self.agent.load_state_dict(state["agent"])
         self.agent.load_experience(state["experience"])
         self.collector.load_state_dict(state["collector"])

@@ -11,6 +11,7 @@ from tianshou.data import Batch
 
 from layeredrl.collector import Collector, Episode
 from layeredrl.environments import make_task, make_vector_env
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import RandomLevel
 from layeredrl.task import TaskSpec
@@ -265,7 +266,7 @@ def test_numbers_that_are_not_finite_are_refused(where, value):
     collector = Collector(env, agent, seed=0)
     for _ in range(3):
         collector.step(explore=True)
-    with pytest.raises(ValueError, match=rf"{where} of environment 1 is .*{value}.*finite"):
+    with pytest.raises(Fault, match=rf"{where} of environment 1 is .*{value}.*finite"):
         collector.step(explore=True)
     assert len(level.replay) == 6
 
@@ -295,3 +296,91 @@ def test_more_environments_than_the_agent_was_built_for_are_refused():
     Collector(env, agent, seed=0, learn=False).step(explore=True)  # acting there is fine
     with pytest.raises(ValueError, match=r"3 environments.* 2"):
         Collector(env, agent, seed=0)
+
+
+# ------------------------------------------------------------------ actions that are none
+
+
+class OneBadAction(RandomLevel):
+    """Acts at random, but once for the second environment with what it is told to."""
+
+    bad: float | None = None
+
+    def act(self, *args, **kwargs):
+        decision = super().act(*args, **kwargs)
+        if self.bad is not None:
+            decision.action[1] = self.bad
+            self.bad = None
+        return decision
+
+
+@pytest.mark.parametrize("bad", [1.5, -1.001, np.nan, np.inf])
+def test_actions_out_of_bounds_do_not_reach_the_environments(bad):
+    env = diary_envs(2, length=9)
+    task = TaskSpec(env.single_observation_space, env.single_action_space, n_envs=2)
+    level = OneBadAction(env.single_action_space)
+    collector = Collector(env, Hierarchy([level], task), seed=0)
+    collector.step(explore=True)
+    level.bad = bad
+    with pytest.raises(Fault, match=r"the action of environment 1 is \[.*\], expected one of Box\(-1.0, 1.0"):
+        collector.step(explore=True)
+    assert [len(episodes[0]) for episodes in env.get_attr("diary")] == [1, 1]
+    collector.step(explore=True)  # decides anew
+    assert [len(episodes[0]) for episodes in env.get_attr("diary")] == [2, 2]
+    assert collector.n_total_env_steps == 4
+
+
+# ------------------------------------------------------------------ going on
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("at", [0, 1, 7, 23])
+def test_a_collector_goes_on_from_its_state(mode, at):
+    """Where environments reset themselves, their episodes cannot be begun again: those end as truncated."""
+
+    def make():
+        env = (
+            make_vector_env("Pendulum-v1", 2) if mode == AutoresetMode.DISABLED else diary_envs(2, mode=mode, length=9)
+        )
+        agent, level = agent_for(env)
+        return Collector(env, agent, seed=5), level
+
+    whole, whole_level = make()
+    for _ in range(40):
+        whole.step(explore=True)
+    first, first_level = make()
+    for _ in range(at):
+        first.step(explore=True)
+    state, n_before = first.state_dict(), [len(first_level.replay.buffer.buffers[i]) for i in range(2)]
+    second, second_level = make()
+    second_level.replay = first_level.replay
+    if mode == AutoresetMode.DISABLED:
+        second.load_state_dict(state)
+    else:
+        with pytest.warns(RuntimeWarning, match="environment [01] did not come to the observation"):
+            second.load_state_dict(state)
+    for _ in range(40 - at):
+        second.step(explore=True)
+    assert second.n_total_env_steps == len(second_level.replay)
+    if mode == AutoresetMode.DISABLED:
+        assert second.n_abandoned == 0
+        for i in range(2):
+            a, b = stored(second_level.replay, i), stored(whole_level.replay, i)
+            for key in ("obs", "act", "rew", "obs_next", "terminated", "truncated"):
+                np.testing.assert_array_equal(a[key], b[key])
+    else:
+        assert second.n_abandoned == 2
+        for i in range(2):
+            rows = stored(second_level.replay, i)
+            over = rows.terminated | rows.truncated
+            assert at == 0 or over[n_before[i] - 1]
+            joined = (rows.obs[1:] == rows.obs_next[:-1]).all(1)
+            assert (over[:-1] | joined).all()
+
+
+def test_a_state_of_other_environments_is_refused():
+    env = diary_envs(2)
+    state = Collector(env, agent_for(env)[0], seed=0).state_dict()
+    other = diary_envs(3)
+    with pytest.raises(ValueError, match=r"obs has shape \(2, 2\), expected \(3, 2\)"):
+        Collector(other, agent_for(other)[0], seed=0).load_state_dict(state)

@@ -57,7 +57,7 @@ def train(seed=0, n_envs=3, level=RecordingRandomLevel, save=None, evaluating=Tr
         evaluate=evaluate if evaluating else None,
         save=save,
     )
-    assert trainer.run() == trainer.episodes
+    trainer.run()
     return trainer
 
 
@@ -118,7 +118,7 @@ def test_evaluations_and_checkpoints_come_in_time(n_envs, every):
     saved = []
     trainer = train(
         n_envs=n_envs,
-        save=saved.append,
+        save=lambda trainer: saved.append(trainer.collector.n_total_env_steps),
         n_total_env_steps=100,
         eval_every=every,
         checkpoint_every=every,
@@ -146,6 +146,53 @@ def test_evaluation_is_the_mean_return():
 def test_settings_are_checked(name):
     with pytest.raises(ValueError, match=f"{name} is -1, expected at least"):
         TrainerConfig(**{name: -1})
+
+
+def test_an_exception_is_passed_on_after_saving():
+    saved = []
+    with pytest.raises(ZeroDivisionError):
+        train(level=Failing, save=lambda trainer: saved.append(trainer.collector.n_total_env_steps))
+    assert saved == [60]
+
+
+class Failing(RecordingRandomLevel):
+    def learn(self, n_total_env_steps):
+        if n_total_env_steps >= 60:
+            raise ZeroDivisionError
+        return {}
+
+
+def test_it_stops_after_the_step_in_which_it_is_asked_to():
+    saved, asked = [], iter([False] * 10 + [True])
+    env = counters(3)
+    task = TaskSpec(env.single_observation_space, env.single_action_space, 3)
+    agent = Hierarchy([RecordingRandomLevel(env.single_action_space, 3)], task)
+    trainer = Trainer(
+        agent,
+        Collector(env, agent, seed=0),
+        RecordingLogger(),
+        TrainerConfig(n_total_env_steps=200),
+        save=lambda trainer: saved.append(trainer.collector.n_total_env_steps),
+        stop=lambda: next(asked),
+    )
+    trainer.run()
+    assert not trainer.finished
+    assert saved == [trainer.collector.n_total_env_steps] == [30]
+
+
+def test_the_score_is_the_last_evaluation_or_the_last_ten_episodes():
+    looked_at, alone = train(), train(evaluating=False)
+    assert looked_at.score == records(looked_at, "eval/")[-1][1]["eval/episode_return"]
+    assert alone.score == np.mean([episode.episode_return for episode in alone.episodes[-10:]])
+    assert train(evaluating=False, n_total_env_steps=1, n_envs=1).score in (None, 1.0)
+
+
+def test_a_state_with_other_keys_is_refused():
+    trainer = train(n_total_env_steps=3)
+    state = trainer.state_dict()
+    for other in ({**state, "more": 1}, {key: state[key] for key in state if key != "episodes"}):
+        with pytest.raises(ValueError, match=r"the state has the keys .*, expected .*episodes"):
+            trainer.load_state_dict(other)
 
 
 # ------------------------------------------------------------------ with an agent that learns

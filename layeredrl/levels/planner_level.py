@@ -18,6 +18,7 @@ from layeredrl.checks import require_counts, require_number
 from layeredrl.levels.level import Decision, Level
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
+from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.planners import Plan, Planner, PlanningError
 from layeredrl.randomness import derive_seed
 from layeredrl.replay import Replay
@@ -270,7 +271,7 @@ class PlannerLevel(Level):
         if state["device"] == self.device.type:  # another device draws other numbers anyway
             self._generator.set_state(state["generator"].cpu())
         for name, optimizer in self._optimizers().items():
-            optimizer.load_state_dict(state[name])
+            restore_optimizer(name, optimizer, state[name])
 
     def _optimizers(self) -> dict[str, torch.optim.Optimizer]:
         if self.learning is None:

@@ -1,7 +1,8 @@
-"""The optimiser of an ensemble."""
+"""Optimisers: the ensemble's, and their states from files."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,3 +33,28 @@ def make_optimizer(
         groups.setdefault(decay_of.get(id(parameter), 0.0), []).append(parameter)
     settings = [{"params": group, "weight_decay": decay} for decay, group in sorted(groups.items())]
     return torch.optim.Adam(settings, lr=learning_rate, fused=True)
+
+
+def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a state that fits the parameters; torch takes any, and a fused step would then write out of bounds.
+
+    Args:
+        name: Of the optimiser, for the message.
+        optimizer: Unchanged if the state does not fit.
+        state: From its `state_dict`.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if set(state["state"]) - set(range(len(parameters))):
+        raise ValueError(f"the state of {name} is of other parameters than {len(parameters)}")
+    for i, slots in state["state"].items():
+        for key, value in slots.items():
+            shape = parameters[i].shape
+            if not isinstance(value, Tensor):
+                continue
+            if value.shape != (torch.Size(()) if key == "step" else shape):
+                raise ValueError(
+                    f"the state of {name} has {key} of shape {tuple(value.shape)}, expected {tuple(shape)}"
+                )
+            if key != "step" and not value.is_floating_point():
+                raise ValueError(f"{key} of {name} has dtype {value.dtype}, expected a floating type")
+    optimizer.load_state_dict(dict(state))

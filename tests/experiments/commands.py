@@ -1,13 +1,22 @@
 """The command lines, called in this process, and what they leave."""
 
+import contextlib
 import csv
+import hashlib
+import json
+import math
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from experiments import evaluate, train
+from layeredrl.checkpoint import Checkpoints
+from layeredrl.collector import Collector
 
 QUICK = ("--preset", "debug", "--no-pictures", "--no-tensorboard")
 """A run of a fraction of a second."""
@@ -47,3 +56,85 @@ def episode_returns(folder: Path) -> list[float]:
 def all_files(folder: Path) -> dict[Path, bytes | None]:
     """Everything below a folder, with its content; None for a folder."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+
+def newest(folder: Path) -> Path:
+    """The newest checkpoint of a run."""
+    return max((folder / "checkpoints").glob("0*"))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What the newest checkpoint of a run holds."""
+    return Checkpoints(folder / "checkpoints").load()
+
+
+def change_state(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Replace the newest checkpoint of a run by a changed one with fitting checksums."""
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = checkpoints.load()
+    change(state)
+    checkpoints.save(state, int(newest(folder).name))
+
+
+def fit_manifest(folder: Path) -> None:
+    """Give the newest checkpoint's manifest the sizes and checksums of the files that lie there now."""
+    manifest = json.loads((newest(folder) / "manifest.json").read_bytes())
+    del manifest["sha256"]
+    places = {"files": newest(folder), "segments": folder / "checkpoints" / "segments"}
+    for part, place in places.items():
+        for name in manifest[part]:
+            data = (place / name).read_bytes()
+            manifest[part][name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Write a manifest with its own checksum: that of the JSON without it, keys in order."""
+    checksum = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+    text = json.dumps({**manifest, "sha256": checksum}, sort_keys=True)
+    (newest(folder) / "manifest.json").write_text(text)
+
+
+@contextlib.contextmanager
+def signal_at(n_total_env_steps: int, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
+    """Have a signal arrive in the midst of the step after so many."""
+    real_step = Collector.step
+
+    def step(collector: Collector, *, explore: bool) -> Any:
+        if collector.learn and collector.n_total_env_steps == n_total_env_steps:
+            signal.raise_signal(number)
+        return real_step(collector, explore=explore)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Collector, "step", step)
+        yield
+
+
+CLOCKS = {"seconds", "cpu_seconds", "elapsed_s", "run_id"}
+"""Keys of a checkpoint that differ between runs of the same settings."""
+
+
+def assert_same(a: Any, b: Any, place: str = "state") -> None:
+    """Two nested states are equal to the last bit, but for the clocks."""
+    assert type(a) is type(b), place
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), place
+        for key in a.keys() - CLOCKS:
+            assert_same(a[key], b[key], f"{place}[{key!r}]")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), place
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_same(*pair, f"{place}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert a.dtype == b.dtype, place
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=lambda told: f"{place}: {told}")
+    else:
+        assert a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)), place
+
+
+def assert_same_run(a: Path, b: Path) -> None:
+    """Two runs left the same last checkpoint and the same metrics, but for the clocks."""
+    assert newest(a).name == newest(b).name
+    assert (b / "metrics.csv").exists()  # else there is little to compare
+    assert without_time(a) == without_time(b)
+    assert_same(read_state(a), read_state(b))

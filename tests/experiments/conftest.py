@@ -5,6 +5,7 @@ import gymnasium as gym
 import pytest
 import torch
 
+import tests.experiments.tasks  # noqa: F401  registers OwnDrift-v0
 from tests.experiments.commands import QUICK, all_files, run_train
 
 Refusal = Callable[..., str]

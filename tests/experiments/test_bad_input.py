@@ -1,6 +1,15 @@
-"""Bad input: one line that names the culprit, exit code 2, and nothing left on the disk."""
+"""Bad input: one line that names the culprit, and nothing lost.
 
+`python -m tests.experiments.test_bad_input` prints experiments/results/bad_inputs.md.
+"""
+
+import contextlib
+import io
 import os
+import re
+import shutil
+import tempfile
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -9,66 +18,75 @@ import pytest
 from gymnasium import spaces
 
 from experiments import run
-from tests.experiments.commands import QUICK, all_files, run_train
+from tests.experiments.commands import QUICK, all_files, read_state, run_train
 from tests.experiments.conftest import Refusal
+from tests.experiments.damage import DAMAGES, OWNED, Damage, put_run
+from tests.experiments.faults import FAULTS, Fault
 from tests.experiments.tasks import Drift
 
+SETTINGS = [
+    (["pets", "--env", "ContinousCartPole-v0"], ["'ContinousCartPole-v0'", "did you mean ContinuousCartPole-v0"]),
+    (["pets", "--env", "Nothing-like-it-v7"], ["'Nothing-like-it-v7'", "not registered"]),
+    (["pets", "--env", "no_such_package:Cart-v0"], ["'no_such_package:Cart-v0'", "No module named"]),
+    (["pets", "--env", "envs:ContinuousCartPole-v7"], ["'envs:ContinuousCartPole-v7'"]),
+    (["pets", "--env", "two words"], ["'two words'"]),
+    (["pest"], ["unknown agent 'pest'", "did you mean pets?", "random"]),
+    (["--agent", "randon"], ["unknown agent 'randon'", "did you mean random?"]),
+    (["no_such_package:Agent"], ["'no_such_package:Agent'", "No module named 'no_such_package'"]),
+    (["agents.pets:PLANETS"], ["'agents.pets:PLANETS'", "has no attribute 'PLANETS'"]),
+    ([".pets:PETS"], ["unknown agent '.pets:PETS'"]),
+    ([":PETS"], ["unknown agent ':PETS'"]),
+    (["os:system"], ["'os:system'", "dataclass", "build"]),
+    (["tests.experiments.own_agents:NoDataclass"], [":NoDataclass'", "is not a dataclass"]),
+    (["tests.experiments.own_agents:Strange"], [":Strange'", "Tensor"]),
+    (["--seed", "1", "random"], ["agent 'random' has to come first"]),
+    (["pets", "random"], ["Unrecognized", "random"]),
+    (["pets", "--env", "__import__('os').system('touch owned')"], ["error: "]),
+    (["pets", "--name", "__import__('os').system('touch ./owned')"], ["without slashes"]),
+    (["pets", "--model.hidden", "__import__('os').getpid()"], ["--model.hidden"]),
+    (["pets", "--trainer.eval-every", "!!python/object/apply:os.getpid []"], ["--trainer.eval-every"]),
+    (["__import__('os').system('touch owned')"], ["unknown agent"]),
+    (["pets", "--trainer.n-total-env-steps", "-5"], ["n_total_env_steps is -5, expected at least 1"]),
+    (["pets", "--trainer.n-total-env-steps", "0"], ["n_total_env_steps is 0"]),
+    (["pets", "--trainer.eval-every", "-1"], ["eval_every is -1"]),
+    (["pets", "--n-envs", "0"], ["n_envs is 0, expected at least 1"]),
+    (["pets", "--threads", "0"], ["threads is 0, expected at least 1"]),
+    (["pets", "--seed", "-1"], ["seed is -1, expected a number in"]),
+    (["pets", "--preset", "demonstration"], ["unknown preset 'demonstration'", "demo, debug, paper"]),
+    (["pets", "--preset=demonstration"], ["unknown preset 'demonstration'"]),
+    (["pets", "--device", "abacus"], ["device is 'abacus'", "cpu, cuda or cuda:N"]),
+    (["pets", "--device", "meta"], ["device is 'meta'"]),
+    (["pets", "--device", "cuda:99"], ["device is 'cuda:99'", "GPUs here"]),
+    (["pets", "--name", "a/b"], ["name is 'a/b'", "without slashes"]),
+    (["pets", "--name", ".."], ["name is '..'"]),
+    (["pets", "--name", "."], ["name is '.'"]),
+    (["pets", "--name", ""], ["name is ''"]),
+    (["pets", "--icem.n-elites", "1000"], ["icem: n_elites is 1000, expected at most n_samples"]),
+    (["pets", "--learning.fit.epochs", "0"], ["epochs is 0"]),
+    (["pets", "--model.n-models", "0"], ["n_models is 0"]),
+    (["pets", "--model.n-particles-per-model", "0"], ["n_particles_per_model is 0"]),
+    (["pets", "--model.hidden", "16", "0"], ["hidden is (16, 0)"]),
+    (["pets", "--model.learning-rate", "0"], ["learning_rate is 0.0"]),
+    (["pets", "--model.weight-decay", "1", "2", "3"], ["weight_decay has 3 values"]),
+    (["pets", "--discount", "1.5"], ["discount is 1.5"]),
+    (["pets", "--discount", "nan"], ["discount is nan"]),
+    (["pets", "--wandb", "sometimes"], ["'sometimes'", "--wandb", "offline"]),
+    (["pets", "--seed", "one"], ["--seed", "'one'"]),
+    (["pets", "--seed"], ["--seed", "Missing value"]),
+    (["pets", "--no-such-flag"], ["--no-such-flag"]),
+    (["pets", "--trainer.n-total-steps", "5"], ["--trainer.n-total-steps", "--trainer.n-total-env-steps"]),
+    (["pets", "--preset", "debug", "--agent"], ["Unrecognized options: --agent"]),
+]
+"""Command lines, and parts of what is said about them."""
 
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["pets", "--env", "ContinousCartPole-v0"], ["'ContinousCartPole-v0'", "did you mean ContinuousCartPole-v0"]),
-        (["pets", "--env", "Nothing-like-it-v7"], ["'Nothing-like-it-v7'", "not registered"]),
-        (["pets", "--env", "no_such_package:Cart-v0"], ["'no_such_package:Cart-v0'", "No module named"]),
-        (["pets", "--env", "envs:ContinuousCartPole-v7"], ["'envs:ContinuousCartPole-v7'"]),
-        (["pets", "--env", "two words"], ["'two words'"]),
-        (["pest"], ["unknown agent 'pest'", "did you mean pets?", "random"]),
-        (["--agent", "randon"], ["unknown agent 'randon'", "did you mean random?"]),
-        (["no_such_package:Agent"], ["'no_such_package:Agent'", "No module named 'no_such_package'"]),
-        (["agents.pets:PLANETS"], ["'agents.pets:PLANETS'", "has no attribute 'PLANETS'"]),
-        ([".pets:PETS"], ["unknown agent '.pets:PETS'"]),
-        ([":PETS"], ["unknown agent ':PETS'"]),
-        (["os:system"], ["'os:system'", "dataclass", "build"]),
-        (["tests.experiments.own_agents:NoDataclass"], [":NoDataclass'", "is not a dataclass"]),
-        (["tests.experiments.own_agents:Strange"], [":Strange'", "Tensor"]),
-        (["--seed", "1", "random"], ["agent 'random' has to come first"]),
-        (["pets", "random"], ["Unrecognized", "random"]),
-        (["pets", "--env", "CartPole-v1"], ["PETS cannot handle the action space Discrete(2)"]),
-        (["pets", "--trainer.n-total-env-steps", "-5"], ["n_total_env_steps is -5, expected at least 1"]),
-        (["pets", "--trainer.n-total-env-steps", "0"], ["n_total_env_steps is 0"]),
-        (["pets", "--trainer.eval-every", "-1"], ["eval_every is -1"]),
-        (["pets", "--n-envs", "0"], ["n_envs is 0, expected at least 1"]),
-        (["pets", "--threads", "0"], ["threads is 0, expected at least 1"]),
-        (["pets", "--seed", "-1"], ["seed is -1, expected a number in"]),
-        (["pets", "--preset", "demonstration"], ["unknown preset 'demonstration'", "demo, debug, paper"]),
-        (["pets", "--preset=demonstration"], ["unknown preset 'demonstration'"]),
-        (["pets", "--device", "abacus"], ["device is 'abacus'", "cpu, cuda or cuda:N"]),
-        (["pets", "--device", "meta"], ["device is 'meta'"]),
-        (["pets", "--device", "cuda:99"], ["device is 'cuda:99'", "GPUs here"]),
-        (["pets", "--name", "a/b"], ["name is 'a/b'", "without slashes"]),
-        (["pets", "--name", ".."], ["name is '..'"]),
-        (["pets", "--name", "."], ["name is '.'"]),
-        (["pets", "--name", ""], ["name is ''"]),
-        (["pets", "--icem.n-elites", "1000"], ["icem: n_elites is 1000, expected at most n_samples"]),
-        (["pets", "--learning.fit.epochs", "0"], ["epochs is 0"]),
-        (["pets", "--model.n-models", "0"], ["n_models is 0"]),
-        (["pets", "--model.n-particles-per-model", "0"], ["n_particles_per_model is 0"]),
-        (["pets", "--model.hidden", "16", "0"], ["hidden is (16, 0)"]),
-        (["pets", "--model.learning-rate", "0"], ["learning_rate is 0.0"]),
-        (["pets", "--model.weight-decay", "1", "2", "3"], ["weight_decay has 3 values"]),
-        (["pets", "--discount", "1.5"], ["discount is 1.5"]),
-        (["pets", "--discount", "nan"], ["discount is nan"]),
-        (["pets", "--wandb", "sometimes"], ["'sometimes'", "--wandb", "offline"]),
-        (["pets", "--seed", "one"], ["--seed", "'one'"]),
-        (["pets", "--seed"], ["--seed", "Missing value"]),
-        (["pets", "--no-such-flag"], ["--no-such-flag"]),
-        (["pets", "--trainer.n-total-steps", "5"], ["--trainer.n-total-steps", "--trainer.n-total-env-steps"]),
-        (["pets", "--preset", "debug", "--agent"], ["Unrecognized options: --agent"]),
-    ],
-)
+
+def _with_preset(arguments: list[str]) -> list[str]:
+    return [*arguments, *([] if any(a.startswith("--preset") for a in arguments) else ["--preset", "debug"])]
+
+
+@pytest.mark.parametrize(("arguments", "told"), SETTINGS)
 def test_bad_settings(arguments: list[str], told: list[str], refusal: Refusal) -> None:
-    preset = [] if any(a.startswith("--preset") for a in arguments) else ["--preset", "debug"]
-    line = refusal(run_train, *arguments, *preset)
+    line = refusal(run_train, *_with_preset(arguments))
     for part in told:
         assert part in line
 
@@ -98,17 +116,6 @@ def test_spaces_that_do_not_fit(told: str, spaces_: dict[str, spaces.Space], ref
     gym.register("Unfit-v0", Drift, kwargs=spaces_, max_episode_steps=5)
     assert told in refusal(run_train, "pets", *QUICK, "--env", "Unfit-v0")
     assert told in refusal(run_train, "random", *QUICK, "--env", "Unfit-v0")
-
-
-def test_an_environment_that_fails_leaves_no_folder(tmp_path: Path) -> None:
-    class Broken(Drift):
-        def reset(self, *, seed=None, options=None):
-            raise ZeroDivisionError("a fault of the environment's own")
-
-    gym.register("Broken-v0", Broken, max_episode_steps=5)
-    with pytest.raises(ZeroDivisionError, match="the environment's own"):
-        run_train("random", *QUICK, "--env", "Broken-v0")
-    assert all_files(tmp_path) == {}
 
 
 @pytest.mark.parametrize("runs_dir", ["file", "file/below", "/proc/runs", "/dev/null"])
@@ -142,7 +149,7 @@ def test_a_full_disk_leaves_nothing(refusal: Refusal, monkeypatch: pytest.Monkey
 def test_a_run_is_not_replaced_unasked(refusal: Refusal) -> None:
     run_train("random", *QUICK, "--name", "r")
     line = refusal(run_train, "pets", *QUICK, "--name", "r")
-    assert "runs/r already holds a run" in line
+    assert "runs/r holds a run with other settings: agent was 'random' and is 'pets'" in line
     assert "--fresh" in line
 
 
@@ -180,3 +187,112 @@ def test_help_is_no_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
     assert "Candidates sampled in the first iteration." in said
     assert complained == ""
     assert all_files(tmp_path) == {}
+
+
+# ------------------------------------------------------------------ files that are bad
+
+
+@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name.replace(" ", "-"))
+def test_bad_files(damage: Damage, trained: Path, refusal: Refusal) -> None:
+    put_run(trained)
+    damage.do()
+    line = refusal(run_train, "pets", *QUICK, "--name", "r")
+    assert damage.told in line
+    assert len(line) < 1000
+    assert not Path(OWNED).exists()
+
+
+# ------------------------------------------------------------------ what goes wrong in training
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_faults_save_the_run(fault: Fault, capfd: pytest.CaptureFixture[str]) -> None:
+    """One line, exit code 3, and the run goes on once the cause is gone."""
+    arguments = (*fault.arguments, *QUICK, "--trainer.n-total-env-steps", 100, "--name", "r")
+    with fault.cause(), pytest.raises(SystemExit) as stop:
+        run_train(*arguments)
+    complained = capfd.readouterr().err
+    assert stop.value.code == 3
+    assert complained.count("\n") == 1
+    assert complained.startswith("error: ")
+    for part in fault.told:
+        assert part in complained
+    n = read_state(Path("runs/r"))["n_total_env_steps"]
+    assert n in (30, 31)
+    assert f"the same command goes on at {n} of 100 environment steps" in complained
+    run_train(*arguments)
+    assert f"runs/r goes on at {n} of 100" in capfd.readouterr().out
+    assert read_state(Path("runs/r"))["n_total_env_steps"] == 100
+
+
+def test_an_environment_that_cannot_begin_leaves_no_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    class Broken(Drift):
+        def reset(self, *, seed=None, options=None):
+            raise ZeroDivisionError("a fault of the environment's own")
+
+    gym.register("Broken-v0", Broken, max_episode_steps=5)
+    with pytest.raises(SystemExit) as stop:
+        run_train("random", *QUICK, "--env", "Broken-v0")
+    assert stop.value.code == 3
+    line = capfd.readouterr().err
+    assert line.startswith("error: environment 0")
+    assert "a fault of the environment's own" in line
+    assert line.count("\n") == 1
+    assert all_files(tmp_path) == {}
+
+
+# ------------------------------------------------------------------ the table
+
+
+_INTRODUCTION = """# Bad inputs, and what is said about them
+
+`python -m tests.experiments.test_bad_input > experiments/results/bad_inputs.md`. Each message is all that is written to
+stderr, in one line; the exit code is 2, and nothing on the disk has changed. For what goes wrong in training it is 3,
+and the run is saved. Checksums are left out.
+
+"""
+
+
+def _line(*arguments: object) -> str:
+    """What a command line that fails says."""
+    said, complained = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained), contextlib.suppress(SystemExit):
+        run_train(*arguments)
+    return complained.getvalue() or "(nothing)"
+
+
+def _table() -> str:
+    """All bad inputs and what is said about them, as markdown."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with contextlib.redirect_stdout(io.StringIO()):
+            run_train("pets", *QUICK, "--name", "trained")
+        for arguments, _ in SETTINGS:
+            rows.append((f"`{' '.join(arguments)}`", _line(*_with_preset(arguments))))
+        for damage in DAMAGES:
+            put_run(Path("runs/trained"))
+            damage.do()
+            rows.append((damage.name, _line("pets", *QUICK, "--name", "r")))
+            shutil.rmtree("runs/r")
+        for fault in FAULTS:
+            with fault.cause():
+                rows.append(
+                    (fault.name, _line(*fault.arguments, *QUICK, "--trainer.n-total-env-steps", 100, "--name", "r"))
+                )
+            shutil.rmtree("runs/r")
+        assert not Path(OWNED).exists()
+    lines = ["| input | message |", "|---|---|"]
+    for name, message in rows:
+        text = re.sub(r"[0-9a-f]{64}", "…", re.sub(r"-[0-9a-f]{16}\.pt", "-….pt", message.strip()))
+        lines.append(_row(name, text))
+    return "\n".join(lines)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+if __name__ == "__main__":
+    print(_INTRODUCTION + _table())

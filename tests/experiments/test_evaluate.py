@@ -8,8 +8,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 
-from layeredrl.checkpoint import load_checkpoint, save_checkpoint
-from tests.experiments.commands import QUICK, all_files, run_evaluate, run_train
+from tests.experiments.commands import QUICK, all_files, change_state, fit_manifest, newest, run_evaluate, run_train
 from tests.experiments.conftest import Refusal
 
 
@@ -45,12 +44,14 @@ def test_it_plays_what_was_trained(folder: Path, capsys: pytest.CaptureFixture[s
     """Not with networks as they come: others in the checkpoint play differently."""
     run_evaluate(folder, "--episodes", 3)
     before = capsys.readouterr().out
-    state = load_checkpoint(folder / "checkpoint.pt")
-    world = state["agent"]["0"]["world"]
-    for name, tensor in world.items():
-        if tensor.is_floating_point():
-            world[name] = torch.full_like(tensor, 0.1)
-    save_checkpoint(folder / "checkpoint.pt", state)
+
+    def change(state: dict[str, Any]) -> None:
+        world = state["agent"]["0"]["world"]
+        for name, tensor in world.items():
+            if tensor.is_floating_point():
+                world[name] = torch.full_like(tensor, 0.1)
+
+    change_state(folder, change)
     run_evaluate(folder, "--episodes", 3)
     assert capsys.readouterr().out != before
 
@@ -108,10 +109,10 @@ def test_no_video_of_what_cannot_be_drawn(refusal: Refusal) -> None:
         ({"agent": "os:system"}, "'os:system'"),
         ({"agent": 5}, "agent"),
         ({"env": "Nothing-v0"}, "unknown environment 'Nothing-v0'"),
-        ({"env": "OwnDrift-v0"}, "checkpoint.pt does not fit the settings in config.json"),
+        ({"env": "OwnDrift-v0"}, "checkpoints does not fit the settings in config.json"),
         ({"settings": {"planner": "tarot"}}, "settings.planner"),
         ({"settings": {"icem": {"n_elites": 0}}}, "n_elites is 0"),
-        ({"settings": {"model": {"hidden": [8]}}}, "checkpoint.pt does not fit the settings in config.json"),
+        ({"settings": {"model": {"hidden": [8]}}}, "checkpoints does not fit the settings in config.json"),
     ],
 )
 def test_settings_that_were_changed(changes: dict[str, Any], told: str, folder: Path, refusal: Refusal) -> None:
@@ -128,29 +129,37 @@ def test_a_damaged_config(content: bytes, folder: Path, refusal: Refusal) -> Non
 
 @pytest.mark.parametrize("keep", [0, 100, -100])
 def test_a_damaged_checkpoint(keep: int, folder: Path, refusal: Refusal) -> None:
-    path = folder / "checkpoint.pt"
+    path = newest(folder) / "state.pt"
     path.write_bytes(path.read_bytes()[:keep])
-    assert f"{path} is not a readable checkpoint" in refusal(run_evaluate, folder)
+    line = refusal(run_evaluate, folder)
+    assert f"error: {path} has {path.stat().st_size} bytes, expected" in line
+    assert f"with {newest(folder)} removed the run would resume from {folder}/checkpoints/000000000030" in line
 
 
 def test_no_checkpoint(folder: Path, refusal: Refusal) -> None:
-    (folder / "checkpoint.pt").unlink()
-    assert f"there is no checkpoint {folder}/checkpoint.pt" in refusal(run_evaluate, folder)
+    shutil.rmtree(folder / "checkpoints")
+    assert f"there is no checkpoint in {folder}/checkpoints" in refusal(run_evaluate, folder)
 
 
 def test_a_checkpoint_of_other_shapes(folder: Path, refusal: Refusal) -> None:
     run_train("pets", *QUICK, "--model.hidden", 8, "--name", "other")
-    shutil.copy("runs/other/checkpoint.pt", folder)
+    shutil.rmtree(folder / "checkpoints")
+    shutil.copytree("runs/other/checkpoints", folder / "checkpoints")
     line = refusal(run_evaluate, folder)
-    assert f"{folder}/checkpoint.pt does not fit the settings in config.json" in line
+    assert f"{folder}/checkpoints does not fit the settings in config.json" in line
     assert "size mismatch" in line
     assert len(line) < 500
 
 
 @pytest.mark.parametrize("state", [{}, {"agent": {}}, {"agent": {"0": {}}, "n_total_env_steps": 5}, {"agent": 3}])
 def test_a_checkpoint_of_something_else(state: dict[str, Any], folder: Path, refusal: Refusal) -> None:
-    save_checkpoint(folder / "checkpoint.pt", state)
-    assert "checkpoint.pt does not fit the settings in config.json" in refusal(run_evaluate, folder)
+
+    def change(whole: dict[str, Any]) -> None:
+        whole.clear()
+        whole.update(state)
+
+    change_state(folder, change)
+    assert "checkpoints does not fit the settings in config.json" in refusal(run_evaluate, folder)
 
 
 class _Malice:
@@ -159,5 +168,6 @@ class _Malice:
 
 
 def test_loading_runs_no_code(folder: Path, refusal: Refusal) -> None:
-    torch.save({"format": 1, "state": {"agent": _Malice()}}, folder / "checkpoint.pt")
+    torch.save({"format": 1, "state": {"agent": _Malice()}}, newest(folder) / "state.pt")
+    fit_manifest(folder)
     assert "is not a readable checkpoint" in refusal(run_evaluate, folder)  # which also sees that no file came about

@@ -9,7 +9,7 @@ import torch
 
 from experiments.config import from_json
 from experiments.run import build_agent
-from layeredrl.checkpoint import load_checkpoint
+from layeredrl.checkpoint import Checkpoints
 from layeredrl.world_model import WorldModel
 from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train, without_time
 from tests.experiments.own_agents import Hold
@@ -19,7 +19,7 @@ from tests.experiments.tasks import Drift, make_goal_counter
 def _world(folder: Path) -> WorldModel:
     """The world model that a run of PETS learned."""
     agent = build_agent(from_json(folder / "config.json"))
-    agent.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["agent"])
+    agent.load_state_dict(Checkpoints(folder / "checkpoints").load()["agent"])
     return agent.levels[0].world
 
 

@@ -53,8 +53,13 @@ def test_an_episode_is_recorded_from_its_first_frame_and_one_without_an_end_is_c
 def test_what_cannot_be_drawn_does_not_cost_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     gym.register("Undrawable-v0", Undrawable)
     config = parse(["random", "--env", "Undrawable-v0"])
-    finish(config, build_agent(config), tmp_path, LoggerList([RecordingLogger()]), Training([], 5, 1.0, 1.0))
-    assert "none: pip install crayons" in capsys.readouterr().out
+    logger, training = LoggerList([RecordingLogger()]), Training([], 5, 1.0, 1.0)
+    saved: list[int] = []
+    finish(config, build_agent(config), tmp_path, logger=logger, training=training, save=lambda: saved.append(1))
+    assert saved == [1]
+    told = capsys.readouterr().out
+    assert "none: environment 0, drawn" in told
+    assert "pip install crayons" in told
     assert not (tmp_path / "policy.gif").exists()
 
 

@@ -9,7 +9,7 @@ import pytest
 import envs  # noqa: F401  registers cart-pole
 from experiments.config import from_json, parse
 from experiments.run import build_agent
-from layeredrl.checkpoint import load_checkpoint
+from layeredrl.checkpoint import Checkpoints
 from layeredrl.collector import Collector
 from layeredrl.planners import ICEM
 from tests.experiments.commands import QUICK, episode_returns, read_metrics, run_train, without_time
@@ -21,13 +21,14 @@ def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run_train("pets", "--preset", "debug")
     files = {path.name for path in PETS_FOLDER.iterdir()}
     pictures = {"learning_curve.png", "model.png", "policy.gif"}
-    assert files == {"config.json", "metrics.csv", "checkpoint.pt", "tensorboard"} | pictures
+    others = {"config.json", "lock", "summary.json", "tensorboard"}
+    assert files == {"metrics.csv", "checkpoints"} | others | pictures
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     assert list((PETS_FOLDER / "tensorboard").iterdir())
     for name in ("learning_curve.png", "model.png"):
         assert iio.imread(PETS_FOLDER / name).shape[2] in (3, 4)
     closing = capsys.readouterr().out.partition("Run finished")[2]
-    for name in files - {"config.json", "tensorboard"}:
+    for name in files - others:
         assert str(PETS_FOLDER / name) in closing
     # The video is of an episode of its own, whose return is its length; every second frame makes 25 a second of 50.
     length = float(closing.partition(f"{PETS_FOLDER / 'policy.gif'} (return ")[2].partition(")")[0])
@@ -39,7 +40,7 @@ def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_its_settings_are_kept(trained: Path) -> None:
     config = parse(["pets", *QUICK, "--runs-dir", str(trained.parent), "--name", "trained"])
     assert from_json(trained / "config.json") == config
-    state = load_checkpoint(trained / "checkpoint.pt")
+    state = Checkpoints(trained / "checkpoints").load()
     assert state["n_total_env_steps"] == config.trainer.n_total_env_steps == 60
     build_agent(config).load_state_dict(state["agent"])
 
@@ -65,7 +66,8 @@ def test_metrics_start_with_the_steps_and_hold_every_finished_episode(monkeypatc
 
 
 def test_without_pictures_there_are_none(trained: Path) -> None:
-    assert {path.name for path in trained.iterdir()} == {"config.json", "metrics.csv", "checkpoint.pt"}
+    files = {"config.json", "metrics.csv", "summary.json", "lock", "checkpoints"}
+    assert {path.name for path in trained.iterdir()} == files
 
 
 def test_an_agent_without_a_model_leaves_no_picture_of_it() -> None:
@@ -135,7 +137,7 @@ def test_eight_environments_are_planned_for_in_one_batch(monkeypatch: pytest.Mon
 
 def test_steps_are_counted_as_they_were_taken(capsys: pytest.CaptureFixture[str]) -> None:
     run_train("random", *QUICK, "--n-envs", 8, "--name", "r")
-    assert load_checkpoint(Path("runs/r/checkpoint.pt"))["n_total_env_steps"] == 64  # of 60 that were asked for
+    assert Checkpoints(Path("runs/r/checkpoints")).newest() == 64  # of 60 that were asked for
     assert re.search(r"environment steps *│ 64 ", capsys.readouterr().out)
 
 
@@ -160,4 +162,4 @@ def test_fresh_replaces_a_run() -> None:
 def test_an_empty_folder_will_do() -> None:
     Path("runs/r").mkdir(parents=True)
     run_train("random", *QUICK, "--name", "r")
-    assert Path("runs/r/checkpoint.pt").exists()
+    assert Checkpoints(Path("runs/r/checkpoints")).newest() == 60

@@ -1,0 +1,360 @@
+"""Ways in which the files of a run may be bad, and what is said about them."""
+
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.config import from_json, to_json
+from tests.experiments.commands import change_state, fit_manifest, newest, write_manifest
+
+FOLDER = Path("runs/r")
+OWNED = "owned"
+"""The file that hostile files would make."""
+
+
+class Malice:
+    """Makes a file when it is unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path(OWNED),)
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One way to damage the run in `FOLDER`, which is PETS in one environment, 60 steps."""
+
+    name: str
+    do: Callable[[], object]
+    told: str
+    """A part of what is said."""
+
+
+def put_run(trained: Path) -> None:
+    """Put a copy of a run where it is to be damaged."""
+    shutil.copytree(trained, FOLDER)
+    settings = replace(from_json(FOLDER / "config.json"), name="r", runs_dir=Path("runs"))
+    (FOLDER / "config.json").write_text(to_json(settings))
+
+
+def _state() -> Path:
+    return newest(FOLDER) / "state.pt"
+
+
+def _manifest() -> Path:
+    return newest(FOLDER) / "manifest.json"
+
+
+def _segment() -> Path:
+    return max((FOLDER / "checkpoints" / "segments").iterdir())
+
+
+def _config() -> Path:
+    return FOLDER / "config.json"
+
+
+FILES = {"state.pt": _state, "segment": _segment, "manifest.json": _manifest, "config.json": _config}
+
+
+def _cut(find: Callable[[], Path], percent: int) -> Callable[[], object]:
+    def do() -> None:
+        data = find().read_bytes()
+        find().write_bytes(data[: len(data) * percent // 100])
+
+    return do
+
+
+def _flip(find: Callable[[], Path], percent: int) -> Callable[[], object]:
+    def do() -> None:
+        data = bytearray(find().read_bytes())
+        data[min(len(data) * percent // 100, len(data) - 1)] ^= 0x80
+        find().write_bytes(data)
+
+    return do
+
+
+def _write(find: Callable[[], Path], data: bytes, *, fitting: bool = False) -> Callable[[], object]:
+    def do() -> None:
+        find().write_bytes(data)
+        if fitting:
+            fit_manifest(FOLDER)
+
+    return do
+
+
+def _save(find: Callable[[], Path], content: object) -> Callable[[], object]:
+    def do() -> None:
+        torch.save(content, find())
+        fit_manifest(FOLDER)
+
+    return do
+
+
+def _edit_manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[], object]:
+    def do() -> None:
+        manifest = json.loads(_manifest().read_bytes())
+        del manifest["sha256"]
+        change(manifest)
+        write_manifest(FOLDER, manifest)
+
+    return do
+
+
+def _edit_config(**changes: object) -> Callable[[], object]:
+    def do() -> None:
+        settings = json.loads(_config().read_text())
+        _config().write_text(json.dumps(settings | changes))
+
+    return do
+
+
+def _edit_state(change: Callable[[dict[str, Any]], object]) -> Callable[[], object]:
+    return lambda: change_state(FOLDER, lambda state: (change(state), None)[1])
+
+
+def _set(*keys: Any, to: Any) -> Callable[[], object]:
+    """Set what lies under some keys of the state; a function gets what was there."""
+
+    def change(state: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        state[keys[-1]] = to(state[keys[-1]]) if callable(to) else to
+
+    return _edit_state(change)
+
+
+def _without(*keys: Any) -> Callable[[], object]:
+    def change(state: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            state = state[key]
+        del state[keys[-1]]
+
+    return _edit_state(change)
+
+
+_LEVEL = ("agent", "0")
+_REPLAY = ("experience", "0")
+_CARRY = ("collector", "carry", "levels", 0)
+_UNFIT = "checkpoints does not fit the settings in config.json"
+
+TRUNCATED = [
+    Damage(f"{name} cut at {percent} %", _cut(find, percent), told)
+    for (name, find), told in zip(
+        FILES.items(),
+        ["bytes, expected", "bytes, expected", "is not a readable checkpoint", "not the folder of a run"],
+        strict=True,
+    )
+    for percent in range(0, 100, 10)
+]
+
+FLIPPED = [
+    Damage(f"{name}, a bit at {percent} %", _flip(find, percent), told)
+    for (name, find), told in zip(
+        FILES.items(), ["SHA-256", "SHA-256", "not a readable checkpoint", "not the folder of a run"], strict=True
+    )
+    for percent in range(0, 101, 20)
+]
+
+FORMATS = [
+    *(
+        Damage(f"manifest.json of format {value!r}", _edit_manifest(lambda m, v=value: m.update(format=v)), told)
+        for value, told in [
+            (0, "has format 0, expected 1"),
+            (2, "has format 2, expected 1"),
+            ("1", "has format '1', expected 1"),
+            (None, "has format None, expected 1"),
+            (True, "has format True, expected 1"),
+        ]
+    ),
+    *(
+        Damage(f"state.pt of format {value!r}", _save(_state, {"format": value, "state": {}}), told)
+        for value, told in [(0, "has format 0"), (2, "has format 2"), ([1], "has format list")]
+    ),
+    Damage("segment of format 7", _save(_segment, {"format": 7, "state": {}}), "has format 7"),
+    Damage("state.pt that is a tensor", _save(_state, torch.zeros(3)), "has format 'Tensor'"),
+    Damage("state.pt without state", _save(_state, {"format": 1}), "NoneType, expected a dict"),
+    Damage("segment without rows", _save(_segment, {"format": 1, "state": {}}), "KeyError"),
+]
+
+KEYS = [
+    *(
+        Damage(f"manifest.json without {key}", _edit_manifest(lambda m, k=key: m.pop(k)), "manifest.json has")
+        for key in ("files", "segments", "score", "n_total_env_steps", "format")
+    ),
+    Damage("manifest.json with a key more", _edit_manifest(lambda m: m.update(more=1)), "more"),
+    Damage(
+        "manifest.json of other steps",
+        _edit_manifest(lambda m: m.update(n_total_env_steps=61)),
+        "expected 000000000060",
+    ),
+    Damage(
+        "manifest.json with a score that is a word",
+        _edit_manifest(lambda m: m.update(score="good")),
+        "its values are not",
+    ),
+    Damage(
+        "manifest.json that names a file elsewhere",
+        _edit_manifest(lambda m: m.update(segments={"../../../etc/passwd": {"size": 1, "sha256": ""}})),
+        "its values are not",
+    ),
+    Damage("a stranger's file in a checkpoint", lambda: (newest(FOLDER) / "notes.txt").touch(), "holds"),
+    Damage("no state.pt", lambda: _state().unlink(), "holds manifest.json, expected"),
+    Damage("no manifest.json", lambda: _manifest().unlink(), "holds state.pt, expected"),
+    Damage("a missing segment", lambda: _segment().unlink(), "is missing"),
+    *(
+        Damage(f"a state without {key}", _without(key), "the state has the keys")
+        for key in (
+            "agent",
+            "experience",
+            "collector",
+            "loggers",
+            "globals",
+            "episodes",
+            "trainer",
+            "n_total_env_steps",
+        )
+    ),
+    Damage("a state with a key more", _edit_state(lambda s: s.update(more=1)), "more"),
+    Damage(
+        "an agent without its optimiser", _without(*_LEVEL, "model_optimizer"), f"{_UNFIT}: KeyError: 'model_optimizer'"
+    ),
+    Damage("an agent with a tensor more", _set(*_LEVEL, "world", "more", to=torch.zeros(1)), "Unexpected key(s)"),
+    Damage("an agent with a level more", _edit_state(lambda s: s["agent"].update({"1": {}})), "2 levels, expected 1"),
+    Damage("another agent's checkpoint", _edit_state(lambda s: s.update(agent={"0": {}}, experience={})), _UNFIT),
+    Damage("a replay without rewards", _without(*_REPLAY, "rows", "rows", "rew"), _UNFIT),
+    Damage("a carry without its memory", _without(*_CARRY, "memory", "until_report"), "memory holds"),
+]
+
+SHAPES = [
+    Damage(
+        "weights of another shape",
+        _set(*_LEVEL, "world", to=lambda w: {k: v[..., :1] if v.ndim > 1 else v for k, v in w.items()}),
+        "size mismatch",
+    ),
+    Damage("weights that are a word", _set(*_LEVEL, "world", to="weights"), _UNFIT),
+    Damage("weights that are none", _set(*_LEVEL, "world", to=None), _UNFIT),
+    Damage("a generator that is a number", _set(*_LEVEL, "generator", to=5), _UNFIT),
+    Damage("a generator's state that is too short", _set(*_LEVEL, "generator", to=lambda g: g[:10]), _UNFIT),
+    Damage("steps that are a word", _set("collector", "n_total_env_steps", to="sixty"), _UNFIT),
+    Damage(
+        "observations of another width",
+        _set("collector", "obs", to=torch.zeros(1, 7)),
+        "the collector's obs has shape (1, 7), expected (1, 4)",
+    ),
+    Damage(
+        "returns of two environments",
+        _set("collector", "returns", to=torch.zeros(2)),
+        "the collector's returns has shape (2,)",
+    ),
+    Damage(
+        "actions under way of another width", _set("collector", "running", "actions", to=[torch.zeros(3, 2)]), _UNFIT
+    ),
+    Damage("actions under way of another kind", _set("collector", "running", "actions", to=["left"]), _UNFIT),
+    Damage(
+        "actions under way of two environments",
+        _set("collector", "running", "actions", to=[torch.zeros(3, 1)] * 2),
+        "episodes of 2 environments, expected 1",
+    ),
+    Damage(
+        "a carry of another shape",
+        _set(*_CARRY, "reward", to=torch.zeros(2)),
+        "the carry's reward has shape (2,), expected (1,)",
+    ),
+    Damage(
+        "a carry of two levels",
+        _set("collector", "carry", "levels", to=lambda x: x * 2),
+        "the carry has 2 levels, expected 1",
+    ),
+    Damage(
+        "a replay of two environments",
+        _set(*_REPLAY, "rows", to=lambda r: r | {"start": [0, 0], "stop": [30, 30]}),
+        "of 2 environments, expected 1",
+    ),
+    Damage("a replay of another size", _set(*_REPLAY, "ring_size", to=5), "room for 5 transitions"),
+    Damage(
+        "rewards of another type",
+        _set(*_REPLAY, "rows", "rows", "rew", to=lambda r: r.int()),
+        "rew of the replay's state has dtype int32, expected float64",
+    ),
+    Damage(
+        "observations that are too few",
+        _set(*_REPLAY, "rows", "rows", "obs", to=lambda r: r[:5]),
+        "obs of the replay's state has shape",
+    ),
+    Damage("episodes of another shape", _set("episodes", to=torch.zeros(2, 3)), _UNFIT),
+    Damage("random states of another kind", _set("globals", "numpy", to=["PCG64", torch.zeros(3), 0, 0, 0.0]), _UNFIT),
+    Damage("a log with more rows than there are", _set("loggers", "CsvLogger", "n_rows", to=99), "should have 99 rows"),
+]
+
+HOSTILE = [
+    *(
+        Damage(f"a hostile pickle as {name}", _write(find, pickle.dumps(Malice())), told)
+        for (name, find), told in zip(
+            FILES.items(),
+            ["bytes, expected", "bytes, expected", "not a readable checkpoint", "not the folder of a run"],
+            strict=True,
+        )
+    ),
+    *(
+        Damage(
+            f"a hostile pickle as {name} with a fitting manifest",
+            _write(FILES[name], pickle.dumps(Malice()), fitting=True),
+            "is not a readable checkpoint",
+        )
+        for name in ("state.pt", "segment")
+    ),
+    *(
+        Damage(
+            f"a hostile torch file as {name} with a fitting manifest",
+            _save(FILES[name], {"format": 1, "state": Malice()}),
+            "is not a readable checkpoint",
+        )
+        for name in ("state.pt", "segment")
+    ),
+    Damage(
+        "a hostile key in a torch file",
+        _save(_state, {"format": 1, "state": {Malice(): 1}}),
+        "is not a readable checkpoint",
+    ),
+    Damage(
+        "yaml as config.json",
+        _write(_config, b"!!python/object/apply:os.system ['touch owned']"),
+        "not the folder of a run",
+    ),
+    Damage(
+        "yaml as the seed in config.json",
+        _edit_config(seed="!!python/object/apply:os.system ['touch owned']"),
+        "config.json does not hold the settings of a run: seed",
+    ),
+    Damage("a call as the seed in config.json", _edit_config(seed="__import__('os').system('touch owned')"), "seed"),
+    Damage(
+        "a call as the agent in config.json",
+        _edit_config(agent="__import__('os').system('touch owned')"),
+        "unknown agent",
+    ),
+    Damage("os:system as the agent in config.json", _edit_config(agent="os:system"), "'os:system' is not a dataclass"),
+    Damage(
+        "a class as the settings in config.json", _edit_config(settings={"py/object": "os.system"}), "other settings"
+    ),
+    Damage("a list as the settings in config.json", _edit_config(settings=[1]), "settings"),
+    Damage(
+        "no number of steps in config.json",
+        _edit_config(trainer={"n_total_env_steps": None}),
+        "trainer.n_total_env_steps",
+    ),
+    Damage("deep nesting as manifest.json", _write(_manifest, b"[" * 100_000), "is not a readable checkpoint"),
+    Damage("deep nesting as config.json", _write(_config, b"[" * 100_000), "not the folder of a run"),
+]
+
+MOMENTS = Damage(
+    "an optimiser's moments of another shape",  # torch takes it, and fused Adam would then write beyond its end
+    _set(*_LEVEL, "model_optimizer", "state", 0, "exp_avg", to=torch.zeros(1)),
+    _UNFIT,
+)
+
+DAMAGES = [*TRUNCATED, *FLIPPED, *FORMATS, *KEYS, *SHAPES, MOMENTS, *HOSTILE]

@@ -1,0 +1,62 @@
+"""The global generators: their states are all that they draw from."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from layeredrl.checkpoint import Checkpoints
+from layeredrl.randomness import derive_seed, fork_globals, globals_state, restore_globals, seed_globals
+
+
+def draw():
+    """Numbers of all kinds from all global generators."""
+    return [
+        random.random(),
+        random.gauss(0, 1),
+        *np.random.rand(3).tolist(),  # noqa: NPY002
+        float(np.random.randn()),  # noqa: NPY002
+        *torch.rand(3).tolist(),
+        *torch.randn(3).tolist(),
+        int(torch.randperm(100)[0]),
+    ]
+
+
+@pytest.mark.parametrize("n_before", [0, 1, 2])  # normal numbers come in pairs, of which one is kept
+def test_states_can_be_restored(n_before, tmp_path):
+    seed_globals(n_before)
+    for _ in range(n_before):
+        draw()
+    state = globals_state()
+    expected = [draw(), draw()]
+    restore_globals(state)
+    assert [draw(), draw()] == expected
+    Checkpoints(tmp_path).save({"globals": state}, 0)
+    seed_globals(99)
+    restore_globals(Checkpoints(tmp_path).load()["globals"])
+    assert [draw(), draw()] == expected
+
+
+def test_a_state_does_not_follow_its_generators():
+    seed_globals(0)
+    state = globals_state()
+    expected = draw()
+    draw()
+    restore_globals(state)
+    assert draw() == expected
+
+
+def test_a_fork_leaves_no_trace():
+    seed_globals(3)
+    expected = draw()
+    seed_globals(3)
+    with fork_globals():
+        draw()
+    assert draw() == expected
+
+
+def test_derived_seeds_differ_by_seed_and_purpose():
+    seeds = [derive_seed(seed, purpose) for seed in range(20) for purpose in ("fit", "replay", "evaluation")]
+    assert len(set(seeds)) == len(seeds)
+    assert seeds == [derive_seed(seed, purpose) for seed in range(20) for purpose in ("fit", "replay", "evaluation")]
