@@ -24,7 +24,7 @@ demo: $(STAMP)  ## train a small PETS agent
 	$(BIN)/python -m experiments.train pets --preset demo --fresh
 
 test: $(STAMP)  ## the fast tests; `pytest -m slow` runs the others
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
 lint: $(STAMP)  ## style and formatting
 	$(BIN)/ruff check

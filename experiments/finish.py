@@ -17,7 +17,7 @@ from experiments.pictures import (
     record_episode,
     world_model_of,
 )
-from experiments.run import CHECKPOINTS, METRICS, SUMMARY, can_render
+from experiments.run import CHECKPOINTS, METRICS, SUMMARY, can_render, write_whole
 from layeredrl.collector import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
@@ -46,7 +46,7 @@ def finish(
     *,
     logger: Logger,
     training: Training,
-    save: Callable[[], None],
+    save: Callable[[], object],
 ) -> None:
     """Draw the pictures that the settings ask for, log and `save` them, and print the closing table."""
     n_steps = training.n_total_env_steps
@@ -65,13 +65,19 @@ def finish(
         f"{training.seconds:.1f} s ({training.cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
     )
     if config.pictures:
-        with fork_globals():
-            rows |= _draw(config, agent, folder, logger, training)
+        try:
+            with fork_globals():
+                rows |= _draw(config, agent, folder, logger, training)
+        except OSError as error:  # a full disk, after hours of training
+            rows["pictures"] = f"not all: {error}"
         save()  # the logs' positions: W&B would ignore what a longer run logged where the pictures are
     if (folder / METRICS).exists():  # it begins with the first finished episode or fit
         rows["metrics"] = str(folder / METRICS)
     rows["checkpoints"] = str(folder / CHECKPOINTS)
-    (folder / SUMMARY).write_text(json.dumps(rows, indent=2) + "\n")
+    try:
+        write_whole(folder / SUMMARY, json.dumps(rows, indent=2) + "\n")
+    except OSError as error:
+        rows["summary"] = f"none: {error}"
     logger.close()  # ends the live display before the table
     closing_table(rows)
 

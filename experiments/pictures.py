@@ -13,8 +13,8 @@ from tianshou.data import Batch
 
 from experiments.config import RunConfig
 from experiments.held_out import collect, transitions
+from experiments.run import make_envs
 from layeredrl.collector import Collector
-from layeredrl.environments import make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.models.diagnostic_figures import BLUE, ORANGE, draw_predictions
@@ -100,15 +100,16 @@ def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed
     Raises:
         gymnasium.error.Error: The environment cannot draw itself here.
     """
-    env = make_vector_env(config.env, render_mode="rgb_array")
+    env = make_envs(config, 1, render_mode="rgb_array")
     frames: list[NDArray[np.uint8]] = []
     rewards: list[float] = []
     try:
         collector = Collector(env, agent, seed=seed, learn=False, on_step=lambda step, _: rewards.append(step.rew[0]))
         ended = False
         while not ended and len(frames) < MAX_FRAMES:
-            frames.append(np.asarray(env.render()[0]))  # type: ignore[index]
+            frames.append(np.asarray(env.render()[0]))
             ended = bool(collector.step(explore=False))
+        frames.append(np.asarray(env.render()[0]))  # how it ended
         write_gif(path, frames, float(env.metadata.get("render_fps", 30)))
     finally:
         env.close()

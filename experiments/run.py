@@ -16,6 +16,7 @@ import torch
 import envs  # noqa: F401  registers the tasks with gymnasium
 from experiments.config import RunConfig, from_json, to_dict, to_json
 from layeredrl.collector import Collector, Episode
+from layeredrl.env_pool import EnvPool
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
@@ -26,6 +27,7 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
 CONFIG = "config.json"
 LOCK = "lock"
+WANDB_ID = "wandb_id"
 SUMMARY = "summary.json"
 """What a run came to; it is there when all is done, pictures too."""
 
@@ -50,22 +52,27 @@ def build_agent(config: RunConfig[Any]) -> Hierarchy:
 
 def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
     """The collector that trains the agent."""
+    return Collector(make_envs(config, config.n_envs), agent, seed=config.seed)
+
+
+def make_envs(config: RunConfig[Any], n_envs: int, **kwargs: Any) -> EnvPool:
+    """Environments of a run, for training or for looking on, with its settings for faults."""
     # A process that does not begin as a copy of this one knows no environments: it has to import them.
     env_id = config.env if ":" in config.env else f"envs:{config.env}"
-    env = make_vector_env(
+    return make_vector_env(
         env_id,
-        config.n_envs,
+        n_envs,
         asynchronous=config.async_envs,
         on_fault="restart" if config.on_env_fault == "restart" else "raise",
         timeout_s=config.env_timeout,
         max_faults=config.max_env_faults,
+        **kwargs,
     )
-    return Collector(env, agent, seed=config.seed)
 
 
 def play(config: RunConfig[Any], agent: Hierarchy, n_episodes: int, seed: int) -> list[Episode]:
     """Play episodes without exploration, in environments of their own."""
-    env = make_vector_env(config.env, min(n_episodes, 8))
+    env = make_envs(config, min(n_episodes, 8))
     try:
         return Collector(env, agent, seed=seed, learn=False).collect_episodes(n_episodes)
     finally:
@@ -98,18 +105,27 @@ def open_folder(config: RunConfig[Any]) -> Iterator[Path]:
             if folder not in made:
                 _require_own(folder, config)
             folder.mkdir(parents=True, exist_ok=True)
-            _lock(held.enter_context((folder / LOCK).open("w")), folder)
+            file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+            _lock(held.enter_context(os.fdopen(file, "r+")), folder)
             if config.fresh:
                 _clear(folder)
-            temporary = folder / f"{CONFIG}.tmp"
-            temporary.write_text(text)
-            temporary.replace(folder / CONFIG)
+            write_whole(folder / CONFIG, text)
         except OSError as error:
             for path in made:  # what was made for nothing
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path == folder else path.rmdir()
             raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
         yield folder
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file such that it is the old one or the new one, whatever happens meanwhile."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
 
 
 def _lock(file: IO[str], folder: Path) -> None:
@@ -148,7 +164,7 @@ def restoring(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except Fault:
+    except (Fault, OSError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # types and shapes that no state of this run has
         first, *others = str(error).splitlines() or [""]  # torch names every tensor that does not fit; one will do
@@ -163,12 +179,19 @@ def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
     if config.tensorboard:
         loggers.append(TensorBoardLogger(settings, folder / "tensorboard"))
     if config.wandb != "off":
-        loggers.append(WandbLogger(config.wandb_settings, settings, folder))
+        wandb = WandbLogger(config.wandb_settings, settings, folder)
+        # Kept from the beginning: a run that is killed before its first checkpoint goes on with the same one.
+        path = folder / WANDB_ID
+        if not path.exists():
+            write_whole(path, str(wandb.state_dict()["run_id"]))
+        wandb.load_state_dict({"run_id": path.read_text().strip(), "n_records": 0})
+        loggers.append(wandb)
     return LoggerList(loggers)
 
 
 FREE = {
-    *("env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
+    *("device", "env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
+    *("wandb", "wandb_group", "wandb_name", "wandb_project", "wandb_tags"),
     *("trainer.checkpoint_every", "trainer.n_total_env_steps"),
 }
 """Settings that may change when a run goes on. The folder's own name and place may, too."""
@@ -181,11 +204,18 @@ def _require_own(folder: Path, config: RunConfig[Any]) -> None:
         if folder.is_dir() and begun.issuperset(path.name for path in folder.iterdir()):
             return
         raise ValueError(f"{folder} exists and is not the folder of a run; --name chooses another one")
+    links = [path.name for path in folder.iterdir() if path.is_symlink()]
+    if links:
+        raise ValueError(f"{folder} holds a link, {links[0]}, to what may not be the run's; remove it or choose --name")
     if not os.access(folder, os.W_OK):
         raise PermissionError(13, "Permission denied")
     if config.fresh:
         return
     advice = "--fresh replaces it, --name chooses another folder"
+    agent = json.loads((folder / CONFIG).read_bytes())["agent"]
+    if agent != config.agent:  # before anything is imported because a file names it
+        changed = f"agent was {agent!r} and is {config.agent!r}"
+        raise ValueError(f"{folder} holds a run with other settings: {changed}; {advice}")
     try:
         before = from_json(folder / CONFIG)
     except ValueError as error:

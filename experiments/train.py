@@ -40,7 +40,7 @@ class Saver:
         self.checkpoints = Checkpoints(folder / CHECKPOINTS)
         self.warned = False
 
-    def __call__(self, trainer: Trainer) -> None:
+    def __call__(self, trainer: Trainer) -> bool:
         """Save; a disk that is full or read-only is told of once, and does not stop the training."""
         state = trainer.state_dict()
         try:
@@ -51,6 +51,9 @@ class Saver:
                     f"no checkpoint could be written, training goes on: {error}", RuntimeWarning, stacklevel=2
                 )
             self.warned = True
+            return False
+        self.warned = False
+        return True
 
 
 def main() -> None:
@@ -80,7 +83,7 @@ def main() -> None:
                     trainer.load_state_dict(state)
         except Fault as error:
             fail(error, FAULT)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, OSError) as error:
             fail(error)
         n_before, n_end = collector.n_total_env_steps, config.trainer.n_total_env_steps
         if trainer.finished and (folder / SUMMARY).exists():
@@ -100,8 +103,9 @@ def main() -> None:
             fail(f"{error}; the same command goes on at {n_saved} of {n_end} environment steps", FAULT)
         if not trainer.finished:
             logger.close()
+            n_saved = save.checkpoints.newest() or 0
             print(f"stopped by {stop.received} at {collector.n_total_env_steps} of {n_end} environment steps; ", end="")
-            print("the same command goes on")
+            print(f"the same command goes on at {n_saved}")
             raise SystemExit(STOPPED)
         training = Training(trainer.episodes, collector.n_total_env_steps, trainer.seconds, trainer.cpu_seconds)
         try:

@@ -75,20 +75,22 @@ class Collector:
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
         self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: environments whose next step is only their reset
+        self._over = np.zeros(self.n_envs, bool)  # DISABLED: environments whose episode has ended
         self._told: dict[str, list[float]] = {}
         # Where the environments reset themselves, nobody knows the seed of an episode.
         self._running = RunningEpisodes(self.n_envs) if mode == AutoresetMode.DISABLED else None
-        self.n_abandoned = 0
+        self.n_abandoned = self.n_faults = 0
         self._begin()
 
     def take_metrics(self) -> dict[str, float]:
         """What decisions had to tell, and how their predictions turned out: means since the last call.
 
-        And how many episodes had to be abandoned since the beginning, if any.
+        And how many episodes had to be abandoned and environments rebuilt since the beginning, if any.
         """
         means = {name: float(np.mean(values)) for name, values in self._told.items()}
         self._told = {}
-        return means | ({"env/abandoned_episodes": float(self.n_abandoned)} if self.n_abandoned else {})
+        counts = {"env/abandoned_episodes": self.n_abandoned, "env/faults": self.n_faults}
+        return means | {name: float(count) for name, count in counts.items() if count}
 
     def step(self, *, explore: bool) -> list[Episode]:
         """Take one step in every environment.
@@ -99,6 +101,7 @@ class Collector:
         Returns:
             The episodes that ended, in the order of the environments.
         """
+        self._begin_due()
         actions = self.agent.act(self._obs, self._carry, explore=explore)
         self._require_actions(actions)
         obs, rewards, terminated, truncated, info = self.env.step(to_env(self.agent.task.action_space, actions))
@@ -123,7 +126,7 @@ class Collector:
             self._running.add(ids, actions[ids])
         self.agent.observe(step, ids, self._carry, learn=self.learn)
         if faulty.any():
-            self._abandon(np.flatnonzero(faulty), [str(m) for m in info["fault_message"] if m is not None])
+            self._abandon(np.flatnonzero(faulty), self._faults(info))
         if self.learn:
             for name, column in self._carry.told().items():
                 values = column[ids]  # what was decided for a step that is only a reset means nothing
@@ -137,7 +140,11 @@ class Collector:
         n = self.n_total_env_steps
         episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i]), n) for i in finished]
         self._returns[finished], self._lengths[finished] = 0.0, 0
-        self._obs = self._begin_episodes(next_obs, done | faulty)
+        self._obs = next_obs
+        if self.mode == AutoresetMode.NEXT_STEP:
+            self._resetting = done
+        elif self.mode == AutoresetMode.DISABLED:
+            self._over = done | faulty
         return episodes
 
     def collect_episodes(self, n: int, *, explore: bool = False) -> list[Episode]:
@@ -170,7 +177,7 @@ class Collector:
         """Begin episodes everywhere."""
         obs, _ = self._reset()
         self._obs = self.agent.task.flatten(obs)
-        self._returns[:], self._lengths[:], self._resetting[:] = 0.0, 0, False
+        self._returns[:], self._lengths[:], self._resetting[:], self._over[:] = 0.0, 0, False, False
         self.agent.reset(self._carry, np.arange(self.n_envs))
 
     def _true_last(
@@ -187,26 +194,34 @@ class Collector:
             result[i] = self.agent.task.flatten(single)[0]
         return result
 
-    def _begin_episodes(self, next_obs: NDArray[np.float32], done: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """The observations to act on next."""
-        self._resetting = done if self.mode == AutoresetMode.NEXT_STEP else np.zeros_like(done)
-        if self.mode != AutoresetMode.DISABLED or not done.any():
-            return next_obs
-        obs, _ = self._reset({"reset_mask": done.copy()})
-        return np.where(done[:, None], self.agent.task.flatten(obs), next_obs)
+    def _begin_due(self) -> None:
+        """Begin episodes where the last one is over; not in the step that ended it, which an error here would spoil."""
+        if self._over.any():
+            obs, _ = self._reset({"reset_mask": self._over.copy()})
+            self._obs = np.where(self._over[:, None], self.agent.task.flatten(obs), self._obs)
+            self._over[:] = False
 
     def _reset(self, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset environments, each with a new seed."""
         seeds = self._env_rng.integers(2**31, size=self.n_envs)
-        if self._running is not None:
-            ids = np.arange(self.n_envs) if options is None else np.flatnonzero(options["reset_mask"])
-            self._running.begin(ids, seeds[ids])
         as_list: Any = [int(seed) for seed in seeds]  # the base class's annotation knows no lists
-        return self.env.reset(seed=as_list, options=options)
+        ids = np.arange(self.n_envs) if options is None else np.flatnonzero(options["reset_mask"])
+        obs, info = self.env.reset(seed=as_list, options=options)
+        for reason in self._faults(info):
+            warnings.warn(f"an environment was made anew: {reason}", RuntimeWarning, stacklevel=4)
+        if self._running is not None:
+            self._running.begin(ids, seeds[ids])
+        return obs, info
+
+    def _faults(self, info: Mapping[str, Any]) -> list[str]:
+        """What an EnvPool tells of environments that failed in a call; counted."""
+        reasons = [str(message) for message in info.get("fault_message", ()) if message is not None]
+        self.n_faults += len(reasons)
+        return reasons
 
     def _abandon(self, env_ids: NDArray[np.int64], reasons: Sequence[str]) -> None:
         """End episodes that cannot go on; nobody sees their end, so that they count as truncated."""
-        self.agent.abandon(self._carry, env_ids)
+        self.agent.abandon(self._carry, env_ids, learn=self.learn)
         self._returns[env_ids], self._lengths[env_ids] = 0.0, 0
         self.n_abandoned += len(env_ids)
         for reason in reasons:
@@ -217,6 +232,7 @@ class Collector:
         return {
             "n_total_env_steps": self.n_total_env_steps,
             "n_abandoned": self.n_abandoned,
+            "n_faults": self.n_faults,
             "env_rng": self._env_rng.bit_generator.state,
             "carry": self._carry.state_dict(),
             "told": self._told,
@@ -235,7 +251,8 @@ class Collector:
             if saved.shape != array.shape:
                 raise ValueError(f"the collector's {name} has shape {saved.shape}, expected {array.shape}")
             array[:] = saved
-        self.n_total_env_steps, self.n_abandoned = index(state["n_total_env_steps"]), index(state["n_abandoned"])
+        self.n_total_env_steps = index(state["n_total_env_steps"])
+        self.n_abandoned, self.n_faults = index(state["n_abandoned"]), index(state["n_faults"])
         self._env_rng.bit_generator.state = state["env_rng"]
         self._told = {name: list(values) for name, values in state["told"].items()}
         self._carry.load_state_dict(state["carry"])
@@ -243,17 +260,23 @@ class Collector:
         if self._running is not None and state["running"] is not None:
             self._running.load_state_dict(state["running"])
             obs, lost = self._running.play_again(self.env, partial(to_env, self.agent.task.action_space))
-            lost |= (self.agent.task.flatten(obs) != self._obs).any(1)
-        if lost.any():
-            ids = np.flatnonzero(lost)
+            lost = (lost | (self.agent.task.flatten(obs) != self._obs).any(1)) & ~self._over
             why = "played again, environment {} did not come to the observation that it had; it is not deterministic"
-            self._abandon(ids, [why.format(i) for i in ids])
-            obs, _ = self._reset({"reset_mask": lost} if self._running is not None else None)
-            self._obs = np.where(lost[:, None], self.agent.task.flatten(obs), self._obs)
+        else:
+            why = "environment {} resets itself, so that its episode cannot be played again"
+        if not lost.any():
+            return
+        ids = np.flatnonzero(lost)
+        self._abandon(ids, [why.format(i) for i in ids])
+        if self._running is not None:
+            self._over |= lost
+        else:
+            obs, _ = self._reset()
+            self._obs = self.agent.task.flatten(obs)
             self._resetting[:] = False
 
 
-_ARRAYS = ("obs", "returns", "lengths", "resetting")
+_ARRAYS = ("obs", "returns", "lengths", "resetting", "over")
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

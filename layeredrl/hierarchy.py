@@ -257,10 +257,11 @@ class Hierarchy:
             if own.memory.get_keys():
                 _write(own.memory, rows, level.start(len(env_ids)))
 
-    def abandon(self, carry: Carry, env_ids: NDArray[np.int64]) -> None:
-        """End episodes of which the rest will never be seen: what is stored of them ends truncated."""
-        for level in self.levels:
-            level.abandon(env_ids)
+    def abandon(self, carry: Carry, env_ids: NDArray[np.int64], *, learn: bool) -> None:
+        """End episodes of which the rest will never be seen: what is stored of them, if it is, ends truncated."""
+        if learn:
+            for level in self.levels:
+                level.abandon(env_ids)
         self.reset(carry, env_ids)
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:

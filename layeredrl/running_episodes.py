@@ -36,8 +36,8 @@ class RunningEpisodes:
     ) -> tuple[Any, NDArray[np.bool_]]:
         """Bring environments, which do not reset themselves, to where they were.
 
-        All of them have to step together, so that shorter episodes begin later. Until then their environment takes
-        actions that belong to another one, and their reset forgets them.
+        All of them have to step together, so that shorter episodes begin later. Until then their environment plays
+        them over and over, which is known to do no harm.
 
         Args:
             env: Fresh environments.
@@ -52,14 +52,15 @@ class RunningEpisodes:
         seeds: Any = [int(seed) for seed in self.seeds]
         obs, _ = env.reset(seed=seeds)
         over, failed = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
-        filler = self.actions[int(lengths.argmax())]
+        any_actions = self.actions[int(lengths.argmax())]  # where there are none of its own
         for t in range(longest):
-            begun = lengths >= longest - t
-            failed |= begun & over & (lengths > longest - t)
-            mask = over | (lengths == longest - t)
+            turn = (t - longest) % np.maximum(lengths, 1)  # which of its actions is each environment's next
+            last_round = t >= longest - lengths
+            failed |= over & last_round & (turn > 0)
+            mask = over | (turn == 0)
             if t and mask.any():
                 env.reset(seed=seeds, options={"reset_mask": mask})
-            row = [self.actions[i][t - longest] if begun[i] else filler[t] for i in range(len(lengths))]
+            row = [actions[turn[i]] if actions else any_actions[0] for i, actions in enumerate(self.actions)]
             obs, _, terminated, truncated, _ = env.step(to_env(np.stack(row)))
             over = terminated | truncated
         failed |= over & (lengths > 0)

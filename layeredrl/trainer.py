@@ -10,6 +10,7 @@ import torch
 
 from layeredrl.checks import require_counts
 from layeredrl.collector import Collector, Episode
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger
 from layeredrl.randomness import fork_globals, globals_state, restore_globals
@@ -44,7 +45,7 @@ class Trainer:
         logger: Takes the metrics.
         config: Settings.
         evaluate: Plays a number of episodes without exploration, in environments of its own.
-        save: Writes a checkpoint of this trainer; also before an exception of a step is passed on.
+        save: Writes a checkpoint of this trainer, and says whether it could; also before a `Fault` is passed on.
         stop: Asked after every step whether to end early.
 
     Attributes:
@@ -60,13 +61,13 @@ class Trainer:
         config: TrainerConfig,
         *,
         evaluate: Callable[[int], list[Episode]] | None = None,
-        save: Callable[["Trainer"], None] | None = None,
+        save: Callable[["Trainer"], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self.agent, self.collector, self.logger, self.config = agent, collector, logger, config
         self.evaluate, self.save, self.stop = evaluate, save, stop
         self.episodes: list[Episode] = []
-        self.last_eval = self.last_save = 0
+        self.last_eval = self.last_save = self._n_saved = 0
         self.last_score: float | None = None
         self._start, self._start_cpu = time.perf_counter(), time.process_time()
 
@@ -77,8 +78,8 @@ class Trainer:
 
     @property
     def score(self) -> float | None:
-        """How good the agent is: by the last evaluation, or by the last ten episodes; None if there were none."""
-        if self.last_score is not None or not self.episodes:
+        """How good the agent is: by the last evaluation, or, without evaluations, by the last ten episodes."""
+        if (self.evaluate is not None and self.config.eval_every) or not self.episodes:
             return self.last_score
         return float(np.mean([episode.episode_return for episode in self.episodes[-10:]]))
 
@@ -97,14 +98,12 @@ class Trainer:
         while not self.finished and not self.stop():
             try:
                 self._step()
-            except Exception:
-                if self.collector.n_total_env_steps:
-                    self._save()
+            except Fault:
+                self._save_rest()
                 raise
             if self.collector.n_total_env_steps - self.last_save >= self.config.checkpoint_every:
                 self._save()
-        if self.last_save < self.collector.n_total_env_steps:
-            self._save()
+        self._save_rest()
 
     def _step(self) -> None:
         episodes = self.collector.step(explore=True)
@@ -115,21 +114,27 @@ class Trainer:
             self.logger.log(
                 {"env/episode_return": episode.episode_return, "env/episode_length": episode.length, **clock}, n
             )
-        if learned := self.agent.learn(n):
-            told = self.collector.take_metrics()
-            self.logger.log({**told, **learned, "time/env_steps_per_second": n / clock["time/seconds"]}, n)
+        learned = self.agent.learn(n)
+        if learned:
+            learned["time/env_steps_per_second"] = n / clock["time/seconds"]
+        if learned or episodes:
+            self.logger.log({**self.collector.take_metrics(), **learned}, n)
         self.logger.log({}, n)  # progress, also where there is nothing to record
         if self.evaluate is not None and self.config.eval_every and n - self.last_eval >= self.config.eval_every:
-            self.last_eval = n
             with fork_globals():
                 returns = [episode.episode_return for episode in self.evaluate(self.config.eval_episodes)]
+            self.last_eval = n
             self.last_score = float(np.mean(returns))
             self.logger.log({"eval/episode_return": self.last_score}, n)
 
     def _save(self) -> None:
-        self.last_save = self.collector.n_total_env_steps
-        if self.save is not None:
-            self.save(self)
+        self.last_save = self.collector.n_total_env_steps  # also if it fails: not every step needs another try
+        if self.save is not None and self.save(self):
+            self._n_saved = self.last_save
+
+    def _save_rest(self) -> None:
+        if self._n_saved < self.collector.n_total_env_steps:
+            self._save()
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a run goes on from, so that nobody can tell that it was stopped.
@@ -168,4 +173,5 @@ class Trainer:
         self.last_eval, self.last_save, self.last_score = own["last_eval"], own["last_save"], own["last_score"]
         self._start = time.perf_counter() - own["seconds"]
         self._start_cpu = time.process_time() - own["cpu_seconds"]
+        self._n_saved = self.collector.n_total_env_steps
         restore_globals(state["globals"])

@@ -12,21 +12,13 @@ import resource
 import shutil
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from layeredrl.checkpoint import (
-    FORMAT,
-    CheckpointError,
-    Checkpoints,
-    _manifest_bytes,
-    load_checkpoint,
-    save_checkpoint,
-)
+from layeredrl.checkpoint import FORMAT, CheckpointError, Checkpoints, _manifest_bytes
 from layeredrl.segments import Increment
 
 STATE = {
@@ -45,11 +37,6 @@ class Trap:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
-
-
-class Unpicklable:
-    def __reduce__(self):
-        raise RuntimeError("the disk is on fire")
 
 
 def assert_equal(a, b):
@@ -75,20 +62,7 @@ def without_sync(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.fixture
-def path(tmp_path):
-    return tmp_path / "checkpoint.pt"
-
-
-def test_round_trip(path):
-    save_checkpoint(path, STATE)
-    assert_equal(load_checkpoint(path), STATE)
-    save_checkpoint(path, {"other": 1})
-    assert load_checkpoint(path) == {"other": 1}
-    assert list(path.parent.iterdir()) == [path]
-
-
-def test_an_optimiser_goes_on_as_if_nothing_happened(path):
+def test_an_optimiser_goes_on_as_if_nothing_happened(checkpoints):
     def make():
         torch.manual_seed(0)
         net = torch.nn.Linear(3, 1)
@@ -102,131 +76,23 @@ def test_an_optimiser_goes_on_as_if_nothing_happened(path):
 
     net, optimizer = make()
     train(net, optimizer, 3)
-    save_checkpoint(path, {"net": net.state_dict(), "optimizer": optimizer.state_dict()})
+    checkpoints.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, 3)
     train(net, optimizer, 2)
     other, other_optimizer = make()
-    state = load_checkpoint(path)
+    state = checkpoints.load()
     other.load_state_dict(state["net"])
     other_optimizer.load_state_dict(state["optimizer"])
     train(other, other_optimizer, 2)
     assert torch.equal(net.weight, other.weight)
 
 
-def test_a_missing_file_is_named(path):
-    with pytest.raises(CheckpointError, match=f"there is no checkpoint {re.escape(str(path))}"):
-        load_checkpoint(path)
-
-
-def test_damaged_files_are_refused(path):
-    save_checkpoint(path, STATE)
-    whole = path.read_bytes()
-    damaged = [b"", b"PK", b"not a checkpoint", whole[: len(whole) // 2], whole[:-30], bytes(len(whole))]
-    damaged.append(whole.replace(b"data.pkl", b"date.pkl"))
-    for content in damaged:
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=f"{re.escape(str(path))} is not a readable checkpoint"):
-            load_checkpoint(path)
-
-
-def test_no_flipped_bit_goes_unnoticed(path):
-    state = {"weights": torch.arange(100.0), "n": 3}
-    save_checkpoint(path, state)
-    whole = path.read_bytes()
-    for i in range(0, len(whole), 11):
-        path.write_bytes(whole[:i] + bytes([whole[i] ^ 0x10]) + whole[i + 1 :])
-        try:
-            loaded = load_checkpoint(path)
-        except CheckpointError:
-            continue
-        assert_equal(loaded, state)  # a flip in padding does no harm
-
-
-def test_a_folder_is_refused(path):
-    path.mkdir()
-    with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize("writer", ["torch", "torch, old format", "pickle", "swapped"])
-def test_hostile_files_run_no_code(path, writer):
-    victim = path.parent / "victim"
-    content = {"format": FORMAT, "state": {"x": Trap(victim)}}
-    if writer == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    elif writer == "swapped":  # a good checkpoint whose pickle was replaced
-        save_checkpoint(path.with_name("good.pt"), {"x": 1})
-        with zipfile.ZipFile(path.with_name("good.pt")) as good, zipfile.ZipFile(path, "w") as evil:
-            for name in good.namelist():
-                evil.writestr(name, pickle.dumps(content) if name.endswith(".pkl") else good.read(name))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
-    with pytest.raises(CheckpointError, match="is not a readable checkpoint"):
-        load_checkpoint(path)
-    assert not victim.exists()
-    if writer.startswith("torch"):  # the trap works
-        torch.load(path, weights_only=False)
-        assert victim.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"format": FORMAT + 1, "state": {}}, f"has format {FORMAT + 1}, expected {FORMAT}"),
-        ({"format": "1", "state": {}}, "has format '1', expected"),
-        ({"state": {}}, "has format None, expected"),
-        ({"weights": torch.ones(2)}, "has format None, expected"),
-        (torch.ones(2), "has format 'Tensor', expected"),
-        ([1, 2], "has format 'list', expected"),
-        ({"format": torch.ones(2), "state": {}}, "has format"),
-        ({"format": FORMAT}, "state"),
-        ({"format": FORMAT, "state": [1]}, "state"),
-    ],
-)
-def test_files_of_another_format_are_refused(path, content, message):
-    torch.save(content, path)
-    with pytest.raises(CheckpointError, match=message):
-        load_checkpoint(path)
-
-
-@pytest.mark.parametrize(
-    "value",
-    [Path("x"), torch.zeros(1).numpy(), torch.zeros(1).numpy()[0], Trap],
-    ids=["path", "array", "number", "class"],
-)
-def test_what_could_not_be_read_back_is_not_written(path, value):
-    save_checkpoint(path, {"good": 1})
-    with pytest.raises((TypeError, ValueError), match="bad"):
-        save_checkpoint(path, {"nested": {"bad": value}})
-    assert load_checkpoint(path) == {"good": 1}
-
-
-def test_a_failure_in_the_middle_of_writing_leaves_the_old_file(path, monkeypatch):
-    save_checkpoint(path, STATE)
-    with pytest.raises(TypeError, match="bad"):
-        save_checkpoint(path, {"big": torch.zeros(10_000), "bad": Unpicklable()})
-    assert_equal(load_checkpoint(path), STATE)
-    for name in ("fsync", "replace"):
-
-        def fail(*args):
-            raise OSError(28, "No space left on device")
-
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, fail)
-            with pytest.raises(OSError, match="No space left"):
-                save_checkpoint(path, {"x": 1})
-        assert_equal(load_checkpoint(path), STATE)
-    save_checkpoint(path, {"x": 2})
-    assert load_checkpoint(path) == {"x": 2}
-    assert list(path.parent.iterdir()) == [path]
-
-
 KILL_LOOP = """
 import itertools, os, random, signal, sys, time, torch
 from pathlib import Path
-from layeredrl.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from layeredrl.checkpoint import Checkpoints
 from layeredrl.segments import Increment
 
-folder, single = Path(sys.argv[1]) / "run", Path(sys.argv[1]) / "single.pt"
+folder = Path(sys.argv[1]) / "run"
 
 def write_for_ever():
     checkpoints = Checkpoints(folder, keep=2)
@@ -237,7 +103,6 @@ def write_for_ever():
         rows = {"number": torch.arange(start, stop)}
         increment = Increment(rows, [start], [stop], [max(0, stop - 40)], lambda: saved.__setitem__(0, stop))
         checkpoints.save({"stop": stop, "rows": increment}, stop - stop % 2, score=float(stop % 7))
-        save_checkpoint(single, {"i": stop, "x": torch.full((50_000,), float(stop))})
 
 random.seed(0)
 last = 0
@@ -255,9 +120,6 @@ for _ in range(12):
     assert state["rows"]["rows"]["number"].tolist() == list(range(max(0, stop - 40), stop)), state
     assert stop >= last and stop - stop % 2 == Checkpoints(folder).newest()
     last = stop
-    if single.exists():
-        state = load_checkpoint(single)
-        assert (state["x"] == state["i"]).all()
 assert last > 30, last
 """
 
@@ -365,9 +227,9 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         (2, -5.0, [1, 2]),
         (3, -7, [2, 3]),
         (4, None, [2, 3, 4]),
-        (5, -5.0, [4, 5]),  # of equals the newest
-        (6, np.float32(-6), [5, 6]),
-        (7, None, [5, 6, 7]),
+        (5, -5.0, [2, 4, 5]),  # of equals the first
+        (6, np.float32(-6), [2, 5, 6]),
+        (7, None, [2, 6, 7]),
         (8, float("inf"), [7, 8]),
         (8, -100.0, [7, 8]),  # in its place
         (9, -10.0, [8, 9]),
@@ -638,10 +500,14 @@ def test_a_full_disk_is_an_os_error(checkpoints):
 
 def test_what_is_not_ours_stays(checkpoints):
     checkpoints.save({}, 0)
-    for name in ("notes.txt", "mine.tmp", "5"):
+    for name in ("notes.txt", "mine.tmp", "5", "segments/mine.pt", "segments/1-0.pt"):
         (checkpoints.folder / name).mkdir()
+    (checkpoints.folder / "segments" / "000000000000-weights.pt").touch()
+    left = "000000000000-0123456789abcdef.pt"  # by a save that was killed
+    (checkpoints.folder / "segments" / left).touch()
     checkpoints.save({"x": 1}, 1)
     assert all((checkpoints.folder / name).exists() for name in ("notes.txt", "mine.tmp", "5"))
+    assert segments_of(checkpoints) == {"mine.pt", "1-0.pt", "000000000000-weights.pt"}
     assert checkpoints.load() == {"x": 1}
 
 
@@ -763,6 +629,11 @@ def rewritten(path: Path, **changes) -> None:
     path.write_bytes(_manifest_bytes({key: value for key, value in manifest.items() if value != "absent"}))
 
 
+def entries(path: Path) -> dict:
+    """What a manifest says of a file."""
+    return {path.name: {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -793,7 +664,7 @@ def test_a_manifest_of_another_kind_is_refused(checkpoints, changes, message):
 
 
 @pytest.mark.parametrize("part", ["state", "segment"])
-@pytest.mark.parametrize("writer", ["torch", "pickle"])
+@pytest.mark.parametrize("writer", ["torch", "torch, old format", "pickle"])
 def test_hostile_checkpoints_run_no_code(checkpoints, part, writer):
     """Though their checksums are right."""
     state, manifest, rows = saved_once(checkpoints)
@@ -801,13 +672,34 @@ def test_hostile_checkpoints_run_no_code(checkpoints, part, writer):
     content = {"format": FORMAT, "state": {"tree": {"x": Trap(victim)}, "increments": []}}
     path = state if part == "state" else rows
     path.write_bytes(pickle.dumps(content))
-    if writer == "torch":
-        torch.save(content, path)
-    entry = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    rewritten(manifest, **({"files": {"state.pt": entry}} if part == "state" else {"segments": {rows.name: entry}}))
+    if writer != "pickle":
+        torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
+    rewritten(manifest, **({"files": entries(state)} if part == "state" else {"segments": entries(rows)}))
     with pytest.raises(CheckpointError, match=f"{path} is not a readable checkpoint"):
         checkpoints.load()
     assert not victim.exists()
+    if writer != "pickle":  # the trap works
+        torch.load(path, weights_only=False)
+        assert victim.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"format": FORMAT + 1, "state": {}}, f"has format {FORMAT + 1}, expected {FORMAT}"),
+        ({"format": "1", "state": {}}, "has format '1', expected"),
+        ({"weights": torch.ones(2)}, "has format None, expected"),
+        (torch.ones(2), "has format 'Tensor', expected"),
+        ({"format": torch.ones(2), "state": {}}, "has format Tensor, expected"),
+        ({"format": FORMAT}, "holds a state of type NoneType, expected a dict"),
+    ],
+)
+def test_a_state_of_another_format_is_refused(checkpoints, content, message):
+    path, manifest, _ = saved_once(checkpoints)
+    torch.save(content, path)
+    rewritten(manifest, files=entries(path))
+    with pytest.raises(CheckpointError, match=f"{path} {message}"):
+        checkpoints.load()
 
 
 @pytest.mark.parametrize(
@@ -830,8 +722,7 @@ def test_files_that_contradict_each_other_are_refused(checkpoints, change):
     content = torch.load(path, weights_only=True)
     change(content["state"])
     torch.save(content, path)
-    entry = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    rewritten(manifest, files={"state.pt": entry})
+    rewritten(manifest, files=entries(path))
     with pytest.raises(CheckpointError, match=f"{path} is not a readable checkpoint"):
         checkpoints.load()
 
@@ -843,3 +734,86 @@ def test_an_absent_device_is_not_taken_for_damage(checkpoints):
     with pytest.raises(RuntimeError) as caught:
         checkpoints.load("nonsense")
     assert not isinstance(caught.value, CheckpointError)
+
+
+@pytest.mark.parametrize("name", [".", "segments"])
+def test_a_folder_that_is_a_link_is_refused(checkpoints, tmp_path, name):
+    rows = saved_once(checkpoints)[2]
+    link, elsewhere = checkpoints.folder / name, tmp_path / "elsewhere"
+    link.rename(elsewhere)
+    link.symlink_to(elsewhere)
+    message = f"{link} is a symbolic link, expected a folder of its own"
+    for call in (checkpoints.newest, checkpoints.load, lambda: checkpoints.save({}, 8)):
+        with pytest.raises(CheckpointError, match=message):
+            call()
+    assert list(elsewhere.rglob(rows.name))
+
+
+def test_the_best_is_the_first_of_equals(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for n, score in enumerate([None, 2.0, 3.0, 3.0]):
+        checkpoints.save({"n": n}, n, score=score)
+    assert checkpoints.load(best=True) == {"n": 2}
+    assert checkpoints.load() == {"n": 3}
+    os.truncate(tmp_path / "000000000002" / "state.pt", 10)
+    with pytest.raises(CheckpointError, match=r"000000000002/state.pt has 10 bytes, expected \d+$"):
+        checkpoints.load(best=True)
+    os.truncate(tmp_path / "000000000001" / "manifest.json", 10)  # it may be the best
+    with pytest.raises(CheckpointError, match="000000000001/manifest.json is not a readable checkpoint"):
+        checkpoints.load(best=True)
+    other = Checkpoints(tmp_path / "other")
+    other.save({}, 0)
+    with pytest.raises(CheckpointError, match="no checkpoint in .*other has a score"):
+        other.load(best=True)
+
+
+def test_rows_can_be_left_out_and_then_are_not_read(checkpoints):
+    rings = Rings(1, 9)
+    rings.add(0, 3)
+    checkpoints.save({"part": (1, rings.increment())}, 0)
+    (segment_file,) = (checkpoints.folder / "segments").iterdir()
+    whole = segment_file.read_bytes()
+    segment_file.unlink()
+    assert Checkpoints(checkpoints.folder).load(increments=False) == {"part": (1, None)}
+    with pytest.raises(CheckpointError, match=f"{segment_file} is missing"):
+        checkpoints.load()
+    segment_file.write_bytes(whole)
+    assert checkpoints.load(increments=False) == {"part": (1, None)}
+    rings.add(0, 1)
+    checkpoints.save({"part": (1, rings.increment())}, 1)  # as if nothing had been read
+    rings.check(Checkpoints(checkpoints.folder).load()["part"][1])
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(5, "Input/output error"),
+        PermissionError(13, "Permission denied"),
+        MemoryError("no memory"),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize("where", ["torch.load", "torch.cat"])
+def test_what_is_no_fault_of_the_checkpoint_is_not_taken_for_damage(checkpoints, monkeypatch, error, where):
+    """So that nobody is told to remove it."""
+    saved_once(checkpoints)
+    with monkeypatch.context() as patch:
+
+        def fail(*args, **kwargs):
+            raise error
+
+        patch.setattr(where, fail)
+        with pytest.raises(type(error)) as caught:
+            checkpoints.load()
+        assert caught.value is error
+    checkpoints.load()
+
+
+def test_a_folder_in_place_of_a_file_is_damage(checkpoints):
+    state, *_ = saved_once(checkpoints)
+    state.unlink()
+    state.mkdir()
+    with pytest.raises(CheckpointError, match=f"{state} is not a readable checkpoint"):
+        checkpoints.load()

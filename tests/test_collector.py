@@ -357,7 +357,7 @@ def test_a_collector_goes_on_from_its_state(mode, at):
     if mode == AutoresetMode.DISABLED:
         second.load_state_dict(state)
     else:
-        with pytest.warns(RuntimeWarning, match="environment [01] did not come to the observation"):
+        with pytest.warns(RuntimeWarning, match="environment [01] resets itself"):
             second.load_state_dict(state)
     for _ in range(40 - at):
         second.step(explore=True)

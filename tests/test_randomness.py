@@ -60,3 +60,45 @@ def test_derived_seeds_differ_by_seed_and_purpose():
     seeds = [derive_seed(seed, purpose) for seed in range(20) for purpose in ("fit", "replay", "evaluation")]
     assert len(set(seeds)) == len(seeds)
     assert seeds == [derive_seed(seed, purpose) for seed in range(20) for purpose in ("fit", "replay", "evaluation")]
+
+
+def numpy_part(**changes):
+    def change(state):
+        names = ("kind", "keys", "position", "has_gauss", "gauss")
+        state["numpy"] = list((dict(zip(names, state["numpy"], strict=True)) | changes).values())
+
+    return change
+
+
+def python_part(change):
+    return lambda state: change(state["python"][1])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (numpy_part(position=625), r"numpy's generator has position 625, expected an integer in \[0, 624\]"),
+        (numpy_part(position=-1), "numpy's generator has position -1"),
+        (numpy_part(position=3.0), r"numpy's generator has position 3\.0"),
+        (numpy_part(has_gauss=2), "numpy's generator has has_gauss 2 and gauss"),
+        (numpy_part(gauss=None), "numpy's generator has has_gauss . and gauss None"),
+        (numpy_part(keys=torch.zeros(623, dtype=torch.int64)), "numpy's generator has other words than 624"),
+        (numpy_part(keys=torch.full((624,), 2**32)), "numpy's generator has other words than 624"),
+        (numpy_part(keys=torch.zeros(624)), "numpy's generator has other words than 624"),
+        (python_part(lambda numbers: numbers.pop()), "Python's generator has other words than 624"),
+        (python_part(lambda numbers: numbers.append(1)), "Python's generator has other words than 624"),
+        (python_part(lambda numbers: numbers.__setitem__(0, 2**32)), "Python's generator has other words than 624"),
+        (python_part(lambda numbers: numbers.__setitem__(0, -1)), "Python's generator has other words than 624"),
+        (python_part(lambda numbers: numbers.__setitem__(0, "1")), "Python's generator is not of integers"),
+        (python_part(lambda numbers: numbers.__setitem__(-1, 625)), "Python's generator has position 625"),
+    ],
+)
+def test_states_that_would_be_read_out_of_bounds_are_refused(change, message):
+    seed_globals(0)
+    state = globals_state()
+    expected = draw()
+    seed_globals(0)
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        restore_globals(state)
+    assert draw() == expected

@@ -99,6 +99,20 @@ def test_numbers_that_are_not_finite_are_refused(key, value):
     check(replay.all(), [1, 2, 3])
 
 
+@pytest.mark.parametrize("key", ["obs", "act", "obs_next"])
+def test_numbers_that_single_precision_cannot_hold_are_refused(key):
+    replay = Replay(8, 2)
+    batch = transitions([1, 2])
+    batch[key] = batch[key].astype(np.float64)
+    batch[key][1] = -1e300
+    with pytest.raises(ValueError, match=rf"{key} as float32 of environment 1 is .*-inf.*expected finite numbers"):
+        replay.add(batch, np.arange(2))
+    assert len(replay) == 0
+    batch[key][1] = 3e38
+    replay.add(batch, np.arange(2))
+    assert np.isfinite(replay.all()[key]).all()
+
+
 def test_infinities_of_both_signs_are_refused():
     with pytest.raises(ValueError, match="obs of environment 5 is"):
         require_finite_rows("obs", np.array([[np.inf, -np.inf]], np.float32), np.array([5]))
@@ -426,6 +440,13 @@ def test_the_state_of_another_replay_is_refused(tmp_path, arguments, message):
         (lambda state: state.update(truncated=[[1], []]), r"truncated of environment 0 is \[1\], expected 2 to 5"),
         (lambda state: state["episodes"].pop(), "numbers of episodes or generators"),
         (lambda state: state["generators"].update(keys=torch.zeros(2, 624)), "numbers of episodes or generators"),
+        (
+            lambda state: state["generators"].update(keys=torch.zeros(3, 624)),
+            "generator 0 of the replay has other words",
+        ),
+        (lambda state: state["generators"]["rest"].__setitem__(1, (625, 0, 0.0)), "generator 1 .* has position 625"),
+        (lambda state: state["generators"]["rest"].__setitem__(2, (-1, 0, 0.0)), "generator 2 .* has position -1"),
+        (lambda state: state["generators"]["rest"].__setitem__(0, (1, 2, 0.0)), "generator 0 .* has has_gauss 2"),
     ],
 )
 def test_a_state_that_contradicts_itself_is_refused(tmp_path, change, message):

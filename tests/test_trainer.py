@@ -11,6 +11,7 @@ import envs  # noqa: F401  registers the tasks
 from agents.pets import PETS
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import Trainer, TrainerConfig
@@ -118,7 +119,7 @@ def test_evaluations_and_checkpoints_come_in_time(n_envs, every):
     saved = []
     trainer = train(
         n_envs=n_envs,
-        save=lambda trainer: saved.append(trainer.collector.n_total_env_steps),
+        save=lambda trainer: saved.append(trainer.collector.n_total_env_steps) or True,
         n_total_env_steps=100,
         eval_every=every,
         checkpoint_every=every,
@@ -148,17 +149,17 @@ def test_settings_are_checked(name):
         TrainerConfig(**{name: -1})
 
 
-def test_an_exception_is_passed_on_after_saving():
+def test_a_fault_is_passed_on_after_saving():
     saved = []
-    with pytest.raises(ZeroDivisionError):
-        train(level=Failing, save=lambda trainer: saved.append(trainer.collector.n_total_env_steps))
+    with pytest.raises(Fault):
+        train(level=Failing, save=lambda trainer: saved.append(trainer.collector.n_total_env_steps) or True)
     assert saved == [60]
 
 
 class Failing(RecordingRandomLevel):
     def learn(self, n_total_env_steps):
         if n_total_env_steps >= 60:
-            raise ZeroDivisionError
+            raise Fault
         return {}
 
 
@@ -172,7 +173,7 @@ def test_it_stops_after_the_step_in_which_it_is_asked_to():
         Collector(env, agent, seed=0),
         RecordingLogger(),
         TrainerConfig(n_total_env_steps=200),
-        save=lambda trainer: saved.append(trainer.collector.n_total_env_steps),
+        save=lambda trainer: saved.append(trainer.collector.n_total_env_steps) or True,
         stop=lambda: next(asked),
     )
     trainer.run()

@@ -335,9 +335,11 @@ HOSTILE = [
     Damage(
         "a call as the agent in config.json",
         _edit_config(agent="__import__('os').system('touch owned')"),
-        "unknown agent",
+        "holds a run with other settings: agent was",
     ),
-    Damage("os:system as the agent in config.json", _edit_config(agent="os:system"), "'os:system' is not a dataclass"),
+    Damage(
+        "os:system as the agent in config.json", _edit_config(agent="os:system"), "agent was 'os:system' and is 'pets'"
+    ),
     Damage(
         "a class as the settings in config.json", _edit_config(settings={"py/object": "os.system"}), "other settings"
     ),

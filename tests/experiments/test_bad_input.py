@@ -138,11 +138,11 @@ def test_a_folder_without_permission(refusal: Refusal) -> None:
 
 
 def test_a_full_disk_leaves_nothing(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_text(path: Path, text: str) -> None:
+    def write_whole(path: Path, text: str) -> None:
         path.write_bytes(text[:100].encode())
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run.Path, "write_text", write_text)
+    monkeypatch.setattr(run, "write_whole", write_whole)
     assert "cannot be written: No space left on device" in refusal(run_train, "random", *QUICK)
 
 

@@ -44,7 +44,7 @@ def test_an_episode_is_recorded_from_its_first_frame_and_one_without_an_end_is_c
     config = parse(["random", "--env", "Blinking-v0"])
     agent = build_agent(config)
     episode_return = record_episode(config, agent, Path("p.gif"), seed=3)
-    np.testing.assert_array_equal(iio.imread("p.gif")[:, 0, 0, 0], np.arange(1, 31))
+    np.testing.assert_array_equal(iio.imread("p.gif")[:, 0, 0, 0], np.arange(1, 32))  # and how it ended
     first, again, other = (record_episode(config, agent, Path("q.gif"), seed=seed) for seed in (3, 3, 4))
     assert episode_return == first == again != other
     assert episode_return < 0

@@ -1,5 +1,6 @@
 import csv
 import math
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -98,12 +99,16 @@ def test_a_new_run_replaces_the_file_when_it_has_something_to_say(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("n_total_env_steps,a\n1,0.5\n", r"metrics\.csv should have 2 rows, but has only 1"),
+        ("n_total_env_steps,a\n1,0.5\n", r"metrics\.csv is shorter than the checkpoint says: .* 2 rows, but .* only 1"),
+        (
+            "n_total_env_steps,a\n1,0.5\n2",
+            r"metrics\.csv is shorter than the checkpoint says: .* 2 rows, but .* only 1",
+        ),
         (
             "n_total_env_steps,b\n1,0.5\n2,0.5\n",
             r"metrics\.csv should have the columns .*'a'.*, but has .*'b'",
         ),
-        ("", r"metrics\.csv should have the columns"),
+        ("", r"metrics\.csv is shorter than the checkpoint says: it should have 2 rows, but it is empty"),
     ],
 )
 def test_a_file_that_does_not_fit_the_state_is_left_alone_and_named(tmp_path: Path, text: str, message: str) -> None:
@@ -114,6 +119,28 @@ def test_a_file_that_does_not_fit_the_state_is_left_alone_and_named(tmp_path: Pa
         logger.load_state_dict({"columns": ["n_total_env_steps", "a"], "n_rows": 2})
     assert path.read_text() == text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_is_missing_is_shorter_than_it_should_be(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "metrics.csv"
+    with pytest.raises(ValueError, match=f"{path} is shorter than the checkpoint says: .* there is no such file"):
+        CsvLogger(path).load_state_dict({"columns": ["n_total_env_steps", "a"], "n_rows": 2})
+    CsvLogger(path).load_state_dict({"columns": ["n_total_env_steps"], "n_rows": 0})
+
+
+def test_the_folder_knows_of_the_file_before_a_checkpoint_counts_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    logger.log({"a": 1}, 1)
+    logger.state_dict()
+    assert synced == [str(path), str(tmp_path)]
+    synced.clear()
+    logger.log({"b": 1}, 2)
+    assert synced == [f"{path}.tmp", str(tmp_path)]
 
 
 def test_a_disk_that_takes_no_more_costs_neither_the_run_nor_the_rows(

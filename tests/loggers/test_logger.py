@@ -157,6 +157,17 @@ def test_state_of_a_list_is_found_again_by_the_kind_of_logger() -> None:
     assert [len(logger.records) for logger in (first, added, second)] == [1, 2, 1]
 
 
+def test_the_state_of_a_logger_that_is_off_in_between_is_kept() -> None:
+    loggers = LoggerList([Memory(), Failing()])
+    loggers.log({"a": 1}, 1)
+    state = json.loads(json.dumps(loggers.state_dict()))
+    second = LoggerList([Memory()])
+    second.load_state_dict(state)
+    second.log({"a": 2}, 2)
+    state = json.loads(json.dumps(second.state_dict()))
+    assert state == {"Memory": {"n": 1}, "Failing": {"n": 1}}
+
+
 def test_a_logger_that_was_switched_off_keeps_its_state() -> None:
     loggers = LoggerList([Failing()])
     loggers.log({"a": 1}, 1)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from layeredrl.loggers import TensorBoardLogger
+from layeredrl.loggers import LoggerList, TensorBoardLogger
 
 CONFIG = {"agent": {"horizon": 30}, "seed": 1}
 
@@ -73,6 +73,17 @@ def test_a_resumed_run_shows_the_log_of_a_run_that_was_never_stopped(tmp_path: P
     assert scalars(events, "a") == [(10, 1.0), (20, 2.0), (20, 2.5), (30, 4.0)]
     assert scalars(events, "b") == []
     assert len(events.Tensors("config/text_summary")) == 1
+
+
+def test_a_part_of_a_run_without_it_costs_nothing_of_the_first(tmp_path: Path) -> None:
+    state: dict[str, Any] = {}
+    for n, is_on in enumerate([True, False, True]):
+        loggers = LoggerList([TensorBoardLogger(CONFIG, tmp_path)] if is_on else [])
+        loggers.load_state_dict(state)
+        loggers.log({"a": float(n)}, 10 * n)
+        state = json.loads(json.dumps(loggers.state_dict()))
+        loggers.close()
+    assert scalars(read(tmp_path), "a") == [(0, 0.0), (20, 2.0)]
 
 
 def test_a_new_run_hides_what_an_old_one_left(tmp_path: Path) -> None:

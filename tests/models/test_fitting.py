@@ -340,13 +340,57 @@ def test_regression_finds_the_least_squares_and_is_reproducible():
         weights = torch.zeros(3, requires_grad=True)
         optimizer = torch.optim.Adam([weights], lr=0.05)
         config = FitConfig(epochs=40, batch_size=32)
-        losses.append(fit_regression(lambda z: z @ weights, optimizer, x, targets, config, generator=seeded(seed)))  # noqa: B023
+        loss, skipped = fit_regression(lambda z: z @ weights, optimizer, x, targets, config, generator=seeded(seed))  # noqa: B023
+        assert skipped == 0
+        losses.append(loss)
         found.append(weights.detach())
     best = torch.linalg.lstsq(x, targets.unsqueeze(-1)).solution[:, 0]
     torch.testing.assert_close(found[0], best, rtol=0, atol=0.02)
     assert losses[0] == pytest.approx((x @ best - targets).square().mean().item(), rel=0.1)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def regress(x, targets, config, weights):
+    optimizer = torch.optim.Adam([weights], lr=0.05)
+    return fit_regression(lambda z: z @ weights, optimizer, x, targets, config, generator=seeded())
+
+
+def test_regression_leaves_out_steps_that_are_not_finite_and_counts_them():
+    x = torch.randn(200, 3, generator=seeded())
+    targets = x @ torch.tensor([1.0, -2.0, 0.5])
+    targets[7] = torch.inf
+    weights = torch.zeros(3, requires_grad=True)
+    result = regress(x, targets, FitConfig(epochs=10, batch_size=20), weights)
+    assert result.skipped == 10  # one an epoch
+    assert math.isfinite(result.loss)
+    torch.testing.assert_close(weights.detach(), torch.tensor([1.0, -2.0, 0.5]), rtol=0, atol=0.2)
+    with pytest.raises(
+        NonFiniteError,
+        match=r"the reward network's loss is not finite; the largest number is inf, in targets, in batch \d of epoch 3",
+    ):
+        regress(x, targets, FitConfig(epochs=10, batch_size=20, max_skipped=2), weights)
+    assert weights.isfinite().all()
+
+
+def test_a_regression_whose_gradient_is_not_finite_says_so():
+    weights = torch.zeros(1, requires_grad=True)
+
+    def predict(x):
+        return (weights * x[:, 0]).abs().sqrt()  # at zero it has no slope
+
+    config = FitConfig(epochs=1, batch_size=4, max_skipped=0)
+    optimizer = torch.optim.Adam([weights])
+    with pytest.raises(
+        NonFiniteError, match="a gradient of the reward network is not finite; .*, in batch 0 of epoch 1"
+    ):
+        fit_regression(predict, optimizer, torch.ones(4, 1), torch.ones(4), config, generator=seeded())
+    assert weights.item() == 0
+    result = fit_regression(
+        predict, optimizer, torch.ones(4, 1), torch.ones(4), FitConfig(epochs=1), generator=seeded()
+    )
+    assert math.isnan(result.loss)
+    assert result.skipped == 1
 
 
 @pytest.mark.parametrize("holdout", [0.0, 0.25])
@@ -409,3 +453,30 @@ def test_too_many_steps_that_are_not_finite_are_an_error_that_names_the_first_of
         fit(ensemble, linear_gaussian(100), config, generator=seeded())
     assert len(losses) == 8  # to the end of the epoch
     assert ensemble.training == training
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_the_key_that_holds_what_is_not_finite_is_named(value, monkeypatch):
+    ensemble, data = make(), linear_gaussian(20)
+    data.state = data.state * 1e6
+    monkeypatch.setattr(ensemble, "fit_statistics", lambda rows: None)
+    for key in ("act", "state_next", "context"):
+        bad = copy.deepcopy(data)
+        bad[key][3] = value
+        config = FitConfig(epochs=1, bootstrap=False, max_skipped=0)
+        with pytest.raises(NonFiniteError, match=f"not finite; the largest number is {value}, in {key}, in batch 0"):
+            fit(ensemble, bad, config, generator=seeded())
+
+
+def test_the_member_whose_gradient_is_not_finite_is_named(monkeypatch):
+    ensemble = make(n_models=3)
+    original = ensemble.member_losses
+
+    def member_losses(rows):
+        losses = original(rows)
+        zero = (losses[1] - losses[1].detach()).abs()
+        return losses + torch.stack([torch.zeros(()), zero.sqrt(), torch.zeros(())])  # at zero a root has no slope
+
+    monkeypatch.setattr(ensemble, "member_losses", member_losses)
+    with pytest.raises(NonFiniteError, match="^a gradient of member 1 is not finite; the largest number is"):
+        fit(ensemble, linear_gaussian(20), FitConfig(max_skipped=0), generator=seeded())
