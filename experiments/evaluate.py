@@ -54,7 +54,7 @@ def load(args: EvaluateConfig) -> tuple[RunConfig[Any], Hierarchy, int]:
     config = replace(config, device=args.device or config.device)
     agent = build_agent(config)
     path = args.run / CHECKPOINTS
-    state = Checkpoints(path).load(config.device)
+    state = Checkpoints(path).load(config.device, increments=False)
     with restoring(path):
         agent.load_state_dict(state["agent"])
         return config, agent, int(state["n_total_env_steps"])
@@ -67,7 +67,7 @@ def main() -> None:
         config, agent, n_total_env_steps = load(args)
         if args.video is not None and not can_render(config.env):
             raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         fail(error)
     try:
         episodes = play(config, agent, args.episodes, args.seed)

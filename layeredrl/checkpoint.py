@@ -5,10 +5,8 @@ import io
 import json
 import os
 import re
-import secrets
 import shutil
 import warnings
-import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 import torch
 
 from layeredrl.checks import require_count, require_number
-from layeredrl.segments import Chain, Increment, Place, name_of, put_back, require_plain, segment, take_out
+from layeredrl.segments import FILE_NAME, Chain, Increment, Place, extend, put_back, require_plain, segment, take_out
 
 FORMAT = 1
 """Version of the files' layout."""
@@ -37,7 +35,8 @@ class Checkpoints:
 
     A checkpoint is a folder named after its environment steps, with `state.pt` and `manifest.json`, which holds the
     checksums of all files that belong to it. It appears there in one step, when it is complete. Rows of the state's
-    `Increment`s lie in the folder `segments`, which all checkpoints share. One process at a time may write.
+    `Increment`s lie in the folder `segments`, which all checkpoints share. One process at a time may write. Neither
+    folder may be a symbolic link: what is deleted there has to be this run's.
 
     Args:
         folder: Created by the first save.
@@ -61,9 +60,10 @@ class Checkpoints:
         Args:
             state: Nested dicts, lists and tuples of tensors, numbers, strings and `Increment`s.
             n_total_env_steps: At least that of the newest checkpoint, which it replaces if it is the same.
-            score: Of which the greatest is best; None if there is none.
+            score: Of which the greatest is best, and the first of equals; None if there is none.
 
         Raises:
+            CheckpointError: A folder is a symbolic link.
             OSError: It could not be written. The checkpoints before are as they were.
             TypeError: The state holds something that could not be read back.
             ValueError: An increment does not go on where the one before stopped.
@@ -78,7 +78,7 @@ class Checkpoints:
         increments: dict[Place, Increment] = {}
         tree = take_out(dict(state), (), increments)
         require_plain("state", tree)
-        chains, new = self._extended(increments, n_total_env_steps)
+        chains, new = extend(self._chains, increments, n_total_env_steps)
 
         self._create_folders()
         self._remove_unfinished()
@@ -109,22 +109,6 @@ class Checkpoints:
             message = f"old checkpoints in {self.folder} could not be removed: {error}"
             warnings.warn(message, RuntimeWarning, stacklevel=2)
 
-    def _extended(
-        self, increments: Mapping[Place, Increment], n_total_env_steps: int
-    ) -> tuple[dict[Place, Chain], dict[str, Increment]]:
-        """The chains as they will be, and what goes into new files."""
-        chains, new = {}, {}
-        for place, increment in increments.items():
-            file = f"{n_total_env_steps:012d}-{secrets.token_hex(8)}.pt"  # no name is ever used again
-            before = self._chains.get(place, Chain.empty(len(increment.start)))
-            try:
-                chains[place] = before.extended(increment, file)
-            except ValueError as error:
-                raise ValueError(f"{name_of(place)} does not go on from what was saved: {error}") from None
-            if file in chains[place].files:
-                new[file] = increment
-        return chains, new
-
     def _put_in_place(self, content: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
         final = self.folder / f"{manifest['n_total_env_steps']:012d}"
         temporary = final.with_suffix(".tmp")
@@ -136,38 +120,52 @@ class Checkpoints:
             os.rename(final, final.with_suffix(".old"))  # which counts as the checkpoint until there is another
         os.rename(temporary, final)
 
-    def load(self, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """Read the newest checkpoint; the next `save` goes on from it.
+    def load(
+        self, device: torch.device | str = "cpu", *, best: bool = False, increments: bool = True
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
 
         In place of each `Increment` is a dict of the rows that were needed: `rows`, on the CPU, environment by
         environment, and `start` and `stop`, the numbers of each environment's first row and one past its last.
 
+        Args:
+            device: Where tensors go.
+            best: Read that of the best score instead of the newest.
+            increments: Whether to read those too, from which the next `save` goes on. Otherwise None is in their place.
+
         Raises:
             CheckpointError: There is none, or it is damaged or of another format.
+            OSError, MemoryError, RuntimeError: It could not be read now, for want of permission, memory or a working
+                disk, say, which is no fault of its own.
         """
         torch.empty(0, device=device)  # raises if there is no such device, which is no fault of the checkpoint
         found = self._found()
         if not found:
             raise CheckpointError(f"there is no checkpoint in {self.folder}")
-        newest = found.pop(max(found))
+        n = _best({n: _read_manifest(path)["score"] for n, path in found.items()}) if best else max(found)
+        if n is None:
+            raise CheckpointError(f"no checkpoint in {self.folder} has a score")
+        path = found.pop(n)
         try:
-            state, self._chains, self._entries = self._load(newest, device)
+            state, chains, entries = self._load(path, device, increments=increments)
         except CheckpointError as error:
-            intact = self._newest_intact(found)
+            intact = None if best else self._newest_intact(found)
             if intact is None:
                 raise
-            raise CheckpointError(f"{error}; with {newest} removed the run would resume from {intact}") from error
+            raise CheckpointError(f"{error}; with {path} removed the run would resume from {intact}") from error
+        if increments:
+            self._chains, self._entries = chains, entries
         return state
 
     def _newest_intact(self, found: Mapping[int, Path]) -> Path | None:
         for n in sorted(found, reverse=True):
-            with suppress(CheckpointError):
-                self._load(found[n], "cpu")
+            with suppress(CheckpointError, OSError, MemoryError, RuntimeError):
+                self._load(found[n], "cpu", increments=True)
                 return found[n]
         return None
 
     def _load(
-        self, path: Path, device: torch.device | str
+        self, path: Path, device: torch.device | str, *, increments: bool
     ) -> tuple[dict[str, Any], dict[Place, Chain], dict[str, Entry]]:
         manifest = _read_manifest(path)
         content = _read_verified(path / "state.pt", manifest["files"]["state.pt"], device)
@@ -182,16 +180,19 @@ class Checkpoints:
             if needed != entries.keys():
                 raise ValueError(f"the manifest names {sorted(entries)}, expected {sorted(needed)}")
             state = content["tree"]
-            for place, chain in chains.items():
+            for place, chain in chains.items() if increments else ():
                 state = put_back(state, place, chain.merge(read))
             return dict(state), chains, entries
-        except CheckpointError:
-            raise
         except Exception as error:  # whatever happens when types and shapes are not what `save` had written
+            if isinstance(error, CheckpointError) or _is_shortage(error):
+                raise
             raise CheckpointError(f"{path / 'state.pt'} is not a readable checkpoint: {error!r}") from error
 
     def _found(self) -> dict[int, Path]:
         """All checkpoints, whole or damaged."""
+        for folder in (self.folder, self._segments):
+            if folder.is_symlink():
+                raise CheckpointError(f"{folder} is a symbolic link, expected a folder of its own")
         names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
         whole = {int(name[:-4]): self.folder / name for name in names if re.fullmatch(r"\d{12,}\.old", name)}
         return whole | {int(name): self.folder / name for name in names if re.fullmatch(r"\d{12,}", name)}
@@ -210,10 +211,7 @@ class Checkpoints:
             with suppress(CheckpointError):
                 scores[n] = _read_manifest(path)["score"]
         kept = sorted(found)[-self.keep :]
-        scored = [(score, n) for n, score in scores.items() if score is not None]
-        if scored:
-            kept.append(max(scored)[1])
-        for n in found.keys() - set(kept):
+        for n in found.keys() - {*kept, _best(scores)}:
             _discard(found[n])
         self._remove_unfinished()
         self._remove_unused_segments()
@@ -237,43 +235,15 @@ class Checkpoints:
                 used |= _read_manifest(path)["segments"].keys()
             except CheckpointError:
                 return  # there is no telling which ones it needs
-        for path in self._segments.glob("*.pt"):
-            if path.name not in used:
+        for path in self._segments.iterdir():
+            if FILE_NAME.fullmatch(path.name) and path.name not in used:
                 path.unlink()
 
 
-def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a state to one file; whenever the process dies, the file is the old one or the new one.
-
-    Args:
-        path: The file.
-        state: Nested dicts, lists and tuples of tensors, numbers and strings.
-
-    Raises:
-        TypeError: It holds something that could not be read back.
-    """
-    require_plain("state", dict(state))
-    temporary = path.with_name(path.name + ".tmp")
-    _write(temporary, dict(state))
-    os.replace(temporary, path)
-
-
-def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read what `save_checkpoint` wrote.
-
-    Raises:
-        CheckpointError: There is no such file, or it is not a checkpoint of this format.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch.load does not look at the checksums
-            damaged = archive.testzip()
-    except FileNotFoundError:
-        raise CheckpointError(f"there is no checkpoint {path}") from None
-    except Exception as error:  # zipfile raises a dozen kinds for files that are damaged
-        raise _unreadable(path, error) from error
-    if damaged is not None:
-        raise CheckpointError(f"{path} is damaged: {damaged} does not fit its checksum")
-    return _read(path, device)
+def _best(scores: Mapping[int, float | None]) -> int | None:
+    """The number with the greatest score, the first of equals; None without scores."""
+    scored = [(score, -n) for n, score in scores.items() if score is not None]
+    return -max(scored)[1] if scored else None
 
 
 def _read(path: Path, device: torch.device | str) -> dict[str, Any]:
@@ -342,7 +312,7 @@ def _is_sound(manifest: Mapping[str, Any]) -> bool:
         and isinstance(files, dict)
         and isinstance(segments, dict)
         and files.keys() == {"state.pt"}
-        and all(re.fullmatch(r"\d{12,}-[0-9a-f]{16}\.pt", name) for name in segments)
+        and all(FILE_NAME.fullmatch(name) for name in segments)
         and all(isinstance(x, dict) and x.keys() == {"size", "sha256"} for x in [*files.values(), *segments.values()])
     )
 
@@ -387,7 +357,18 @@ def _describe(value: object) -> str:
     return repr(value) if isinstance(value, int | str | None) else type(value).__name__
 
 
+def _is_shortage(error: Exception) -> bool:
+    """Whether a good checkpoint may meet with the error: memory, a disk that fails, permissions."""
+    if isinstance(error, IsADirectoryError | NotADirectoryError):
+        return False
+    # torch's CPU allocator raises a plain RuntimeError.
+    return isinstance(error, OSError | MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """What an error says about a file; one that is not the file's fault is raised as it is."""
     if isinstance(error, FileNotFoundError):
         return CheckpointError(f"{path} is missing")
+    if _is_shortage(error):
+        raise error
     return CheckpointError(f"{path} is not a readable checkpoint: {type(error).__name__}")

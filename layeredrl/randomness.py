@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
 def seed_globals(seed: int) -> None:
@@ -50,11 +51,44 @@ def globals_state() -> dict[str, Any]:
 
 
 def restore_globals(state: Mapping[str, Any]) -> None:
-    """Set the global generators to what `globals_state` returned. GPUs that are not here keep their own."""
+    """Set the global generators to what `globals_state` returned. GPUs that are not here keep their own.
+
+    Raises:
+        ValueError: It is no state of theirs.
+    """
     version, numbers, gauss = state["python"]
+    if not all(type(number) is int for number in numbers):
+        raise ValueError("the state of Python's generator is not of integers")
+    *words, position = numbers
+    require_twister(
+        "Python's generator", np.array(words, object), position, gauss is not None, 0.0 if gauss is None else gauss
+    )
+    kind, keys, position, has_gauss, left_over = state["numpy"]
+    key = keys.cpu().numpy()
+    require_twister("numpy's generator", key, position, has_gauss, left_over)
     random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    np.random.set_state((kind, key.astype(np.uint32), position, has_gauss, left_over))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
     if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def require_twister(name: str, words: NDArray[Any], position: object, has_gauss: object, gauss: object) -> None:
+    """Raise unless the numbers are a state of the Mersenne Twister; numpy takes any, and reads out of bounds then.
+
+    Args:
+        name: Of the generator, for the message.
+        words: 624 integers of 32 bits.
+        position: Of the next one, at most 624.
+        has_gauss: Whether a normal number is left over.
+        gauss: That number.
+    """
+    in_range = words.shape == (624,) and words.dtype.kind in "iuO" and words.min() >= 0 and words.max() < 2**32
+    if not in_range:
+        raise ValueError(f"the state of {name} has other words than 624 integers of 32 bits")
+    if type(position) is not int or not 0 <= position <= 624:
+        raise ValueError(f"the state of {name} has position {position!r}, expected an integer in [0, 624]")
+    if type(has_gauss) not in (int, bool) or has_gauss not in (0, 1) or type(gauss) is not float:
+        raise ValueError(
+            f"the state of {name} has has_gauss {has_gauss!r} and gauss {gauss!r}, expected 0 or 1, a float"
+        )

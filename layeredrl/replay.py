@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager, VectorReplayBuffer
 from torch import Tensor
 
+from layeredrl.randomness import require_twister
 from layeredrl.segments import Increment
 
 _STATE_KEYS = {"rows", "ring_size", "truncated", "episodes", "generators"}
@@ -122,14 +123,17 @@ class Replay:
             env_ids: Which environments they come from, in ascending order.
 
         Raises:
-            ValueError: A number is not finite.
+            ValueError: A number is not finite, or not as the float that is stored.
         """
-        for key in ("obs", "act", "rew", "obs_next"):
-            require_finite_rows(key, transitions[key], env_ids)
         floats = {k: transitions[k] for k in ("obs", "act", "obs_next") if transitions[k].dtype == np.float64}
-        converted = {key: values.astype(np.float32) for key, values in floats.items()}
-        if transitions.rew.dtype != np.float64:  # else tianshou would add up the episode's return in this dtype
-            converted["rew"] = transitions.rew.astype(np.float64)
+        with np.errstate(over="ignore"):  # which is found below
+            converted = {key: values.astype(np.float32) for key, values in floats.items()}
+            if transitions.rew.dtype != np.float64:  # else tianshou would add up the episode's return in this dtype
+                converted["rew"] = transitions.rew.astype(np.float64)
+        for key in ("obs", "act", "rew", "obs_next"):
+            stored = converted.get(key, transitions[key])
+            name = f"{key} as {stored.dtype}" if key in converted else key
+            require_finite_rows(name, stored, env_ids)
         if converted:
             transitions = Batch({**transitions, **converted})
         self.buffer.add(transitions, buffer_ids=env_ids)
@@ -211,7 +215,7 @@ class Replay:
         for generator, key, rest in zip(
             self.buffer.generators, generators["keys"].cpu().numpy(), generators["rest"], strict=True
         ):
-            generator.set_state(("MT19937", key, *rest))
+            generator.set_state(("MT19937", key.astype(np.uint32), *rest))
         self._truncated = [list(numbers) for numbers in state["truncated"]]
         self._saved, self._saved_layout = list(stop), _layout(columns)
 
@@ -234,6 +238,8 @@ class Replay:
         of_rings = len(state["truncated"]), len(state["episodes"]), len(rest) - 1, *keys.shape
         if of_rings != (*[len(rings)] * 3, len(rings) + 1, 624):
             raise ValueError("the replay's state has other numbers of episodes or generators than of environments")
+        for i, (words, (position, has_gauss, gauss)) in enumerate(zip(keys.cpu().numpy(), rest, strict=True)):
+            require_twister(f"generator {i} of the replay", words, position, has_gauss, gauss)
         for i, numbers in enumerate(state["truncated"]):
             if not all(start[i] <= number < stop[i] for number in numbers):
                 raise ValueError(f"truncated of environment {i} is {numbers}, expected {start[i]} to {stop[i] - 1}")

@@ -3,6 +3,8 @@
 Of those each save writes what was added; a chain of such segments holds the whole.
 """
 
+import re
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -18,6 +20,9 @@ _MAX_BITS = 2039
 
 Place = tuple[Any, ...]
 """The keys that lead to a part of a nested state."""
+
+FILE_NAME = re.compile(r"\d{12,}-[0-9a-f]{16}\.pt")
+"""Of a segment."""
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
 """Of rows: name to dtype and shape of a row."""
@@ -189,6 +194,27 @@ class Chain:
         n_rows = sum(content["stop"]) - sum(content["start"])
         if any(len(rows) != n_rows for rows in content["rows"].values()):
             raise ValueError(f"{self.files[i]} holds columns of other lengths than {n_rows}")
+
+
+def extend(
+    chains: Mapping[Place, Chain], increments: Mapping[Place, Increment], n_total_env_steps: int
+) -> tuple[dict[Place, Chain], dict[str, Increment]]:
+    """The chains as they will be, and what goes into new files.
+
+    Raises:
+        ValueError: An increment does not go on where its chain stops.
+    """
+    extended, new = {}, {}
+    for place, increment in increments.items():
+        file = f"{n_total_env_steps:012d}-{secrets.token_hex(8)}.pt"  # no name is ever used again
+        before = chains.get(place, Chain.empty(len(increment.start)))
+        try:
+            extended[place] = before.extended(increment, file)
+        except ValueError as error:
+            raise ValueError(f"{name_of(place)} does not go on from what was saved: {error}") from None
+        if file in extended[place].files:
+            new[file] = increment
+    return extended, new
 
 
 def segment(increment: Increment) -> dict[str, Any]:

@@ -246,9 +246,12 @@ class PlannerLevel(Level):
             inputs = torch.cat([state, context, actions.features(space, act), state_next], -1)
             net.fit_scales(inputs, reward)
             targets = net.to_units(reward)
-            metrics["model/reward_loss"] = fit_regression(
+            reward_loss, skipped = fit_regression(
                 net.normalized, optimizer, inputs, targets, config, generator=self._generator
             )
+            metrics["model/reward_loss"] = reward_loss
+            if skipped:
+                metrics["model/skipped_steps"] = result.skipped + skipped
         return metrics
 
     def state_dict(self) -> dict[str, Any]:

@@ -43,17 +43,21 @@ class CsvLogger(Logger):
         if self._n_rows:
             with self._path.open("r+", encoding="utf-8") as file:
                 os.fsync(file.fileno())
+            self._sync_folder()
         return {"columns": list(self._columns), "n_rows": self._n_rows}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut the file back to the columns and rows of `state`.
 
         Raises:
-            ValueError: If the file does not start with them.
+            ValueError: If the file does not start with them, or there is none.
         """
         self._columns, self._n_rows = list(state["columns"]), int(state["n_rows"])
-        if self._n_rows:
-            self._rewrite(self._columns)
+        if not self._n_rows:
+            return
+        if not self._path.exists():
+            raise ValueError(self._too_short("there is no such file"))
+        self._rewrite(self._columns)
 
     def _start(self, columns: list[str]) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +76,7 @@ class CsvLogger(Logger):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
+            self._sync_folder()
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -81,10 +86,23 @@ class CsvLogger(Logger):
             reader = csv.reader(file)
             header = next(reader, [])
             n_columns = len(self._columns)
+            if not header:
+                raise ValueError(self._too_short("it is empty"))
             if header[:n_columns] != self._columns:
                 raise ValueError(f"{self._path} should have the columns {self._columns}, but has {header}")
             for n_before in range(self._n_rows):
                 row = next(reader, None)
-                if row is None:
-                    raise ValueError(f"{self._path} should have {self._n_rows} rows, but has only {n_before}")
+                if row is None or len(row) < n_columns:
+                    raise ValueError(self._too_short(f"it has only {n_before}"))
                 yield row[:n_columns]
+
+    def _sync_folder(self) -> None:
+        """Have the file's name survive a power failure."""
+        descriptor = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _too_short(self, found: str) -> str:
+        return f"{self._path} is shorter than the checkpoint says: it should have {self._n_rows} rows, but {found}"

@@ -92,7 +92,7 @@ class LoggerList(Logger):
         self._call_each(lambda logger: logger.log_video(name, path, n_total_env_steps))
 
     def state_dict(self) -> dict[str, Any]:
-        """The states by logger; of one that is switched off or fails now, the last that it could give."""
+        """The states by logger; of one that is switched off, fails now or is not here, the last that it could give."""
         for key, logger in self._loggers.items():
             try:
                 self._states[key] = logger.state_dict()
@@ -101,10 +101,13 @@ class LoggerList(Logger):
         return dict(self._states)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the loggers that `state` knows. One that was added since starts a log of its own."""
+        """Restore the loggers that `state` knows. One that was added since starts a log of its own.
+
+        States of loggers that are not here stay, for a later run that has them again.
+        """
+        self._states = dict(state)
         for key, logger in self._loggers.items():
             if key in state:
-                self._states[key] = state[key]
                 logger.load_state_dict(state[key])
 
     def close(self) -> None:

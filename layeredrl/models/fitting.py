@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from tianshou.data import Batch
@@ -12,6 +13,7 @@ from layeredrl.checks import require_counts
 from layeredrl.faults import NonFiniteError
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.interface import counted_rows
+from layeredrl.models.optimizer import descend
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,10 @@ def fit(
         left_out = (~taken).nonzero().flatten().tolist()  # the epoch's one look at a value
         skipped += len(left_out)
         if skipped > config.max_skipped:
-            ensemble.train(was_training)
             i = left_out[config.max_skipped - skipped]  # the first one too many
-            raise NonFiniteError(f"{_blame(member_losses[i], batches[i])}, in batch {i} of epoch {n_epochs}")
+            what = _blame(ensemble, member_losses[i], batches[i])
+            ensemble.train(was_training)
+            raise NonFiniteError(f"{what}, in batch {i} of epoch {n_epochs}")
         if progress is not None:
             progress(n_epochs, losses)
         if best is not None and best.update() >= config.patience:
@@ -138,13 +141,26 @@ def _step(ensemble: ProbabilisticEnsemble, batch: dict[str, Tensor]) -> tuple[Te
     return member_losses.detach(), taken
 
 
-def _blame(member_losses: Tensor, batch: dict[str, Tensor]) -> str:
-    """Which members' losses are not finite, or that it is a gradient, and what in the batch is the largest."""
+def _blame(ensemble: ProbabilisticEnsemble, member_losses: Tensor, batch: dict[str, Tensor]) -> str:
+    """Which members' losses or gradients are not finite, and what in the batch is the largest."""
+    what, members = "the loss", _listed(~member_losses.isfinite())
+    if not members:  # gradients are not kept: those of the parameters as they are now
+        loss = ensemble.member_losses(batch).sum() + ensemble.regularization()
+        gradients = torch.autograd.grad(loss, list(ensemble.get_parameters()), allow_unused=True)
+        bad = [~g.isfinite().flatten(1).all(1) for g in gradients if g is not None]  # members are the first dimension
+        what, members = "a gradient", _listed(torch.stack(bad).any(0))
+    return f"{what}{' of member ' if members else ''}{members} is not finite; {_largest(batch)}"
+
+
+def _listed(members: Tensor) -> str:
+    return ", ".join(map(str, members.nonzero().flatten().tolist()))
+
+
+def _largest(batch: dict[str, Tensor]) -> str:
+    """What in a batch is the largest; a number that is not finite is larger than all others."""
     largest = {key: float(x.abs().max()) for key, x in batch.items() if x.is_floating_point() and x.numel()}
-    key = max(largest, key=lambda name: largest[name])
-    members = (~member_losses.isfinite()).nonzero().flatten().tolist()
-    what = f"the loss of member {', '.join(map(str, members))} is not finite" if members else "a gradient is not finite"
-    return f"{what}; the largest number is {largest[key]:.3g}, in {key}"
+    key = max(largest, key=lambda name: largest[name] if math.isfinite(largest[name]) else math.inf)
+    return f"the largest number is {largest[key]:.3g}, in {key}"
 
 
 def split_holdout(
@@ -195,6 +211,15 @@ class _BestMembers:
         return losses
 
 
+class RegressionResult(NamedTuple):
+    """How a regression went."""
+
+    loss: float
+    """Mean loss over the steps taken in the last epoch; NaN if none was."""
+    skipped: int
+    """Steps that were left out because their loss or gradient was not finite."""
+
+
 def fit_regression(
     predict: Callable[[Tensor], Tensor],
     optimizer: torch.optim.Optimizer,
@@ -203,29 +228,37 @@ def fit_regression(
     config: FitConfig,
     *,
     generator: torch.Generator,
-) -> float:
-    """Least squares for some epochs.
+) -> RegressionResult:
+    """Least squares for some epochs, for the reward network.
 
     Args:
         predict: Inputs (b, D) to predictions (b,).
         optimizer: Of the parameters of `predict`.
         inputs: Shape (N, D).
         targets: Shape (N,).
-        config: Its `epochs` and `batch_size` count.
+        config: Its `epochs`, `batch_size` and `max_skipped` count.
         generator: Source of randomness, on the inputs' device.
 
-    Returns:
-        The mean loss of the last epoch.
+    Raises:
+        NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite; found at the end of
+            an epoch.
     """
     n_batches = math.ceil(len(inputs) / config.batch_size)
-    total = torch.zeros((), device=inputs.device)
-    for _ in range(config.epochs):
-        total = torch.zeros((), device=inputs.device)
+    mean, skipped = torch.zeros(()), 0
+    for epoch in range(1, config.epochs + 1):
         order = torch.randperm(len(inputs), generator=generator, device=inputs.device)
-        for index in order.tensor_split(n_batches):
+        batches = order.tensor_split(n_batches)
+        steps = []
+        for index in batches:
             loss = (predict(inputs[index]) - targets[index]).square().mean()
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(loss)
-            optimizer.step()
-            total += loss.detach()
-    return float(total / n_batches)
+            steps.append((loss.detach(), descend(loss, optimizer)))
+        losses, taken = (torch.stack(x) for x in zip(*steps, strict=True))
+        mean = torch.where(taken, losses, 0.0).sum() / taken.sum()
+        left_out = (~taken).nonzero().flatten().tolist()  # the epoch's one look at a value
+        skipped += len(left_out)
+        if skipped > config.max_skipped:
+            i = left_out[config.max_skipped - skipped]  # the first one too many
+            what = "a gradient of the reward network" if losses[i].isfinite() else "the reward network's loss"
+            largest = _largest({"inputs": inputs[batches[i]], "targets": targets[batches[i]]})
+            raise NonFiniteError(f"{what} is not finite; {largest}, in batch {i} of epoch {epoch}")
+    return RegressionResult(float(mean), skipped)

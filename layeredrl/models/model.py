@@ -3,13 +3,14 @@
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from tianshou.data import Batch
 from torch import Tensor, nn
 
 from layeredrl.checks import require_count
+from layeredrl.models.optimizer import descend
 
 
 class Model(ABC, nn.Module):
@@ -113,16 +114,7 @@ class Model(ABC, nn.Module):
         """
         if self.optimizer is None:
             raise RuntimeError("learning needs an optimizer: construct the model with create_optimizer=True")
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(loss)
-        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
-        # A sum is finite if its terms are: one look for all of them.
-        is_finite = torch.stack([loss.detach(), *(g.sum() for g in gradients)]).sum().isfinite()
-        if loss.is_cuda and getattr(self.optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
-            step_if(is_finite, self.optimizer)
-        elif bool(is_finite):
-            self.optimizer.step()
-        return is_finite
+        return descend(loss, self.optimizer)
 
     @abstractmethod
     def loss(self, batch: Batch) -> Tensor:
@@ -183,18 +175,3 @@ class Model(ABC, nn.Module):
         """Tell the model how far the training has come, in environment steps summed over all instances."""
         require_count("n_total_env_steps", n_total_env_steps, minimum=0)
         self.n_total_env_steps.fill_(n_total_env_steps)
-
-
-def step_if(condition: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """A step that happens if a condition holds, a scalar of bools at whose value nobody looks.
-
-    Args:
-        condition: On the device of the parameters.
-        optimizer: A fused one: these leave everything as it is where `found_inf` is one, as mixed precision wants it.
-    """
-    fused = cast(Any, optimizer)
-    fused.found_inf = (~condition).float()
-    try:
-        optimizer.step()
-    finally:
-        del fused.found_inf

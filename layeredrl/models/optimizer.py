@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,6 +33,41 @@ def make_optimizer(
         groups.setdefault(decay_of.get(id(parameter), 0.0), []).append(parameter)
     settings = [{"params": group, "weight_decay": decay} for decay, group in sorted(groups.items())]
     return torch.optim.Adam(settings, lr=learning_rate, fused=True)
+
+
+def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+    """One step down the gradient of a scalar, unless that is not finite.
+
+    On a GPU a fused optimiser is left to see that by itself: to look would be to wait.
+
+    Returns:
+        Whether the step was taken, a scalar of bools on the loss's device.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    torch.autograd.backward(loss)
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    # A sum is finite if its terms are: one look for all of them.
+    is_finite = torch.stack([loss.detach(), *(g.sum() for g in gradients)]).sum().isfinite()
+    if loss.is_cuda and getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
+        step_if(is_finite, optimizer)
+    elif bool(is_finite):
+        optimizer.step()
+    return is_finite
+
+
+def step_if(condition: Tensor, optimizer: torch.optim.Optimizer) -> None:
+    """A step that happens if a condition holds, a scalar of bools at whose value nobody looks.
+
+    Args:
+        condition: On the device of the parameters.
+        optimizer: A fused one: these leave everything as it is where `found_inf` is one, as mixed precision wants it.
+    """
+    fused = cast(Any, optimizer)
+    fused.found_inf = (~condition).float()
+    try:
+        optimizer.step()
+    finally:
+        del fused.found_inf
 
 
 def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:

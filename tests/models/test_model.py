@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from layeredrl.models.model import step_if
+from layeredrl.models.optimizer import step_if
 from tests.models.reference import make_batch, make_model
 
 NAN, INF = float("nan"), float("inf")
