@@ -68,7 +68,9 @@ def test_settings_of_the_symmetry_breaking_start(name, value):
         make_model(symmetry_breaking_start=True, **{name: value})
 
 
-@pytest.mark.parametrize("partial_net", [None, 3, lambda *_: "no network", lambda: None], ids=str)
+@pytest.mark.parametrize(
+    "partial_net", [None, 3, lambda *_: "no network", lambda: None], ids=["None", "3", "text", "no-spaces"]
+)
 def test_partial_net(partial_net):
     with naming("partial_net"):
         ProbabilisticEnsemble(box(S), box(C), box(A), partial_net)
