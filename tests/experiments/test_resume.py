@@ -199,7 +199,7 @@ def test_command_lines_that_are_interrupted(agent: str, n_envs: int) -> None:
     assert_same_run(Path("runs/r"), Path("runs/whole"))
 
 
-@pytest.mark.parametrize(("agent", "n_envs"), [("pets", 1), ("random", 4)])
+@pytest.mark.parametrize(("agent", "n_envs"), [pytest.param("pets", 1, marks=pytest.mark.slow), ("random", 4)])
 def test_processes_that_are_interrupted(agent: str, n_envs: int) -> None:
     arguments = (agent, *QUICK, "--n-envs", n_envs, STEPS, 400, "--trainer.checkpoint-every", 50)
     assert processes.run(*arguments, "--name", "whole") == 0
