@@ -31,6 +31,8 @@ class EvaluateConfig:
     """Of the episodes; far from those of training."""
     video: Path | None = None
     """Write one more episode to this GIF."""
+    best: bool = False
+    """Take the best checkpoint that was kept instead of the newest."""
     device: str | None = None
     """Where the agent computes; where it was trained by default."""
 
@@ -54,7 +56,7 @@ def load(args: EvaluateConfig) -> tuple[RunConfig[Any], Hierarchy, int]:
     config = replace(config, device=args.device or config.device)
     agent = build_agent(config)
     path = args.run / CHECKPOINTS
-    state = Checkpoints(path).load(config.device, increments=False)
+    state = Checkpoints(path).load(config.device, best=args.best, increments=False)
     with restoring(path):
         agent.load_state_dict(state["agent"])
         return config, agent, int(state["n_total_env_steps"])

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from types import FrameType, TracebackType
-from typing import Self
+from typing import Any, Self
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and can go on (EX_TEMPFAIL: try again)."""
@@ -18,7 +18,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.received: str | None = None
-        self._before: dict[signal.Signals, object] = {}
+        self._before: dict[signal.Signals, Any] = {}
 
     def __bool__(self) -> bool:
         return self.received is not None
@@ -32,7 +32,7 @@ class StopRequest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]  # what signal.signal itself returned
+            signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None:

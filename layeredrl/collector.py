@@ -114,6 +114,8 @@ class Collector:
         rewards = np.asarray(rewards, np.float64)
         _require_finite("the observation", true_next[ids], ids)
         _require_finite("the reward", rewards[ids], ids)
+        with np.errstate(over="ignore"):  # which is what is looked for
+            _require_finite("the reward as float32, in which agents learn,", rewards[ids].astype(np.float32), ids)
         step = Batch(
             obs=self._obs[ids],
             act=actions[ids],

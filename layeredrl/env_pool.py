@@ -166,7 +166,8 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         """Make all environments; returns what they have in common."""
         for i in range(self.num_envs):
             self._members[i] = self._make(i)
-        patience, first = Patience(self._timeout_s), None
+        patience = Patience(self._timeout_s)
+        first: tuple[Any, ...] | None = None
         for i, member in enumerate(self._members):
             try:
                 described = member.finish(patience)
@@ -181,7 +182,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
                         f"environment {i} has the {name} space {space}, expected environment 0's, {common}"
                     )
         assert first is not None
-        return first  # type: ignore[no-any-return]
+        return first
 
     def _make(self, i: int) -> "Local | Remote":
         return Remote(self._makers[i], i) if self._asynchronous else Local(self._makers[i])

@@ -204,7 +204,8 @@ def _portable(failure: Failure) -> Exception | None:
     for candidate in (error, RuntimeError(str(failure))):
         candidate.add_note(note)
         with contextlib.suppress(Exception):
-            return pickle.loads(pickle.dumps(candidate))  # type: ignore[no-any-return]
+            copy: Exception = pickle.loads(pickle.dumps(candidate))
+            return copy
     return None
 
 

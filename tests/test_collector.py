@@ -271,6 +271,18 @@ def test_numbers_that_are_not_finite_are_refused(where, value):
     assert len(level.replay) == 6
 
 
+def test_rewards_beyond_single_precision_are_refused():
+    """Models learn in it, where they would be infinite."""
+    env = SyncVectorEnv([DiaryEnv, lambda: BrokenEnv("reward", 1e39)], autoreset_mode=AutoresetMode.DISABLED)
+    agent, level = agent_for(env)
+    collector = Collector(env, agent, seed=0)
+    for _ in range(3):
+        collector.step(explore=True)
+    with pytest.raises(Fault, match=r"reward as float32.* of environment 1 is inf"):
+        collector.step(explore=True)
+    assert len(level.replay) == 6
+
+
 def test_an_unknown_reset_mode_is_refused():
     env = diary_envs(1)
     agent, _ = agent_for(env)

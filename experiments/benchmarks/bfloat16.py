@@ -5,11 +5,9 @@ and the order of the plans are compared. After that PETS itself is trained in bo
 written anew whenever there is something new, so that a run that is cut short leaves what it has.
 """
 
-import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +19,7 @@ from torch import Tensor
 from agents.pets import PETS
 from envs.cartpole import THETA_LIMIT, X_LIMIT
 from experiments.benchmarks.cartpole import CartPoleBenchmark, Result, run_seed
-from experiments.benchmarks.machine import processor
+from experiments.benchmarks.machine import machine_line
 from experiments.config import RunConfig
 from experiments.run import build_agent, make_collector
 from layeredrl.levels import PlannerLevel
@@ -215,8 +213,7 @@ def _returns(runs: Sequence[dict[Dtype, Result]]) -> list[str]:
 
 
 def _machine() -> list[str]:
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "gymnasium", "tianshou"))
-    return [f"Machine: {processor()}; Python {platform.python_version()}, {versions}; one thread.", ""]
+    return [machine_line("gymnasium", "tianshou", threads=1), ""]
 
 
 def main() -> None:

@@ -4,11 +4,9 @@ A two-dimensional system whose noise depends on the state: an ensemble is fitted
 its standard deviations, intervals and disagreement are compared with the truth.
 """
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import mean
 
@@ -19,7 +17,7 @@ from gymnasium.spaces import Box
 from tianshou.data import Batch
 from torch import Tensor
 
-from experiments.benchmarks.machine import processor
+from experiments.benchmarks.machine import machine_line
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
 from layeredrl.models.diagnostic_figures import draw_calibration, draw_disagreement, draw_open_loop
 from layeredrl.models.diagnostics import (
@@ -201,9 +199,7 @@ def table(config: CalibrationBenchmark, rows: Sequence[Row]) -> str:
             "",
             f"The last seed in pictures: coverage, open-loop error, disagreement.\n\n{_pictures(config)}",
             "",
-            f"Machine: {processor()}; Python {platform.python_version()}, "
-            + ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
-            + f"; {torch.get_num_threads()} thread(s).",
+            machine_line(threads=torch.get_num_threads()),
             "",
         ]
     )

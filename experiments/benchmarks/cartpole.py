@@ -5,13 +5,11 @@ The table is written anew after every seed, so that a run that is cut short leav
 """
 
 import csv
-import platform
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 import gymnasium as gym
@@ -19,7 +17,7 @@ import tyro
 from matplotlib.figure import Figure
 
 import envs  # noqa: F401  registers the tasks
-from experiments.benchmarks.machine import processor
+from experiments.benchmarks.machine import machine_line
 
 SOLVED_EPISODES = 3
 
@@ -122,9 +120,7 @@ def table(config: CartPoleBenchmark, results: Sequence[Result]) -> str:
         f"{len(solved)} of {len(results)} solved; steps: {median}; CPU seconds per step: median "
         f"{statistics.median(cpu):.4f}, largest {max(cpu):.4f}.",
         "",
-        f"Machine: {processor()}; Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "gymnasium", "tianshou"))
-        + "; one thread.",
+        machine_line("gymnasium", "tianshou", threads=1),
         "",
     ]
     return "\n".join(lines)

@@ -5,14 +5,12 @@ torch's default flags. Reference and candidate alternate in one process; a ratio
 of process CPU time. The table is made in a process for each number of threads.
 """
 
-import platform
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -26,7 +24,7 @@ from matplotlib.figure import Figure
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from experiments.benchmarks.machine import processor
+from experiments.benchmarks.machine import machine_line
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
 
@@ -259,8 +257,7 @@ def main() -> None:
         picture = config.output.with_suffix(".png")
         growth(picture)
         lines += ["", "## How a rollout's time grows, one thread", "", f"![growth]({picture.name})"]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
-    lines += ["", f"Machine: {processor()}; Python {platform.python_version()}, {versions}.", ""]
+    lines += ["", machine_line(), ""]
     config.output.write_text("\n".join(lines))
 
 

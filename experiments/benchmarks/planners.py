@@ -6,12 +6,10 @@ them independently. The table is written anew after every cell.
 """
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +21,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 import envs  # noqa: F401  registers the tasks
-from experiments.benchmarks.machine import processor
+from experiments.benchmarks.machine import machine_line
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
@@ -183,8 +181,7 @@ def table(config: PlannersBenchmark, results: Results) -> str:
         if icem and cem:
             better = "at least as good as" if statistics.mean(icem) >= statistics.mean(cem) else "worse than"
             lines += ["", f"iCEM with 100 is {better} CEM with 300: {_cell(icem)} against {_cell(cem)}."]
-    versions = ", ".join(f"{n} {version(n)}" for n in ("torch", "numpy", "gymnasium", "mujoco"))
-    lines += ["", f"Machine: {processor()}; Python {platform.python_version()}, {versions}.", ""]
+    lines += ["", machine_line("gymnasium", "mujoco"), ""]
     return "\n".join(lines)
 
 

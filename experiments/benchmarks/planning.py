@@ -3,12 +3,10 @@
 Process CPU time on one thread. What is compared alternates in one process; ratios are of medians.
 """
 
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +18,7 @@ import tyro
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from experiments.benchmarks.machine import processor
+from experiments.benchmarks.machine import machine_line
 from experiments.benchmarks.model import ACTION, HIDDEN, MEMBERS, STATE, box, chain
 from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
@@ -197,8 +195,7 @@ def main() -> None:
     seconds = [alternate(Decider(world, icem, n), rounds=4 * config.rounds)[0] / n for n in config.n_envs]
     lines.append("| ms | " + " | ".join(f"{1e3 * s:.2f}" for s in seconds) + " |")
     print(lines[-1], flush=True)
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy"))
-    lines += ["", f"Machine: {processor()}; Python {platform.python_version()}, {versions}; one thread.", ""]
+    lines += ["", machine_line(threads=1), ""]
     config.output.write_text("\n".join(lines))
 
 

@@ -5,12 +5,10 @@ returns what is no observation. The run has to go on, with flat memory, and leav
 """
 
 import os
-import platform
 import signal
 import time
 import warnings
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import tyro
 
 from agents.pets import PETS
 from envs.cartpole import ContinuousCartPole
-from experiments.benchmarks.machine import processor
+from experiments.benchmarks.machine import machine_line
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.loggers import CsvLogger
@@ -123,8 +121,7 @@ def main() -> None:
         f"Open files before the environments were made and after they were closed: {before[1]} and {after[1]}; child",
         f"processes: {before[2]} and {after[2]}. Episodes abandoned: {collector.n_abandoned}.",
         "",
-        f"Machine: {processor()}; Python {platform.python_version()}, "
-        + ", ".join(f"{name} {version(name)}" for name in ("torch", "gymnasium")),
+        machine_line("gymnasium"),
         "",
     ]
     config.output.write_text("\n".join(lines))

@@ -121,11 +121,8 @@ class GraphCache:
         return len(self._captured)
 
     def __reduce__(self) -> tuple[type["GraphCache"], tuple[Capture, int, str]]:
-        return type(self), (
-            self.capture,
-            self.size,
-            self.device,
-        )  # a copy captures anew: graphs are bound to this model's memory
+        # A copy captures anew: graphs are bound to this model's memory.
+        return type(self), (self.capture, self.size, self.device)
 
     def __call__(
         self,

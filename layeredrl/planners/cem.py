@@ -9,8 +9,8 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_choice, require_counts, require_number
-from layeredrl.planners.families import make_search
+from layeredrl.checks import require_choice, require_number
+from layeredrl.planners.families import make_search, require_sound
 from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction, shift
 from layeredrl.planners.search import where
 
@@ -39,12 +39,7 @@ class CEMConfig:
     """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
-        require_counts(self, horizon=1, n_samples=1, n_iterations=1, n_elites=1)
-        if self.n_elites > self.n_samples:
-            raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
-        require_number("momentum", self.momentum, 0, 1)
-        require_number("init_std", self.init_std, 0, math.inf, open_low=True)
-        require_number("uniform_share", self.uniform_share, 0, 1)
+        require_sound(self)
         require_number("stop_variance", self.stop_variance, 0, math.inf)
         require_choice("execute", self.execute, ("best", "mean"))
 
@@ -84,7 +79,7 @@ class CEM(Planner):
         best = search.sequence(belief.center)
         searching = torch.ones(n_envs, dtype=torch.bool, device=best.device)
         best_scores: list[Tensor] = []
-        contest = Contest(score, proposals if proposals is None else search.inside(proposals))
+        contest = Contest(score, search, proposals)
         for i in range(config.n_iterations):
             if i:
                 searching = search.largest_variance(belief) > config.stop_variance
@@ -97,7 +92,7 @@ class CEM(Planner):
             refit = searching & (scores[:, 0] > -torch.inf)
             belief = where(refit, search.refit(belief, elites, None, config.momentum), belief)
             best = torch.where(refit[:, None, None], elites[:, 0], best)
-        last = search.start(1, generator.device)[:, 0].expand_as(belief.center[:, 0])  # PETS: the middle of the range
+        last = search.start(n_envs, generator.device)[:, -1]  # PETS: the middle of the range
         return Plan(
             actions=best if config.execute == "best" else search.sequence(belief.center),
             score=best_scores[-1],

@@ -1,7 +1,11 @@
 """Which family of distributions suits an action space."""
 
+import math
+from typing import Any
+
 from gymnasium import spaces
 
+from layeredrl.checks import require_counts, require_number
 from layeredrl.planners.categorical import Categorical
 from layeredrl.planners.gaussian import ClippedGaussian, TruncatedGaussian
 from layeredrl.planners.search import Search
@@ -33,3 +37,15 @@ def make_search(
     if truncate:
         return TruncatedGaussian(space, horizon, init_std)
     return ClippedGaussian(space, horizon, init_std, noise_exponent)
+
+
+def require_sound(settings: Any) -> None:
+    """Raise unless what the settings of all planners that refit have in common is within range."""
+    require_counts(settings, horizon=1, n_samples=1, n_iterations=1)
+    if settings.n_elites is not None:
+        require_counts(settings, n_elites=1)
+        if settings.n_elites > settings.n_samples:
+            raise ValueError(f"n_elites is {settings.n_elites}, expected at most n_samples, {settings.n_samples}")
+    require_number("momentum", settings.momentum, 0, 1)
+    require_number("init_std", settings.init_std, 0, math.inf, open_low=True)
+    require_number("uniform_share", settings.uniform_share, 0, 1)

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_choice, require_counts, require_number
-from layeredrl.planners.families import make_search
+from layeredrl.checks import require_choice, require_number
+from layeredrl.planners.families import make_search, require_sound
 from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
 from layeredrl.planners.search import where
 
@@ -49,14 +49,9 @@ class ICEMConfig:
     """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
-        require_counts(self, horizon=1, n_samples=1, n_iterations=1, n_elites=1)
-        if self.n_elites > self.n_samples:
-            raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
+        require_sound(self)
         require_number("decay", self.decay, 1, math.inf)
-        require_number("init_std", self.init_std, 0, math.inf, open_low=True)
-        require_number("uniform_share", self.uniform_share, 0, 1)
         require_number("noise_exponent", self.noise_exponent, 0, math.inf)
-        require_number("momentum", self.momentum, 0, 1)
         require_number("reuse_fraction", self.reuse_fraction, 0, 1)
         require_choice("execute", self.execute, ("best", "mean"))
 

@@ -17,8 +17,8 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.actions import is_discrete
-from layeredrl.checks import require_choice, require_counts, require_number
-from layeredrl.planners.families import make_search
+from layeredrl.checks import require_choice, require_number
+from layeredrl.planners.families import make_search, require_sound
 from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction, shift
 from layeredrl.planners.search import Belief, where
 
@@ -59,17 +59,10 @@ class MPPIConfig:
     one of its candidates drawn by weight."""
 
     def __post_init__(self) -> None:
-        require_counts(self, horizon=1, n_samples=1, n_iterations=1)
-        if self.n_elites is not None:
-            require_counts(self, n_elites=1)
-            if self.n_elites > self.n_samples:
-                raise ValueError(f"n_elites is {self.n_elites}, expected at most n_samples, {self.n_samples}")
+        require_sound(self)
         require_number("temperature", self.temperature, 0, math.inf, open_low=True)
         require_choice("temperature_unit", self.temperature_unit, ("score", "spread"))
-        require_number("init_std", self.init_std, 0, math.inf, open_low=True)
         require_number("min_std", self.min_std, 0, math.inf)
-        require_number("uniform_share", self.uniform_share, 0, 1)
-        require_number("momentum", self.momentum, 0, 1)
         require_number("smoothing", self.smoothing, 0, 1)
         require_number("noise_exponent", self.noise_exponent, 0, math.inf)
         require_choice("execute", self.execute, ("mean", "best", "sample"))
@@ -114,7 +107,7 @@ class MPPI(Planner):
         config, search = self.config, self.search
         belief = first = search.begin(warm_start.center)
         chosen = search.sequence(belief.center)
-        contest = Contest(score, proposals if proposals is None else search.inside(proposals))
+        contest = Contest(score, search, proposals)
         best_scores = []
         for _ in range(config.n_iterations):
             candidates = search.sample(belief, config.n_samples, generator)

@@ -13,6 +13,7 @@ from torch import Tensor
 from layeredrl import actions
 from layeredrl.checks import require_count
 from layeredrl.faults import Fault
+from layeredrl.planners.search import Search
 
 ScoreFunction = Callable[[Tensor], Tensor]
 """Candidate sequences (E, N, H, A) of E environments to scores (E, N): higher is better, non-finite is worst."""
@@ -166,12 +167,13 @@ class Contest:
 
     Args:
         score: The objective.
-        proposals: Sequences (E, K, H, A) within the action space, scored once; None for none.
+        search: Knows the action space.
+        proposals: Sequences (E, K, H, A), brought into the action space and scored once; None for none.
     """
 
-    def __init__(self, score: ScoreFunction, proposals: Tensor | None) -> None:
+    def __init__(self, score: ScoreFunction, search: Search, proposals: Tensor | None) -> None:
         self.score = score
-        self.proposals = proposals
+        self.proposals = proposals if proposals is None else search.inside(proposals)
         self._proposals_scores: Tensor | None = None
 
     def best(self, candidates: Tensor, n: int | None) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from layeredrl import actions
 from layeredrl.checks import require_counts
 from layeredrl.planners.families import make_search
-from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate
+from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,5 @@ class RandomShooting(Planner):
         proposals: Tensor | None,
     ) -> Plan:
         candidates = actions.uniform(self.action_space, (n_envs, self.config.n_samples, self.horizon), generator)
-        if proposals is not None:
-            candidates = torch.cat([candidates, self.search.inside(proposals)], 1)
-        best, scores = best_first(candidates, evaluate(score, candidates), 1)
+        best, scores = Contest(score, self.search, proposals).best(candidates, 1)
         return Plan(actions=best[:, 0], score=scores[:, 0], warm_start=Batch(), best_scores=scores.mT)

@@ -8,6 +8,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 
+from layeredrl.checkpoint import Checkpoints
 from tests.experiments.commands import QUICK, all_files, change_state, fit_manifest, newest, run_evaluate, run_train
 from tests.experiments.conftest import Refusal
 
@@ -54,6 +55,16 @@ def test_it_plays_what_was_trained(folder: Path, capsys: pytest.CaptureFixture[s
     change_state(folder, change)
     run_evaluate(folder, "--episodes", 3)
     assert capsys.readouterr().out != before
+
+
+def test_the_best_checkpoint_can_be_played(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    checkpoints = Checkpoints(folder / "checkpoints")
+    state = checkpoints.load()
+    checkpoints.save({**state, "n_total_env_steps": 61}, 61, score=1e6)
+    checkpoints.save({**state, "n_total_env_steps": 62}, 62, score=0.0)
+    for arguments, steps in (([], 62), (["--best"], 61)):
+        run_evaluate(folder, "--episodes", 1, *arguments)
+        assert _row(capsys.readouterr().out, "trained for") == f"{steps} environment steps"
 
 
 def test_it_changes_nothing_in_the_run(folder: Path) -> None:
