@@ -32,7 +32,7 @@ class ModelLearningConfig:
     n_random_steps: int = 200
     """Environment steps with random actions before the first fit."""
     fit_every: int = 200
-    """Environment steps from one fit to the next; with more environments than that, there is one fit a step."""
+    """Environment steps from one fit to the next, at the least: several environments may step beyond it together."""
     first_epochs: int = 5
     """Passes over the data in the first fit, which starts from random parameters."""
     fit: FitConfig = field(default_factory=FitConfig)
@@ -213,10 +213,7 @@ class PlannerLevel(Level):
         learning = self.learning
         if learning is None or n_total_env_steps < learning.n_random_steps or not self.replay:
             return {}
-        # A fit is due each time that a multiple of fit_every is passed: counted from the last fit, it would come late
-        # whenever several environments step over its time together, and these delays would add up.
-        done, due = ((n - learning.n_random_steps) // learning.fit_every for n in (self.last_fit, n_total_env_steps))
-        if self.last_fit and due == done:
+        if self.last_fit and n_total_env_steps - self.last_fit < learning.fit_every:
             return {}
         config = learning.fit if self.last_fit else replace(learning.fit, epochs=learning.first_epochs)
         self.last_fit = n_total_env_steps
