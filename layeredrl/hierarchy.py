@@ -179,7 +179,9 @@ class Hierarchy:
         above = carry.levels[i - 1] if i > 0 else None
         everywhere = len(due) == len(own.remaining)
         rows: Any = slice(None) if everywhere else torch.as_tensor(due, device=self.device)
-        command = None if above is None else torch.as_tensor(above.action[due], device=self.device)
+        command = None if above is None else _command(above, due, above.elapsed[due])
+        if command is not None:
+            command.to_torch_(device=self.device)
         memory = own.memory if everywhere or not own.memory.get_keys() else own.memory[rows]
         decision = level.act(obs[rows], command, memory, explore=explore, generator=carry.generator)
         if (decision.duration < 1).any():
@@ -231,7 +233,8 @@ class Hierarchy:
                 continue
             info = Batch(duration=own.elapsed[ids])
             if i > 0:
-                info.command = carry.levels[i - 1].action[ids]
+                above = carry.levels[i - 1]  # which has not counted this step yet
+                info.command = _command(above, ids, above.elapsed[ids] + 1 - own.elapsed[ids])
             transitions = Batch(
                 obs=own.obs[ids],
                 act=own.action[ids],
@@ -267,8 +270,9 @@ class Hierarchy:
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         """Let every level learn if it is time for that; returns their metrics."""
         metrics: dict[str, float] = {}
-        for level in self.levels:
-            metrics |= level.learn(n_total_env_steps)
+        for i, level in enumerate(self.levels):
+            told = level.learn(n_total_env_steps)
+            metrics |= {name if name not in metrics else f"{name}_level{i}": value for name, value in told.items()}
         return metrics
 
     def experience(self) -> dict[str, Any]:
@@ -291,6 +295,16 @@ class Hierarchy:
             raise ValueError(f"the state has {len(state)} levels, expected {len(self.levels)}")
         for i, level in enumerate(self.levels):
             level.load_state_dict(state[str(i)])
+
+
+def _command(above: LevelCarry, env_ids: NDArray[np.int64], elapsed: NDArray[np.int64]) -> Batch:
+    """What a level asks of the one below when its action has stood for so many steps (n,)."""
+    return Batch(
+        action=above.action[env_ids],
+        obs=above.obs[env_ids],
+        elapsed=elapsed,
+        remaining=above.remaining[env_ids] + above.elapsed[env_ids] - elapsed,
+    )
 
 
 def _require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -79,7 +79,7 @@ Policy = Callable[[np.ndarray, np.ndarray | None, int], tuple[list[float], int]]
 """Observation (O,), command (C,) and the number of decisions before in this episode to action and duration."""
 
 
-class PolicyLevel(Level):
+class FunctionLevel(Level):
     """Decides for each environment apart, by a plain function, and stores what it observes."""
 
     def __init__(
@@ -100,7 +100,9 @@ class PolicyLevel(Level):
 
     def act(self, obs, command, memory, *, explore, generator) -> Decision:
         rows = [
-            self.policy(obs[i].numpy(), None if command is None else command[i].numpy(), int(memory.n_decisions[i]))
+            self.policy(
+                obs[i].numpy(), None if command is None else command.action[i].numpy(), int(memory.n_decisions[i])
+            )
             for i in range(len(obs))
         ]
         actions = torch.tensor([action for action, _ in rows])

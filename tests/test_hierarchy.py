@@ -16,7 +16,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import Decision, Level, RandomLevel
 from layeredrl.task import TaskSpec
 from tests.envs.counter import CounterEnv
-from tests.recording import DiaryEnv, PolicyLevel, stored
+from tests.recording import DiaryEnv, FunctionLevel, stored
 
 UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)
 TASK = TaskSpec(CounterEnv().observation_space, UNIT)
@@ -61,9 +61,10 @@ class Simulation:
 
     def run(self, level, command, budget):
         """Let a level act until its budget of steps is spent or the episode over; returns the rewards."""
-        rewards = []
+        rewards, asked_at = [], self.obs
         while budget > 0 and not self.done:
             start = self.obs
+            told = None if command is None else (command, asked_at, len(rewards), budget)
             action, duration = decide(level, self.durations[level], start, command, self.n_decisions[level])
             self.n_decisions[level] += 1
             duration = min(duration, budget)
@@ -73,7 +74,7 @@ class Simulation:
                 parts = self.drive(action, duration)
             total = sum(reward * DISCOUNTS[level] ** k for k, reward in enumerate(parts))
             self.transitions[level].append(
-                (start, action, total, self.obs, *self.flags, len(parts), command),
+                (start, action, total, self.obs, *self.flags, len(parts), told),
             )
             rewards += parts
             budget -= len(parts)
@@ -97,7 +98,7 @@ class Simulation:
 def make_levels(durations, n_envs=1):
     commands = [None, *SPACES]
     return [
-        PolicyLevel(partial(decide, i, duration), SPACES[i], commands[i], n_envs=n_envs, discount=DISCOUNTS[i])
+        FunctionLevel(partial(decide, i, duration), SPACES[i], commands[i], n_envs=n_envs, discount=DISCOUNTS[i])
         for i, duration in enumerate(durations)
     ]
 
@@ -120,8 +121,13 @@ def check_transitions(rows, expected):
     for key, column in zip(("obs", "act", "rew", "obs_next", "terminated", "truncated"), columns, strict=False):
         np.testing.assert_allclose(rows[key], column, atol=1e-5, err_msg=key)
     np.testing.assert_array_equal(rows.info.duration, columns[6])
-    if expected[0][7] is not None:
-        np.testing.assert_allclose(rows.info.command, np.array([row[7] for row in expected]), atol=1e-5)
+    if expected[0][7] is None:
+        assert "command" not in rows.info
+        return
+    for key, column in zip(
+        ("action", "obs", "elapsed", "remaining"), zip(*(row[7] for row in expected), strict=True), strict=True
+    ):
+        np.testing.assert_allclose(rows.info.command[key], np.array(column), atol=1e-5, err_msg=key)
 
 
 def check_simulation(simulation, levels, env, i):
@@ -155,7 +161,7 @@ def test_the_autoreset_mode_makes_no_difference(mode):
 
 def test_a_flat_agent_is_one_level():
     policy = partial(decide, 2, 1)
-    level = PolicyLevel(policy, UNIT, n_envs=2)
+    level = FunctionLevel(policy, UNIT, n_envs=2)
     collect([level], 9, lengths=(3, 5))
     rows = stored(level.replay, 0)
     np.testing.assert_array_equal(rows.obs, [[t % 3, t // 3] for t in range(9)])
@@ -167,13 +173,13 @@ def test_a_flat_agent_is_one_level():
 
 def test_commands_may_be_discrete():
     choices = spaces.Discrete(3, start=4)
-    top = PolicyLevel(lambda obs, command, n: ([4 + int(obs[0]) % 3], 2), choices)
-    low = PolicyLevel(lambda obs, command, n: ([float(command[0]) / 10], 1), UNIT, choices)
+    top = FunctionLevel(lambda obs, command, n: ([4 + int(obs[0]) % 3], 2), choices)
+    low = FunctionLevel(lambda obs, command, n: ([float(command[0]) / 10], 1), UNIT, choices)
     collect([top, low], 10, lengths=(5,))
     np.testing.assert_array_equal(top.replay.all().act, [[4], [6], [5]] * 2)
-    np.testing.assert_array_equal(low.replay.all().info.command, [[4], [4], [6], [6], [5]] * 2)
+    np.testing.assert_array_equal(low.replay.all().info.command.action, [[4], [4], [6], [6], [5]] * 2)
     np.testing.assert_allclose(low.replay.all().act, np.array([[4], [4], [6], [6], [5]] * 2) / 10)
-    assert top.replay.all().act.dtype == low.replay.all().info.command.dtype == np.int64
+    assert top.replay.all().act.dtype == low.replay.all().info.command.action.dtype == np.int64
 
 
 # ------------------------------------------------------------------ carry
@@ -284,12 +290,12 @@ def snapshot(carry):
         ([], "levels is empty"),
         ([RandomLevel(UNIT, SPACES[0])], r"nothing is above it"),
         (
-            [PolicyLevel(decide, SPACES[0]), RandomLevel(UNIT, SPACES[1])],
-            r"PolicyLevel emits Box.*\(3,\).*RandomLevel below it takes commands of Box.*\(2,\)",
+            [FunctionLevel(decide, SPACES[0]), RandomLevel(UNIT, SPACES[1])],
+            r"FunctionLevel emits Box.*\(3,\).*RandomLevel below it takes commands of Box.*\(2,\)",
         ),
         (
-            [RandomLevel(spaces.Discrete(4)), PolicyLevel(decide, UNIT, spaces.Discrete(5))],
-            r"RandomLevel emits Discrete\(4\).*PolicyLevel below it takes commands of Discrete\(5\)",
+            [RandomLevel(spaces.Discrete(4)), FunctionLevel(decide, UNIT, spaces.Discrete(5))],
+            r"RandomLevel emits Discrete\(4\).*FunctionLevel below it takes commands of Discrete\(5\)",
         ),
         ([RandomLevel(UNIT), RandomLevel(UNIT)], r"RandomLevel emits Box.*RandomLevel below it .* None"),
         ([RandomLevel(SPACES[1])], r"RandomLevel emits Box.*\(2,\).*environment takes.*\(1,\)"),
@@ -304,8 +310,8 @@ def test_spaces_that_do_not_fit_are_refused(levels, message):
 def test_durations_below_one_step_are_refused(duration):
     with pytest.raises(ValueError, match=f"duration is {duration}"):
         RandomLevel(UNIT, duration=duration)
-    agent = Hierarchy([PolicyLevel(lambda *_: ([0.0], duration), UNIT)], TASK)
-    with pytest.raises(ValueError, match=f"PolicyLevel.*duration.*{duration}"):
+    agent = Hierarchy([FunctionLevel(lambda *_: ([0.0], duration), UNIT)], TASK)
+    with pytest.raises(ValueError, match=f"FunctionLevel.*duration.*{duration}"):
         agent.act(np.zeros((1, 2), np.float32), agent.start(1, seed=0), explore=True)
 
 

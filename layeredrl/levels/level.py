@@ -58,7 +58,7 @@ class Level(ABC):
     def act(
         self,
         obs: Tensor,
-        command: Tensor | None,
+        command: Batch | None,
         memory: Batch,
         *,
         explore: bool,
@@ -68,14 +68,20 @@ class Level(ABC):
 
         Args:
             obs: Flat observations, (n, O).
-            command: From the level above, (n, C); None for the top level.
+            command: From the level above; None for the top level. Keys `action`, what is asked for (n, C); `obs`, the
+                observation at which it was asked (n, O); `elapsed` and `remaining`, environment steps since then and
+                for which it still stands, (n,).
             memory: From `start` or the last decision, n rows.
             explore: Whether to collect experience or to do as well as possible.
             generator: Source of randomness.
         """
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:  # noqa: B027  optional
-        """Take in finished transitions at this level's time scale, as `Replay.add` does. The default forgets them."""
+        """Take in finished transitions at this level's time scale, as `Replay.add` does. The default forgets them.
+
+        `info` holds their `duration` in environment steps and, below the top level, the `command` at their beginning,
+        as `act` was given it. Where `command.remaining` is the duration, the command ended with the transition.
+        """
 
     def abandon(self, env_ids: NDArray[np.int64]) -> None:
         """Episodes end, after their last transition, without anybody seeing how: by default that was a truncation."""

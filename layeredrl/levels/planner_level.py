@@ -108,7 +108,7 @@ class PlannerLevel(Level):
     def act(
         self,
         obs: Tensor,
-        command: Tensor | None,
+        command: Batch | None,
         memory: Batch,
         *,
         explore: bool,

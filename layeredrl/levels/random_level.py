@@ -36,7 +36,7 @@ class RandomLevel(Level):
     def act(
         self,
         obs: Tensor,
-        command: Tensor | None,
+        command: Batch | None,
         memory: Batch,
         *,
         explore: bool,
