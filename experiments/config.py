@@ -21,7 +21,7 @@ from layeredrl.loggers import WandbSettings
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 
-AGENTS = {"pets": "agents.pets:PETS", "random": "agents.random:Random"}
+AGENTS = {"pets": "agents.pets:PETS", "random": "agents.random:Random", "sac": "agents.sac:SAC"}
 """Agents by their short names."""
 
 Preset = Literal["demo", "debug", "paper"]
@@ -43,7 +43,7 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, random, or a class of your own as package.module:Class, here or with --agent."""
+    """Agent: pets, sac, random, or a class of your own as package.module:Class, here or with --agent."""
     preset: Preset = "demo"
     """Defaults of everything below: a demonstration of a minute, a check of seconds, or the paper's settings."""
     env: str = "ContinuousCartPole-v0"

@@ -23,19 +23,44 @@ _DTYPES = {
 
 
 class _Ring(ReplayBuffer):
-    """A `ReplayBuffer` that counts what was ever added."""
+    """A `ReplayBuffer` that numbers what was ever added, and knows for each row the last one of its episode.
 
-    def __init__(self, size: int, seed: int) -> None:
+    Args:
+        size: Rows kept.
+        seed: Of the sampling.
+        last: Room for the numbers of these last rows, (size,); of an episode that goes on they are -1.
+    """
+
+    def __init__(self, size: int, seed: int, last: NDArray[np.int64]) -> None:
         super().__init__(size, random_seed=seed)
         self.n_added = 0
+        self.last = last
 
     def _update_state_pre_add(self, rew: float | NDArray[Any], done: bool) -> tuple[int, float, int, int]:
+        length = self._ep_len + 1
+        told = super()._update_state_pre_add(rew, done)
+        self.last[self.n_added % self.maxsize] = -1
         self.n_added += 1
-        return super()._update_state_pre_add(rew, done)
+        if done:
+            self._close(length)
+        return told
+
+    def _close(self, length: int) -> None:
+        """The newest row is the last of an episode of so many."""
+        rows = np.arange(self.n_added - min(length, self.maxsize), self.n_added)
+        self.last[rows % self.maxsize] = self.n_added - 1
 
     def finish_episode(self) -> None:
         """Let the next transition begin an episode, as tianshou does after one that is done."""
+        self._close(self._ep_len)
         self._ep_return, self._ep_len, self._ep_start_idx = 0.0, 0, self._insertion_idx
+
+    def find_ends(self, done: NDArray[np.bool_]) -> None:
+        """Read from the rows (size,) where their episodes end."""
+        numbers = np.arange(self.n_added - len(self), self.n_added)
+        ends = np.where(done[numbers % self.maxsize], numbers, np.iinfo(np.int64).max)
+        ends = np.minimum.accumulate(ends[::-1])[::-1]
+        self.last[numbers % self.maxsize] = np.where(ends < self.n_added, ends, -1)
 
     def restore(self, n_added: int, episode: tuple[float, int, int]) -> None:
         """Take over what belongs to another ring's rows."""
@@ -55,7 +80,8 @@ class _Rings(VectorReplayBuffer):
 
     def __init__(self, size: int, n_envs: int, seed: int) -> None:
         seeds = np.random.SeedSequence(seed).generate_state(n_envs)
-        self.rings = [_Ring(size // n_envs, int(s)) for s in seeds]
+        self.last = np.full((n_envs, size // n_envs), -1)
+        self.rings = [_Ring(size // n_envs, int(s), last) for s, last in zip(seeds, self.last, strict=True)]
         ReplayBufferManager.__init__(self, cast(list[ReplayBuffer], self.rings))
 
     def _compile(self) -> None:
@@ -65,6 +91,14 @@ class _Rings(VectorReplayBuffer):
         """Where the rows of these numbers, counted from the beginning of the run, lie: environment by environment."""
         bounds = zip(self._offset, self.rings, start, stop, strict=True)
         return np.concatenate([offset + np.arange(a, b) % ring.maxsize for offset, ring, a, b in bounds])
+
+    def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many rows of its episode follow each row."""
+        size = self.last.shape[1]
+        n_added = np.array([ring.n_added for ring in self.rings])[indices // size]
+        number = n_added - 1 - (n_added - 1 - indices) % size
+        last = self.last.reshape(-1)[indices]
+        return np.where(last < 0, n_added - 1, last) - number
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """The arrays that hold the rows, those of nested keys as `info.duration`."""
@@ -84,6 +118,8 @@ class _Rings(VectorReplayBuffer):
         self._meta = Batch(nested)
         if columns:
             self._set_batch_for_children()
+            for ring, done in zip(self.rings, np.split(columns["done"], len(self.rings)), strict=True):
+                ring.find_ends(done)
         else:
             for ring in self.rings:
                 ring._meta = Batch()
@@ -152,6 +188,29 @@ class Replay:
         if not len(self):
             raise ValueError("the replay is empty, expected at least one transition")
         return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
+
+    @property
+    def n_added(self) -> int:
+        """Transitions that were ever stored."""
+        return sum(ring.n_added for ring in self.buffer.rings)
+
+    def sample(self, n: int) -> tuple[Batch, NDArray[np.int64]]:
+        """Draw n transitions uniformly, with replacement; returns them, as they were added, and where they lie."""
+        indices = self.buffer.sample_indices(n)
+        return self.rows(indices), indices
+
+    def rows(self, indices: NDArray[np.int64]) -> Batch:
+        """The transitions at some places."""
+        return cast(Batch, self.buffer._meta[indices])
+
+    def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many transitions of the same episode were stored after those at some places, (n,)."""
+        return self.buffer.steps_left(indices)
+
+    def later(self, indices: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where the transitions lie that came so many (n,) after some; at most as many as `steps_left` tells."""
+        size = self.buffer.rings[0].maxsize
+        return indices // size * size + (indices % size + steps) % size
 
     def state_dict(self) -> dict[str, Any]:
         """What `Checkpoints.save` takes: the transitions since the last one, and all that is small.

@@ -1,0 +1,55 @@
+"""SAC or TD3, flat: a policy learned without a model. The baseline of everything that learns one."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from gymnasium import spaces
+
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import SACConfig, TD3Config
+from layeredrl.task import TaskSpec
+
+
+@dataclass(frozen=True)
+class SAC:
+    """Model-free reinforcement learning."""
+
+    algorithm: Literal["sac", "td3"] = "sac"
+    """Which algorithm to use."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """Settings of SAC."""
+    td3: TD3Config = field(default_factory=TD3Config)
+    """Settings of TD3."""
+    learning: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
+    """When and how it learns."""
+
+    presets: ClassVar[dict[str, "SAC"]]
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        """Wire the agent for a task; networks are drawn from torch's global generator."""
+        space = task.action_space
+        if not isinstance(space, spaces.Box):
+            raise ValueError(f"the action space is {space}, expected a Box: {self.algorithm} acts in nothing else")
+        config = self.sac if self.algorithm == "sac" else self.td3
+        algorithm = config.build(task.observation_dim, space, device)
+        level = PolicyLevel(algorithm, space, n_envs=task.n_envs, learning=self.learning, seed=seed)
+        return Hierarchy([level], task, device)
+
+
+SAC.presets = {
+    # Small networks and a higher learning rate: tasks of the classic kind within minutes.
+    "demo": SAC(
+        sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
+        td3=TD3Config(hidden=(64, 64), learning_rate=1e-3),
+        learning=PolicyLearningConfig(n_random_steps=500),
+    ),
+    "debug": SAC(
+        sac=SACConfig(hidden=(16,)),
+        td3=TD3Config(hidden=(16,)),
+        learning=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    ),
+    # Haarnoja et al. 2018, arXiv 1812.05905, appendix D; 10,000 random steps as in their released code.
+    "paper": SAC(learning=PolicyLearningConfig(n_random_steps=10_000)),
+}

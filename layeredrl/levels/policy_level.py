@@ -1,0 +1,243 @@
+"""A level that acts by a policy, learned without a model by one of tianshou's off-policy algorithms."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from numpy.typing import NDArray
+from tianshou.data import Batch
+from tianshou.utils.torch_utils import policy_within_training_step
+from torch import Tensor
+
+from layeredrl import actions, off_policy
+from layeredrl.checks import require_count, require_counts, require_number
+from layeredrl.faults import NonFiniteError
+from layeredrl.levels.level import Decision, Level
+from layeredrl.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
+from layeredrl.randomness import derive_seed
+from layeredrl.replay import Replay
+
+Inputs = Callable[[Tensor, Batch | None], Tensor]
+"""What a policy sees: (flat observations (n, O), command as `Level.act` has it) -> (n, I)."""
+
+Relabel = Callable[[Batch, Replay], Batch]
+"""Changes a sampled batch, whatever was stored, before it is learned from.
+
+Tensors, the transition first: `obs`, `obs_next` (n, O); `act` (n, A); `rew`, `discount` (n,), the latter to the power
+of the duration, zero where the episode terminated; `command` and `next_command`, as `Level.act` has them, where there
+is a level above; `duration` (n,); and `index` (n,), where the transitions lie in the replay.
+"""
+
+
+@dataclass(frozen=True)
+class PolicyLearningConfig:
+    """When and how a policy level learns."""
+
+    n_random_steps: int = 1000
+    """Environment steps with random actions before the first update."""
+    updates_per_transition: float = 1.0
+    """Ratio of updates to data, counted from the first update."""
+    batch_size: int = 256
+    """Transitions of an update."""
+    replay_size: int = 1_000_000
+    """Transitions kept, all environments together."""
+    report_every: int = 1000
+    """Environment steps between two reports of losses and the like."""
+    max_skipped: int = 10
+    """Updates between two reports that may be cut short because a gradient is not finite; one more is an error."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, n_random_steps=0, batch_size=1, replay_size=1, report_every=1, max_skipped=0)
+        require_number("updates_per_transition", self.updates_per_transition, 0, float("inf"))
+
+
+class PolicyLevel(Level):
+    """Model-free learning: a policy conditioned on the command from above, with a replay of its own.
+
+    Args:
+        algorithm: An off-policy actor-critic of tianshou, such as its SAC or TD3; its `gamma` is the level's discount.
+        action_space: Of what it emits: a flat Box of [-1, 1].
+        command_space: What it takes from above; None for the top level.
+        n_envs: Number of environments that it learns in.
+        inputs: What the policy sees; the observation and the command by default.
+        relabel: Changes every sampled batch; None to learn from what was stored.
+        duration: Environment steps for which an action stands.
+        learning: When and how to learn.
+        seed: Of the replay; policies draw from the global generators of torch and numpy.
+    """
+
+    replay: Replay
+
+    def __init__(
+        self,
+        algorithm: OffPolicyAlgorithm,
+        action_space: spaces.Space[Any],
+        command_space: spaces.Space[Any] | None = None,
+        *,
+        n_envs: int,
+        inputs: Inputs | None = None,
+        relabel: Relabel | None = None,
+        duration: int = 1,
+        learning: PolicyLearningConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(action_space, spaces.Box) or not ((action_space.low == -1) & (action_space.high == 1)).all():
+            raise ValueError(f"action space is {action_space}, expected a Box of [-1, 1]")
+        require_count("duration", duration)
+        off_policy.check_algorithm(algorithm)
+        off_policy.guard_gradients(algorithm)
+        self.algorithm = algorithm.eval()
+        self.action_space, self.command_space = action_space, command_space
+        self.discount = algorithm.gamma
+        self.inputs = ObservationAndCommand(command_space) if inputs is None else inputs
+        self.relabel, self.duration = relabel, duration
+        self.learning = PolicyLearningConfig() if learning is None else learning
+        self.device = next(algorithm.parameters()).device
+        self.replay = Replay(self.learning.replay_size, n_envs, seed=derive_seed(seed, "replay"))
+        self.n_total_env_steps = self.last_report = 0
+        self.n_updates = self.n_skipped = 0
+        self._first: int | None = None  # transitions before the first update
+        self._sums: dict[str, float] = {}
+        self._n_summed = 0
+
+    def start(self, n_envs: int) -> Batch:
+        return Batch()
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Tensor,
+        command: Batch | None,
+        memory: Batch,
+        *,
+        explore: bool,
+        generator: torch.Generator,
+    ) -> Decision:
+        duration = np.full(len(obs), self.duration)
+        if explore and self.n_total_env_steps < self.learning.n_random_steps:
+            return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
+        policy = self.algorithm.policy
+        batch: Any = Batch(obs=self.inputs(obs, command), info=Batch())
+        with policy_within_training_step(policy, enabled=explore):
+            action = policy(batch).act
+        if explore:  # TD3's policy is deterministic; SAC's has no noise to add
+            noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
+            action = torch.as_tensor(noisy, dtype=torch.float32, device=self.device)
+        return Decision(action.clamp(-1, 1), duration, memory)
+
+    def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
+        self.replay.add(transitions, env_ids)
+
+    def learn(self, n_total_env_steps: int) -> dict[str, float]:
+        self.n_total_env_steps = n_total_env_steps
+        if n_total_env_steps < self.learning.n_random_steps or not self.replay:
+            return {}
+        n_transitions = self.replay.n_added
+        if self._first is None:
+            self._first, self.last_report = n_transitions - 1, n_total_env_steps
+        due = int(self.learning.updates_per_transition * (n_transitions - self._first))
+        while self.n_updates < due:
+            self._update()
+            self.n_updates += 1
+        if n_total_env_steps - self.last_report < self.learning.report_every or not self._n_summed:
+            return {}
+        return self._report()
+
+    def sample(self) -> Batch:
+        """A batch from the replay, as `Relabel` sees it, after that was called."""
+        rows, index = self.replay.sample(self.learning.batch_size)
+        rows.to_torch_(device=self.device)
+        duration = rows.info.duration
+        batch = Batch(
+            obs=rows.obs,
+            obs_next=rows.obs_next,
+            act=rows.act,
+            rew=rows.rew.float(),
+            discount=self.discount**duration * ~rows.terminated,
+            duration=duration,
+            index=index,
+        )
+        if self.command_space is not None:
+            asked = rows.info.command
+            batch.command = asked
+            batch.next_command = Batch(
+                action=asked.action,
+                obs=asked.obs,
+                elapsed=asked.elapsed + duration,
+                remaining=asked.remaining - duration,
+            )
+        return batch if self.relabel is None else self.relabel(batch, self.replay)
+
+    def _update(self) -> None:
+        batch = self.sample()
+        seen = Batch(
+            obs=self.inputs(batch.obs, batch.get("command")),
+            obs_next=self.inputs(batch.obs_next, batch.get("next_command")),
+            act=batch.act,
+            rew=batch.rew,
+            discount=batch.discount,
+        )
+        try:
+            told = off_policy.update(self.algorithm, seen)
+        except NonFiniteGradientError as error:
+            self.n_skipped += 1
+            if self.n_skipped > self.learning.max_skipped:
+                raise NonFiniteError(
+                    f"the gradient of {error} of the policy level is not finite in update {self.n_updates}, "
+                    f"after {self.n_skipped - 1} others since the last report"
+                ) from error
+            return
+        told["reward"] = float(batch.rew.mean())
+        for name, value in told.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._n_summed += 1
+
+    def _report(self) -> dict[str, float]:
+        """Means since the last report."""
+        metrics = {f"policy/{name}": total / self._n_summed for name, total in self._sums.items()}
+        if self.n_skipped:
+            metrics["policy/skipped_updates"] = self.n_skipped
+        metrics["policy/updates"] = self.n_updates
+        self._sums, self._n_summed, self.n_skipped = {}, 0, 0
+        self.last_report = self.n_total_env_steps
+        return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "algorithm": off_policy.state_dict(self.algorithm),
+            "sums": dict(self._sums),
+            **{name: getattr(self, name) for name in _NUMBERS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        off_policy.load_state_dict(self.algorithm, state["algorithm"])
+        self._sums = dict(state["sums"])
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+
+
+_NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first", "_n_summed")
+
+
+class ObservationAndCommand:
+    """The flat observation, followed by what is asked for.
+
+    Args:
+        command_space: Of what is asked for; choices become one-hot features.
+    """
+
+    def __init__(self, command_space: spaces.Space[Any] | None) -> None:
+        self.command_space = command_space
+
+    def width(self, observation_dim: int) -> int:
+        """Width I of what the policy sees."""
+        return observation_dim + (0 if self.command_space is None else actions.n_features(self.command_space))
+
+    def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
+        """What the policy sees, (n, I)."""
+        if self.command_space is None or command is None:
+            return obs
+        return torch.cat([obs, actions.features(self.command_space, command.action, obs.dtype)], -1)

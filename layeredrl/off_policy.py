@@ -1,0 +1,249 @@
+"""Training tianshou's off-policy algorithms on batches that may have been changed since they were stored.
+
+tianshou itself computes a target from its buffer, whatever the batch says. Here it comes from the batch alone, so that
+rewards may be recomputed and commands exchanged at every sampling, and each transition has a discount of its own.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from gymnasium import spaces
+from tianshou.algorithm.modelfree.ddpg import ActorCriticOffPolicyAlgorithm, ContinuousDeterministicPolicy
+from tianshou.algorithm.modelfree.sac import SAC, AutoAlpha, SACPolicy
+from tianshou.algorithm.modelfree.td3 import TD3
+from tianshou.algorithm.optim import TorchOptimizerFactory
+from tianshou.data import Batch
+from tianshou.exploration import GaussianNoise
+from tianshou.utils.net.common import Net
+from tianshou.utils.net.continuous import ContinuousActorDeterministic, ContinuousActorProbabilistic, ContinuousCritic
+from tianshou.utils.torch_utils import policy_within_training_step, torch_train_mode
+from torch import Tensor
+
+from layeredrl.checks import require_counts, require_number
+from layeredrl.models.optimizer import restore_optimizer
+
+OffPolicyAlgorithm = ActorCriticOffPolicyAlgorithm[Any, Any]
+
+
+@dataclass(frozen=True)
+class ActorCriticConfig:
+    """What SAC and TD3 have in common."""
+
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of all networks."""
+    learning_rate: float = 3e-4
+    """Of Adam, for actor and critics."""
+    discount: float = 0.99
+    """Per environment step."""
+    tau: float = 0.005
+    """Share of the networks that goes into their slow copies at every update."""
+
+    def __post_init__(self) -> None:
+        if min(self.hidden, default=0) < 1:
+            raise ValueError(f"hidden is {self.hidden}, expected at least one width of at least 1")
+        require_number("learning_rate", self.learning_rate, 0, math.inf, open_low=True)
+        require_number("discount", self.discount, 0, 1)
+        require_number("tau", self.tau, 0, 1, open_low=True)
+
+    def _networks(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> dict[str, Any]:
+        """Two critics of their own, and the optimisers of all networks."""
+        shape = action_space.shape
+        adam = self._adam(self.learning_rate)
+        nets = [Net(state_shape=(n_inputs,), action_shape=shape, hidden_sizes=self.hidden, concat=True) for _ in "12"]
+        # tianshou would make the second one a copy of the first, and the two would stay equal for ever.
+        critics = [ContinuousCritic(preprocess_net=net).to(device) for net in nets]
+        return {
+            "critic": critics[0],
+            "critic2": critics[1],
+            "policy_optim": adam,
+            "critic_optim": adam,
+            "tau": self.tau,
+            "gamma": self.discount,
+        }
+
+    def _adam(self, learning_rate: float) -> TorchOptimizerFactory:
+        return TorchOptimizerFactory(torch.optim.Adam, lr=learning_rate, fused=True)
+
+
+@dataclass(frozen=True)
+class SACConfig(ActorCriticConfig):
+    """Soft actor-critic with a tuned entropy coefficient (Haarnoja et al. 2018, arXiv 1812.05905)."""
+
+    alpha: float | None = None
+    """Entropy coefficient; None to tune it."""
+    initial_alpha: float = 1.0
+    """Where a tuned one begins."""
+    target_entropy: float | None = None
+    """What it is tuned to, in nats; None for minus the number of actions."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.alpha is not None:
+            require_number("alpha", self.alpha, 0, math.inf)
+        require_number("initial_alpha", self.initial_alpha, 0, math.inf, open_low=True)
+
+    def build(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> OffPolicyAlgorithm:
+        """The algorithm, with networks drawn from torch's global generator.
+
+        Args:
+            n_inputs: Width of what the policy sees.
+            action_space: A flat Box of [-1, 1].
+            device: Where it computes.
+        """
+        actor = ContinuousActorProbabilistic(
+            preprocess_net=Net(state_shape=(n_inputs,), hidden_sizes=self.hidden),
+            action_shape=action_space.shape,
+            unbounded=True,
+            conditioned_sigma=True,
+        ).to(device)
+        alpha: float | AutoAlpha = 0.0
+        if self.alpha is None:
+            target = -float(action_space.shape[0]) if self.target_entropy is None else self.target_entropy
+            alpha = AutoAlpha(target, math.log(self.initial_alpha), self._adam(self.learning_rate)).to(device)
+        else:
+            alpha = float(self.alpha)
+        policy = SACPolicy(actor=actor, action_space=action_space)
+        return SAC(policy=policy, alpha=alpha, **self._networks(n_inputs, action_space, device))
+
+
+@dataclass(frozen=True)
+class TD3Config(ActorCriticConfig):
+    """Twin delayed deterministic policy gradients (Fujimoto et al. 2018, arXiv 1802.09477)."""
+
+    exploration_noise: float = 0.1
+    """Standard deviation of what is added to actions while exploring."""
+    policy_noise: float = 0.2
+    """The same for the target's actions."""
+    noise_clip: float = 0.5
+    """Largest noise of the target's actions."""
+    actor_every: int = 2
+    """Updates of the critics for each of the actor."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("exploration_noise", "policy_noise", "noise_clip"):
+            require_number(name, getattr(self, name), 0, math.inf)
+        require_counts(self, actor_every=1)
+
+    def build(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> OffPolicyAlgorithm:
+        """The algorithm, as `SACConfig.build` makes it."""
+        actor = ContinuousActorDeterministic(
+            preprocess_net=Net(state_shape=(n_inputs,), hidden_sizes=self.hidden), action_shape=action_space.shape
+        ).to(device)
+        noise = GaussianNoise(sigma=self.exploration_noise) if self.exploration_noise else None
+        policy = ContinuousDeterministicPolicy(actor=actor, exploration_noise=noise, action_space=action_space)
+        return TD3(
+            policy=policy,
+            policy_noise=self.policy_noise,
+            noise_clip=self.noise_clip,
+            update_actor_freq=self.actor_every,
+            **self._networks(n_inputs, action_space, device),
+        )
+
+
+class NonFiniteGradientError(Exception):
+    """The gradient of one of an algorithm's networks is not finite; what that optimiser trains is as it was."""
+
+
+def check_algorithm(algorithm: OffPolicyAlgorithm) -> None:
+    """Raise if the two critics of an algorithm are the same function, and will always be."""
+    critic, twin = algorithm.critic, getattr(algorithm, "critic2", None)
+    if twin is None:
+        return
+    pairs = zip(critic.parameters(), twin.parameters(), strict=False)
+    if twin is critic or all(torch.equal(a, b) for a, b in pairs):
+        raise ValueError(
+            f"critic2 of {type(algorithm).__name__} is a copy of critic, so that both would stay equal: "
+            "pass a second critic with parameters of its own"
+        )
+
+
+def guard_gradients(algorithm: OffPolicyAlgorithm) -> None:
+    """Let every optimiser of an algorithm refuse gradients that are not finite, by `NonFiniteGradientError`."""
+
+    def look(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if gradients and not torch.stack(torch._foreach_norm(gradients)).sum().isfinite():
+            names = {id(parameter): name for name, parameter in algorithm.named_parameters()}
+            first = next(p for g in optimizer.param_groups for p in g["params"] if not p.grad.isfinite().all())
+            raise NonFiniteGradientError(names.get(id(first), "a parameter"))
+
+    for optimizer in optimizers(algorithm).values():
+        optimizer.register_step_pre_hook(look)
+
+
+def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
+    """One update of actor, critics and their slow copies.
+
+    The target is `rew` + `discount` * Q(`obs_next`), with the algorithm's own next action and value.
+
+    Args:
+        algorithm: Any of tianshou's that has an actor and critics.
+        batch: Tensors `obs` and `obs_next` (n, I), what the policy sees; `act` (n, A); `rew` (n,); `discount` (n,),
+            zero where nothing follows.
+
+    Returns:
+        Losses and the like, by tianshou's names; and `target`, the mean of the targets.
+
+    Raises:
+        NonFiniteGradientError: Where the gradients are guarded.
+    """
+    with policy_within_training_step(algorithm.policy):
+        returns = targets(algorithm, batch)
+        learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
+        with torch_train_mode(algorithm):
+            stats = algorithm._update_with_batch(cast(Any, learned_from))
+    for scheduler in algorithm.lr_schedulers:
+        scheduler.step()
+    return {**stats.get_loss_stats_dict(), "target": float(returns.mean())}
+
+
+@torch.no_grad()
+def targets(algorithm: OffPolicyAlgorithm, batch: Batch) -> Tensor:
+    """What the critics are to predict, (n,); see `update`."""
+    following = Batch(obs=batch.obs_next, info=Batch())
+    action = algorithm._target_q_compute_action(following)
+    value = algorithm._target_q_compute_value(following, action).flatten()
+    return cast(Tensor, batch.rew + batch.discount * value)
+
+
+def optimizers(algorithm: OffPolicyAlgorithm) -> dict[str, torch.optim.Optimizer]:
+    """All optimisers of an algorithm; tianshou's own state leaves that of the entropy coefficient out."""
+    found = {f"optimizer {i}": wrapper._optim for i, wrapper in enumerate(algorithm._optimizers)}
+    alpha = getattr(algorithm, "alpha", None)
+    return found | ({"alpha's optimizer": alpha._optim} if isinstance(alpha, AutoAlpha) else {})
+
+
+def state_dict(algorithm: OffPolicyAlgorithm) -> dict[str, Any]:
+    """Everything that training goes on from, as nested dicts of tensors and numbers."""
+    return {
+        "networks": torch.nn.Module.state_dict(algorithm),
+        "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers(algorithm).items()},
+        "schedulers": [scheduler.state_dict() for scheduler in algorithm.lr_schedulers],
+        "counters": {name: getattr(algorithm, name) for name in _COUNTERS if hasattr(algorithm, name)},
+    }
+
+
+def load_state_dict(algorithm: OffPolicyAlgorithm, state: Mapping[str, Any]) -> None:
+    """Restore what `state_dict` returned.
+
+    Raises:
+        ValueError: It is the state of another algorithm.
+    """
+    own = optimizers(algorithm)
+    if state["optimizers"].keys() != own.keys():
+        raise ValueError(f"the state has {', '.join(state['optimizers'])}, expected {', '.join(own)}")
+    torch.nn.Module.load_state_dict(algorithm, state["networks"])
+    for name, optimizer in own.items():
+        restore_optimizer(name, optimizer, state["optimizers"][name])
+    for scheduler, saved in zip(algorithm.lr_schedulers, state["schedulers"], strict=True):
+        scheduler.load_state_dict(saved)
+    for name in _COUNTERS:
+        if hasattr(algorithm, name):
+            setattr(algorithm, name, state["counters"][name])
+
+
+_COUNTERS = ("_cnt", "_last")  # TD3's: when the actor is updated next, and its last loss
