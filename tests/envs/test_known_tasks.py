@@ -29,12 +29,34 @@ TASKS = [
     pytest.param("SwingUpPendulum-v0", 3, {"x_init": np.pi, "y_init": 8.0}),
     CHEETAH,
 ]
+NO_ROBOTICS = pytest.mark.skipif(
+    importlib.util.find_spec("gymnasium_robotics") is None, reason="needs the extra robotics"
+)
+# Tasks with a goal, whose observations are a Dict: id, width of the state
+GOAL_TASKS = [
+    pytest.param("Maze2D-Simple-v0", 4),
+    pytest.param("Maze2D-Corridor-v0", 4),
+    pytest.param("Maze2D-Medium-v0", 4),
+    pytest.param("AntGoal-v0", 29, marks=NO_MUJOCO),
+    pytest.param("PointMaze-UMaze-v0", 6, marks=NO_ROBOTICS),
+    pytest.param("PointMaze-Medium-v0", 6, marks=NO_ROBOTICS),
+    pytest.param("AntMaze-UMaze-v0", 107, marks=NO_ROBOTICS),
+    pytest.param("AntMaze-Medium-v0", 107, marks=NO_ROBOTICS),
+]
 LIMITS = {
     "ContinuousCartPole-v0": 200,
     "DiscreteCartPole-v0": 500,
     "CartPoleSwingUp-v0": 200,
     "SwingUpPendulum-v0": 200,
     "FullStateHalfCheetah-v0": 1000,
+    "Maze2D-Simple-v0": None,  # they truncate by themselves
+    "Maze2D-Corridor-v0": None,
+    "Maze2D-Medium-v0": None,
+    "AntGoal-v0": 200,
+    "PointMaze-UMaze-v0": 300,
+    "PointMaze-Medium-v0": 600,
+    "AntMaze-UMaze-v0": 700,
+    "AntMaze-Medium-v0": 1000,
 }
 
 
@@ -112,8 +134,42 @@ def test_an_oracle_of_the_task_follows_the_environment(env_id: str, width: int, 
     assert not rollout.diverged.any()
 
 
-@pytest.mark.parametrize(("env_id", "width", "options"), TASKS)
-def test_passes_gymnasiums_checks(env_id: str, width: int, options: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize(("env_id", "width"), GOAL_TASKS)
+def test_functions_of_tasks_with_a_goal_follow_the_environment(env_id: str, width: int) -> None:
+    task, env = make_task(env_id), make_env(env_id)
+    encoder = Encoder(task)
+    assert encoder.state_dim == width
+    assert task.reward is not None
+    assert task.termination is not None
+
+    def encoded(obs: dict[str, np.ndarray]) -> tuple[Tensor, Tensor]:
+        assert list(obs) == list(task.slices)
+        state, context = encoder(torch.from_numpy(task.flatten({key: part[None] for key, part in obs.items()})))
+        torch.testing.assert_close(state[0, :2], torch.from_numpy(obs["achieved_goal"]))
+        torch.testing.assert_close(context[0], torch.from_numpy(obs["desired_goal"]))
+        return state, context
+
+    env.action_space.seed(0)
+    obs, info = env.reset(seed=0)
+    for _ in range(30):
+        state, context = encoded(obs)
+        action = env.action_space.sample()
+        obs, reward, terminated, _, info = env.step(action)
+        next_state, _ = encoded(obs)
+        transition = state, context, torch.from_numpy(action)[None], next_state
+        found = task.reward(*transition)
+        torch.testing.assert_close(found, torch.tensor([reward], dtype=torch.float32), rtol=1e-5, atol=1e-6)
+        assert task.termination(*transition).tolist() == [terminated] == [False]
+        assert {"success", "is_success"} & info.keys()
+    for leading in [(), (0,), (2, 3)]:
+        batched = [part[0].expand(*leading, part.shape[1]) for part in transition]
+        torch.testing.assert_close(task.reward(*batched), found[0].expand(leading))
+        assert task.termination(*batched).shape == leading
+        assert task.termination(*batched).dtype == torch.bool
+
+
+@pytest.mark.parametrize("env_id", [pytest.param(task.values[0], marks=task.marks) for task in [*TASKS, *GOAL_TASKS]])
+def test_passes_gymnasiums_checks(env_id: str) -> None:
     assert gym.spec(env_id).max_episode_steps == LIMITS[env_id]
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -124,5 +180,24 @@ def test_passes_gymnasiums_checks(env_id: str, width: int, options: dict[str, An
 
 
 def test_importing_the_tasks_loads_no_simulator() -> None:
-    code = "import sys, envs; assert not {'mujoco', 'PIL', 'pygame', 'layeredrl'} & set(sys.modules)"
+    code = (
+        "import sys, envs; assert not {'mujoco', 'gymnasium_robotics', 'PIL', 'pygame', 'layeredrl'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(envs.__file__).parents[1])
+
+
+def test_a_missing_extra_is_named() -> None:
+    code = """
+import sys
+sys.modules.update(mujoco=None, gymnasium_robotics=None)  # as if they were not installed
+import gymnasium
+import envs
+for env_id, extra in ("AntGoal-v0", "mujoco"), ("PointMaze-UMaze-v0", "robotics"), ("AntMaze-Medium-v0", "robotics"):
+    try:
+        gymnasium.make(env_id)
+    except gymnasium.error.DependencyNotInstalled as error:
+        assert f"extra {extra}" in str(error), error
+    else:
+        raise AssertionError(f"{env_id} was made")
+"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(envs.__file__).parents[1])
