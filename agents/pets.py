@@ -5,18 +5,14 @@ standard deviation; refitting may happen within an episode.
 """
 
 from dataclasses import dataclass, field
-from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 
-from layeredrl import actions
 from layeredrl.checks import require_number
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
-from layeredrl.models import FitConfig, ProbabilisticEnsemble
-from layeredrl.models.rollout import Propagation
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models import EnsembleConfig, FitConfig
 from layeredrl.objective import Objective
 from layeredrl.planners import (
     CEM,
@@ -33,50 +29,12 @@ from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 
-_ROLLOUT_DTYPES: dict[str, torch.dtype | Literal["auto"] | None] = {
-    "float32": None,
-    "bfloat16": torch.bfloat16,
-    "auto": "auto",
-}
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """The ensemble and its networks."""
-
-    n_models: int = 5
-    """Members of the ensemble."""
-    n_particles_per_model: int = 1
-    """Particles that a rollout follows for each member."""
-    n_modes: int = 1
-    """Gaussians that each member mixes."""
-    hidden: tuple[int, ...] = (200, 200, 200, 200)
-    """Widths of the hidden layers."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
-    weight_decay: tuple[float, ...] = (1e-4,)
-    """L2 penalty: 0.5 times this times the sum of squared weights. One value, or one for each layer."""
-    bound_penalty: float = 0.01
-    """Weight of the penalty that pulls the bounds of the log-variance together."""
-    propagation: Propagation = "tsinf"
-    """How rollouts follow particles: each with its member, shuffled at every step (ts1), or the mean of all."""
-    normalize_targets: bool = True
-    """Whether predictions are scaled by the running standard deviation of what is predicted."""
-    rollout_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Type of the matrix products in rollouts; auto takes bfloat16 where it is faster, by machine and size."""
-
-    def __post_init__(self) -> None:
-        if not self.weight_decay:
-            raise ValueError("weight_decay is empty, expected one value, or one for each layer")
-        if min(self.hidden, default=1) < 1:
-            raise ValueError(f"hidden is {self.hidden}, expected widths of at least 1")
-
 
 @dataclass(frozen=True)
 class PETS:
     """Model-predictive control on a probabilistic ensemble."""
 
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The ensemble."""
     learning: ModelLearningConfig = field(default_factory=ModelLearningConfig)
     """When and how it is fitted."""
@@ -116,23 +74,8 @@ class PETS:
             device: Where to compute.
             seed: Of fitting; the networks are drawn from torch's global generator.
         """
-        encoder, model = Encoder(task), self.model
-        dynamics = ProbabilisticEnsemble(
-            encoder.state_space,
-            encoder.context_space,
-            actions.model_space(task.action_space),
-            partial(GaussianMixtureMLP, hidden=model.hidden, bound_penalty=model.bound_penalty),
-            n_models=model.n_models,
-            n_modes=model.n_modes,
-            n_particles_per_model=model.n_particles_per_model,
-            learning_rate=model.learning_rate,
-            create_optimizer=True,
-            device=device,
-            normalize_targets=model.normalize_targets,
-            propagation=model.propagation,
-            weight_decay=model.weight_decay if len(model.weight_decay) > 1 else model.weight_decay[0],
-            rollout_dtype=_ROLLOUT_DTYPES[model.rollout_dtype],
-        )
+        encoder = Encoder(task)
+        dynamics = self.model.build(encoder.state_space, encoder.context_space, task.action_space, device)
         objective = Objective(
             encoder.state_dim,
             discount=self.discount,
@@ -156,7 +99,7 @@ class PETS:
                 return RandomShooting(task.action_space, self.random_shooting)
 
 
-_SMALL = ModelConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))
+_SMALL = EnsembleConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))
 
 PETS.presets = {
     # Short horizon: nearly all good candidates tie, the planner then keeps its mean, and control stays calm.
@@ -168,14 +111,14 @@ PETS.presets = {
         icem=ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8),
     ),
     "debug": PETS(
-        model=ModelConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
+        model=EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
         learning=ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
         icem=ICEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4),
     ),
     # The released code's settings for cart-pole. Its loss is 2 / D times ours for D state dimensions (it takes the
     # mean over dimensions and leaves the factor 1/2 out), so that its penalties count D / 2 = 2 times as much here.
     "paper": PETS(
-        model=ModelConfig(
+        model=EnsembleConfig(
             n_particles_per_model=4,
             hidden=(500, 500, 500),
             weight_decay=(2e-4, 5e-4, 5e-4, 1e-3),

@@ -16,12 +16,18 @@ import torch
 import tyro
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from layeredrl.environments import Vectorization
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import WandbSettings
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 
-AGENTS = {"pets": "agents.pets:PETS", "random": "agents.random:Random", "sac": "agents.sac:SAC"}
+AGENTS = {
+    "pets": "agents.pets:PETS",
+    "goals": "agents.goals:Goals",
+    "random": "agents.random:Random",
+    "sac": "agents.sac:SAC",
+}
 """Agents by their short names."""
 
 Preset = Literal["demo", "debug", "paper"]
@@ -43,7 +49,7 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, sac, random, or a class of your own as package.module:Class, here or with --agent."""
+    """Agent: pets, goals, sac, random, or a class of your own as package.module:Class, here or with --agent."""
     preset: Preset = "demo"
     """Defaults of everything below: a demonstration of a minute, a check of seconds, or the paper's settings."""
     env: str = "ContinuousCartPole-v0"
@@ -52,8 +58,8 @@ class RunConfig(Generic[A]):
     """Of everything random."""
     n_envs: int = 1
     """Instances of the environment that run side by side."""
-    async_envs: bool = False
-    """Each instance in a process of its own, instead of one after the other."""
+    vectorization: Vectorization = "sync"
+    """How instances run: one after the other, each in a process of its own, or as the environment's own vectors."""
     on_env_fault: Literal["stop", "restart"] = "stop"
     """What to do when an environment raises, hangs, dies or returns what is no observation."""
     env_timeout: float = 60.0

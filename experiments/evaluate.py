@@ -17,6 +17,7 @@ from layeredrl.checkpoint import Checkpoints
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
+from layeredrl.trainer import success_rate
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,9 @@ def main() -> None:
         "return": f"{returns.mean():.1f} ± {returns.std():.1f} (min {returns.min():.1f}, max {returns.max():.1f})",
         "length": f"{np.mean([episode.length for episode in episodes]):.1f}",
     }
+    rate = success_rate(episodes)
+    if rate is not None:
+        rows["success"] = f"{rate:.3f}"
     if args.video is not None:
         try:
             rows["video"] = f"{args.video} (return {record_episode(config, agent, args.video, seed=args.seed):.1f})"

@@ -23,6 +23,7 @@ from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger, closing_table
 from layeredrl.randomness import fork_globals
+from layeredrl.trainer import success_rate
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,9 @@ def finish(
         rows["episodes"] = str(len(returns))
         rows["return, last three"] = ", ".join(f"{r:g}" for r in np.round(returns[-3:], 1))
         rows["return, best"] = f"{max(returns):.1f}"
+    rate = success_rate(training.episodes[-20:])
+    if rate is not None:
+        rows["success, last twenty"] = f"{rate:.2f}"
     rows["training time"] = (
         f"{training.seconds:.1f} s ({training.cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
     )

@@ -12,11 +12,11 @@ from typing import IO, Any
 
 import gymnasium as gym
 import torch
+from gymnasium.vector import VectorEnv
 
 import envs  # noqa: F401  registers the tasks with gymnasium
 from experiments.config import RunConfig, from_json, to_dict, to_json
 from layeredrl.collector import Collector, Episode
-from layeredrl.env_pool import EnvPool
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
@@ -55,14 +55,14 @@ def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
     return Collector(make_envs(config, config.n_envs), agent, seed=config.seed)
 
 
-def make_envs(config: RunConfig[Any], n_envs: int, **kwargs: Any) -> EnvPool:
+def make_envs(config: RunConfig[Any], n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
     """Environments of a run, for training or for looking on, with its settings for faults."""
     # A process that does not begin as a copy of this one knows no environments: it has to import them.
     env_id = config.env if ":" in config.env else f"envs:{config.env}"
     return make_vector_env(
         env_id,
         n_envs,
-        asynchronous=config.async_envs,
+        vectorization=config.vectorization,
         on_fault="restart" if config.on_env_fault == "restart" else "raise",
         timeout_s=config.env_timeout,
         max_faults=config.max_env_faults,

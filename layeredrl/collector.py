@@ -33,6 +33,8 @@ class Episode:
     """Environment steps."""
     n_total_env_steps: int
     """Environment steps that the Collector had taken when it ended."""
+    success: bool | None = None
+    """Whether the environment called any of its steps a success; None if it never spoke of that."""
 
 
 class Collector:
@@ -74,6 +76,7 @@ class Collector:
         self._obs = np.zeros((self.n_envs, agent.task.observation_dim), np.float32)
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
+        self._succeeded = np.full(self.n_envs, np.nan)  # not a number: the environment has not spoken of success
         self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: environments whose next step is only their reset
         self._over = np.zeros(self.n_envs, bool)  # DISABLED: environments whose episode has ended
         self._told: dict[str, list[float]] = {}
@@ -138,16 +141,33 @@ class Collector:
         self.n_total_env_steps += len(ids)
         self._returns[ids] += rewards[ids]
         self._lengths[ids] += 1
-        finished = np.flatnonzero(done)
-        n = self.n_total_env_steps
-        episodes = [Episode(int(i), float(self._returns[i]), int(self._lengths[i]), n) for i in finished]
-        self._returns[finished], self._lengths[finished] = 0.0, 0
+        self._succeeded[ids] = np.fmax(self._succeeded, _success(info, self.n_envs))[ids]
+        episodes = self._finish(np.flatnonzero(done))
         self._obs = next_obs
         if self.mode == AutoresetMode.NEXT_STEP:
             self._resetting = done
         elif self.mode == AutoresetMode.DISABLED:
             self._over = done | faulty
         return episodes
+
+    def _finish(self, env_ids: NDArray[np.int64]) -> list[Episode]:
+        """The episodes that are over, which are not under way any more."""
+        episodes = [
+            Episode(
+                env_id=int(i),
+                episode_return=float(self._returns[i]),
+                length=int(self._lengths[i]),
+                n_total_env_steps=self.n_total_env_steps,
+                success=None if np.isnan(self._succeeded[i]) else bool(self._succeeded[i]),
+            )
+            for i in env_ids
+        ]
+        self._forget(env_ids)
+        return episodes
+
+    def _forget(self, env_ids: NDArray[np.int64]) -> None:
+        """What was counted of these environments' episodes begins anew."""
+        self._returns[env_ids], self._lengths[env_ids], self._succeeded[env_ids] = 0.0, 0, np.nan
 
     def collect_episodes(self, n: int, *, explore: bool = False) -> list[Episode]:
         """Play n episodes, all from their beginning.
@@ -179,7 +199,8 @@ class Collector:
         """Begin episodes everywhere."""
         obs, _ = self._reset()
         self._obs = self.agent.task.flatten(obs)
-        self._returns[:], self._lengths[:], self._resetting[:], self._over[:] = 0.0, 0, False, False
+        self._resetting[:], self._over[:] = False, False
+        self._forget(np.arange(self.n_envs))
         self.agent.reset(self._carry, np.arange(self.n_envs))
 
     def _true_last(
@@ -224,7 +245,7 @@ class Collector:
     def _abandon(self, env_ids: NDArray[np.int64], reasons: Sequence[str]) -> None:
         """End episodes that cannot go on; nobody sees their end, so that they count as truncated."""
         self.agent.abandon(self._carry, env_ids, learn=self.learn)
-        self._returns[env_ids], self._lengths[env_ids] = 0.0, 0
+        self._forget(env_ids)
         self.n_abandoned += len(env_ids)
         for reason in reasons:
             warnings.warn(f"an episode is closed as truncated: {reason}", RuntimeWarning, stacklevel=3)
@@ -278,7 +299,23 @@ class Collector:
             self._resetting[:] = False
 
 
-_ARRAYS = ("obs", "returns", "lengths", "resetting", "over")
+_ARRAYS = ("obs", "returns", "lengths", "succeeded", "resetting", "over")
+
+
+def _success(info: Mapping[str, Any], n_envs: int) -> NDArray[np.float64]:
+    """What environments say of success in a step, (E,): 1 or 0, and not a number where they say nothing.
+
+    `success` counts before `is_success`; where an environment has already begun another episode, what it said at the
+    end of the last one does.
+    """
+    told = np.full(n_envs, np.nan)
+    ended = np.asarray(info.get("_final_info", np.zeros(n_envs, bool)), bool)  # the rest of info is of the next episode
+    for source, where in ((info, ~ended), (info.get("final_info") or {}, ended)):
+        for key in ("is_success", "success"):
+            if key in source:
+                mask = where & np.asarray(source.get(f"_{key}", where), bool)
+                told[mask] = np.asarray(source[key])[mask].astype(np.float64)
+    return told
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -2,15 +2,19 @@
 
 import difflib
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.wrappers import RescaleAction
+from gymnasium.wrappers.vector import RescaleAction as VectorRescaleAction
 
 from layeredrl.env_pool import EnvPool, OnFault
 from layeredrl.task import TaskSpec, check_action_box
+
+Vectorization = Literal["sync", "async", "native"]
 
 
 class UnknownEnvironmentError(ValueError):
@@ -50,27 +54,55 @@ def make_vector_env(
     env_id: str,
     n_envs: int = 1,
     *,
-    asynchronous: bool = False,
+    vectorization: Vectorization = "sync",
     on_fault: OnFault = "raise",
     timeout_s: float = 60.0,
     max_faults: int = 100,
     **kwargs: Any,
-) -> EnvPool:
+) -> VectorEnv[Any, Any, Any]:
     """Make instances of an environment that run side by side and are reset by the Collector alone.
 
     Args:
         env_id: An id registered with gymnasium.
         n_envs: How many.
-        asynchronous: Each in a process of its own, instead of one after the other.
-        on_fault: What to do about one that fails; see `EnvPool`.
+        vectorization: "sync": one after the other; "async": each in a process of its own; "native": the vector
+            environment that is registered under the id, which steps them all at once.
+        on_fault: What to do about one that fails; see `EnvPool`. A native one cannot be mended.
         timeout_s: Seconds in which a process has to answer.
         max_faults: Faults, all instances together, beyond which one is raised in any case.
         **kwargs: For the environments.
+
+    Raises:
+        UnknownEnvironmentError: The environment is not registered, or not as a vector environment.
     """
     if n_envs < 1:
         raise ValueError(f"n_envs is {n_envs}, expected at least 1")
+    if vectorization == "native":
+        return _make_native(env_id, n_envs, **kwargs)
     makers = [partial(make_env, env_id, **kwargs)] * n_envs
-    return EnvPool(makers, asynchronous=asynchronous, on_fault=on_fault, timeout_s=timeout_s, max_faults=max_faults)
+    return EnvPool(
+        makers, asynchronous=vectorization == "async", on_fault=on_fault, timeout_s=timeout_s, max_faults=max_faults
+    )
+
+
+def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
+    _make_unscaled(env_id, **kwargs).close()  # an unknown id gets its hint, and a module its import
+    spec = gym.spec(env_id.rpartition(":")[2])
+    if spec.vector_entry_point is None:
+        raise UnknownEnvironmentError(f"environment {env_id!r} is not registered as a vector environment")
+    env = gym.make_vec(
+        spec,
+        n_envs,
+        vectorization_mode="vector_entry_point",
+        autoreset_mode=AutoresetMode.DISABLED,
+        **kwargs,
+    )
+    space = env.single_action_space
+    if isinstance(space, spaces.Box):
+        check_action_box(space)
+        if not ((space.low == -1) & (space.high == 1)).all():
+            env = VectorRescaleAction(env, -1.0, 1.0)
+    return env
 
 
 def _make_unscaled(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:

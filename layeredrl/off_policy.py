@@ -124,8 +124,9 @@ class TD3Config(ActorCriticConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("exploration_noise", "policy_noise", "noise_clip"):
+        for name in ("exploration_noise", "policy_noise"):
             require_number(name, getattr(self, name), 0, math.inf)
+        require_number("noise_clip", self.noise_clip, 0, math.inf, open_low=True)  # tianshou's 0 is no limit at all
         require_counts(self, actor_every=1)
 
     def build(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> OffPolicyAlgorithm:
@@ -165,10 +166,13 @@ def guard_gradients(algorithm: OffPolicyAlgorithm) -> None:
     """Let every optimiser of an algorithm refuse gradients that are not finite, by `NonFiniteGradientError`."""
 
     def look(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        if gradients and not torch.stack(torch._foreach_norm(gradients)).sum().isfinite():
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if not trained:
+            return
+        norms = torch.stack(torch._foreach_norm([p.grad for p in trained]))
+        if not norms.sum().isfinite():  # also where finite numbers are too large to be squared, as Adam does
             names = {id(parameter): name for name, parameter in algorithm.named_parameters()}
-            first = next(p for g in optimizer.param_groups for p in g["params"] if not p.grad.isfinite().all())
+            first = trained[int(norms.isfinite().logical_not().int().argmax())]
             raise NonFiniteGradientError(names.get(id(first), "a parameter"))
 
     for optimizer in optimizers(algorithm).values():
@@ -191,11 +195,10 @@ def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
     Raises:
         NonFiniteGradientError: Where the gradients are guarded.
     """
-    with policy_within_training_step(algorithm.policy):
-        returns = targets(algorithm, batch)
-        learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
-        with torch_train_mode(algorithm):
-            stats = algorithm._update_with_batch(cast(Any, learned_from))
+    returns = targets(algorithm, batch)
+    learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
+    with policy_within_training_step(algorithm.policy), torch_train_mode(algorithm):
+        stats = algorithm._update_with_batch(cast(Any, learned_from))
     for scheduler in algorithm.lr_schedulers:
         scheduler.step()
     return {**stats.get_loss_stats_dict(), "target": float(returns.mean())}
@@ -205,7 +208,8 @@ def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
 def targets(algorithm: OffPolicyAlgorithm, batch: Batch) -> Tensor:
     """What the critics are to predict, (n,); see `update`."""
     following = Batch(obs=batch.obs_next, info=Batch())
-    action = algorithm._target_q_compute_action(following)
+    with policy_within_training_step(algorithm.policy):  # else SAC's next action would be its most probable one
+        action = algorithm._target_q_compute_action(following)
     value = algorithm._target_q_compute_value(following, action).flatten()
     return cast(Tensor, batch.rew + batch.discount * value)
 

@@ -203,6 +203,10 @@ class Replay:
         """The transitions at some places."""
         return cast(Batch, self.buffer._meta[indices])
 
+    def column(self, name: str, indices: NDArray[np.int64]) -> NDArray[Any]:
+        """One key of the transitions at some places."""
+        return cast(NDArray[Any], self.buffer._meta[name][indices])
+
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many transitions of the same episode were stored after those at some places, (n,)."""
         return self.buffer.steps_left(indices)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -77,6 +77,32 @@ class TaskSpec:
         unit = spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
         return replace(spec, action_space=unit, action_low=action_space.low, action_high=action_space.high)
 
+    def coarse(self, action_space: spaces.Space[Any], duration: int, *, known: bool = True) -> "TaskSpec":
+        """The task as a level sees it whose actions others carry out, each for some environment steps.
+
+        A known reward becomes `duration` times that of the state at the end, for an action of zeros; a known
+        termination is that of the state at the end. Both are approximations, which suit rewards of where one is.
+
+        Args:
+            action_space: Of that level.
+            duration: Environment steps of an action.
+            known: Whether to keep what is known of the task; otherwise it is learned.
+        """
+        width = spaces.flatdim(self.action_space)
+
+        def at_end(function: TransitionFunction, factor: int) -> TransitionFunction:
+            return partial(_at_end, function, factor, width)
+
+        return replace(
+            self,
+            action_space=action_space,
+            action_low=None,
+            action_high=None,
+            reward=at_end(self.reward, duration) if known and self.reward is not None else None,
+            termination=at_end(self.termination, 1) if known and self.termination is not None else None,
+            dynamics=None,
+        )
+
     @property
     def slices(self) -> dict[str, slice]:
         """Where each part of the observation lies in the flat vector; a Box is the part "observation"."""
@@ -128,6 +154,14 @@ class TaskSpec:
                 torch.as_tensor(x).to(like.device, like.dtype) for x in ((low + high) / 2, (high - low) / 2)
             )
         return middle, half_range
+
+
+def _at_end(
+    function: TransitionFunction, factor: int, width: int, state: Tensor, context: Tensor, action: Tensor, after: Tensor
+) -> Tensor:
+    """A task's function of a longer transition, as if nothing had been done in it but at its end."""
+    result = function(state, context, state.new_zeros(*state.shape[:-1], width), after)
+    return result if factor == 1 else factor * result
 
 
 def check_observation_space(space: object) -> None:

@@ -1,8 +1,9 @@
 """The training loop. It knows no algorithm."""
 
+import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -111,9 +112,10 @@ class Trainer:
         self.episodes += episodes
         clock = {"time/seconds": self.seconds, "time/cpu_seconds": self.cpu_seconds}
         for episode in episodes:
-            self.logger.log(
-                {"env/episode_return": episode.episode_return, "env/episode_length": episode.length, **clock}, n
-            )
+            told = {"env/episode_return": episode.episode_return, "env/episode_length": float(episode.length)}
+            if episode.success is not None:
+                told["env/success"] = float(episode.success)
+            self.logger.log({**told, **clock}, n)
         learned = self.agent.learn(n)
         if learned:
             learned["time/env_steps_per_second"] = n / clock["time/seconds"]
@@ -122,10 +124,12 @@ class Trainer:
         self.logger.log({}, n)  # progress, also where there is nothing to record
         if self.evaluate is not None and self.config.eval_every and n - self.last_eval >= self.config.eval_every:
             with fork_globals():
-                returns = [episode.episode_return for episode in self.evaluate(self.config.eval_episodes)]
+                played = self.evaluate(self.config.eval_episodes)
             self.last_eval = n
-            self.last_score = float(np.mean(returns))
-            self.logger.log({"eval/episode_return": self.last_score}, n)
+            self.last_score = float(np.mean([episode.episode_return for episode in played]))
+            rate = success_rate(played)
+            told = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
+            self.logger.log(told, n)
 
     def _save(self) -> None:
         self.last_save = self.collector.n_total_env_steps  # also if it fails: not every step needs another try
@@ -148,7 +152,7 @@ class Trainer:
             "collector": self.collector.state_dict(),
             "loggers": self.logger.state_dict(),
             "globals": globals_state(),
-            "episodes": torch.tensor([astuple(episode) for episode in self.episodes], dtype=torch.float64),
+            "episodes": torch.tensor([_row(episode) for episode in self.episodes], dtype=torch.float64),
             "trainer": {
                 "last_eval": self.last_eval,
                 "last_save": self.last_save,
@@ -168,10 +172,24 @@ class Trainer:
         self.collector.load_state_dict(state["collector"])
         self.logger.load_state_dict(state["loggers"])
         rows = state["episodes"].tolist()
-        self.episodes = [Episode(int(i), value, int(length), int(n)) for i, value, length, n in rows]
+        self.episodes = [
+            Episode(int(i), value, int(length), int(n), None if math.isnan(success) else bool(success))
+            for i, value, length, n, success in rows
+        ]
         own = state["trainer"]
         self.last_eval, self.last_save, self.last_score = own["last_eval"], own["last_save"], own["last_score"]
         self._start = time.perf_counter() - own["seconds"]
         self._start_cpu = time.process_time() - own["cpu_seconds"]
         self._n_saved = self.collector.n_total_env_steps
         restore_globals(state["globals"])
+
+
+def success_rate(episodes: Sequence[Episode]) -> float | None:
+    """Share of the episodes that succeeded, among those whose environment spoke of success; None if none did."""
+    told = [episode.success for episode in episodes if episode.success is not None]
+    return float(np.mean(told)) if told else None
+
+
+def _row(episode: Episode) -> list[float]:
+    success = math.nan if episode.success is None else float(episode.success)
+    return [episode.env_id, episode.episode_return, episode.length, episode.n_total_env_steps, success]

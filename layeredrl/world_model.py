@@ -18,15 +18,24 @@ class Encoder(nn.Module):
     """Splits a flat observation into state, which the dynamics predicts, and context, constant in an episode.
 
     The context is the goal that the environment asks for, if the observation has one; the state is all the rest.
+
+    Args:
+        task: Whose observations.
+        parts: Names of the parts of the observation that make the state, in the order of the space; None for all
+            but the goal.
     """
 
     state_index: Tensor
     context_index: Tensor
 
-    def __init__(self, task: TaskSpec) -> None:
+    def __init__(self, task: TaskSpec, parts: Sequence[str] | None = None) -> None:
         super().__init__()
-        context = [i for key, part in task.slices.items() if key == GOAL_KEY for i in range(part.start, part.stop)]
-        state = [i for i in range(task.observation_dim) if i not in set(context)]
+        where = task.slices
+        kept = [key for key in where if key != GOAL_KEY] if parts is None else list(parts)
+        if not kept or not set(kept) <= where.keys() - {GOAL_KEY}:
+            raise ValueError(f"parts is {kept}, expected some of {', '.join(k for k in where if k != GOAL_KEY)}")
+        context = [i for key in where if key == GOAL_KEY for i in range(where[key].start, where[key].stop)]
+        state = [i for key in where if key in kept for i in range(where[key].start, where[key].stop)]
         self.register_buffer("state_index", torch.tensor(state, dtype=torch.int64), persistent=False)
         self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
 

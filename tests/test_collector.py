@@ -237,6 +237,37 @@ def test_nothing_is_stored_without_learn():
     assert collector.n_total_env_steps == 20
 
 
+class SucceedingEnv(DiaryEnv):
+    """Says in which steps it succeeds; in others it says nothing, or no."""
+
+    def __init__(self, told):
+        super().__init__(4)
+        self.told = told
+
+    def reset(self, **kwargs):
+        return super().reset(**kwargs)[0], {"is_success": True}  # of the beginning, which is no step
+
+    def step(self, action):
+        obs, *rest, _ = super().step(action)
+        return obs, *rest, self.told.get(int(obs[0]), {})
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_success_is_that_of_any_step_the_last_one_included(mode):
+    told = [
+        {1: {"is_success": False}, 4: {"is_success": True}},  # at the very end
+        {2: {"success": True}, 3: {"success": False}, 4: {"success": False}},
+        {n: {"is_success": True, "success": False} for n in (1, 2, 3, 4)},  # the first of two names counts
+        {},
+    ]
+    env = SyncVectorEnv([partial(SucceedingEnv, t) for t in told], autoreset_mode=mode)
+    collector = Collector(env, agent_for(env)[0], seed=0)
+    episodes = [episode for _ in range(9) for episode in collector.step(explore=True)]
+    assert len(episodes) >= 4
+    for episode in episodes:
+        assert episode.success is (True, True, False, None)[episode.env_id]
+
+
 def test_each_environment_plays_its_share_of_the_episodes():
     """The first five to end anywhere would all but one be short ones."""
     env = SyncVectorEnv([partial(DiaryEnv, n) for n in (2, 20)], autoreset_mode=AutoresetMode.DISABLED)

@@ -80,9 +80,9 @@ def test_the_task_of_an_id():
     assert task.observation_space == make_vector_env("Pendulum-v1", 1).single_observation_space
 
 
-@pytest.mark.parametrize("asynchronous", [False, True])
-def test_vector_environments_are_reset_by_the_collector_alone(asynchronous):
-    env = make_vector_env(register_counter(), 2, asynchronous=asynchronous, episode_length=2)
+@pytest.mark.parametrize("vectorization", ["sync", "async"])
+def test_vector_environments_are_reset_by_the_collector_alone(vectorization):
+    env = make_vector_env(register_counter(), 2, vectorization=vectorization, episode_length=2)
     try:
         assert type(env) is EnvPool
         assert env.num_envs == 2

@@ -80,7 +80,7 @@ def main() -> None:
         make_task("Sabotaged-v0", config.n_envs), torch.device("cpu"), seed=0
     )
     env = make_vector_env(
-        "Sabotaged-v0", config.n_envs, asynchronous=True, on_fault="restart", timeout_s=2.0, max_faults=10**6
+        "Sabotaged-v0", config.n_envs, vectorization="async", on_fault="restart", timeout_s=2.0, max_faults=10**6
     )
     collector = Collector(env, agent, seed=0)
     start, rows = time.perf_counter(), []

@@ -1,12 +1,13 @@
 """Levels: decision makers at one time scale."""
 
 from layeredrl.levels.level import Decision, Level
-from layeredrl.levels.planner_level import ModelLearningConfig, PlannerLevel
+from layeredrl.levels.planner_level import ExplorationConfig, ModelLearningConfig, PlannerLevel
 from layeredrl.levels.policy_level import ObservationAndCommand, PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.random_level import RandomLevel
 
 __all__ = [
     "Decision",
+    "ExplorationConfig",
     "Level",
     "ModelLearningConfig",
     "ObservationAndCommand",

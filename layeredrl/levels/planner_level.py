@@ -14,7 +14,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import actions
-from layeredrl.checks import require_counts, require_number
+from layeredrl.checks import require_count, require_counts, require_number
 from layeredrl.levels.level import Decision, Level
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
@@ -23,6 +23,23 @@ from layeredrl.planners import Plan, Planner, PlanningError
 from layeredrl.randomness import derive_seed
 from layeredrl.replay import Replay
 from layeredrl.world_model import WorldModel
+
+
+@dataclass(frozen=True)
+class ExplorationConfig:
+    """How a planning level mixes its plans with random actions while it collects experience.
+
+    In each environment it is in one of two modes, planning or random, and may change it at every decision.
+    """
+
+    to_random: float = 0.0
+    """Probability of a change from planning to random actions."""
+    to_plan: float = 1.0
+    """Probability of a change from random actions to planning."""
+
+    def __post_init__(self) -> None:
+        require_number("to_random", self.to_random, 0, 1)
+        require_number("to_plan", self.to_plan, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -57,6 +74,8 @@ class PlannerLevel(Level):
         world: The world model.
         planner: Optimises sequences of actions in `action_space`.
         action_space: Of what it emits: a bounded Box, Discrete or MultiDiscrete.
+        duration: Environment steps for which an action stands, which is also a step of the world model.
+        exploration: How plans and random actions mix; None for plans alone.
         learning: When and how the model is learned; None if it is fixed, as an oracle is.
         seed: Of fitting and replay.
     """
@@ -67,13 +86,18 @@ class PlannerLevel(Level):
         planner: Planner,
         action_space: spaces.Space[Any],
         *,
+        duration: int = 1,
+        exploration: ExplorationConfig | None = None,
         learning: ModelLearningConfig | None = None,
         seed: int = 0,
     ) -> None:
+        require_count("duration", duration)
         self.world = world.eval()
         self.planner = planner
         self.action_space = action_space
-        self.discount = world.objective.discount
+        self.duration = duration
+        self.exploration = ExplorationConfig() if exploration is None else exploration
+        self.discount = world.objective.discount ** (1 / duration)
         self.learning = learning
         self.device = world.dynamics.device
         self.n_total_env_steps = 0
@@ -102,6 +126,7 @@ class PlannerLevel(Level):
     def start(self, n_envs: int) -> Batch:
         memory = self.planner.start(n_envs, self.device)
         memory.until_report = torch.zeros(n_envs, dtype=torch.int64, device=self.device)
+        memory.random = torch.zeros(n_envs, dtype=torch.bool, device=self.device)
         return memory
 
     @torch.no_grad()
@@ -114,10 +139,43 @@ class PlannerLevel(Level):
         explore: bool,
         generator: torch.Generator,
     ) -> Decision:
-        duration = np.ones(len(obs), dtype=np.int64)
         if explore and self.learning is not None and self.n_total_env_steps < self.learning.n_random_steps:
-            return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
+            return Decision(actions.uniform(self.action_space, (len(obs),), generator), self._durations(obs), memory)
+        if not explore or not self.exploration.to_random:
+            return self._decide(obs, memory, explore=explore, generator=generator)
 
+        change = torch.rand(len(obs), generator=generator, device=self.device)
+        at_random = torch.where(memory.random, change >= self.exploration.to_plan, change < self.exploration.to_random)
+        # A plan that was not followed tells nothing of the next one.
+        memory = _put(memory, at_random, self.start(int(at_random.sum())))
+        memory.random = at_random
+        rows: Any = (~at_random).nonzero()[:, 0]
+        if not len(rows):
+            return Decision(actions.uniform(self.action_space, (len(obs),), generator), self._durations(obs), memory)
+        planned = self._decide(obs[rows], memory[rows], explore=explore, generator=generator)
+        return self._mixed(planned, ~at_random, memory, generator)
+
+    def _durations(self, obs: Tensor) -> NDArray[np.int64]:
+        return np.full(len(obs), self.duration, np.int64)
+
+    def _mixed(self, planned: Decision, where: Tensor, memory: Batch, generator: torch.Generator) -> Decision:
+        """What was decided in some environments (n,), and random actions in the others."""
+        action = actions.uniform(self.action_space, (len(where),), generator)
+        action[where] = planned.action
+        told = action.new_full((len(where),), torch.nan, dtype=torch.float32)
+        forecast = None if planned.forecast is None else told.masked_scatter(where, planned.forecast.float())
+        return Decision(
+            action,
+            np.full(len(where), self.duration, np.int64),
+            _put(memory, where, planned.memory),
+            {name: told.masked_scatter(where, value.float()) for name, value in planned.metrics.items()},
+            forecast=forecast,
+            forecast_steps=planned.forecast_steps,
+        )
+
+    def _decide(self, obs: Tensor, memory: Batch, *, explore: bool, generator: torch.Generator) -> Decision:
+        """Plan, and emit the first action."""
+        duration = self._durations(obs)
         try:
             plan = self.plan(obs, memory, generator)
         except PlanningError as error:
@@ -126,6 +184,7 @@ class PlannerLevel(Level):
             plan = self._patched(error, generator, count=explore)
         due = memory.until_report == 0
         plan.warm_start.until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
+        plan.warm_start.random = memory.random
         if not due.any():
             return Decision(plan.actions[:, 0], duration, plan.warm_start)
         forecast, metrics = self._report(plan, obs, generator)
@@ -135,7 +194,7 @@ class PlannerLevel(Level):
             plan.warm_start,
             {name: torch.where(due, value, torch.nan) for name, value in metrics.items()},
             forecast=torch.where(due, forecast, torch.nan),
-            forecast_steps=self.planner.horizon,
+            forecast_steps=self.planner.horizon * self.duration,
         )
 
     @torch.no_grad()
@@ -224,6 +283,10 @@ class PlannerLevel(Level):
         assert isinstance(self.world.dynamics, ProbabilisticEnsemble)
         assert self.replay is not None
         data = self.replay.all()
+        # What the end of an episode cut short says nothing of what the action does, unless it ended the episode.
+        data = data[(data.info.duration == self.duration) | data.terminated]
+        if not len(data):
+            return {}
         obs, obs_next, act = (torch.as_tensor(x, device=self.device) for x in (data.obs, data.obs_next, data.act))
         space = self.world.task.action_space
         state, context = self.world.encode(obs)
@@ -235,7 +298,7 @@ class PlannerLevel(Level):
         last = torch.as_tensor(data.terminated | data.truncated, device=self.device)
         self.world.objective.fit_statistics(torch.cat([state, state_next[last]]))
         result = fit(self.world.dynamics, transitions, config, generator=self._generator)
-        metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(self.replay)}
+        metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(data)}
         if result.skipped:
             metrics["model/skipped_steps"] = result.skipped
         if result.holdout_loss is not None:
@@ -285,3 +348,12 @@ class PlannerLevel(Level):
             "reward_optimizer": self._reward_optimizer,
         }
         return {name: optimizer for name, optimizer in optimizers.items() if optimizer is not None}
+
+
+def _put(memory: Batch, where: Tensor, values: Batch) -> Batch:
+    """A copy of a memory in which some environments (n,) have other values, one row for each of them."""
+    result = Batch()
+    for key in memory.get_keys():
+        result[key] = memory[key].clone()
+        result[key][where] = values[key]
+    return result

@@ -1,5 +1,6 @@
 """A level that acts by a policy, learned without a model by one of tianshou's off-policy algorithms."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ class PolicyLearningConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, n_random_steps=0, batch_size=1, replay_size=1, report_every=1, max_skipped=0)
-        require_number("updates_per_transition", self.updates_per_transition, 0, float("inf"))
+        require_number("updates_per_transition", self.updates_per_transition, 0, sys.float_info.max)
 
 
 class PolicyLevel(Level):
@@ -84,8 +85,9 @@ class PolicyLevel(Level):
         learning: PolicyLearningConfig | None = None,
         seed: int = 0,
     ) -> None:
-        if not isinstance(action_space, spaces.Box) or not ((action_space.low == -1) & (action_space.high == 1)).all():
-            raise ValueError(f"action space is {action_space}, expected a Box of [-1, 1]")
+        box = isinstance(action_space, spaces.Box) and len(action_space.shape) == 1
+        if not box or not ((action_space.low == -1) & (action_space.high == 1)).all():
+            raise ValueError(f"action space is {action_space}, expected a flat Box of [-1, 1]")
         require_count("duration", duration)
         off_policy.check_algorithm(algorithm)
         off_policy.guard_gradients(algorithm)

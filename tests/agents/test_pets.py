@@ -5,10 +5,10 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from agents.pets import PETS, ModelConfig
+from agents.pets import PETS
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
-from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.models import EnsembleConfig, ProbabilisticEnsemble
 from layeredrl.planners import (
     CEM,
     ICEM,
@@ -31,7 +31,7 @@ TASK = TaskSpec(
     n_envs=3,
 )
 SMALL = PETS(
-    model=ModelConfig(n_models=2, hidden=(8,)),
+    model=EnsembleConfig(n_models=2, hidden=(8,)),
     icem=ICEMConfig(horizon=4, n_samples=6, n_iterations=1, n_elites=2),
     cem=CEMConfig(horizon=5, n_samples=6, n_iterations=1, n_elites=2),
     mppi=MPPIConfig(horizon=3, n_samples=6),
@@ -52,7 +52,7 @@ def _actions(agent: Hierarchy, seed: int = 0) -> np.ndarray:
 
 
 def test_settings_reach_the_parts() -> None:
-    model = ModelConfig(
+    model = EnsembleConfig(
         n_models=3, n_particles_per_model=2, n_modes=2, hidden=(7, 6), learning_rate=0.02, normalize_targets=False
     )
     learning = ModelLearningConfig(n_random_steps=11)
@@ -76,7 +76,7 @@ def test_the_type_of_rollouts_reaches_the_ensemble(name: str, dtype: torch.dtype
     dynamics = _level(replace(SMALL, model=model).build(TASK, CPU, seed=0)).world.dynamics
     assert isinstance(dynamics, ProbabilisticEnsemble)
     assert dynamics.rollout_dtype == dtype
-    assert ModelConfig().rollout_dtype == "float32"
+    assert EnsembleConfig().rollout_dtype == "float32"
 
 
 @pytest.mark.parametrize("name", PLANNERS)
@@ -134,9 +134,9 @@ def test_the_paper_preset_has_the_released_settings() -> None:
 
 def test_weight_decay_for_every_layer() -> None:
     decay = (1e-4, 1e-3)
-    replace(SMALL, model=ModelConfig(hidden=(8,), weight_decay=decay)).build(TASK, CPU, seed=0)
+    replace(SMALL, model=EnsembleConfig(hidden=(8,), weight_decay=decay)).build(TASK, CPU, seed=0)
     with pytest.raises(ValueError, match="weight_decay has 2 values, expected one for each of 3"):
-        replace(SMALL, model=ModelConfig(hidden=(8, 8), weight_decay=decay)).build(TASK, CPU, seed=0)
+        replace(SMALL, model=EnsembleConfig(hidden=(8, 8), weight_decay=decay)).build(TASK, CPU, seed=0)
 
 
 @pytest.mark.parametrize(
@@ -156,4 +156,4 @@ def test_bad_discounts_are_refused(discount: float) -> None:
 
 def test_bad_widths_are_refused() -> None:
     with pytest.raises(ValueError, match=r"hidden is \(8, 0\)"):
-        ModelConfig(hidden=(8, 0))
+        EnsembleConfig(hidden=(8, 0))

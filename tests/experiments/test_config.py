@@ -41,7 +41,18 @@ def test_an_agent_in_every_spelling(args: list[str]) -> None:
     [
         ["random"],
         ["pets", "--preset", "paper", "--name", "ü 1", "--wandb-tags", "a", "b", "--runs-dir", "some/where"],
-        ["pets", "--planner", "cem", "--model.hidden", "7", "8", "--learning.fit.holdout", "0.1", "--async-envs"],
+        [
+            "pets",
+            "--planner",
+            "cem",
+            "--model.hidden",
+            "7",
+            "8",
+            "--learning.fit.holdout",
+            "0.1",
+            "--vectorization",
+            "async",
+        ],
         ["tests.experiments.own_agents:Hold", "--duration", "9"],
     ],
 )

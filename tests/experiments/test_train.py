@@ -94,7 +94,7 @@ def test_processes_of_their_own_change_nothing() -> None:
     arguments = ["pets", *QUICK, "--n-envs", 3, "--seed", 5]
     run_train(*arguments, "--name", "sync")
     for name in ("async", "again"):
-        run_train(*arguments, "--async-envs", "--name", name)
+        run_train(*arguments, "--vectorization", "async", "--name", name)
         assert without_time(Path("runs") / name) == without_time(Path("runs/sync"))
 
 
@@ -104,7 +104,7 @@ def test_processes_that_begin_empty_know_the_environments() -> None:
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)
     try:
-        run_train("random", *QUICK, "--async-envs", "--name", "spawned")
+        run_train("random", *QUICK, "--vectorization", "async", "--name", "spawned")
     finally:
         multiprocessing.set_start_method(before, force=True)
     run_train("random", *QUICK, "--name", "sync")

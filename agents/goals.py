@@ -1,0 +1,128 @@
+"""A planner over goals, and a policy below that goes to them.
+
+The upper level emits displacements that stand for some environment steps, knows from a world model where they really
+lead, and plans a sequence of them with the task's reward. The lower one is SAC with hindsight relabelling (Andrychowicz
+et al. 2017, arXiv 1707.01495). In spirit HIRO (Nachum et al. 2018, arXiv 1805.08296) with a planner on top.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from gymnasium import spaces
+
+from layeredrl.checks import require_counts, require_number
+from layeredrl.goals import GoalCommands, GoalReward, Hindsight
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import (
+    ExplorationConfig,
+    ModelLearningConfig,
+    PlannerLevel,
+    PolicyLearningConfig,
+    PolicyLevel,
+)
+from layeredrl.models import EnsembleConfig, FitConfig
+from layeredrl.objective import Objective
+from layeredrl.off_policy import SACConfig
+from layeredrl.planners import ICEM, ICEMConfig
+from layeredrl.support import GridSupport
+from layeredrl.task import TaskSpec
+from layeredrl.world_model import Encoder, WorldModel
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Planning over goals that a policy goes to."""
+
+    duration: int = 10
+    """Environment steps for which a goal stands."""
+    radius: float = 1.0
+    """How far away a goal may be in each dimension, in its units: as far as one gets in that time."""
+    state: tuple[str, ...] = ("achieved_goal",)
+    """Parts of the observation that the world model predicts; () for all but the goal."""
+    model: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """The upper level's world model."""
+    learning: ModelLearningConfig = field(default_factory=ModelLearningConfig)
+    """When and how it is fitted."""
+    icem: ICEMConfig = field(default_factory=ICEMConfig)
+    """The upper level's planner; its horizon counts goals."""
+    exploration: ExplorationConfig = field(default_factory=lambda: ExplorationConfig(to_random=0.1, to_plan=0.3))
+    """How the upper level mixes plans and random goals."""
+    support_weight: float = 0.0
+    """Reward lost, in planning, for each goal after which one would be where the data never was."""
+    support_cell: float = 0.25
+    """Edge length of the cells of the achieved goal whose visits tell that, in its units."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """The lower level's algorithm."""
+    policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
+    """When and how the lower level learns."""
+    hindsight: float = 0.5
+    """Share of the lower level's transitions that are learned from with a goal that was reached."""
+    goal_reward: GoalReward = "distance"
+    """What the lower level is paid."""
+
+    presets: ClassVar[dict[str, "Goals"]]
+
+    def __post_init__(self) -> None:
+        require_counts(self, duration=1)
+        require_number("radius", self.radius, 0, float("inf"), open_low=True)
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        """Wire the agent for a task whose observations are a Dict with `achieved_goal` and `desired_goal`."""
+        if not isinstance(task.action_space, spaces.Box):
+            raise ValueError(f"the action space is {task.action_space}, expected a Box: SAC acts in nothing else")
+        goals = GoalCommands(task, self.radius, self.duration)
+        policy = PolicyLevel(
+            self.sac.build(goals.n_inputs, task.action_space, device),
+            task.action_space,
+            goals.space,
+            n_envs=task.n_envs,
+            inputs=goals.inputs,
+            relabel=Hindsight(goals, share=self.hindsight, reward=self.goal_reward),
+            learning=self.policy,
+            seed=seed,
+        )
+        return Hierarchy([self._planner(task, goals, device, seed), policy], task, device)
+
+    def _planner(self, task: TaskSpec, goals: GoalCommands, device: torch.device, seed: int) -> PlannerLevel:
+        coarse = task.coarse(goals.space, self.duration)
+        encoder = Encoder(coarse, self.state or None)
+        dynamics = self.model.build(encoder.state_space, encoder.context_space, goals.space, device)
+        dims = tuple(range(goals.space.shape[0]))  # achieved_goal comes first: the parts are in alphabetical order
+        objective = Objective(
+            encoder.state_dim,
+            support=GridSupport(dims, self.support_cell) if self.support_weight else None,
+            support_weight=self.support_weight,
+        )
+        return PlannerLevel(
+            WorldModel(encoder, dynamics, coarse, objective=objective),
+            ICEM(goals.space, self.icem),
+            goals.space,
+            duration=self.duration,
+            exploration=self.exploration,
+            learning=self.learning,
+            seed=seed,
+        )
+
+
+Goals.presets = {
+    # For mazes of a few metres, in minutes on one core.
+    "demo": Goals(
+        model=EnsembleConfig(n_models=3, n_modes=2, hidden=(128, 128), weight_decay=(1e-5,)),
+        learning=ModelLearningConfig(
+            n_random_steps=8000, fit_every=2000, first_epochs=30, fit=FitConfig(epochs=5, batch_size=256)
+        ),
+        icem=ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+        support_weight=10.0,
+        sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
+        policy=PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
+    ),
+    "debug": Goals(
+        duration=3,
+        model=EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(1e-5,)),
+        learning=ModelLearningConfig(n_random_steps=24, fit_every=12, fit=FitConfig(epochs=2, batch_size=16)),
+        icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
+        sac=SACConfig(hidden=(16,)),
+        policy=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    ),
+}

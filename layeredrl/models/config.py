@@ -1,0 +1,79 @@
+"""Settings of an ensemble of Gaussian-mixture networks, and the ensemble that they describe."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from gymnasium import spaces
+
+from layeredrl import actions
+from layeredrl.models.ensemble import ProbabilisticEnsemble
+from layeredrl.models.rollout import Propagation
+from layeredrl.nets import GaussianMixtureMLP
+
+_ROLLOUT_DTYPES: dict[str, torch.dtype | Literal["auto"] | None] = {
+    "float32": None,
+    "bfloat16": torch.bfloat16,
+    "auto": "auto",
+}
+
+
+@dataclass(frozen=True)
+class EnsembleConfig:
+    """The ensemble and its networks."""
+
+    n_models: int = 5
+    """Members of the ensemble."""
+    n_particles_per_model: int = 1
+    """Particles that a rollout follows for each member."""
+    n_modes: int = 1
+    """Gaussians that each member mixes."""
+    hidden: tuple[int, ...] = (200, 200, 200, 200)
+    """Widths of the hidden layers."""
+    learning_rate: float = 1e-3
+    """Of Adam."""
+    weight_decay: tuple[float, ...] = (1e-4,)
+    """L2 penalty: 0.5 times this times the sum of squared weights. One value, or one for each layer."""
+    bound_penalty: float = 0.01
+    """Weight of the penalty that pulls the bounds of the log-variance together."""
+    propagation: Propagation = "tsinf"
+    """How rollouts follow particles: each with its member, shuffled at every step (ts1), or the mean of all."""
+    normalize_targets: bool = True
+    """Whether predictions are scaled by the running standard deviation of what is predicted."""
+    rollout_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Type of the matrix products in rollouts; auto takes bfloat16 where it is faster, by machine and size."""
+
+    def __post_init__(self) -> None:
+        if not self.weight_decay:
+            raise ValueError("weight_decay is empty, expected one value, or one for each layer")
+        if min(self.hidden, default=1) < 1:
+            raise ValueError(f"hidden is {self.hidden}, expected widths of at least 1")
+
+    def build(
+        self, state_space: spaces.Box, context_space: spaces.Box, action_space: spaces.Space[Any], device: torch.device
+    ) -> ProbabilisticEnsemble:
+        """The ensemble, with its optimiser; networks are drawn from torch's global generator.
+
+        Args:
+            state_space: Of what it predicts.
+            context_space: Of what it sees besides, constant in an episode.
+            action_space: Of the level that plans with it.
+            device: Where it computes.
+        """
+        return ProbabilisticEnsemble(
+            state_space,
+            context_space,
+            actions.model_space(action_space),
+            partial(GaussianMixtureMLP, hidden=self.hidden, bound_penalty=self.bound_penalty),
+            n_models=self.n_models,
+            n_modes=self.n_modes,
+            n_particles_per_model=self.n_particles_per_model,
+            learning_rate=self.learning_rate,
+            create_optimizer=True,
+            device=device,
+            normalize_targets=self.normalize_targets,
+            propagation=self.propagation,
+            weight_decay=self.weight_decay if len(self.weight_decay) > 1 else self.weight_decay[0],
+            rollout_dtype=_ROLLOUT_DTYPES[self.rollout_dtype],
+        )
