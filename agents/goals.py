@@ -6,6 +6,7 @@ et al. 2017, arXiv 1707.01495). In spirit HIRO (Nachum et al. 2018, arXiv 1805.0
 """
 
 from dataclasses import dataclass, field
+from math import pi
 from typing import ClassVar
 
 import torch
@@ -52,6 +53,8 @@ class Goals:
     """Reward lost, in planning, for each goal after which one would be where the data never was."""
     support_cell: float = 0.25
     """Edge length of the cells of the achieved goal whose visits tell that, in its units."""
+    support_visits: int = 3
+    """Visits, at the ends of goals, from which on a cell counts as known."""
     sac: SACConfig = field(default_factory=SACConfig)
     """The lower level's algorithm."""
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
@@ -91,7 +94,7 @@ class Goals:
         dims = tuple(range(goals.space.shape[0]))  # achieved_goal comes first: the parts are in alphabetical order
         objective = Objective(
             encoder.state_dim,
-            support=GridSupport(dims, self.support_cell) if self.support_weight else None,
+            support=GridSupport(dims, self.support_cell, self.support_visits) if self.support_weight else None,
             support_weight=self.support_weight,
         )
         return PlannerLevel(
@@ -108,12 +111,18 @@ class Goals:
 Goals.presets = {
     # For mazes of a few metres, in minutes on one core.
     "demo": Goals(
-        model=EnsembleConfig(n_models=3, n_modes=2, hidden=(128, 128), weight_decay=(1e-5,)),
+        model=EnsembleConfig(
+            n_models=3,
+            hidden=(128, 128),
+            frequencies=(pi / 2, pi, 2 * pi),  # walls are a metre apart
+            weight_decay=(1e-5,),
+            propagation="expectation",
+        ),
         learning=ModelLearningConfig(
-            n_random_steps=8000, fit_every=2000, first_epochs=30, fit=FitConfig(epochs=5, batch_size=256)
+            n_random_steps=12_000, fit_every=2000, first_epochs=50, fit=FitConfig(epochs=8, batch_size=256)
         ),
         icem=ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
-        support_weight=10.0,
+        support_weight=2.0,
         sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
         policy=PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
     ),

@@ -25,7 +25,8 @@ class Objective(nn.Module):
         value: Value of the last state: (..., S), context (..., C) -> (...); None for zero.
         uncertainty_weight: Reward lost for each unit of `disagreement` at a step; negative is a bonus, to explore.
         support: Tells which states the data supports.
-        support_weight: Reward lost at each step that leads to an unsupported state.
+        support_weight: Reward lost at each step that leads to an unsupported state; not while exploring, which has to
+            go where no data is.
 
     Attributes:
         state_scale: Standard deviation of the states in the data, (S,); ones until `fit_statistics`.
@@ -82,12 +83,13 @@ class Objective(nn.Module):
         if self.support is not None:
             self.support.fit(state)
 
-    def forward(self, rollout: Batch, context: Tensor) -> Tensor:
+    def forward(self, rollout: Batch, context: Tensor, *, exploring: bool = False) -> Tensor:
         """What each particle brings.
 
         Args:
             rollout: Keys `state` (B, M, P, H+1, S), and `reward`, `alive` and `term_prob` (B, M, P, H).
             context: (B, C).
+            exploring: Whether experience is to be collected, rather than to do as well as possible.
 
         Returns:
             Shape (B, M, P).
@@ -95,7 +97,7 @@ class Objective(nn.Module):
         after, gain = rollout.state[..., 1:, :], rollout.reward
         if self.uncertainty_weight:
             gain = gain - self.uncertainty_weight * self.disagreement(after).unsqueeze(1)
-        if self.support is not None and self.support_weight:
+        if self.support is not None and self.support_weight and not exploring:
             gain = gain - self.support_weight * self.support(after)
         total: Tensor = (self._weights(rollout) * gain).sum(-1)
         if self.value is not None:

@@ -39,7 +39,7 @@ class ActorCriticConfig:
     discount: float = 0.99
     """Per environment step."""
     tau: float = 0.005
-    """Share of the networks that goes into their slow copies at every update."""
+    """Share of the networks that goes into their slow copies; at every update of the actor."""
 
     def __post_init__(self) -> None:
         if min(self.hidden, default=0) < 1:
@@ -210,6 +210,8 @@ def targets(algorithm: OffPolicyAlgorithm, batch: Batch) -> Tensor:
     following = Batch(obs=batch.obs_next, info=Batch())
     with policy_within_training_step(algorithm.policy):  # else SAC's next action would be its most probable one
         action = algorithm._target_q_compute_action(following)
+    if isinstance(action.act, Tensor) and action.act.is_floating_point():
+        action.act = action.act.clamp(-1, 1)  # TD3's noise may leave the space; its paper clips it, tianshou does not
     value = algorithm._target_q_compute_value(following, action).flatten()
     return cast(Tensor, batch.rew + batch.discount * value)
 

@@ -84,6 +84,11 @@ class _Rings(VectorReplayBuffer):
         self.rings = [_Ring(size // n_envs, int(s), last) for s, last in zip(seeds, self.last, strict=True)]
         ReplayBufferManager.__init__(self, cast(list[ReplayBuffer], self.rings))
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for ring, last in zip(self.rings, self.last, strict=True):
+            ring.last = last  # a copy's rings would each have one of their own
+
     def _compile(self) -> None:
         """Do not compile at once what may never be called: it takes seconds, and happens by itself when it is."""
 

@@ -112,7 +112,10 @@ class Trainer:
         self.episodes += episodes
         clock = {"time/seconds": self.seconds, "time/cpu_seconds": self.cpu_seconds}
         for episode in episodes:
-            told = {"env/episode_return": episode.episode_return, "env/episode_length": float(episode.length)}
+            told: dict[str, float] = {
+                "env/episode_return": episode.episode_return,
+                "env/episode_length": episode.length,
+            }
             if episode.success is not None:
                 told["env/success"] = float(episode.success)
             self.logger.log({**told, **clock}, n)

@@ -100,7 +100,13 @@ class WorldModel(nn.Module):
         return state, context
 
     def rollout(
-        self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None, statistics: bool = True
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        statistics: bool = True,
+        exploring: bool = False,
     ) -> Batch:
         """Follow action sequences with the dynamics, and say what they would bring.
 
@@ -109,6 +115,7 @@ class WorldModel(nn.Module):
             actions: As agents have them: floats in [-1, 1], or integers; shape (B, H, A).
             generator: Source of randomness; None for torch's global one.
             statistics: Whether to return means and variances of the states too.
+            exploring: What the objective is told.
 
         Returns:
             What `Model.rollout` returns; `reward` and `alive` (B, M, P, H), reward of step t and the probability of
@@ -126,7 +133,7 @@ class WorldModel(nn.Module):
         result.reward = self.reward(before, contexts, taken, after)
         survival = torch.cumprod(1 - result.term_prob, -1)
         result.alive = torch.cat([torch.ones_like(survival[..., :1]), survival[..., :-1]], -1)
-        result.returns = self.objective(result, context)
+        result.returns = self.objective(result, context, exploring=exploring)
         return result
 
     def reward(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
@@ -151,7 +158,9 @@ class WorldModel(nn.Module):
             )
         return result
 
-    def score(self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    def score(
+        self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None, exploring: bool = False
+    ) -> Tensor:
         """The objective of candidate action sequences, averaged over members and particles: the higher the better.
 
         Candidates that leave the finite range in any particle score minus infinity.
@@ -160,13 +169,14 @@ class WorldModel(nn.Module):
             obs: Shape (E, O).
             actions: As agents have them, shape (E, N, H, A): N candidates for each of E environments.
             generator: Source of randomness; None for torch's global one.
+            exploring: What the objective is told.
 
         Returns:
             Scores (E, N).
         """
         n_envs, n_candidates = actions.shape[:2]
         rows = obs.repeat_interleave(n_candidates, 0)
-        result = self.rollout(rows, actions.flatten(0, 1), generator=generator, statistics=False)
+        result = self.rollout(rows, actions.flatten(0, 1), generator=generator, statistics=False, exploring=exploring)
         returns = result.returns.mean((1, 2))
         failed = result.diverged.flatten(1).any(1) | ~returns.isfinite()
         scores: Tensor = returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)

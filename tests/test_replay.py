@@ -467,3 +467,116 @@ def test_an_empty_replay_takes_the_place_of_a_full_one(tmp_path):
     assert state_of(replay) == state_of(Replay(8, 2, seed=5))
     replay.add(transitions([3, 4]), np.arange(2))
     check(replay.all(), [3, 4])
+
+
+# ------------------------------------------------------------------ what came later in an episode
+
+
+class Rows:
+    """What was ever stored of one environment, in a plain list: (value, number of its episode)."""
+
+    def __init__(self, size: int) -> None:
+        self.rows: list[tuple[int, int]] = []
+        self.size, self.episode = size, 0
+
+    def add(self, value: int, done: bool) -> None:
+        self.rows.append((value, self.episode))
+        self.episode += done
+
+    def truncate(self) -> None:
+        """The next row begins an episode, whether the newest one ended one or not."""
+        if self.rows and self.rows[-1][1] == self.episode:
+            self.episode += 1
+
+    def kept(self) -> list[tuple[int, list[int]]]:
+        """Values that are there, and those that followed each in its episode."""
+        kept = self.rows[-self.size :]
+        return [(value, [v for v, e in kept[i + 1 :] if e == episode]) for i, (value, episode) in enumerate(kept)]
+
+
+def check_futures(replay: Replay, plain: list[Rows]) -> None:
+    """Of all rows that are there: how many follow, and which."""
+    assert replay.n_added == sum(len(rows.rows) for rows in plain)
+    expected = dict(pair for rows in plain for pair in rows.kept())
+    places = replay.buffer.sample_indices(0)
+    assert len(places) == len(expected)
+    if not len(places):
+        return
+    values = replay.rows(places).rew.astype(np.int64).tolist()
+    left = replay.steps_left(places)
+    assert left.tolist() == [len(expected[value]) for value in values]
+    for steps in range(left.max() + 1):
+        found = replay.rows(replay.later(places, np.minimum(steps, left))).rew.astype(np.int64).tolist()
+        followed = [[value, *expected[value]] for value in values]
+        assert found == [path[min(steps, len(path) - 1)] for path in followed]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_came_later_in_an_episode(tmp_path, seed):
+    """Episodes of all lengths, longer than a ring and as short as a step; truncated from outside; restored."""
+    rng = np.random.default_rng(seed)
+    n_envs, size = int(rng.integers(1, 4)), int(rng.integers(1, 9))
+    replay, plain = Replay(n_envs * size, n_envs), [Rows(size) for _ in range(n_envs)]
+    checkpoints, n_saved, value = Checkpoints(tmp_path), 0, 0
+    ends = rng.choice([0.05, 0.3, 0.7])
+    for _ in range(60):
+        ids = np.flatnonzero(rng.random(n_envs) < 0.7)
+        if len(ids):
+            values = np.arange(value, value + len(ids))
+            value += len(ids)
+            terminated, truncated = rng.random((2, len(ids))) < ends / 2
+            batch = transitions(values)
+            batch.rew, batch.terminated, batch.truncated = values.astype(np.float64), terminated, truncated
+            replay.add(batch, ids)
+            for row, i in enumerate(ids):
+                plain[i].add(int(values[row]), bool(terminated[row] | truncated[row]))
+        if rng.random() < 0.15:
+            chosen = rng.integers(0, n_envs, 2).tolist()
+            replay.truncate(chosen)
+            for i in chosen:
+                plain[i].truncate()
+        check_futures(replay, plain)
+        if rng.random() < 0.15:
+            n_saved += 1
+            checkpoints.save({"replay": replay.state_dict()}, n_saved)
+            replay, checkpoints = Replay(n_envs * size, n_envs, seed=1), Checkpoints(tmp_path)
+            if rng.random() < 0.5:  # in the place of one that has seen something else
+                replay.add(transitions([4] * n_envs), np.arange(n_envs))
+            replay.load_state_dict(checkpoints.load()["replay"])
+            check_futures(replay, plain)
+    assert n_saved
+    assert len(plain[0].rows) > 3 * size
+
+
+def test_nothing_follows_what_has_come_last():
+    replay = Replay(8, 2)
+    for _ in range(5):
+        replay.add(transitions([1, 11]), np.arange(2))
+        np.testing.assert_array_equal(replay.steps_left(replay.buffer.last_index), [0, 0])
+    assert sorted(replay.steps_left(np.arange(4))) == [0, 1, 2, 3]
+    np.testing.assert_array_equal(replay.later(np.array([3, 7]), np.array([1, 2])), [0, 5])  # in its own ring
+
+
+def test_a_sample_is_what_was_added_and_where_it_lies():
+    replay = Replay(24, 3, seed=4)
+    for t in range(11):
+        replay.add(transitions([t, 100 + t, 200 + t]), np.arange(3))
+    assert replay.n_added == 33
+    rows, indices = replay.sample(200)
+    check(rows, rows.obs[:, 0])
+    assert set(rows.obs[:, 0]) == {100 * i + t for i in range(3) for t in range(3, 11)}
+    assert flat(replay.rows(indices)) == flat(rows)
+    np.testing.assert_array_equal(indices // 8, rows.obs[:, 0] // 100)
+    rows.obs[:] = rows.info.command[:] = 0  # is a copy
+    assert (replay.all().obs[:, 0] > 0).all()
+    assert (replay.all().info.command > 0).all()
+
+
+def test_a_copy_knows_what_follows_by_itself():
+    replay = Replay(8, 2)
+    replay.add(transitions([1, 11]), np.arange(2))
+    other = copy.deepcopy(replay)
+    for _ in range(3):
+        other.add(transitions([2, 5]), np.arange(2))  # 5 terminates
+    np.testing.assert_array_equal(other.steps_left(other.buffer.sample_indices(0)), [3, 2, 1, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(replay.steps_left(np.array([0, 4])), [0, 0])

@@ -177,7 +177,7 @@ class PlannerLevel(Level):
         """Plan, and emit the first action."""
         duration = self._durations(obs)
         try:
-            plan = self.plan(obs, memory, generator)
+            plan = self.plan(obs, memory, generator, exploring=explore)
         except PlanningError as error:
             if self.learning is None:
                 raise
@@ -198,7 +198,7 @@ class PlannerLevel(Level):
         )
 
     @torch.no_grad()
-    def plan(self, obs: Tensor, memory: Batch, generator: torch.Generator) -> Plan:
+    def plan(self, obs: Tensor, memory: Batch, generator: torch.Generator, *, exploring: bool = False) -> Plan:
         """Plan for n environments with observations (n, O).
 
         Raises:
@@ -210,7 +210,7 @@ class PlannerLevel(Level):
             nonlocal tried
             tried = candidates
             with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
-                scores = self.world.score(obs, candidates, generator=generator)
+                scores = self.world.score(obs, candidates, generator=generator, exploring=exploring)
             return scores.clone()
 
         try:

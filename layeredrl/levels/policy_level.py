@@ -29,7 +29,7 @@ Relabel = Callable[[Batch, Replay], Batch]
 
 Tensors, the transition first: `obs`, `obs_next` (n, O); `act` (n, A); `rew`, `discount` (n,), the latter to the power
 of the duration, zero where the episode terminated; `command` and `next_command`, as `Level.act` has them, where there
-is a level above; `duration` (n,); and `index` (n,), where the transitions lie in the replay.
+is a level above; `duration` (n,). And `index`, an array (n,): where the transitions lie in the replay.
 """
 
 
@@ -85,8 +85,11 @@ class PolicyLevel(Level):
         learning: PolicyLearningConfig | None = None,
         seed: int = 0,
     ) -> None:
-        box = isinstance(action_space, spaces.Box) and len(action_space.shape) == 1
-        if not box or not ((action_space.low == -1) & (action_space.high == 1)).all():
+        if (
+            not isinstance(action_space, spaces.Box)
+            or len(action_space.shape) != 1
+            or not ((action_space.low == -1) & (action_space.high == 1)).all()
+        ):
             raise ValueError(f"action space is {action_space}, expected a flat Box of [-1, 1]")
         require_count("duration", duration)
         off_policy.check_algorithm(algorithm)
@@ -144,7 +147,7 @@ class PolicyLevel(Level):
         while self.n_updates < due:
             self._update()
             self.n_updates += 1
-        if n_total_env_steps - self.last_report < self.learning.report_every or not self._n_summed:
+        if n_total_env_steps - self.last_report < self.learning.report_every or not self._n_summed + self.n_skipped:
             return {}
         return self._report()
 

@@ -31,6 +31,8 @@ class EnsembleConfig:
     """Gaussians that each member mixes."""
     hidden: tuple[int, ...] = (200, 200, 200, 200)
     """Widths of the hidden layers."""
+    frequencies: tuple[float, ...] = ()
+    """Of sines and cosines of the state that the networks see beside it, in radians per unit."""
     learning_rate: float = 1e-3
     """Of Adam."""
     weight_decay: tuple[float, ...] = (1e-4,)
@@ -65,7 +67,12 @@ class EnsembleConfig:
             state_space,
             context_space,
             actions.model_space(action_space),
-            partial(GaussianMixtureMLP, hidden=self.hidden, bound_penalty=self.bound_penalty),
+            partial(
+                GaussianMixtureMLP,
+                hidden=self.hidden,
+                bound_penalty=self.bound_penalty,
+                frequencies=self.frequencies,
+            ),
             n_models=self.n_models,
             n_modes=self.n_modes,
             n_particles_per_model=self.n_particles_per_model,

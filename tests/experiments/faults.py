@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from layeredrl import off_policy
 from layeredrl.levels import RandomLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.world_model import WorldModel
@@ -111,6 +112,20 @@ def nan_scores(when: Callable[[int], bool] = lambda decision: True) -> Iterator[
         yield
 
 
+@contextlib.contextmanager
+def _nan_targets() -> Iterator[None]:
+    """Have all targets of critics be NaN from the twelfth update on."""
+    real, calls = off_policy.targets, iter(range(1, 10**9))
+
+    def targets(algorithm: off_policy.OffPolicyAlgorithm, batch: Any) -> torch.Tensor:
+        found = real(algorithm, batch)
+        return found * torch.nan if next(calls) >= 12 else found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(off_policy, "targets", targets)
+        yield
+
+
 _FAULTY = ("random", "--env", "Faulty-v0")
 _STEP = "environment 0"
 
@@ -150,6 +165,12 @@ FAULTS = [
         ("pets", "--learning.n-random-steps", "30", "--learning.fit.max-skipped", "1", "--learning.first-epochs", "4"),
         nan_losses,
         ("the loss of member 1 is not finite", "in batch 0 of epoch 2", "the largest number is", ", in "),
+    ),
+    Fault(
+        "a gradient of NaN",
+        ("sac", "--learning.max-skipped", "0"),
+        _nan_targets,
+        ("the gradient of critic.", "of the policy level is not finite in update 11, after 0 others"),
     ),
     Fault(
         "plans without a finite score",

@@ -43,6 +43,8 @@ from tests.recording import stored
 AGENTS = [
     ("pets",),
     ("pets", "--planner", "mppi", "--env", "OwnDrift-v0"),  # the reward is learned, too
+    ("sac",),
+    ("sac", "--algorithm", "td3"),
     ("random",),
     ("tests.experiments.own_agents:Hold",),  # is stopped in the midst of an action
 ]
@@ -142,8 +144,8 @@ def test_discrete_actions_and_a_holdout() -> None:
 def test_environments_in_processes_of_their_own_go_on_alike() -> None:
     arguments = ("random", *QUICK, "--n-envs", 2, STEPS, 160)
     run_train(*arguments, "--name", "sync")
-    stop_at(30, *arguments, "--async-envs", "--name", "r")
-    run_train(*arguments, "--async-envs", "--name", "r")
+    stop_at(30, *arguments, "--vectorization", "async", "--name", "r")
+    run_train(*arguments, "--vectorization", "async", "--name", "r")
     assert_same_run(Path("runs/r"), Path("runs/sync"))
 
 

@@ -78,7 +78,7 @@ def test_an_agent_without_a_model_leaves_no_picture_of_it() -> None:
     assert "model.png" not in left
 
 
-@pytest.mark.parametrize(("agent", "n_steps"), [("pets", 80), ("random", 200)])
+@pytest.mark.parametrize(("agent", "n_steps"), [("pets", 80), ("sac", 80), ("random", 200)])
 @pytest.mark.parametrize("n_envs", [1, 3])
 def test_the_same_seed_gives_the_same_metrics(agent: str, n_steps: int, n_envs: int) -> None:
     for name, seed in [("a", 5), ("b", 5), ("other", 6)]:

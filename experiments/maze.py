@@ -1,0 +1,251 @@
+"""Agents in Maze2D-Medium, compared over seeds: `python -m experiments.maze`.
+
+Each agent is trained with each seed by a command of its own, which goes on where it was stopped, and is then evaluated
+on ten episodes for each of the twelve pairs of different corners. Results are appended as they come; the table, the
+curves and the picture of a plan are made from them.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from envs.maze2d_drawing import draw_walls
+from envs.maze2d_layouts import MEDIUM
+from envs.maze2d_vector import Maze2DVectorEnv
+from experiments.benchmarks.machine import machine_line
+from experiments.evaluate import EvaluateConfig, load
+from layeredrl.collector import Collector, Episode
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import PlannerLevel
+from layeredrl.randomness import fork_globals, seed_globals
+
+ENV = "Maze2D-Medium-v0"
+PAIRS = list(permutations(MEDIUM.starts, 2))
+"""Start and goal: each of the four corners, and each of the three others."""
+COMMON = ("--env", ENV, "--n-envs", "16", "--vectorization", "native", "--no-pictures", "--no-tensorboard")
+AGENTS: dict[str, tuple[str, ...]] = {
+    "goals": ("goals",),
+    "sac": ("sac", "--learning.n-random-steps", "2000", "--learning.updates-per-transition", "0.5"),
+}
+"""Agents by name, as `experiments.train` takes them."""
+
+
+@dataclass(frozen=True)
+class MazeStudy:
+    """Train agents in the maze and compare them."""
+
+    agents: tuple[str, ...] = tuple(AGENTS)
+    """Which, by name."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the runs."""
+    n_total_env_steps: int = 100_000
+    """Environment steps of a run."""
+    eval_every: int = 10_000
+    """Environment steps between two points of the curves, of 24 episodes each."""
+    output: Path = Path("experiments/results/maze.md")
+    """Where the table goes; results and pictures go beside it."""
+    runs_dir: Path = Path("runs")
+    """Where the runs are."""
+
+    def __post_init__(self) -> None:
+        if not set(self.agents) <= set(AGENTS):
+            raise ValueError(f"agents is {self.agents}, expected some of {', '.join(AGENTS)}")
+
+
+class PairsEnv(Maze2DVectorEnv):
+    """One environment for each of some pairs of start and goal, in which every episode has that pair."""
+
+    def __init__(self, pairs: Sequence[tuple[Any, Any]], **kwargs: Any) -> None:
+        super().__init__(num_envs=len(pairs), **kwargs)
+        self._options = {
+            name: np.array(points) for name, points in zip(("start", "goal"), zip(*pairs, strict=True), strict=True)
+        }
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """Begin episodes with each environment's own pair."""
+        return super().reset(seed=seed, options={**self._options, **(options or {})})
+
+
+def evaluate(agent: Hierarchy, n_each: int = 10, seed: int = 10**6, **kwargs: Any) -> list[Episode]:
+    """Play episodes between all pairs of corners, without exploration."""
+    env = PairsEnv(PAIRS * n_each, layout="medium", autoreset_mode="Disabled", **kwargs)
+    with fork_globals():
+        seed_globals(seed)
+        return Collector(env, agent, seed=seed, learn=False).collect_episodes(len(PAIRS) * n_each)
+
+
+def run(study: MazeStudy, name: str, seed: int) -> dict[str, Any]:
+    """Train and evaluate one agent with one seed."""
+    folder = study.runs_dir / f"maze-{name}-{seed}"
+    command = [*AGENTS[name], *COMMON, "--seed", str(seed), "--trainer.n-total-env-steps", str(study.n_total_env_steps)]
+    command += ["--trainer.eval-every", str(study.eval_every), "--trainer.eval-episodes", "24"]
+    command += ["--trainer.checkpoint-every", "20000", "--runs-dir", str(study.runs_dir), "--name", folder.name]
+    subprocess.run([sys.executable, "-m", "experiments.train", *command], check=True)
+    _, agent, n_steps = load(EvaluateConfig(folder))
+    episodes = evaluate(agent)
+    returns = [episode.episode_return for episode in episodes]
+    metrics = _columns(folder / "metrics.csv", ("eval/episode_return", "eval/success", "time/cpu_seconds"))
+    return {
+        "agent": name,
+        "seed": seed,
+        "n_total_env_steps": n_steps,
+        "success": statistics.mean(bool(episode.success) for episode in episodes),
+        "return": statistics.mean(returns),
+        "worst_return": min(returns),
+        "cpu_seconds": metrics["time/cpu_seconds"][-1][1],
+        "curve": [
+            (n, value, success)
+            for (n, value), (_, success) in zip(metrics["eval/episode_return"], metrics["eval/success"], strict=True)
+        ],
+        "command": "python -m experiments.train " + " ".join(command),
+        "machine": machine_line("gymnasium", "tianshou", threads=1),
+    }
+
+
+def _columns(path: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
+    """Columns of a metrics.csv: environment steps and value, where there is one."""
+    header, *lines = (line.split(",") for line in path.read_text().splitlines())
+    found = {name: header.index(name) for name in names}
+    return {name: [(int(x[0]), float(x[i])) for x in lines if len(x) > i and x[i]] for name, i in found.items()}
+
+
+def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A row for each agent and seed, as Markdown."""
+    lines = [
+        "| agent | seed | environment steps | success | return | worst return | CPU seconds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['agent']} | {r['seed']} | {r['n_total_env_steps']} | {r['success']:.3f} | {r['return']:.1f} | "
+        f"{r['worst_return']:.1f} | {r['cpu_seconds']:.0f} |"
+        for r in sorted(results, key=lambda r: (r["agent"], r["seed"]))
+    ]
+    return lines
+
+
+def draw_curves(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Return and success of the evaluations while learning: each seed, and the median of an agent's seeds."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    for axis, column, label in zip(figure.subplots(1, 2), (1, 2), ("return", "success"), strict=True):
+        for colour, name in zip(("#3366aa", "#dd7733", "#338855", "#aa4466"), AGENTS, strict=False):
+            curves = [np.array(r["curve"]) for r in results if r["agent"] == name]
+            for curve in curves:
+                axis.plot(curve[:, 0], curve[:, column], color=colour, alpha=0.3, lw=1)
+            if curves:
+                n = min(map(len, curves))
+                median = np.median([curve[:n, column] for curve in curves], 0)
+                axis.plot(curves[0][:n, 0], median, color=colour, label=f"{name}, {len(curves)} seeds")
+        axis.set(xlabel="environment steps", ylabel=f"{label} of 24 episodes")
+        axis.grid(alpha=0.3)
+    axis.legend(loc="best")
+    figure.savefig(path, dpi=120)
+
+
+def draw_plans(path: Path, agent: Hierarchy, pairs: Sequence[tuple[Any, Any]], every: int = 2) -> None:
+    """Episodes between pairs of corners: the way that was taken, and what was planned on it now and then.
+
+    Args:
+        path: Of the PNG.
+        agent: Its top level plans, with positions as the first two dimensions of the state.
+        pairs: Of start and goal.
+        every: Decisions of the planner between two plans that are drawn.
+    """
+    level = agent.levels[0]
+    assert isinstance(level, PlannerLevel)
+    figure = Figure(figsize=(4.2 * len(pairs), 4.4), layout="constrained")
+    for axis, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs))), pairs, strict=True):
+        draw_walls(axis, MEDIUM)
+        way, plans = follow(agent, level, pair)
+        for i, plan in enumerate(plans[::every]):
+            axis.plot(*plan.T, ".-", color="#dd7733", alpha=0.75, lw=1, ms=3, label=None if i else "plans")
+        axis.plot(*way.T, color="#3366aa", lw=2, label=f"way, {len(way) - 1} steps")
+        axis.plot(*pair[0], "o", color="#3366aa", label="start")
+        axis.plot(*pair[1], "*", color="#338855", ms=14, label="goal")
+        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, fontsize=8, frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def follow(
+    agent: Hierarchy, level: PlannerLevel, pair: tuple[Any, Any]
+) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+    """Play until the goal is reached: positions (T, 2), and those predicted at each decision, (H + 1, 2)."""
+    env = PairsEnv([pair], layout="medium", autoreset_mode="Disabled")
+    way, plans = [np.array(pair[0], np.float32)], []
+    planned = level.plan
+
+    def keep(obs: torch.Tensor, memory: Any, generator: torch.Generator, **kwargs: Any) -> Any:
+        plan = planned(obs, memory, generator, **kwargs)
+        mean = level.world.rollout(obs, plan.actions, generator=generator, statistics=False).state.mean((1, 2))
+        plans.append(mean[0, :, :2].cpu().numpy())
+        return plan
+
+    level.plan = keep  # type: ignore[method-assign]
+    try:
+        with fork_globals():
+            seed_globals(0)
+            collector = Collector(
+                env, agent, seed=0, learn=False, on_step=lambda step, _: way.append(step.obs_next[0, :2])
+            )
+            while np.linalg.norm(way[-1] - np.array(pair[1])) > 0.3 and len(way) < 401:
+                collector.step(explore=False)
+    finally:
+        level.plan = planned  # type: ignore[method-assign]
+    return np.array(way), plans
+
+
+def report(study: MazeStudy, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write the table and the pictures from all results."""
+    curves = study.output.with_suffix(".png")
+    draw_curves(curves, results)
+    plans = study.output.with_name(f"{study.output.stem}_plan.png")
+    lines = [
+        f"# {ENV}",
+        "",
+        "`python -m experiments.maze`. After training, ten episodes for each of the twelve pairs of corners: share of",
+        "episodes that come within 0.3 m of the goal, and return. Standing still gives -201, the shortest path -16.",
+        "CPU seconds are those of training, evaluations included.",
+        "",
+        *table(results),
+        "",
+        f"![learning curves]({curves.name})",
+        "",
+    ]
+    if plans.exists():
+        lines += ["The way through the maze, and what was planned on it:", "", f"![plans]({plans.name})", ""]
+    lines += ["Commands:", "", *(f"    {r['command']}" for r in results), "", results[-1]["machine"], ""]
+    study.output.write_text("\n".join(lines))
+
+
+def main() -> None:
+    """Train, evaluate, tell."""
+    study = tyro.cli(MazeStudy, prog="python -m experiments.maze")
+    study.output.parent.mkdir(parents=True, exist_ok=True)
+    kept = study.output.with_suffix(".jsonl")
+    for name in study.agents:
+        for seed in study.seeds:
+            results = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+            if any((r["agent"], r["seed"]) == (name, seed) for r in results):
+                continue
+            result = run(study, name, seed)
+            with kept.open("a") as file:
+                file.write(json.dumps(result) + "\n")
+            if name == "goals" and seed == study.seeds[0]:
+                _, agent, _ = load(EvaluateConfig(study.runs_dir / f"maze-{name}-{seed}"))
+                draw_plans(study.output.with_name(f"{study.output.stem}_plan.png"), agent, [PAIRS[0], PAIRS[3]])
+            report(study, [*results, result])
+
+
+if __name__ == "__main__":
+    main()

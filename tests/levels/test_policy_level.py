@@ -1,0 +1,732 @@
+"""A level that acts by a policy: what it learns from, when, what it tells, and how it acts."""
+
+import copy
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from tianshou.algorithm.modelfree.sac import SAC
+from tianshou.data import Batch
+
+from layeredrl import off_policy
+from layeredrl.checkpoint import Checkpoints
+from layeredrl.collector import Collector
+from layeredrl.faults import NonFiniteError
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import SACConfig, TD3Config
+from layeredrl.task import TaskSpec
+from tests.envs.counter import CounterEnv
+from tests.recording import FunctionLevel
+
+WIDTH, E, GAMMA = 3, 2, 0.9
+ACTIONS = spaces.Box(-1.0, 1.0, (2,))
+GOALS, CHOICES = spaces.Box(-5.0, 5.0, (2,)), spaces.Discrete(3, start=1)
+LEARNING = PolicyLearningConfig(n_random_steps=0, batch_size=16, report_every=10, replay_size=200)
+CPU = torch.device("cpu")
+CONFIGS = {
+    "sac": SACConfig(hidden=(8,), learning_rate=1e-2, discount=GAMMA),
+    "sac with a fixed alpha": SACConfig(hidden=(8,), learning_rate=1e-2, discount=GAMMA, alpha=0.3),
+    "td3": TD3Config(hidden=(8,), learning_rate=1e-2, discount=GAMMA),
+}
+LEVELS = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+
+
+def make(config=CONFIGS["sac"], *, commands=None, seed=0, learning=None, n_envs=E, **settings):
+    torch.manual_seed(seed)
+    n_inputs = WIDTH + (0 if commands is None else spaces.flatdim(commands))
+    algorithm = config.build(n_inputs, ACTIONS, CPU)
+    settings = {"n_envs": n_envs, "learning": LEARNING if learning is None else learning, "seed": seed} | settings
+    return PolicyLevel(algorithm, ACTIONS, commands, **settings)
+
+
+def make_transitions(rng, n, commands=None):
+    """Of durations 1 to 5; some terminate, others are truncated."""
+    duration = rng.integers(1, 6, n)
+    info = Batch(duration=duration)
+    if commands is not None:
+        elapsed = rng.integers(0, 4, n)
+        choices, goals = rng.integers(1, 4, (n, 1)), rng.uniform(-5, 5, (n, 2)).astype(np.float32)
+        remaining = duration + rng.integers(0, 3, n)
+        obs = rng.normal(size=(n, WIDTH)).astype(np.float32)
+        info.command = Batch(
+            action=choices if commands is CHOICES else goals, obs=obs, elapsed=elapsed, remaining=remaining
+        )
+    ends = rng.integers(0, 3, n)
+    return Batch(
+        obs=rng.normal(size=(n, WIDTH)).astype(np.float32),
+        act=rng.uniform(-1, 1, (n, 2)).astype(np.float32),
+        rew=rng.normal(size=n),
+        terminated=ends == 1,
+        truncated=ends == 2,
+        obs_next=rng.normal(size=(n, WIDTH)).astype(np.float32),
+        info=info,
+    )
+
+
+def observe(level, n_steps, seed=0, commands=None):
+    rng, n_envs = np.random.default_rng(seed), len(level.replay.buffer.rings)
+    for _ in range(n_steps):
+        level.observe(make_transitions(rng, n_envs, commands), np.arange(n_envs))
+
+
+def act(level, n=E, explore=True, seed=0, obs=None, command=None):
+    obs = torch.linspace(-1, 1, n * WIDTH).view(n, WIDTH) if obs is None else obs
+    generator = torch.Generator().manual_seed(seed)
+    return level.act(obs, command, level.start(len(obs)), explore=explore, generator=generator)
+
+
+def ask(action):
+    n = len(action)
+    numbers = torch.zeros(n, dtype=torch.int64)
+    return Batch(action=action, obs=torch.zeros(n, WIDTH), elapsed=numbers, remaining=numbers + 1)
+
+
+def parameters(level):
+    return {name: p.detach().clone() for name, p in level.algorithm.named_parameters()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture
+def batches(monkeypatch):
+    """What the algorithms are updated with; they are updated all the same."""
+    seen, original = [], off_policy.update
+
+    def update(algorithm, batch):
+        seen.append(copy.deepcopy(batch))
+        return original(algorithm, batch)
+
+    monkeypatch.setattr(off_policy, "update", update)
+    return seen
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Stands for every update, and tells of its number, from 1."""
+    numbers: list[int] = []
+
+    def update(algorithm, batch):
+        numbers.append(len(numbers) + 1)
+        return {"loss": float(numbers[-1]), "target": 100.0 + numbers[-1]}
+
+    monkeypatch.setattr(off_policy, "update", update)
+    return numbers
+
+
+# ------------------------------------------------------------------ what it learns from
+
+
+@pytest.mark.parametrize("commands", [None, GOALS, CHOICES], ids=["alone", "goals", "choices"])
+def test_samples_are_what_was_stored(commands):
+    level = make(commands=commands, learning=replace(LEARNING, batch_size=60))
+    observe(level, 30, commands=commands)
+    batch, rows = level.sample(), level.replay.all()
+    stored = {tuple(rows.obs[i]): i for i in range(len(rows))}
+    assert len(batch.obs) == 60
+    for n in range(60):
+        i = stored[tuple(batch.obs[n].numpy())]
+        np.testing.assert_array_equal(batch.obs_next[n], rows.obs_next[i])
+        np.testing.assert_array_equal(batch.act[n], rows.act[i])
+        assert float(batch.rew[n]) == np.float32(rows.rew[i])
+        duration = int(rows.info.duration[i])
+        assert int(batch.duration[n]) == duration
+        expected = 0.0 if rows.terminated[i] else math.prod([GAMMA] * duration)
+        assert float(batch.discount[n]) == pytest.approx(expected, rel=1e-6)
+        np.testing.assert_array_equal(level.replay.rows(batch.index[n : n + 1]).obs[0], rows.obs[i])
+        if commands is None:
+            continue
+        asked = rows.info.command
+        for command, passed in ((batch.command, 0), (batch.next_command, duration)):
+            np.testing.assert_array_equal(command.action[n], asked.action[i])
+            np.testing.assert_array_equal(command.obs[n], asked.obs[i])
+            assert int(command.elapsed[n]) == asked.elapsed[i] + passed
+            assert int(command.remaining[n]) == asked.remaining[i] - passed
+    assert set(batch.duration.tolist()) == {1, 2, 3, 4, 5}
+    terminated = rows.terminated[[stored[tuple(row.numpy())] for row in batch.obs]]
+    truncated = rows.truncated[[stored[tuple(row.numpy())] for row in batch.obs]]
+    assert terminated.any()
+    assert truncated.any()
+    assert (batch.discount[torch.from_numpy(truncated)] > 0).all()
+    assert ("command" in batch) == (commands is not None)
+
+
+@LEVELS
+def test_a_target_counts_what_follows_by_the_duration(config):
+    """With critics that are one everywhere, whatever the algorithm's next action is."""
+    level = make(replace(config, alpha=0.0) if isinstance(config, SACConfig) else config)
+    for critic in (level.algorithm.critic_old, level.algorithm.critic2_old):
+        weight, bias = [*critic.parameters()][-2:]
+        weight.data.zero_()
+        bias.data.fill_(1.0)
+    observe(level, 30)
+    batch, rows = level.sample(), level.replay.all()
+    found = off_policy.targets(level.algorithm, batch)
+    stored = {tuple(rows.obs[i]): i for i in range(len(rows))}
+    for n in range(16):
+        i = stored[tuple(batch.obs[n].numpy())]
+        follows = 0.0 if rows.terminated[i] else GAMMA ** int(rows.info.duration[i])
+        assert float(found[n]) == pytest.approx(rows.rew[i] + follows, abs=1e-6)
+
+
+def test_a_reward_that_changes_changes_the_targets(told, monkeypatch):
+    """The replay stays as it is; tianshou would go on with the reward that was stored."""
+    scale = [1.0]
+
+    def relabel(batch, replay):
+        batch.rew = scale[0] * batch.obs_next[:, 0]
+        return batch
+
+    level = make(CONFIGS["td3"], relabel=relabel)
+    observe(level, 10)
+    before = copy.deepcopy(level.replay.all())
+    saved, found = level.replay.state_dict()["generators"], []
+    for value in (1.0, 3.0):
+        scale[0] = value
+        level.replay.load_state_dict(copy.deepcopy(loaded(level.replay, saved)))
+        batch = level.sample()
+        assert torch.equal(batch.rew, value * batch.obs_next[:, 0])
+        torch.manual_seed(0)
+        found.append((batch.obs_next[:, 0], off_policy.targets(level.algorithm, batch)))
+    assert torch.equal(found[0][0], found[1][0])
+    torch.testing.assert_close(found[1][1] - found[0][1], 2 * found[0][0])
+    after = level.replay.all()
+    for key in ("obs", "rew", "act", "obs_next"):
+        np.testing.assert_array_equal(after[key], before[key])
+    level.learn(20)
+    assert told  # it does learn from them; the next test sees how
+
+
+def loaded(replay, generators):
+    """The state of a replay as it comes back from a checkpoint, with other generators."""
+    state = replay.state_dict()
+    slots = replay.buffer.slots(state["rows"].keep_from, state["rows"].stop)
+    rows = {name: torch.from_numpy(column[slots]) for name, column in replay.buffer.columns().items()}
+    increment = {"rows": rows, "start": state["rows"].keep_from, "stop": state["rows"].stop}
+    return {**state, "rows": increment, "generators": generators}
+
+
+def test_the_critics_learn_the_reward_that_is_asked_for_now():
+    """Only the values of terminal transitions, so that nothing else matters: of a reward that is constant."""
+    constant = [2.0]
+
+    def relabel(batch, replay):
+        batch.rew, batch.discount = torch.full_like(batch.rew, constant[0]), torch.zeros_like(batch.discount)
+        return batch
+
+    level = make(SACConfig(hidden=(8,), learning_rate=0.05, alpha=0.0), relabel=relabel)
+    observe(level, 20)
+    for value, n in ((2.0, 40), (-1.0, 42)):
+        constant[0] = value
+        level.learning = replace(LEARNING, updates_per_transition=100.0)
+        observe(level, 1, seed=n)
+        level.learn(n)
+        batch = level.sample()
+        with torch.no_grad():
+            for critic in (level.algorithm.critic, level.algorithm.critic2):
+                assert (critic(batch.obs, batch.act) - value).abs().mean() < 0.15
+
+
+def test_commands_that_are_exchanged_are_what_the_policy_sees(batches):
+    """In the target, too: tianshou would read the buffer again."""
+
+    def relabel(batch, replay):
+        assert replay is level.replay
+        batch.command.action = torch.full_like(batch.command.action, 4.0)
+        batch.next_command.action = torch.full_like(batch.next_command.action, -4.0)
+        batch.rew = torch.zeros_like(batch.rew)
+        return batch
+
+    level = make(commands=GOALS, relabel=relabel)
+    observe(level, 20, commands=GOALS)
+    rows = level.replay.all()
+    stored = {tuple(obs): tuple(following) for obs, following in zip(rows.obs, rows.obs_next, strict=True)}
+    level.learn(40)
+    (batch,) = batches
+    for n in range(16):
+        obs, obs_next = batch.obs[n].tolist(), batch.obs_next[n].tolist()
+        assert obs[WIDTH:] == [4.0, 4.0]
+        assert obs_next[WIDTH:] == [-4.0, -4.0]
+        assert stored[tuple(np.float32(obs[:WIDTH]))] == tuple(np.float32(obs_next[:WIDTH]))
+    np.testing.assert_array_equal(batch.rew, 0)
+    found = []
+    for goal in (-4.0, 4.0):
+        batch.obs_next[:, WIDTH:] = goal
+        torch.manual_seed(0)
+        found.append(off_policy.targets(level.algorithm, batch))
+    going_on = batch.discount > 0
+    assert (found[0] != found[1])[going_on].all()
+    assert torch.equal(found[0][~going_on], found[1][~going_on])
+
+
+def test_choices_are_seen_one_hot(batches):
+    level = make(commands=CHOICES)
+    observe(level, 20, commands=CHOICES)
+    rows = level.replay.all()
+    asked = {tuple(obs): action.item() for obs, action in zip(rows.obs, rows.info.command.action, strict=True)}
+    level.learn(40)
+    for row in batches[0].obs.numpy():
+        assert row[WIDTH:].tolist() == [float(asked[tuple(row[:WIDTH])] == choice) for choice in (1, 2, 3)]
+
+
+def test_inputs_of_ones_own(batches):
+    level = make(commands=GOALS, inputs=lambda obs, command: torch.cat([obs - command.obs, command.action], -1))
+    observe(level, 20, commands=GOALS)
+    level.learn(40)
+    rows = level.replay.all()
+    expected = {tuple(row) for row in np.concatenate([rows.obs - rows.info.command.obs, rows.info.command.action], 1)}
+    assert {tuple(row) for row in batches[0].obs.numpy()} <= expected
+    command = ask(torch.ones(E, 2))
+    command.obs = torch.linspace(-1, 1, E * WIDTH).view(E, WIDTH)
+    seen = torch.cat([torch.zeros(E, WIDTH), torch.ones(E, 2)], -1)
+    torch.testing.assert_close(act(level, explore=False, command=command).action, most_probable(level, seen))
+
+
+# ------------------------------------------------------------------ how often
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize("ratio", [0.25, 1, 3])
+def test_updates_keep_their_ratio_to_the_data_from_the_first_one_on(ratio, n_envs, told):
+    level = make(
+        learning=replace(LEARNING, n_random_steps=12, updates_per_transition=ratio, report_every=1000), n_envs=n_envs
+    )
+    for n in range(n_envs, 60, n_envs):
+        observe(level, 1, seed=n)
+        level.learn(n)
+        # The transition with which it begins counts, those of the random phase do not.
+        assert len(told) == (0 if n < 12 else math.floor(ratio * (n - 11)))
+    assert level.n_updates == len(told)
+
+
+def test_transitions_that_last_longer_count_once(told):
+    level = make(learning=replace(LEARNING, n_random_steps=20))
+    for n in range(10, 101, 10):  # each of five environment steps, in two environments
+        observe(level, 1, seed=n)
+        level.learn(n)
+        assert len(told) == (0 if n < 20 else 1 + 2 * (n // 10 - 2))
+
+
+def test_without_transitions_nothing_is_learned(told):
+    level = make()
+    assert level.learn(100) == {}
+    assert not told
+    observe(level, 1)
+    level.learn(102)
+    assert len(told) == 1
+
+
+def test_the_first_updates_may_come_without_a_random_phase(told):
+    level = make(n_envs=1)
+    for n in range(1, 6):
+        observe(level, 1, seed=n)
+        level.learn(n)
+        assert len(told) == n
+
+
+# ------------------------------------------------------------------ what it tells
+
+
+def test_reports_are_means_since_the_last_one(told):
+    level = make(n_envs=1, learning=replace(LEARNING, n_random_steps=8, updates_per_transition=2, report_every=5))
+    level.relabel = with_reward(told)
+    reports = {}
+    for n in range(1, 25):
+        observe(level, 1, seed=n)
+        metrics = level.learn(n)
+        if metrics:
+            reports[n] = metrics
+    assert [*reports] == [13, 18, 23]
+    first = 1
+    for n, metrics in reports.items():
+        last = 2 * (n - 7)
+        mean = (first + last) / 2
+        assert metrics == pytest.approx(
+            {
+                "policy/loss": mean,
+                "policy/target": 100 + mean,
+                "policy/reward": mean - 1,  # is asked for before the update has its number
+                "policy/updates": last,
+            }
+        )
+        first = last + 1
+
+
+def with_reward(numbers):
+    def relabel(batch, replay):
+        batch.rew = torch.full_like(batch.rew, len(numbers))
+        return batch
+
+    return relabel
+
+
+@pytest.mark.parametrize(
+    ("config", "losses"),
+    [
+        ("sac", ["actor_loss", "critic1_loss", "critic2_loss", "alpha", "alpha_loss"]),
+        ("sac with a fixed alpha", ["actor_loss", "critic1_loss", "critic2_loss", "alpha"]),
+        ("td3", ["actor_loss", "critic1_loss", "critic2_loss"]),
+    ],
+)
+def test_the_names_of_the_metrics(config, losses):
+    level = make(CONFIGS[config])
+    observe(level, 10)
+    level.learn(20)
+    observe(level, 1)
+    metrics = level.learn(30)
+    assert sorted(metrics) == sorted(f"policy/{name}" for name in [*losses, "target", "reward", "updates"])
+    assert all(math.isfinite(value) for value in metrics.values())
+
+
+def test_two_policies_in_a_stack_both_report():
+    box = spaces.Box(-np.inf, np.inf, (WIDTH,))
+    above = make(learning=replace(LEARNING, n_random_steps=4, batch_size=2, report_every=4), n_envs=1, duration=3)
+    below = make(commands=ACTIONS, learning=replace(LEARNING, n_random_steps=4, report_every=4), n_envs=1)
+    agent = Hierarchy([above, below], TaskSpec(box, ACTIONS))
+    carry = agent.start(1, 0)
+    metrics = {}
+    for n in range(1, 25):
+        agent.act(np.full((1, WIDTH), n, np.float32), carry, explore=True)
+        over = np.zeros(1, bool)
+        following = np.full((1, WIDTH), n + 1, np.float32)
+        step = Batch(rew=np.ones(1), terminated=over, truncated=over, obs_next=following)
+        agent.observe(step, np.arange(1), carry, learn=True)
+        metrics |= agent.learn(n)
+    assert above.replay.n_added == 8
+    assert below.replay.n_added == 24
+    assert metrics["policy/updates"] == above.n_updates == 8  # from the fourth step on, when it has one
+    assert metrics["policy/updates_level1"] == below.n_updates == 21
+    assert metrics["policy/reward"] == pytest.approx(1 + GAMMA + GAMMA**2)
+    assert metrics["policy/reward_level1"] == pytest.approx(1)
+    assert len(metrics) == 2 * 8
+
+
+# ------------------------------------------------------------------ acting
+
+
+def most_probable(level, inputs):
+    """The action without noise, written out from the actor's layers."""
+    actor = level.algorithm.policy.actor
+    with torch.no_grad():
+        hidden = actor.preprocess(inputs)[0]
+        return (actor.mu if isinstance(level.algorithm, SAC) else actor.last)(hidden).tanh()
+
+
+SURPRISING = 1.95
+"""Of `kolmogorov`: exceeded once in 1000."""
+
+
+def kolmogorov(values, distribution):
+    """Largest distance between the distribution function of a sample and the one expected, times the root of n."""
+    n, expected = len(values), distribution(values.sort().values)
+    steps = torch.arange(n + 1) / n
+    return float(torch.maximum((expected - steps[:-1]).abs(), (expected - steps[1:]).abs()).max()) * n**0.5
+
+
+def uniform(values):
+    return (values + 1) / 2
+
+
+@LEVELS
+def test_the_random_phase_is_uniform_and_follows_the_generator(config):
+    level = make(config, learning=replace(LEARNING, n_random_steps=10))
+    obs = torch.zeros(3000, WIDTH)
+    for n in (0, 9):
+        level.learn(n)
+        torch.manual_seed(n)
+        action = act(level, obs=obs).action
+        assert torch.equal(action, act(level, obs=obs).action)
+        assert not torch.equal(action, act(level, obs=obs, seed=1).action)
+        for column in action.T:
+            assert kolmogorov(column, uniform) < SURPRISING
+    torch.testing.assert_close(act(level, explore=False, obs=obs[:2]).action, most_probable(level, obs[:2]))
+    level.learn(10)
+    action = act(level, obs=obs).action
+    assert kolmogorov(action[:, 0], uniform) > 2 * SURPRISING
+
+
+def test_sac_explores_by_its_distribution():
+    level = make()
+    obs = torch.linspace(-1, 1, WIDTH).expand(4000, WIDTH)
+    action = act(level, obs=obs).action
+    assert (action.abs() <= 1).all()
+    actor = level.algorithm.policy.actor
+    with torch.no_grad():
+        hidden = actor.preprocess(obs[:1])[0]
+        normal = torch.distributions.Normal(actor.mu(hidden)[0].double(), actor.sigma(hidden)[0].exp().double())
+    for j in range(2):
+        assert kolmogorov(action[:, j].double().atanh(), lambda x, j=j: normal.cdf(x[:, None])[:, j]) < SURPRISING
+    assert not torch.equal(action, act(level, obs=obs).action)  # it draws from torch's global generator
+    torch.manual_seed(3)
+    action = act(level, obs=obs).action
+    torch.manual_seed(3)
+    assert torch.equal(action, act(level, obs=obs).action)
+
+
+def test_td3_adds_noise_and_clips():
+    level = make(replace(CONFIGS["td3"], exploration_noise=0.5))
+    obs = torch.linspace(-2, 2, WIDTH).expand(4000, WIDTH)
+    center = most_probable(level, obs[:1])[0].numpy()
+    np.random.seed(0)  # noqa: NPY002  tianshou's noise is drawn there
+    action = act(level, obs=obs).action.numpy()
+    assert action.dtype == np.float32
+    np.random.seed(0)  # noqa: NPY002
+    expected = np.clip(center + np.random.normal(0, 0.5, (4000, 2)), -1, 1)  # noqa: NPY002
+    np.testing.assert_allclose(action, expected, atol=1e-6)
+    assert action.max() == 1
+    quiet = make(replace(CONFIGS["td3"], exploration_noise=0.0))
+    torch.testing.assert_close(act(quiet).action, act(quiet, explore=False).action)
+
+
+@LEVELS
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_without_exploration_the_most_probable_action_is_taken(config, n):
+    """In any number of environments, whatever the number that it learns in, and without touching a generator."""
+    level = make(config)
+    observe(level, 10)
+    level.learn(20)
+    obs = torch.linspace(-2, 2, n * WIDTH).view(n, WIDTH)
+    before = torch.get_rng_state()
+    decision = act(level, n, explore=False, obs=obs)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(decision.action, most_probable(level, obs))
+    assert torch.equal(decision.action, act(level, n, explore=False, obs=obs).action)
+    assert decision.duration.tolist() == [1] * n
+    assert not decision.action.requires_grad
+    for i in range(n):
+        torch.testing.assert_close(act(level, 1, explore=False, obs=obs[i : i + 1]).action[0], decision.action[i])
+
+
+def test_actions_stand_for_the_duration():
+    level = make(duration=4, learning=replace(LEARNING, n_random_steps=10))
+    assert act(level).duration.tolist() == [4] * E
+    assert act(level, explore=False).duration.tolist() == [4] * E
+
+
+@pytest.mark.parametrize(
+    ("commands", "action", "seen"),
+    [
+        (GOALS, [[1.0, -2.0], [3.0, 0.5]], [[1.0, -2.0], [3.0, 0.5]]),
+        (CHOICES, [[3], [1]], [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0]]),
+    ],
+    ids=["goals", "choices"],
+)
+def test_commands_change_the_action(commands, action, seen):
+    level, obs = make(commands=commands), torch.full((2, WIDTH), 0.3)
+    found = act(level, explore=False, obs=obs, command=ask(torch.tensor(action))).action
+    torch.testing.assert_close(found, most_probable(level, torch.cat([obs, torch.tensor(seen)], -1)))
+    assert not torch.equal(found[0], found[1])
+
+
+def test_under_a_level_that_commands():
+    """With a real Collector: the replay holds what was asked, and of what was asked the policy learns."""
+    above = FunctionLevel(lambda obs, command, n: ([1 + n % 3], 3), CHOICES, n_envs=2)
+    task = TaskSpec(spaces.Box(0.0, np.inf, (2,)), spaces.Box(-1.0, 1.0, (1,)), n_envs=2)
+    algorithm = CONFIGS["sac"].build(2 + 3, task.action_space, CPU)
+    level = PolicyLevel(algorithm, task.action_space, CHOICES, n_envs=2, duration=2, learning=LEARNING)
+    envs = SyncVectorEnv([lambda: CounterEnv(7)] * 2, autoreset_mode=AutoresetMode.DISABLED)
+    agent = Hierarchy([above, level], task)
+    collector = Collector(envs, agent, seed=0)
+    before = parameters(level)
+    for _ in range(30):
+        collector.step(explore=True)
+        agent.learn(collector.n_total_env_steps)
+    rows = level.replay.all()
+    # Episodes of seven steps, commands for 3, 3, 1; actions for 2, 1, 2, 1, 1.
+    steps = [(0, 2, 0, 3), (2, 1, 2, 1), (3, 2, 0, 3), (5, 1, 2, 1), (6, 1, 0, 3)]
+    for i in range(10):
+        begin, duration, elapsed, remaining = steps[i % 5]
+        assert rows.obs[i, 0] == begin
+        assert rows.obs_next[i, 0] == begin + duration
+        assert rows.info.duration[i] == duration
+        assert (rows.info.command.elapsed[i], rows.info.command.remaining[i]) == (elapsed, remaining)
+        assert rows.info.command.action[i] == [1 + begin // 3]
+        assert rows.info.command.obs[i, 0] == begin - elapsed
+        assert rows.rew[i] == pytest.approx(sum(GAMMA**k * (begin + 1 + k) for k in range(duration)))
+        assert rows.terminated[i] == (begin == 6)
+    assert level.n_updates == level.replay.n_added - 1  # from the first step that ended a transition
+    assert not same(parameters(level), before)
+
+
+# ------------------------------------------------------------------ gradients that are not finite
+
+
+def spoil(when, value=math.inf):
+    """A relabelling that spoils some batches, by their number from 1."""
+    calls = iter(range(1, 10**9))
+
+    def relabel(batch, replay):
+        if when(next(calls)):
+            batch.rew[0] = value
+        return batch
+
+    return relabel
+
+
+@LEVELS
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_updates_that_are_not_finite_are_skipped_counted_and_at_last_refused(config, value):
+    level = make(config, n_envs=1, learning=replace(LEARNING, max_skipped=2, report_every=4))
+    level.relabel = spoil(lambda n: n >= 4, value)
+    for n in range(1, 4):
+        observe(level, 1, seed=n)
+        level.learn(n)
+    before = parameters(level)
+    observe(level, 1, seed=4)
+    assert level.learn(4) == {}
+    observe(level, 1, seed=5)
+    metrics = level.learn(5)
+    assert metrics["policy/skipped_updates"] == 2
+    assert metrics["policy/updates"] == 5
+    assert all(math.isfinite(number) for number in metrics.values())
+    assert same(parameters(level), before)
+    for n in (6, 7):  # are counted anew
+        observe(level, 1, seed=n)
+        level.learn(n)
+    observe(level, 1, seed=8)
+    message = r"gradient of critic\..* of the policy level is not finite in update 7, after 2 others since the last"
+    with pytest.raises(NonFiniteError, match=message):
+        level.learn(8)
+    assert same(parameters(level), before)
+    level.relabel = None
+    level.learn(8)
+    assert not same(parameters(level), before)
+
+
+def test_without_skipped_updates_there_is_no_word_of_them():
+    level = make()
+    observe(level, 5)
+    level.learn(10)
+    observe(level, 1)
+    assert "policy/skipped_updates" not in level.learn(20)
+
+
+# ------------------------------------------------------------------ going on
+
+
+def run(level, steps, reports=None):
+    for n in steps:
+        observe(level, 1, seed=n)
+        metrics = level.learn(n)
+        if reports is not None and metrics:
+            reports[n] = metrics
+
+
+def save(level, folder):
+    state = {"level": level.state_dict(), "replay": level.replay.state_dict()}
+    Checkpoints(folder).save(state, level.n_total_env_steps)
+
+
+@LEVELS
+def test_a_level_goes_on_in_the_midst_of_a_reporting_period(config, tmp_path):
+    """Other networks and other seeds to begin with; the same parameters and reports to the last bit."""
+    learning = replace(LEARNING, n_random_steps=6, updates_per_transition=1.5, report_every=7)
+    level = make(config, n_envs=1, learning=learning, relabel=spoil(lambda n: n % 3 == 0))
+    run(level, range(1, 16))
+    assert level.n_skipped == 1
+    assert level.n_updates == 15
+    save(level, tmp_path)
+    state = Checkpoints(tmp_path).load()
+    untouched = copy.deepcopy(state["level"])
+
+    other = make(config, n_envs=1, learning=learning, seed=1)
+    run(other, range(1, 10))
+    other.load_state_dict(state["level"])
+    other.replay.load_state_dict(state["replay"])
+    assert state["level"].keys() == untouched.keys()
+    assert state["level"]["algorithm"].keys() == untouched["algorithm"].keys()
+    for name, tensor in untouched["algorithm"]["networks"].items():
+        assert torch.equal(state["level"]["algorithm"]["networks"][name], tensor)
+    reports = ({}, {})
+    for one, told in zip((level, other), reports, strict=True):
+        one.relabel = None
+        torch.manual_seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        run(one, range(16, 40), told)
+    assert len(reports[0]) >= 3
+    assert "policy/skipped_updates" in next(iter(reports[0].values()))
+    assert reports[0] == reports[1]
+    assert same(parameters(level), parameters(other))
+    assert level.n_updates == other.n_updates
+
+
+def test_a_level_that_has_not_begun_can_be_saved(tmp_path):
+    level = make(learning=replace(LEARNING, n_random_steps=20), n_envs=1)
+    run(level, range(1, 10))
+    save(level, tmp_path)
+    state = Checkpoints(tmp_path).load()
+    other = make(learning=level.learning, n_envs=1, seed=1)
+    other.load_state_dict(state["level"])
+    other.replay.load_state_dict(state["replay"])
+    for one in (level, other):
+        torch.manual_seed(0)
+        run(one, range(10, 30))
+        assert one.n_updates == 10
+    assert same(parameters(level), parameters(other))
+
+
+def test_the_state_of_another_policy_is_refused():
+    level = make()
+    for other, message in [
+        (make(CONFIGS["td3"]), "alpha's optimizer"),
+        (make(commands=GOALS), r"size mismatch for .*\[8, 5\].*\[8, 3\]"),
+    ]:
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            level.load_state_dict(other.state_dict())
+
+
+# ------------------------------------------------------------------ what it refuses
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(3),
+        spaces.MultiDiscrete([2, 2]),
+        spaces.Box(-2.0, 1.0, (2,)),
+        spaces.Box(-1.0, np.inf, (2,)),
+        spaces.Box(-1.0, 1.0, (2, 2)),
+    ],
+)
+def test_other_action_spaces_are_refused(space):
+    algorithm = CONFIGS["sac"].build(WIDTH, ACTIONS, CPU)
+    with pytest.raises(ValueError, match=r"action space is .*, expected a flat Box of \[-1, 1\]") as refusal:
+        PolicyLevel(algorithm, space, n_envs=1)
+    assert str(space) in str(refusal.value)
+
+
+def test_critics_that_are_one_are_refused():
+    config = CONFIGS["sac"]
+    networks = {**config._networks(WIDTH, ACTIONS, CPU), "critic2": None}
+    algorithm = SAC(policy=config.build(WIDTH, ACTIONS, CPU).policy, alpha=0.2, **networks)
+    with pytest.raises(ValueError, match="critic2 of SAC is a copy of critic"):
+        PolicyLevel(algorithm, ACTIONS, n_envs=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_random_steps": -1}, "n_random_steps is -1"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"replay_size": 0}, "replay_size is 0"),
+        ({"report_every": 0}, "report_every is 0"),
+        ({"max_skipped": -1}, "max_skipped is -1"),
+        ({"updates_per_transition": -0.5}, "updates_per_transition is -0.5"),
+        ({"updates_per_transition": math.nan}, "updates_per_transition is nan"),
+        ({"updates_per_transition": math.inf}, "updates_per_transition is inf"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PolicyLearningConfig(**settings)
+
+
+def test_a_duration_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="duration is 0, expected at least 1"):
+        make(duration=0)
