@@ -13,6 +13,7 @@ import torch
 from gymnasium import spaces
 
 from layeredrl.checks import require_counts, require_number
+from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.goals import GoalCommands, GoalReward, Hindsight
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import (
@@ -22,7 +23,7 @@ from layeredrl.levels import (
     PolicyLearningConfig,
     PolicyLevel,
 )
-from layeredrl.models import EnsembleConfig, FitConfig
+from layeredrl.models import FitConfig
 from layeredrl.objective import Objective
 from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, ICEMConfig

@@ -10,9 +10,10 @@ from typing import ClassVar, Literal
 import torch
 
 from layeredrl.checks import require_number
+from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
-from layeredrl.models import EnsembleConfig, FitConfig
+from layeredrl.models import FitConfig
 from layeredrl.objective import Objective
 from layeredrl.planners import (
     CEM,

@@ -101,7 +101,8 @@ def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any,
     if isinstance(space, spaces.Box):
         check_action_box(space)
         if not ((space.low == -1) & (space.high == 1)).all():
-            env = VectorRescaleAction(env, -1.0, 1.0)
+            one = np.ones(space.shape, np.float32)
+            env = VectorRescaleAction(env, -one, one)
     return env
 
 

@@ -99,6 +99,46 @@ def test_vector_environments_are_reset_by_the_collector_alone(vectorization):
         env.close()
 
 
+def test_native_vectors_are_those_that_are_registered():
+    env = make_vector_env("Maze2D-Simple-v0", 3, vectorization="native", max_steps=7)
+    assert type(env).__name__ == "Maze2DVectorEnv"
+    assert (env.num_envs, env.metadata["autoreset_mode"]) == (3, AutoresetMode.DISABLED)
+    env.reset(seed=[1, 2, 3])
+    ends = [env.step(np.zeros((3, 2), np.float32))[3].all() for _ in range(7)]
+    assert ends == [False] * 6 + [True]
+    with pytest.raises(UnknownEnvironmentError, match=r"'Pendulum-v1' is not registered as a vector environment"):
+        make_vector_env("Pendulum-v1", vectorization="native")
+    with pytest.raises(UnknownEnvironmentError, match=r"did you mean Maze2D-Simple-v0"):
+        make_vector_env("Maze2D-Simpel-v0", vectorization="native")
+
+
+class Echo(gym.vector.VectorEnv):
+    """Observes the actions that it gets, between -3 and 3."""
+
+    def __init__(self, num_envs, autoreset_mode):
+        self.num_envs, self.metadata = num_envs, {"autoreset_mode": autoreset_mode}
+        self.single_action_space = self.single_observation_space = spaces.Box(-3.0, 3.0, (1,), np.float32)
+        self.action_space = self.observation_space = gym.vector.utils.batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((self.num_envs, 1), np.float32), {}
+
+    def step(self, actions):
+        none = np.zeros(self.num_envs, bool)
+        return actions, np.zeros(self.num_envs), none, none, {}
+
+
+def test_native_vectors_take_actions_in_agents_units():
+    gym.register("Echo-v0", entry_point=lambda: make_env("Pendulum-v1"), vector_entry_point=Echo)
+    try:
+        env = make_vector_env("Echo-v0", 2, vectorization="native")
+        assert env.single_action_space == spaces.Box(-1.0, 1.0, (1,), np.float32)
+        env.reset(seed=[5, 6])
+        np.testing.assert_allclose(env.step(np.array([[0.5], [-1.0]], np.float32))[0], [[1.5], [-3.0]])
+    finally:
+        del gym.registry["Echo-v0"]
+
+
 @pytest.mark.parametrize("n_envs", [0, -1])
 def test_a_number_of_environments_below_one_is_refused(n_envs):
     with pytest.raises(ValueError, match=f"n_envs is {n_envs}"):

@@ -193,6 +193,16 @@ def test_without_context():
     assert make(context_dim=0)(state, context, action)[1].shape == (5, 1)
 
 
+def test_waves_of_the_state_are_seen_beside_it():
+    net = make(frequencies=(1.5, 4.0))
+    state, context, action = inputs(5)
+    waves = [f(w * state) for f in (torch.sin, torch.cos) for w in (1.5, 4.0)]
+    expected = net.layers(torch.cat([state, *waves, context, action], -1))
+    (mean, _), _, _ = net(state, context, action)
+    torch.testing.assert_close(mean[:, 0], expected[:, :S])
+    torch.testing.assert_close(net.prepared()(state, context, action).mean, expected[:, :S])
+
+
 def test_discrete_actions_are_one_hot():
     net, twin = make(action_space=Discrete(A)), make()
     twin.load_state_dict(net.state_dict())

@@ -134,3 +134,25 @@ def test_what_is_known_is_read_from_the_environment():
     unknown = TaskSpec.from_env(gym.make("Pendulum-v1"))
     assert unknown.reward is None
     assert unknown.termination is None
+
+
+def test_a_slower_level_sees_the_reward_at_the_end_for_as_long_as_its_actions_stand():
+    def reward(state, context, action, next_state):
+        assert action.shape == (*state.shape[:-1], 2)
+        return (next_state - context).sum(-1) - action.abs().sum(-1)
+
+    def termination(state, context, action, next_state):
+        return next_state[..., 0] > 1
+
+    skills = spaces.Discrete(4)
+    task = TaskSpec(BOX, UNIT, 3, reward, termination, action_low=np.full(2, -3.0), action_high=np.full(2, 3.0))
+    coarse = task.coarse(skills, 5)
+    assert (coarse.action_space, coarse.n_envs, coarse.observation_space) == (skills, 3, BOX)
+    state, context, after = torch.zeros(2, 3), torch.ones(2, 3), torch.tensor([[1.0, 2.0, 3.0], [2.0, 2.0, 2.0]])
+    choice = coarse.to_env_units(torch.tensor([[1], [3]]))
+    torch.testing.assert_close(coarse.reward(state, context, choice, after), 5 * torch.tensor([3.0, 3.0]))
+    assert coarse.termination(state, context, choice, after).tolist() == [False, True]
+    unknown = task.coarse(skills, 5, known=False)
+    assert unknown.reward is None
+    assert unknown.termination is None
+    assert task.reward is reward

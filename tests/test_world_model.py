@@ -114,6 +114,17 @@ def test_the_goal_is_context_and_the_rest_is_state():
     assert not encoder.state_dict()
 
 
+def test_the_state_may_be_some_parts_of_the_observation():
+    box = spaces.Box(-1.0, 1.0, (2,))
+    task = TaskSpec(spaces.Dict(achieved_goal=box, desired_goal=box, observation=box), ACTIONS)
+    obs = torch.arange(6.0)
+    state, context = Encoder(task, ("observation",))(obs)
+    assert (state.tolist(), context.tolist()) == ([4.0, 5.0], [2.0, 3.0])
+    for parts in (("desired_goal",), ("speed",), ()):
+        with pytest.raises(ValueError, match=r"parts is \[.*\], expected some of achieved_goal, observation"):
+            Encoder(task, parts)
+
+
 @pytest.mark.parametrize("discount", [1.0, 0.9])
 @pytest.mark.parametrize("termination", [None, ends_maybe, ends_surely])
 def test_scores_are_those_of_a_plain_loop(termination, discount):

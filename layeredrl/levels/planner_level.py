@@ -159,18 +159,18 @@ class PlannerLevel(Level):
         return np.full(len(obs), self.duration, np.int64)
 
     def _mixed(self, planned: Decision, where: Tensor, memory: Batch, generator: torch.Generator) -> Decision:
-        """What was decided in some environments (n,), and random actions in the others."""
+        """What was decided in some environments (n,), and random actions in the others.
+
+        There is no forecast: a plan that random actions interrupt does not come to what it predicted.
+        """
         action = actions.uniform(self.action_space, (len(where),), generator)
         action[where] = planned.action
         told = action.new_full((len(where),), torch.nan, dtype=torch.float32)
-        forecast = None if planned.forecast is None else told.masked_scatter(where, planned.forecast.float())
         return Decision(
             action,
             np.full(len(where), self.duration, np.int64),
             _put(memory, where, planned.memory),
             {name: told.masked_scatter(where, value.float()) for name, value in planned.metrics.items()},
-            forecast=forecast,
-            forecast_steps=planned.forecast_steps,
         )
 
     def _decide(self, obs: Tensor, memory: Batch, *, explore: bool, generator: torch.Generator) -> Decision:

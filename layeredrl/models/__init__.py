@@ -1,9 +1,8 @@
 """Dynamics models: the interface, probabilistic ensembles, and how they are fitted."""
 
-from layeredrl.models.config import EnsembleConfig
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, FitResult, fit
 from layeredrl.models.model import Model
 from layeredrl.models.oracle import Oracle
 
-__all__ = ["EnsembleConfig", "FitConfig", "FitResult", "Model", "Oracle", "ProbabilisticEnsemble", "fit"]
+__all__ = ["FitConfig", "FitResult", "Model", "Oracle", "ProbabilisticEnsemble", "fit"]

@@ -15,7 +15,7 @@ from tianshou.data import Batch
 from agents.pets import PETS
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ModelLearningConfig, PlannerLevel
+from layeredrl.levels import ExplorationConfig, ModelLearningConfig, PlannerLevel
 from layeredrl.levels import planner_level as planner_level_module
 from layeredrl.models import FitConfig, Model, ProbabilisticEnsemble
 from layeredrl.models.oracle import Oracle
@@ -34,6 +34,7 @@ from layeredrl.planners import (
     RandomShooting,
     RandomShootingConfig,
 )
+from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 
@@ -52,7 +53,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make(seed=0, learning=LEARNING, reward=known_reward, planner=None, **settings):
+def make(seed=0, learning=LEARNING, reward=known_reward, planner=None, duration=1, exploration=None, **settings):
     """A level for points in the plane that actions push around."""
     torch.manual_seed(seed)
     task = TaskSpec(OBSERVATION, ACTION, n_envs=E, reward=reward)
@@ -68,7 +69,9 @@ def make(seed=0, learning=LEARNING, reward=known_reward, planner=None, **setting
         planner = ICEM(ACTION, ICEMConfig(horizon=3, n_samples=16, n_iterations=2, n_elites=4))
     objective = Objective(encoder.state_dim, discount=0.9)
     world = WorldModel(encoder, dynamics, task, objective=objective, reward_hidden=(16,))
-    return PlannerLevel(world, planner, ACTION, learning=learning, seed=seed)
+    return PlannerLevel(
+        world, planner, ACTION, duration=duration, exploration=exploration, learning=learning, seed=seed
+    )
 
 
 def push(obs, action):
@@ -444,6 +447,108 @@ def test_reports_begin_with_the_first_plan():
         assert decision.forecast is None
     level.learn(12)
     assert act(level, memory=memory).forecast.isfinite().all()
+
+
+# ------------------------------------------------------------------ slower time scales, plans mixed with random actions
+
+
+def test_actions_of_several_steps_have_a_discount_and_a_forecast_of_as_many():
+    level = make(learning=None, duration=4)
+    decision = act(level)
+    np.testing.assert_array_equal(decision.duration, 4)
+    assert decision.forecast_steps == 3 * 4
+    assert level.discount**4 == pytest.approx(0.9)  # the objective's, for a step of the model
+
+
+def test_what_the_end_of_an_episode_cut_short_is_not_learned_from(monkeypatch):
+    fitted = []
+    fit = planner_level_module.fit
+
+    def keep(model, transitions, *args, **kwargs):
+        fitted.append(transitions)
+        return fit(model, transitions, *args, **kwargs)
+
+    monkeypatch.setattr(planner_level_module, "fit", keep)
+    level = make(duration=3)
+    rows = {"obs": np.zeros((E, 2), np.float32), "act": np.zeros((E, 2), np.float32), "rew": np.zeros(E)}
+    ends = {"whole": ([3, 3, 3], 0, 0), "cut": ([1, 2, 2], 0, 1), "over": ([2, 1, 1], 1, 0)}
+    for value, (duration, terminated, truncated) in enumerate(ends.values()):
+        level.observe(
+            Batch(
+                **rows,
+                obs_next=np.full((E, 2), value, np.float32),
+                terminated=np.full(E, bool(terminated)),
+                truncated=np.full(E, bool(truncated)),
+                info=Batch(duration=np.array(duration)),
+            ),
+            np.arange(E),
+        )
+    level.learn(12)
+    (data,) = fitted
+    assert sorted(data.state_next[:, 0].tolist()) == [0.0] * E + [2.0] * E
+
+
+def test_plans_and_random_actions_alternate_in_each_environment():
+    level = make(learning=None, exploration=ExplorationConfig(to_random=0.2, to_plan=0.4))
+    n, n_steps = 60, 100
+    obs, memory, generator = torch.zeros(n, 2), level.start(n), seeded(0)
+    modes = []
+    for _ in range(n_steps):
+        decision = level.act(obs, None, memory, explore=True, generator=generator)
+        memory = decision.memory
+        modes.append(memory.random.clone())
+        assert decision.forecast is None
+    modes = torch.stack(modes).float()
+    before, after = modes[:-1].flatten(), modes[1:].flatten()
+    assert after[before == 0].mean() == pytest.approx(0.2, abs=0.03)
+    assert 1 - after[before == 1].mean() == pytest.approx(0.4, abs=0.04)
+
+
+def test_environments_that_plan_do_as_if_they_were_alone_and_others_forget_their_plans():
+    class Counting(RandomShooting):
+        """Its warm start counts plans; its plan is that number."""
+
+        def start(self, n_envs, device):
+            return Batch(n=torch.zeros(n_envs, device=device))
+
+        def _plan(self, score, n_envs, warm_start, generator, proposals):
+            actions = (warm_start.n / 100).view(-1, 1, 1).expand(n_envs, self.horizon, 2).clone()
+            zeros = torch.zeros(n_envs)
+            return Plan(actions, zeros, Batch(n=warm_start.n + 1), torch.zeros(1, n_envs))
+
+    planner = Counting(ACTION, RandomShootingConfig(horizon=2, n_samples=2))
+    level = make(learning=None, planner=planner, exploration=ExplorationConfig(to_random=0.3, to_plan=0.5))
+    n = 40
+    memory, generator, expected, seen = level.start(n), seeded(1), torch.zeros(n), torch.zeros(2)
+    for _ in range(30):
+        decision = level.act(torch.zeros(n, 2), None, memory, explore=True, generator=generator)
+        memory = decision.memory
+        planned = ~memory.random
+        torch.testing.assert_close(decision.action[planned], (expected[planned] / 100)[:, None].expand(-1, 2))
+        expected = torch.where(planned, expected + 1, 0)
+        torch.testing.assert_close(memory.n, expected)
+        seen += torch.tensor([planned.any(), memory.random.any()])
+    assert (seen > 10).all()
+    # Without exploration everybody plans.
+    decision = level.act(torch.zeros(n, 2), None, memory, explore=False, generator=generator)
+    torch.testing.assert_close(decision.memory.n, expected + 1)
+
+
+def test_the_support_counts_only_without_exploration():
+    asked = []
+
+    class Asking(GridSupport):
+        def forward(self, state):
+            asked.append(True)
+            return super().forward(state)
+
+    level = make(learning=None)
+    level.world.objective.support, level.world.objective.support_weight = Asking((0,), 1.0), 1.0
+    level.act(torch.zeros(E, 2), None, level.start(E), explore=True, generator=seeded())
+    n_reports = len(asked)  # of what the plan is worth, which says all
+    asked.clear()
+    level.act(torch.zeros(E, 2), None, level.start(E), explore=False, generator=seeded())
+    assert len(asked) > n_reports
 
 
 # ------------------------------------------------------------------ when no plan has a finite score
