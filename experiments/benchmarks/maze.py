@@ -1,14 +1,11 @@
-"""Agents in Maze2D-Medium, compared over seeds: `python -m experiments.maze`.
+"""Agents in Maze2D-Medium, compared over seeds: `python -m experiments.benchmarks.maze`.
 
 Each agent is trained with each seed by a command of its own, which goes on where it was stopped, and is then evaluated
 on ten episodes for each of the twelve pairs of different corners. Results are appended as they come; the table, the
 curves and the picture of a plan are made from them.
 """
 
-import json
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import permutations
@@ -24,7 +21,7 @@ from numpy.typing import NDArray
 from envs.maze2d_drawing import draw_walls
 from envs.maze2d_layouts import MEDIUM
 from envs.maze2d_vector import Maze2DVectorEnv
-from experiments.benchmarks.machine import machine_line
+from experiments.benchmarks.runs import columns, draw_curves, keep, kept, table, train
 from experiments.evaluate import EvaluateConfig, load
 from layeredrl.collector import Collector, Episode
 from layeredrl.hierarchy import Hierarchy
@@ -89,14 +86,14 @@ def evaluate(agent: Hierarchy, n_each: int = 10, seed: int = 10**6, **kwargs: An
 def run(study: MazeStudy, name: str, seed: int) -> dict[str, Any]:
     """Train and evaluate one agent with one seed."""
     folder = study.runs_dir / f"maze-{name}-{seed}"
-    command = [*AGENTS[name], *COMMON, "--seed", str(seed), "--trainer.n-total-env-steps", str(study.n_total_env_steps)]
-    command += ["--trainer.eval-every", str(study.eval_every), "--trainer.eval-episodes", "24"]
-    command += ["--trainer.checkpoint-every", "20000", "--runs-dir", str(study.runs_dir), "--name", folder.name]
-    subprocess.run([sys.executable, "-m", "experiments.train", *command], check=True)
+    arguments = [*AGENTS[name], *COMMON, "--seed", str(seed), "--trainer.checkpoint-every", "20000"]
+    arguments += ["--trainer.n-total-env-steps", str(study.n_total_env_steps)]
+    arguments += ["--trainer.eval-every", str(study.eval_every), "--trainer.eval-episodes", "24"]
+    cost = train(study.runs_dir, folder.name, arguments)
     _, agent, n_steps = load(EvaluateConfig(folder))
     episodes = evaluate(agent)
     returns = [episode.episode_return for episode in episodes]
-    metrics = _columns(folder / "metrics.csv", ("eval/episode_return", "eval/success", "time/cpu_seconds"))
+    curves = columns(folder / "metrics.csv", ("eval/episode_return", "eval/success"))
     return {
         "agent": name,
         "seed": seed,
@@ -104,53 +101,9 @@ def run(study: MazeStudy, name: str, seed: int) -> dict[str, Any]:
         "success": statistics.mean(bool(episode.success) for episode in episodes),
         "return": statistics.mean(returns),
         "worst_return": min(returns),
-        "cpu_seconds": metrics["time/cpu_seconds"][-1][1],
-        "curve": [
-            (n, value, success)
-            for (n, value), (_, success) in zip(metrics["eval/episode_return"], metrics["eval/success"], strict=True)
-        ],
-        "command": "python -m experiments.train " + " ".join(command),
-        "machine": machine_line("gymnasium", "tianshou", threads=1),
+        "curves": {"return": curves["eval/episode_return"], "success": curves["eval/success"]},
+        **cost,
     }
-
-
-def _columns(path: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
-    """Columns of a metrics.csv: environment steps and value, where there is one."""
-    header, *lines = (line.split(",") for line in path.read_text().splitlines())
-    found = {name: header.index(name) for name in names}
-    return {name: [(int(x[0]), float(x[i])) for x in lines if len(x) > i and x[i]] for name, i in found.items()}
-
-
-def table(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A row for each agent and seed, as Markdown."""
-    lines = [
-        "| agent | seed | environment steps | success | return | worst return | CPU seconds |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['agent']} | {r['seed']} | {r['n_total_env_steps']} | {r['success']:.3f} | {r['return']:.1f} | "
-        f"{r['worst_return']:.1f} | {r['cpu_seconds']:.0f} |"
-        for r in sorted(results, key=lambda r: (r["agent"], r["seed"]))
-    ]
-    return lines
-
-
-def draw_curves(path: Path, results: Sequence[Mapping[str, Any]]) -> None:
-    """Return and success of the evaluations while learning: each seed, and the median of an agent's seeds."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
-    for axis, column, label in zip(figure.subplots(1, 2), (1, 2), ("return", "success"), strict=True):
-        for colour, name in zip(("#3366aa", "#dd7733", "#338855", "#aa4466"), AGENTS, strict=False):
-            curves = [np.array(r["curve"]) for r in results if r["agent"] == name]
-            for curve in curves:
-                axis.plot(curve[:, 0], curve[:, column], color=colour, alpha=0.3, lw=1)
-            if curves:
-                n = min(map(len, curves))
-                median = np.median([curve[:n, column] for curve in curves], 0)
-                axis.plot(curves[0][:n, 0], median, color=colour, label=f"{name}, {len(curves)} seeds")
-        axis.set(xlabel="environment steps", ylabel=f"{label} of 24 episodes")
-        axis.grid(alpha=0.3)
-    axis.legend(loc="best")
-    figure.savefig(path, dpi=120)
 
 
 def draw_plans(path: Path, agent: Hierarchy, pairs: Sequence[tuple[Any, Any]], every: int = 2) -> None:
@@ -205,19 +158,37 @@ def follow(
     return np.array(way), plans
 
 
-def report(study: MazeStudy, results: Sequence[Mapping[str, Any]]) -> None:
-    """Write the table and the pictures from all results."""
-    curves = study.output.with_suffix(".png")
-    draw_curves(curves, results)
-    plans = study.output.with_name(f"{study.output.stem}_plan.png")
+def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
+    """Write the table and the curves from all results."""
+    curves, plans = output.with_suffix(".png"), output.with_name(f"{output.stem}_plan.png")
+    panels = {
+        f"{label} of 24 episodes": {
+            name: [[tuple(point) for point in r["curves"][label]] for r in results if r["agent"] == name]
+            for name in AGENTS
+        }
+        for label in ("return", "success")
+    }
+    draw_curves(curves, panels, "environment steps")
+    rows = [
+        (
+            r["agent"],
+            r["seed"],
+            r["n_total_env_steps"],
+            f"{r['success']:.3f}",
+            f"{r['return']:.1f}",
+            f"{r['worst_return']:.1f}",
+            f"{r['cpu_seconds']:.0f}",
+        )
+        for r in sorted(results, key=lambda r: (r["agent"], r["seed"]))
+    ]
     lines = [
         f"# {ENV}",
         "",
-        "`python -m experiments.maze`. After training, ten episodes for each of the twelve pairs of corners: share of",
-        "episodes that come within 0.3 m of the goal, and return. Standing still gives -201, the shortest path -16.",
-        "CPU seconds are those of training, evaluations included.",
+        "`python -m experiments.benchmarks.maze`. After training, ten episodes for each of the twelve pairs of",
+        "corners: share of episodes that come within 0.3 m of the goal, and return. Standing still gives -201, the",
+        "shortest path -16. CPU seconds are those of training, evaluations included.",
         "",
-        *table(results),
+        *table(("agent", "seed", "environment steps", "success", "return", "worst return", "CPU seconds"), rows),
         "",
         f"![learning curves]({curves.name})",
         "",
@@ -225,26 +196,23 @@ def report(study: MazeStudy, results: Sequence[Mapping[str, Any]]) -> None:
     if plans.exists():
         lines += ["The way through the maze, and what was planned on it:", "", f"![plans]({plans.name})", ""]
     lines += ["Commands:", "", *(f"    {r['command']}" for r in results), "", results[-1]["machine"], ""]
-    study.output.write_text("\n".join(lines))
+    output.write_text("\n".join(lines))
 
 
 def main() -> None:
     """Train, evaluate, tell."""
-    study = tyro.cli(MazeStudy, prog="python -m experiments.maze")
+    study = tyro.cli(MazeStudy, prog="python -m experiments.benchmarks.maze")
     study.output.parent.mkdir(parents=True, exist_ok=True)
-    kept = study.output.with_suffix(".jsonl")
+    path = study.output.with_suffix(".jsonl")
     for name in study.agents:
         for seed in study.seeds:
-            results = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-            if any((r["agent"], r["seed"]) == (name, seed) for r in results):
+            if any((r["agent"], r["seed"]) == (name, seed) for r in kept(path)):
                 continue
-            result = run(study, name, seed)
-            with kept.open("a") as file:
-                file.write(json.dumps(result) + "\n")
+            keep(path, run(study, name, seed))
             if name == "goals" and seed == study.seeds[0]:
                 _, agent, _ = load(EvaluateConfig(study.runs_dir / f"maze-{name}-{seed}"))
                 draw_plans(study.output.with_name(f"{study.output.stem}_plan.png"), agent, [PAIRS[0], PAIRS[3]])
-            report(study, [*results, result])
+            report(study.output, kept(path))
 
 
 if __name__ == "__main__":
