@@ -27,6 +27,7 @@ AGENTS = {
     "goals": "agents.goals:Goals",
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
+    "splates": "agents.splates:SPlaTES",
 }
 """Agents by their short names."""
 
@@ -49,7 +50,7 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, goals, sac, random, or a class of your own as package.module:Class, here or with --agent."""
+    """Agent: pets, splates, goals, sac, random, or your own as package.module:Class, here or with --agent."""
     preset: Preset = "demo"
     """Defaults of everything below: a demonstration of a minute, a check of seconds, or the paper's settings."""
     env: str = "ContinuousCartPole-v0"

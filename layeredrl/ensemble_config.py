@@ -53,7 +53,13 @@ class EnsembleConfig:
             raise ValueError(f"hidden is {self.hidden}, expected widths of at least 1")
 
     def build(
-        self, state_space: spaces.Box, context_space: spaces.Box, action_space: spaces.Space[Any], device: torch.device
+        self,
+        state_space: spaces.Box,
+        context_space: spaces.Box,
+        action_space: spaces.Space[Any],
+        device: torch.device,
+        *,
+        sb_start_duration: int = 0,
     ) -> ProbabilisticEnsemble:
         """The ensemble, with its optimiser; networks are drawn from torch's global generator.
 
@@ -62,6 +68,7 @@ class EnsembleConfig:
             context_space: Of what it sees besides, constant in an episode.
             action_space: Of the level that plans with it.
             device: Where it computes.
+            sb_start_duration: Environment steps of the symmetry-breaking start; 0 for none.
         """
         return ProbabilisticEnsemble(
             state_space,
@@ -83,4 +90,6 @@ class EnsembleConfig:
             propagation=self.propagation,
             weight_decay=self.weight_decay if len(self.weight_decay) > 1 else self.weight_decay[0],
             rollout_dtype=_ROLLOUT_DTYPES[self.rollout_dtype],
+            symmetry_breaking_start=sb_start_duration > 0,
+            sb_start_duration=max(sb_start_duration, 1),
         )

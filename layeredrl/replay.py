@@ -208,9 +208,19 @@ class Replay:
         """The transitions at some places."""
         return cast(Batch, self.buffer._meta[indices])
 
-    def column(self, name: str, indices: NDArray[np.int64]) -> NDArray[Any]:
-        """One key of the transitions at some places."""
-        return cast(NDArray[Any], self.buffer._meta[name][indices])
+    def newest(self, n: int, share: float) -> NDArray[np.int64]:
+        """Draw the places of n transitions, uniformly among that share of each environment's which is the newest."""
+        rings, size = self.buffer.rings, self.buffer.rings[0].maxsize
+        lengths = np.array([max(1, round(share * len(ring))) if len(ring) else 0 for ring in rings])
+        ring = self.buffer.generators[0].choice(len(rings), n, p=lengths / lengths.sum())
+        age = (self.buffer.generators[0].random_sample(n) * lengths[ring]).astype(np.int64)
+        newest = np.array([r.n_added for r in rings])[ring] - 1
+        places: NDArray[np.int64] = ring * size + (newest - age) % size
+        return places
+
+    def column(self, name: str, indices: NDArray[np.int64]) -> Any:
+        """One key of the transitions at some places: an array, or a Batch of them."""
+        return self.buffer._meta[name][indices]
 
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many transitions of the same episode were stored after those at some places, (n,)."""

@@ -8,6 +8,7 @@ from tianshou.data import Batch
 from torch import Tensor, nn
 
 from layeredrl import actions as actions_of
+from layeredrl.checks import require_count
 from layeredrl.models import Model
 from layeredrl.nets import ScalarMLP
 from layeredrl.objective import Objective
@@ -69,6 +70,7 @@ class WorldModel(nn.Module):
             comes from the dynamics.
         objective: What sequences are scored by; None for the sum of rewards while alive.
         reward_hidden: Widths of the hidden layers of a learned reward.
+        repeat: Steps of the dynamics for which each action of a sequence is held.
 
     Attributes:
         reward_net: The learned reward; None if the reward is known.
@@ -82,8 +84,11 @@ class WorldModel(nn.Module):
         *,
         objective: Objective | None = None,
         reward_hidden: Sequence[int] = (64, 64),
+        repeat: int = 1,
     ) -> None:
         super().__init__()
+        require_count("repeat", repeat)
+        self.repeat = repeat
         self.encoder = encoder.to(dynamics.device)
         self.dynamics = dynamics
         self.task = task
@@ -118,10 +123,12 @@ class WorldModel(nn.Module):
             exploring: What the objective is told.
 
         Returns:
-            What `Model.rollout` returns; `reward` and `alive` (B, M, P, H), reward of step t and the probability of
-            being alive before it; and `returns` (B, M, P), the objective of each particle.
+            What `Model.rollout` returns, with H the steps of the dynamics; `reward` and `alive` (B, M, P, H), reward
+            of step t and the probability of being alive before it; and `returns` (B, M, P), the objective of each
+            particle.
         """
         state, context = self.encode(obs)
+        actions = actions if self.repeat == 1 else actions.repeat_interleave(self.repeat, 1)
         modelled = actions_of.for_model(self.task.action_space, actions, obs.dtype)
         result = self.dynamics.rollout(state, context, modelled, generator=generator, statistics=statistics)
         before, after = result.state[..., :-1, :], result.state[..., 1:, :]  # (B, M, P, H, S)

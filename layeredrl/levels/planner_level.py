@@ -36,10 +36,13 @@ class ExplorationConfig:
     """Probability of a change from planning to random actions."""
     to_plan: float = 1.0
     """Probability of a change from random actions to planning."""
+    n_random_steps: int = 0
+    """Environment steps before the first plan."""
 
     def __post_init__(self) -> None:
         require_number("to_random", self.to_random, 0, 1)
         require_number("to_plan", self.to_plan, 0, 1)
+        require_counts(self, n_random_steps=0)
 
 
 @dataclass(frozen=True)
@@ -97,7 +100,9 @@ class PlannerLevel(Level):
         self.action_space = action_space
         self.duration = duration
         self.exploration = ExplorationConfig() if exploration is None else exploration
-        self.discount = world.objective.discount ** (1 / duration)
+        unlearned = 0 if learning is None else learning.n_random_steps
+        self._n_random_steps = max(unlearned, self.exploration.n_random_steps)
+        self.discount = world.objective.discount ** (world.repeat / duration)
         self.learning = learning
         self.device = world.dynamics.device
         self.n_total_env_steps = 0
@@ -139,7 +144,7 @@ class PlannerLevel(Level):
         explore: bool,
         generator: torch.Generator,
     ) -> Decision:
-        if explore and self.learning is not None and self.n_total_env_steps < self.learning.n_random_steps:
+        if explore and self.n_total_env_steps < self._n_random_steps:
             return Decision(actions.uniform(self.action_space, (len(obs),), generator), self._durations(obs), memory)
         if not explore or not self.exploration.to_random:
             return self._decide(obs, memory, explore=explore, generator=generator)

@@ -1,0 +1,88 @@
+"""A policy level whose commands are skills."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from tianshou.data import Batch
+
+from layeredrl.checks import require_number
+from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import OffPolicyAlgorithm
+from layeredrl.replay import Replay
+from layeredrl.skills.method import SkillMethod
+
+
+class SkillLevel(PolicyLevel):
+    """Carries out skills, and learns them by the rewards that a `SkillMethod` pays.
+
+    Args:
+        algorithm: As of `PolicyLevel`; its networks see `method.n_inputs` numbers.
+        method: What makes the commands skills.
+        action_space: Of what it emits.
+        n_envs: Number of environments that it learns in.
+        fresh_skills: Share of the sampled transitions for which another skill is assumed than that which was asked for.
+        learning: When and how the policy is learned.
+        seed: Of the replay.
+    """
+
+    def __init__(
+        self,
+        algorithm: OffPolicyAlgorithm,
+        method: SkillMethod,
+        action_space: spaces.Space[Any],
+        *,
+        n_envs: int,
+        fresh_skills: float = 0.0,
+        learning: PolicyLearningConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        require_number("fresh_skills", fresh_skills, 0, 1)
+        super().__init__(
+            algorithm,
+            action_space,
+            method.space,
+            n_envs=n_envs,
+            inputs=method.inputs,
+            relabel=self._relabel,
+            learning=learning,
+            seed=seed,
+        )
+        self.method, self.fresh_skills = method, fresh_skills
+
+    def learn(self, n_total_env_steps: int) -> dict[str, float]:
+        metrics = self.method.learn(self.replay, n_total_env_steps) if self.replay else {}
+        return metrics | super().learn(n_total_env_steps)
+
+    def _relabel(self, batch: Batch, replay: Replay) -> Batch:
+        n, device = len(batch.rew), batch.rew.device
+        if self.fresh_skills:
+            other = (torch.rand(n, device=device) < self.fresh_skills)[:, None]
+            skill = torch.where(other, self.method.prior(n, device), batch.command.action)
+            batch.command.action, batch.next_command.action = skill, skill
+        with torch.no_grad():
+            batch.rew = self.method.reward(batch)
+        self._go_on(batch)
+        return batch
+
+    def _go_on(self, batch: Batch) -> None:
+        """Say what follows where a skill has ended."""
+        over = batch.next_command.remaining == 0
+        if self.method.at_end == "zero":
+            batch.discount = batch.discount * ~over
+            return
+        following = batch.next_command
+        if self.method.at_end == "fresh":
+            skills = self.method.prior(len(over), over.device)
+            following.action = torch.where(over[:, None], skills, following.action)
+        following.obs = torch.where(over[:, None], batch.obs_next, following.obs)
+        following.elapsed = torch.where(over, 0, following.elapsed)
+        following.remaining = torch.where(over, self.method.duration, following.remaining)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "method": self.method.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.method.load_state_dict(state["method"])
