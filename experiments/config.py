@@ -24,6 +24,8 @@ from layeredrl.trainer import TrainerConfig
 
 AGENTS = {
     "pets": "agents.pets:PETS",
+    "dads": "agents.dads:DADS",
+    "diayn": "agents.diayn:DIAYN",
     "goals": "agents.goals:Goals",
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
@@ -50,7 +52,7 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, splates, goals, sac, random, or your own as package.module:Class, here or with --agent."""
+    """Agent: pets, splates, dads, diayn, goals, sac, random, or your own as package.module:Class."""
     preset: Preset = "demo"
     """Defaults of everything below: a demonstration of a minute, a check of seconds, or the paper's settings."""
     env: str = "ContinuousCartPole-v0"

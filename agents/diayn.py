@@ -1,0 +1,56 @@
+"""DIAYN: skills that a discriminator can tell (Eysenbach et al. 2019, arXiv 1802.06070), drawn at random."""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from gymnasium import spaces
+
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import PolicyLearningConfig, RandomLevel
+from layeredrl.levels.skill_level import SkillLevel
+from layeredrl.off_policy import SACConfig
+from layeredrl.skills.diayn import DIAYN as Method
+from layeredrl.task import TaskSpec
+from layeredrl.world_model import Encoder
+
+
+@dataclass(frozen=True)
+class DIAYN:
+    """Skills without a model."""
+
+    n_skills: int = 8
+    """Skills to choose from."""
+    duration: int = 50
+    """Environment steps that a skill runs."""
+    state: tuple[str, ...] = ()
+    """Parts of the observation that the discriminator sees; () for all but the goal."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """The policy's algorithm."""
+    policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
+    """When and how the policy is learned."""
+
+    presets: ClassVar[dict[str, "DIAYN"]]
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        """Wire the agent for a task; networks are drawn from torch's global generator."""
+        if not isinstance(task.action_space, spaces.Box):
+            raise ValueError(f"the action space is {task.action_space}, expected a Box: SAC acts in nothing else")
+        method = Method(task, Encoder(task, self.state or None).to(device), self.n_skills, self.duration)
+        algorithm = self.sac.build(method.n_inputs, task.action_space, device)
+        policy = SkillLevel(algorithm, method, task.action_space, n_envs=task.n_envs, learning=self.policy, seed=seed)
+        return Hierarchy([RandomLevel(method.space, duration=self.duration), policy], task, device)
+
+
+DIAYN.presets = {
+    "demo": DIAYN(
+        sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
+        policy=PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
+    ),
+    "debug": DIAYN(
+        n_skills=3,
+        duration=5,
+        sac=SACConfig(hidden=(16,)),
+        policy=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    ),
+}
