@@ -19,6 +19,7 @@ from layeredrl.planners import ICEMConfig
 from layeredrl.skills import SkillModelConfig
 from layeredrl.skills.dads import DADS as Method
 from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class DADS(SkillAgent):
     """Planning with skills of which every step is predictable."""
 
     presets: ClassVar[dict[str, "DADS"]]
+    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def make_method(self, task: TaskSpec, device: torch.device) -> Method:
         world = self.make_world(task, device, steps=1, repeat=self.duration)

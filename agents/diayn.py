@@ -12,6 +12,7 @@ from layeredrl.levels.skill_level import SkillLevel
 from layeredrl.off_policy import SACConfig
 from layeredrl.skills.diayn import DIAYN as Method
 from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder
 
 
@@ -31,6 +32,7 @@ class DIAYN:
     """When and how the policy is learned."""
 
     presets: ClassVar[dict[str, "DIAYN"]]
+    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""

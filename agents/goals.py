@@ -6,7 +6,7 @@ et al. 2017, arXiv 1707.01495). In spirit HIRO (Nachum et al. 2018, arXiv 1805.0
 """
 
 from dataclasses import dataclass, field
-from math import pi
+from math import inf, pi
 from typing import ClassVar
 
 import torch
@@ -29,6 +29,7 @@ from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder, WorldModel
 
 
@@ -51,7 +52,7 @@ class Goals:
     exploration: ExplorationConfig = field(default_factory=lambda: ExplorationConfig(to_random=0.1, to_plan=0.3))
     """How the upper level mixes plans and random goals."""
     support_weight: float = 0.0
-    """Reward lost, in planning, for each goal after which one would be where the data never was."""
+    """Reward lost, in planning without exploration, for each goal after which one would be where the data never was."""
     support_cell: float = 0.25
     """Edge length of the cells of the achieved goal whose visits tell that, in its units."""
     support_visits: int = 3
@@ -66,10 +67,13 @@ class Goals:
     """What the lower level is paid."""
 
     presets: ClassVar[dict[str, "Goals"]]
+    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def __post_init__(self) -> None:
         require_counts(self, duration=1)
-        require_number("radius", self.radius, 0, float("inf"), open_low=True)
+        require_number("radius", self.radius, 0, inf, open_low=True)
+        require_number("support_weight", self.support_weight, 0, inf)
+        require_number("hindsight", self.hindsight, 0, 1)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task whose observations are a Dict with `achieved_goal` and `desired_goal`."""
@@ -89,10 +93,11 @@ class Goals:
         return Hierarchy([self._planner(task, goals, device, seed), policy], task, device)
 
     def _planner(self, task: TaskSpec, goals: GoalCommands, device: torch.device, seed: int) -> PlannerLevel:
-        coarse = task.coarse(goals.space, self.duration)
-        encoder = Encoder(coarse, self.state or None)
+        encoder = Encoder(task, self.state or None)
+        # A known reward takes a state of all parts, and a shorter one if that is how the long one begins.
+        coarse = task.coarse(goals.space, self.duration, known=encoder.begins_like(Encoder(task)))
         dynamics = self.model.build(encoder.state_space, encoder.context_space, goals.space, device)
-        dims = tuple(range(goals.space.shape[0]))  # achieved_goal comes first: the parts are in alphabetical order
+        dims = goals.dims(encoder)
         objective = Objective(
             encoder.state_dim,
             support=GridSupport(dims, self.support_cell, self.support_visits) if self.support_weight else None,

@@ -56,7 +56,7 @@ class PETS:
     """
 
     support_weight: float = 0.0
-    """Reward lost, in planning, at each step to a state that the data does not support: in a cell with few visits."""
+    """Reward lost, in planning without exploration, at each step to a state in a cell with few visits by the data."""
     support_dims: tuple[int, ...] = ()
     """Dimensions of the state that span the grid of these cells."""
     support_cell: float = 0.25

@@ -10,6 +10,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel
 from layeredrl.off_policy import SACConfig, TD3Config
 from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,10 @@ class SAC:
     """When and how it learns."""
 
     presets: ClassVar[dict[str, "SAC"]]
+    trainers: ClassVar[dict[str, TrainerConfig]] = {
+        "demo": TrainerConfig(n_total_env_steps=10_000),
+        "paper": TrainerConfig(n_total_env_steps=1_000_000),
+    }
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""

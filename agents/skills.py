@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from math import inf
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class SkillAgent:
     )
     """How plans and random skills mix."""
     support_weight: float = 0.0
-    """Reward lost, in planning, for each step of the model to where the data never was."""
+    """Reward lost, in planning without exploration, for each step of the model to where the data never was."""
     support_cell: float = 0.25
     """Edge length of the cells whose visits tell that, in the state's units."""
     support_visits: int = 4
@@ -59,6 +60,7 @@ class SkillAgent:
     def __post_init__(self) -> None:
         require_counts(self, skill_dim=1, n_skills=0, duration=1)
         require_number("fresh_skills", self.fresh_skills, 0, 1)
+        require_number("support_weight", self.support_weight, 0, inf)
 
     @property
     def space(self) -> spaces.Box | spaces.Discrete:
@@ -83,8 +85,9 @@ class SkillAgent:
             repeat: Steps of the model for which a skill is held.
             sb_start_duration: Environment steps of the symmetry-breaking start; 0 for none.
         """
-        coarse = task.coarse(self.space, steps)
-        encoder = Encoder(coarse, self.state or None)
+        encoder = Encoder(task, self.state or None)
+        # A known reward takes a state of all parts, and a shorter one if that is how the long one begins.
+        coarse = task.coarse(self.space, steps, known=encoder.begins_like(Encoder(task)))
         dynamics = self.model.build(
             encoder.state_space, encoder.context_space, self.space, device, sb_start_duration=sb_start_duration
         )

@@ -18,6 +18,7 @@ from layeredrl.planners import ICEMConfig
 from layeredrl.skills import SkillModelConfig
 from layeredrl.skills.splates import SPlaTES as Method
 from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class SPlaTES(SkillAgent):
     """Environment steps of the symmetry-breaking start; 0 for none."""
 
     presets: ClassVar[dict[str, "SPlaTES"]]
+    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def make_method(self, task: TaskSpec, device: torch.device) -> Method:
         world = self.make_world(task, device, steps=self.duration, sb_start_duration=self.sb_start_duration)

@@ -37,7 +37,10 @@ Preset = Literal["demo", "debug", "paper"]
 
 
 class AgentConfig(Protocol):
-    """What a recipe is: a dataclass of settings with a `build`; it may offer a dict `presets` of itself by name."""
+    """What a recipe is: a dataclass of settings with a `build`.
+
+    It may offer dicts by the names of presets: `presets` of itself, and `trainers`, of how long to train.
+    """
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task."""
@@ -102,6 +105,11 @@ class RunConfig(Generic[A]):
         for name in ("n_envs", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.vectorization == "native" and self.on_env_fault != "stop":
+            raise ValueError(
+                f"on_env_fault is {self.on_env_fault!r} with native vectorization, expected 'stop': "
+                "environments that step all at once cannot be made anew one by one"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, expected a number in [0, 2^63)")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -164,7 +172,7 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
     default = RunConfig(
         agent=agent,
         preset=preset,
-        trainer=TRAINER_PRESETS[preset],
+        trainer=getattr(cls, "trainers", {}).get(preset, TRAINER_PRESETS[preset]),
         settings=getattr(cls, "presets", {}).get(preset) or cls(),
     )
     run_config: Any = RunConfig

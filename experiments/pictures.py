@@ -27,8 +27,9 @@ MAX_FRAMES = 1000  # an episode may have no end, and the frames wait in memory
 
 
 def world_model_of(agent: Hierarchy) -> WorldModel | None:
-    """The world model that the agent plans with, if it does."""
-    return next((level.world for level in agent.levels if isinstance(level, PlannerLevel)), None)
+    """The world model that the agent plans the environment's own actions with, if it does."""
+    level = agent.levels[0]
+    return level.world if isinstance(level, PlannerLevel) and len(agent.levels) == level.duration == 1 else None
 
 
 def draw_learning_curve(path: Path, episodes: Sequence[tuple[int, float]], title: str) -> None:

@@ -305,16 +305,17 @@ _ARRAYS = ("obs", "returns", "lengths", "succeeded", "resetting", "over")
 def _success(info: Mapping[str, Any], n_envs: int) -> NDArray[np.float64]:
     """What environments say of success in a step, (E,): 1 or 0, and not a number where they say nothing.
 
-    `success` counts before `is_success`; where an environment has already begun another episode, what it said at the
-    end of the last one does.
+    `success` counts before `is_success`, and what is neither yes nor no does not; where an environment has already
+    begun another episode, what it said at the end of the last one does.
     """
     told = np.full(n_envs, np.nan)
     ended = np.asarray(info.get("_final_info", np.zeros(n_envs, bool)), bool)  # the rest of info is of the next episode
     for source, where in ((info, ~ended), (info.get("final_info") or {}, ended)):
         for key in ("is_success", "success"):
-            if key in source:
+            column = np.asarray(source.get(key))
+            if column.shape == (n_envs,) and column.dtype.kind in "bif" and np.isin(column, (0, 1)).all():
                 mask = where & np.asarray(source.get(f"_{key}", where), bool)
-                told[mask] = np.asarray(source[key])[mask].astype(np.float64)
+                told[mask] = column[mask]
     return told
 
 

@@ -1,5 +1,6 @@
 """Settings of an ensemble of Gaussian-mixture networks, and the ensemble that they describe."""
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -49,6 +50,8 @@ class EnsembleConfig:
     def __post_init__(self) -> None:
         if not self.weight_decay:
             raise ValueError("weight_decay is empty, expected one value, or one for each layer")
+        if not all(math.isfinite(frequency) for frequency in self.frequencies):
+            raise ValueError(f"frequencies is {self.frequencies}, expected finite numbers")
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden is {self.hidden}, expected widths of at least 1")
 

@@ -1,17 +1,21 @@
 """Vector environments made the way the rest of the library wants them."""
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
 from gymnasium.wrappers import RescaleAction
 from gymnasium.wrappers.vector import RescaleAction as VectorRescaleAction
 
+from layeredrl.checks import require_choice
 from layeredrl.env_pool import EnvPool, OnFault
+from layeredrl.faults import Fault
 from layeredrl.task import TaskSpec, check_action_box
 
 Vectorization = Literal["sync", "async", "native"]
@@ -77,12 +81,35 @@ def make_vector_env(
     """
     if n_envs < 1:
         raise ValueError(f"n_envs is {n_envs}, expected at least 1")
+    require_choice("vectorization", vectorization, get_args(Vectorization))
     if vectorization == "native":
-        return _make_native(env_id, n_envs, **kwargs)
+        if on_fault != "raise":
+            raise ValueError(f"on_fault is {on_fault!r} with native vectors, expected 'raise': they cannot be mended")
+        return _Native(_make_native(env_id, n_envs, **kwargs))
     makers = [partial(make_env, env_id, **kwargs)] * n_envs
     return EnvPool(
         makers, asynchronous=vectorization == "async", on_fault=on_fault, timeout_s=timeout_s, max_faults=max_faults
     )
+
+
+class _Native(VectorWrapper):
+    """A vector environment whose errors are faults, so that a run ends by saving."""
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        with _faults("reset"):
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        with _faults("step"):
+            return self.env.step(actions)
+
+
+@contextlib.contextmanager
+def _faults(call: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise Fault(f"{call} of the environments raised {type(error).__name__}: {error}") from error
 
 
 def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
@@ -90,13 +117,14 @@ def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any,
     spec = gym.spec(env_id.rpartition(":")[2])
     if spec.vector_entry_point is None:
         raise UnknownEnvironmentError(f"environment {env_id!r} is not registered as a vector environment")
-    env = gym.make_vec(
-        spec,
-        n_envs,
-        vectorization_mode="vector_entry_point",
-        autoreset_mode=AutoresetMode.DISABLED,
-        **kwargs,
-    )
+    try:
+        env = gym.make_vec(
+            spec, n_envs, vectorization_mode="vector_entry_point", autoreset_mode=AutoresetMode.DISABLED, **kwargs
+        )
+    except TypeError as error:
+        raise UnknownEnvironmentError(
+            f"the vector environment of {env_id!r} cannot be made to leave resets to others, by autoreset_mode: {error}"
+        ) from error
     space = env.single_action_space
     if isinstance(space, spaces.Box):
         check_action_box(space)

@@ -17,6 +17,7 @@ from torch import Tensor
 from layeredrl.checks import require_choice, require_number
 from layeredrl.replay import Replay
 from layeredrl.task import GOAL_KEY, TaskSpec
+from layeredrl.world_model import Encoder
 
 ACHIEVED_KEY = "achieved_goal"
 
@@ -49,6 +50,20 @@ class GoalCommands:
         rest = [part for key, part in parts.items() if key != GOAL_KEY]
         self.seen = [i for part in rest for i in range(part.start, part.stop)]
         self.n_inputs = len(self.seen) + self.space.shape[0] + 1
+
+    def dims(self, encoder: Encoder) -> tuple[int, ...]:
+        """Which dimensions of an encoder's state say where one is.
+
+        Raises:
+            ValueError: It leaves some of them out.
+        """
+        state = encoder.state_index.tolist()
+        wanted = range(self.where.start, self.where.stop)
+        if not set(wanted) <= set(state):
+            raise ValueError(
+                f"the state is made of the observation's dimensions {state}, expected {ACHIEVED_KEY} in it"
+            )
+        return tuple(state.index(i) for i in wanted)
 
     def achieved(self, obs: Tensor) -> Tensor:
         """Where one is: (..., O) -> (..., G)."""
@@ -110,6 +125,8 @@ class Hindsight:
 
     def _reached(self, batch: Batch, replay: Replay) -> Tensor:
         """Goals (n, G) that were reached after each transition, or later before its command ended."""
+        if (batch.duration != 1).any():
+            raise ValueError("actions of the policy last for several environment steps, expected one for hindsight")
         index = batch.index
         left = np.minimum(replay.steps_left(index), batch.next_command.remaining.cpu().numpy())
         steps = (torch.rand(len(index)).numpy() * (left + 1)).astype(np.int64)

@@ -129,6 +129,7 @@ class Hierarchy:
                 f"{task.action_space}"
             )
         self.levels = list(levels)
+        self._suffixes = [f"_level{i}" if _alike(levels[:i], level) else "" for i, level in enumerate(levels)]
         self.task = task
         self.device = torch.device(device)
 
@@ -268,11 +269,13 @@ class Hierarchy:
         self.reset(carry, env_ids)
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
-        """Let every level learn if it is time for that; returns their metrics."""
+        """Let every level learn if it is time for that; returns their metrics.
+
+        Names of a level end in its number where one above it is of the same kind.
+        """
         metrics: dict[str, float] = {}
-        for i, level in enumerate(self.levels):
-            told = level.learn(n_total_env_steps)
-            metrics |= {name if name not in metrics else f"{name}_level{i}": value for name, value in told.items()}
+        for level, suffix in zip(self.levels, self._suffixes, strict=True):
+            metrics |= {f"{name}{suffix}": value for name, value in level.learn(n_total_env_steps).items()}
         return metrics
 
     def experience(self) -> dict[str, Any]:
@@ -295,6 +298,12 @@ class Hierarchy:
             raise ValueError(f"the state has {len(state)} levels, expected {len(self.levels)}")
         for i, level in enumerate(self.levels):
             level.load_state_dict(state[str(i)])
+
+
+def _alike(levels: Sequence[Level], level: Level) -> bool:
+    """Whether one of some levels is of the same kind as another, so that their metrics have the same names."""
+    kinds = set(type(level).__mro__) - set(Level.__mro__)
+    return any(kinds & set(type(other).__mro__) for other in levels)
 
 
 def _command(above: LevelCarry, env_ids: NDArray[np.int64], elapsed: NDArray[np.int64]) -> Batch:

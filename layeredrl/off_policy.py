@@ -19,7 +19,7 @@ from tianshou.data import Batch
 from tianshou.exploration import GaussianNoise
 from tianshou.utils.net.common import Net
 from tianshou.utils.net.continuous import ContinuousActorDeterministic, ContinuousActorProbabilistic, ContinuousCritic
-from tianshou.utils.torch_utils import policy_within_training_step, torch_train_mode
+from tianshou.utils.torch_utils import policy_within_training_step
 from torch import Tensor
 
 from layeredrl.checks import require_counts, require_number
@@ -52,7 +52,9 @@ class ActorCriticConfig:
         """Two critics of their own, and the optimisers of all networks."""
         shape = action_space.shape
         adam = self._adam(self.learning_rate)
-        nets = [Net(state_shape=(n_inputs,), action_shape=shape, hidden_sizes=self.hidden, concat=True) for _ in "12"]
+        nets = [
+            Net(state_shape=(n_inputs,), action_shape=shape, hidden_sizes=self.hidden, concat=True) for _ in range(2)
+        ]
         # tianshou would make the second one a copy of the first, and the two would stay equal for ever.
         critics = [ContinuousCritic(preprocess_net=net).to(device) for net in nets]
         return {
@@ -83,6 +85,8 @@ class SACConfig(ActorCriticConfig):
         super().__post_init__()
         if self.alpha is not None:
             require_number("alpha", self.alpha, 0, math.inf)
+        if self.target_entropy is not None and not math.isfinite(self.target_entropy):
+            raise ValueError(f"target_entropy is {self.target_entropy}, expected a finite number")
         require_number("initial_alpha", self.initial_alpha, 0, math.inf, open_low=True)
 
     def build(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> OffPolicyAlgorithm:
@@ -150,7 +154,13 @@ class NonFiniteGradientError(Exception):
 
 
 def check_algorithm(algorithm: OffPolicyAlgorithm) -> None:
-    """Raise if the two critics of an algorithm are the same function, and will always be."""
+    """Raise if an algorithm has settings that are not followed here, or two critics that will always be the same."""
+    if algorithm.n_step_return_horizon != 1:
+        raise ValueError(
+            f"n_step_return_horizon is {algorithm.n_step_return_horizon}, expected 1: targets are of one step"
+        )
+    if getattr(algorithm.policy, "action_bound_method", None) == "tanh":
+        raise ValueError("action_bound_method is 'tanh', expected 'clip' or None: actions are clipped to [-1, 1]")
     critic, twin = algorithm.critic, getattr(algorithm, "critic2", None)
     if twin is None:
         return
@@ -180,7 +190,7 @@ def guard_gradients(algorithm: OffPolicyAlgorithm) -> None:
 
 
 def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
-    """One update of actor, critics and their slow copies.
+    """One update of actor, critics and their slow copies, which have to be in training mode.
 
     The target is `rew` + `discount` * Q(`obs_next`), with the algorithm's own next action and value.
 
@@ -197,7 +207,7 @@ def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
     """
     returns = targets(algorithm, batch)
     learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
-    with policy_within_training_step(algorithm.policy), torch_train_mode(algorithm):
+    with policy_within_training_step(algorithm.policy):
         stats = algorithm._update_with_batch(cast(Any, learned_from))
     for scheduler in algorithm.lr_schedulers:
         scheduler.step()
@@ -229,7 +239,7 @@ def state_dict(algorithm: OffPolicyAlgorithm) -> dict[str, Any]:
         "networks": torch.nn.Module.state_dict(algorithm),
         "optimizers": {name: optimizer.state_dict() for name, optimizer in optimizers(algorithm).items()},
         "schedulers": [scheduler.state_dict() for scheduler in algorithm.lr_schedulers],
-        "counters": {name: getattr(algorithm, name) for name in _COUNTERS if hasattr(algorithm, name)},
+        "counters": _counters(algorithm),
     }
 
 
@@ -247,9 +257,10 @@ def load_state_dict(algorithm: OffPolicyAlgorithm, state: Mapping[str, Any]) -> 
         restore_optimizer(name, optimizer, state["optimizers"][name])
     for scheduler, saved in zip(algorithm.lr_schedulers, state["schedulers"], strict=True):
         scheduler.load_state_dict(saved)
-    for name in _COUNTERS:
-        if hasattr(algorithm, name):
-            setattr(algorithm, name, state["counters"][name])
+    for name in _counters(algorithm):
+        setattr(algorithm, name, state["counters"][name])
 
 
-_COUNTERS = ("_cnt", "_last")  # TD3's: when the actor is updated next, and its last loss
+def _counters(algorithm: OffPolicyAlgorithm) -> dict[str, int | float]:
+    """Numbers that an algorithm keeps and its own state leaves out: when TD3 updates its actor next, for instance."""
+    return {name: value for name, value in vars(algorithm).items() if type(value) in (int, float)}

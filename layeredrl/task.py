@@ -12,6 +12,9 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layeredrl import actions
+from layeredrl.checks import require_count
+
 TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """(state (..., S), context (..., C), action (..., A), next_state (..., S)) -> (...)."""
 
@@ -88,10 +91,12 @@ class TaskSpec:
             duration: Environment steps of an action.
             known: Whether to keep what is known of the task; otherwise it is learned.
         """
-        width = spaces.flatdim(self.action_space)
+        require_count("duration", duration)
+        width, discrete = actions.width(self.action_space), actions.is_discrete(self.action_space)
+        nothing = torch.zeros(width, dtype=torch.int64 if discrete else torch.float32)
 
         def at_end(function: TransitionFunction, factor: int) -> TransitionFunction:
-            return partial(_at_end, function, factor, width)
+            return partial(_at_end, function, factor, nothing)
 
         return replace(
             self,
@@ -157,10 +162,16 @@ class TaskSpec:
 
 
 def _at_end(
-    function: TransitionFunction, factor: int, width: int, state: Tensor, context: Tensor, action: Tensor, after: Tensor
+    function: TransitionFunction,
+    factor: int,
+    nothing: Tensor,
+    state: Tensor,
+    context: Tensor,
+    action: Tensor,
+    after: Tensor,
 ) -> Tensor:
     """A task's function of a longer transition, as if nothing had been done in it but at its end."""
-    result = function(state, context, state.new_zeros(*state.shape[:-1], width), after)
+    result = function(state, context, nothing.to(state.device).expand(*state.shape[:-1], -1), after)
     return result if factor == 1 else factor * result
 
 

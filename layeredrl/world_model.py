@@ -40,6 +40,11 @@ class Encoder(nn.Module):
         self.register_buffer("state_index", torch.tensor(state, dtype=torch.int64), persistent=False)
         self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
 
+    def begins_like(self, other: "Encoder") -> bool:
+        """Whether the state is the beginning of another encoder's, so that what reads only that can read either."""
+        n = self.state_dim
+        return n <= other.state_dim and torch.equal(self.state_index, other.state_index[:n])
+
     @property
     def state_dim(self) -> int:
         """Width S of the state."""
@@ -120,7 +125,7 @@ class WorldModel(nn.Module):
             actions: As agents have them: floats in [-1, 1], or integers; shape (B, H, A).
             generator: Source of randomness; None for torch's global one.
             statistics: Whether to return means and variances of the states too.
-            exploring: What the objective is told.
+            exploring: Whether experience is collected, where a penalty on unsupported states does not count.
 
         Returns:
             What `Model.rollout` returns, with H the steps of the dynamics; `reward` and `alive` (B, M, P, H), reward
@@ -176,7 +181,7 @@ class WorldModel(nn.Module):
             obs: Shape (E, O).
             actions: As agents have them, shape (E, N, H, A): N candidates for each of E environments.
             generator: Source of randomness; None for torch's global one.
-            exploring: What the objective is told.
+            exploring: Whether experience is collected, where a penalty on unsupported states does not count.
 
         Returns:
             Scores (E, N).

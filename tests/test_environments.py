@@ -101,7 +101,7 @@ def test_vector_environments_are_reset_by_the_collector_alone(vectorization):
 
 def test_native_vectors_are_those_that_are_registered():
     env = make_vector_env("Maze2D-Simple-v0", 3, vectorization="native", max_steps=7)
-    assert type(env).__name__ == "Maze2DVectorEnv"
+    assert type(env.unwrapped).__name__ == "Maze2DVectorEnv"
     assert (env.num_envs, env.metadata["autoreset_mode"]) == (3, AutoresetMode.DISABLED)
     env.reset(seed=[1, 2, 3])
     ends = [env.step(np.zeros((3, 2), np.float32))[3].all() for _ in range(7)]

@@ -340,7 +340,7 @@ class Learner(Level):
 
 def test_state_and_metrics_are_those_of_all_levels():
     agent = Hierarchy([Learner(None, "top"), Learner(UNIT, "low")], TASK)
-    assert agent.learn(7) == {"top/value": 7.0, "low/value": 7.0}
+    assert agent.learn(7) == {"top/value": 7.0, "low/value_level1": 7.0}  # the second of its kind
     agent.levels[1].value = 3.0
     other = Hierarchy([Learner(None, "top"), Learner(UNIT, "low")], TASK)
     other.load_state_dict(agent.state_dict())

@@ -132,6 +132,7 @@ def main() -> None:
             if not any((r["task"], r["seed"]) == (name, seed) for r in kept(path)):
                 keep(path, run(config, name, seed))
                 report(config.output, kept(path))
+    report(config.output, kept(path))
 
 
 if __name__ == "__main__":

@@ -289,9 +289,10 @@ class PlannerLevel(Level):
         assert self.replay is not None
         data = self.replay.all()
         # What the end of an episode cut short says nothing of what the action does, unless it ended the episode.
-        data = data[(data.info.duration == self.duration) | data.terminated]
-        if not len(data):
+        whole = (data.info.duration == self.duration) | data.terminated
+        if not whole.any():
             return {}
+        data = data if whole.all() else data[whole]
         obs, obs_next, act = (torch.as_tensor(x, device=self.device) for x in (data.obs, data.obs_next, data.act))
         space = self.world.task.action_space
         state, context = self.world.encode(obs)

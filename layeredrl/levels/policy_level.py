@@ -10,7 +10,7 @@ import torch
 from gymnasium import spaces
 from numpy.typing import NDArray
 from tianshou.data import Batch
-from tianshou.utils.torch_utils import policy_within_training_step
+from tianshou.utils.torch_utils import policy_within_training_step, torch_train_mode
 from torch import Tensor
 
 from layeredrl import actions, off_policy
@@ -92,6 +92,10 @@ class PolicyLevel(Level):
         ):
             raise ValueError(f"action space is {action_space}, expected a flat Box of [-1, 1]")
         require_count("duration", duration)
+        if algorithm.policy.action_space != action_space:
+            raise ValueError(
+                f"the algorithm's action space is {algorithm.policy.action_space}, expected {action_space}"
+            )
         off_policy.check_algorithm(algorithm)
         off_policy.guard_gradients(algorithm)
         self.algorithm = algorithm.eval()
@@ -101,7 +105,7 @@ class PolicyLevel(Level):
         self.relabel, self.duration = relabel, duration
         self.learning = PolicyLearningConfig() if learning is None else learning
         self.device = next(algorithm.parameters()).device
-        self.replay = Replay(self.learning.replay_size, n_envs, seed=derive_seed(seed, "replay"))
+        self.replay = Replay(self.learning.replay_size, n_envs, seed=derive_seed(seed, "policy replay"))
         self.n_total_env_steps = self.last_report = 0
         self.n_updates = self.n_skipped = 0
         self._first: int | None = None  # transitions before the first update
@@ -144,9 +148,11 @@ class PolicyLevel(Level):
         if self._first is None:
             self._first, self.last_report = n_transitions - 1, n_total_env_steps
         due = int(self.learning.updates_per_transition * (n_transitions - self._first))
-        while self.n_updates < due:
-            self._update()
-            self.n_updates += 1
+        if self.n_updates < due:
+            with torch_train_mode(self.algorithm):  # once: it visits every module, which takes longer than one thinks
+                while self.n_updates < due:
+                    self._update()
+                    self.n_updates += 1
         if n_total_env_steps - self.last_report < self.learning.report_every or not self._n_summed + self.n_skipped:
             return {}
         return self._report()
@@ -174,7 +180,13 @@ class PolicyLevel(Level):
                 elapsed=asked.elapsed + duration,
                 remaining=asked.remaining - duration,
             )
-        return batch if self.relabel is None else self.relabel(batch, self.replay)
+        if self.relabel is None:
+            return batch
+        batch = self.relabel(batch, self.replay)
+        for name in ("rew", "discount"):
+            if batch[name].shape != index.shape:
+                raise ValueError(f"relabel gave {name} of shape {tuple(batch[name].shape)}, expected {index.shape}")
+        return batch
 
     def _update(self) -> None:
         batch = self.sample()

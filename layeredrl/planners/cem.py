@@ -10,7 +10,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice, require_number
-from layeredrl.planners.families import make_search, require_sound
+from layeredrl.planners.families import make_search, require_search_settings
 from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction, shift
 from layeredrl.planners.search import where
 
@@ -39,7 +39,7 @@ class CEMConfig:
     """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
-        require_sound(self)
+        require_search_settings(self)
         require_number("stop_variance", self.stop_variance, 0, math.inf)
         require_choice("execute", self.execute, ("best", "mean"))
 

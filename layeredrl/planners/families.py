@@ -1,4 +1,4 @@
-"""Which family of distributions suits an action space."""
+"""Which family of distributions suits an action space, and the settings that all searches with one share."""
 
 import math
 from typing import Any
@@ -39,7 +39,7 @@ def make_search(
     return ClippedGaussian(space, horizon, init_std, noise_exponent)
 
 
-def require_sound(settings: Any) -> None:
+def require_search_settings(settings: Any) -> None:
     """Raise unless what the settings of all planners that refit have in common is within range."""
     require_counts(settings, horizon=1, n_samples=1, n_iterations=1)
     if settings.n_elites is not None:

@@ -10,7 +10,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice, require_number
-from layeredrl.planners.families import make_search, require_sound
+from layeredrl.planners.families import make_search, require_search_settings
 from layeredrl.planners.planner import Plan, Planner, ScoreFunction, best_first, evaluate, shift
 from layeredrl.planners.search import where
 
@@ -49,7 +49,7 @@ class ICEMConfig:
     """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
-        require_sound(self)
+        require_search_settings(self)
         require_number("decay", self.decay, 1, math.inf)
         require_number("noise_exponent", self.noise_exponent, 0, math.inf)
         require_number("reuse_fraction", self.reuse_fraction, 0, 1)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from layeredrl.actions import is_discrete
 from layeredrl.checks import require_choice, require_number
-from layeredrl.planners.families import make_search, require_sound
+from layeredrl.planners.families import make_search, require_search_settings
 from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction, shift
 from layeredrl.planners.search import Belief, where
 
@@ -59,7 +59,7 @@ class MPPIConfig:
     one of its candidates drawn by weight."""
 
     def __post_init__(self) -> None:
-        require_sound(self)
+        require_search_settings(self)
         require_number("temperature", self.temperature, 0, math.inf, open_low=True)
         require_choice("temperature_unit", self.temperature_unit, ("score", "spread"))
         require_number("min_std", self.min_std, 0, math.inf)

@@ -154,9 +154,13 @@ class ModelBasedSkills(SkillMethod):
             self._first, self.last_report = replay.n_added, n_total_env_steps
             self._fit_statistics(replay)
         n_skills = (replay.n_added - self._first) / self.duration
-        while self.n_updates < int(self.config.updates_per_skill * n_skills):
-            self._update(replay)
-            self.n_updates += 1
+        due = int(self.config.updates_per_skill * n_skills)
+        if self.n_updates < due:
+            self.dynamics.train()
+            while self.n_updates < due:
+                self._update(replay)
+                self.n_updates += 1
+            self.dynamics.eval()
         if n_total_env_steps - self.last_refresh >= self.config.refresh_every:
             self.last_refresh = n_total_env_steps
             self._refresh(replay)
@@ -172,17 +176,17 @@ class ModelBasedSkills(SkillMethod):
         assert self.dynamics.optimizer is not None
         for group, rate in zip(self.dynamics.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        self.dynamics.train()
-        loss = float(self.dynamics.learn([rows]))
-        self.dynamics.eval()
+        losses = self.dynamics.learn([rows])
         self.whitening.update(rows.state_next - rows.state)
         start = self.dynamics.start
         if start is not None and start.uses_map:
             # In whitened coordinates each skill then has its own displacement, all of the same size.
             start.set_transform(self.whitening.inverse / self.dynamics.unit[:, None])
+        if self.n_updates % 10:  # to look at more of them would take a good part of the time
+            return
         with torch.no_grad():
             told = self.potentials(rows.state, rows.context, rows.act, [rows.state_next])[0].mean()
-        for name, value in (("model/loss", loss), ("skill/information", float(told))):
+        for name, value in (("model/loss", float(losses)), ("skill/information", float(told))):
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._n_summed += 1
 

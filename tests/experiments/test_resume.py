@@ -45,6 +45,10 @@ AGENTS = [
     ("pets", "--planner", "mppi", "--env", "OwnDrift-v0"),  # the reward is learned, too
     ("sac",),
     ("sac", "--algorithm", "td3"),
+    ("goals", "--env", "Maze2D-Medium-v0"),
+    ("splates", "--env", "Maze2D-Medium-v0"),
+    ("dads", "--env", "Maze2D-Medium-v0"),
+    ("diayn", "--env", "Maze2D-Medium-v0"),
     ("random",),
     ("tests.experiments.own_agents:Hold",),  # is stopped in the midst of an action
 ]
