@@ -6,6 +6,7 @@ from typing import ClassVar
 import torch
 from gymnasium import spaces
 
+from layeredrl.checks import require_counts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, RandomLevel
 from layeredrl.levels.skill_level import SkillLevel
@@ -33,6 +34,9 @@ class DIAYN:
 
     presets: ClassVar[dict[str, "DIAYN"]]
     trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
+
+    def __post_init__(self) -> None:
+        require_counts(self, n_skills=1, duration=1)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""

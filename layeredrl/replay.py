@@ -6,10 +6,11 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager, VectorReplayBuffer
+from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.randomness import require_twister
+from layeredrl.rings import Rings
 from layeredrl.segments import Increment
 
 _STATE_KEYS = {"rows", "ring_size", "truncated", "episodes", "generators"}
@@ -20,119 +21,6 @@ _DTYPES = {
     **dict.fromkeys(("terminated", "truncated", "done"), "bool"),
 }
 """Of the rows that every replay has; None where any will do."""
-
-
-class _Ring(ReplayBuffer):
-    """A `ReplayBuffer` that numbers what was ever added, and knows for each row the last one of its episode.
-
-    Args:
-        size: Rows kept.
-        seed: Of the sampling.
-        last: Room for the numbers of these last rows, (size,); of an episode that goes on they are -1.
-    """
-
-    def __init__(self, size: int, seed: int, last: NDArray[np.int64]) -> None:
-        super().__init__(size, random_seed=seed)
-        self.n_added = 0
-        self.last = last
-
-    def _update_state_pre_add(self, rew: float | NDArray[Any], done: bool) -> tuple[int, float, int, int]:
-        length = self._ep_len + 1
-        told = super()._update_state_pre_add(rew, done)
-        self.last[self.n_added % self.maxsize] = -1
-        self.n_added += 1
-        if done:
-            self._close(length)
-        return told
-
-    def _close(self, length: int) -> None:
-        """The newest row is the last of an episode of so many."""
-        rows = np.arange(self.n_added - min(length, self.maxsize), self.n_added)
-        self.last[rows % self.maxsize] = self.n_added - 1
-
-    def finish_episode(self) -> None:
-        """Let the next transition begin an episode, as tianshou does after one that is done."""
-        self._close(self._ep_len)
-        self._ep_return, self._ep_len, self._ep_start_idx = 0.0, 0, self._insertion_idx
-
-    def find_ends(self, done: NDArray[np.bool_]) -> None:
-        """Read from the rows (size,) where their episodes end."""
-        numbers = np.arange(self.n_added - len(self), self.n_added)
-        ends = np.where(done[numbers % self.maxsize], numbers, np.iinfo(np.int64).max)
-        ends = np.minimum.accumulate(ends[::-1])[::-1]
-        self.last[numbers % self.maxsize] = np.where(ends < self.n_added, ends, -1)
-
-    def restore(self, n_added: int, episode: tuple[float, int, int]) -> None:
-        """Take over what belongs to another ring's rows."""
-        self.n_added = n_added
-        self._size, self._insertion_idx = min(n_added, self.maxsize), n_added % self.maxsize
-        self.last_index = np.array([(n_added - 1) % self.maxsize if n_added else 0])
-        self._ep_return, self._ep_len, self._ep_start_idx = episode
-
-    @property
-    def episode(self) -> tuple[float, int, int]:
-        """Return, length and first index of the episode under way."""
-        return float(self._ep_return), self._ep_len, self._ep_start_idx
-
-
-class _Rings(VectorReplayBuffer):
-    """A `VectorReplayBuffer` whose rings have a seed each: tianshou's share one, which correlates what they sample."""
-
-    def __init__(self, size: int, n_envs: int, seed: int) -> None:
-        seeds = np.random.SeedSequence(seed).generate_state(n_envs)
-        self.last = np.full((n_envs, size // n_envs), -1)
-        self.rings = [_Ring(size // n_envs, int(s), last) for s, last in zip(seeds, self.last, strict=True)]
-        ReplayBufferManager.__init__(self, cast(list[ReplayBuffer], self.rings))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        for ring, last in zip(self.rings, self.last, strict=True):
-            ring.last = last  # a copy's rings would each have one of their own
-
-    def _compile(self) -> None:
-        """Do not compile at once what may never be called: it takes seconds, and happens by itself when it is."""
-
-    def slots(self, start: Iterable[int], stop: Iterable[int]) -> NDArray[np.int64]:
-        """Where the rows of these numbers, counted from the beginning of the run, lie: environment by environment."""
-        bounds = zip(self._offset, self.rings, start, stop, strict=True)
-        return np.concatenate([offset + np.arange(a, b) % ring.maxsize for offset, ring, a, b in bounds])
-
-    def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many rows of its episode follow each row."""
-        size = self.last.shape[1]
-        n_added = np.array([ring.n_added for ring in self.rings])[indices // size]
-        number = n_added - 1 - (n_added - 1 - indices) % size
-        last = self.last.reshape(-1)[indices]
-        return np.where(last < 0, n_added - 1, last) - number
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """The arrays that hold the rows, those of nested keys as `info.duration`."""
-        return _columns(cast(Batch, self._meta), "")
-
-    def restore(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        """Take over arrays, once the rings are restored."""
-        self._lengths = np.array([len(ring) for ring in self.rings])
-        self.last_index = self._offset + np.array([ring.last_index[0] for ring in self.rings])
-        nested: dict[str, Any] = {}
-        for name, column in columns.items():
-            *keys, last = name.split(".")
-            part = nested
-            for key in keys:
-                part = part.setdefault(key, {})
-            part[last] = column
-        self._meta = Batch(nested)
-        if columns:
-            self._set_batch_for_children()
-            for ring, done in zip(self.rings, np.split(columns["done"], len(self.rings)), strict=True):
-                ring.find_ends(done)
-        else:
-            for ring in self.rings:
-                ring._meta = Batch()
-
-    @property
-    def generators(self) -> list[np.random.RandomState]:
-        """What sampling draws from."""
-        return [self._random_state, *[ring._random_state for ring in self.rings]]
 
 
 class Replay:
@@ -147,7 +35,7 @@ class Replay:
     def __init__(self, size: int, n_envs: int, *, seed: int = 0) -> None:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
-        self.buffer = _Rings(size, n_envs, seed)
+        self.buffer = Rings(size, n_envs, seed)
         self._saved = [0] * n_envs  # per environment: how many transitions went into checkpoints
         self._saved_layout: object = None
         self._truncated: list[list[int]] = [[] for _ in range(n_envs)]  # by `truncate`, maybe after they were saved
@@ -340,22 +228,6 @@ class Replay:
             if len(tensor) != n_rows or (shape is not None and tensor.shape[1:] != shape):
                 wanted = (n_rows, *shape) if shape is not None else f"({n_rows}, ...)"
                 raise ValueError(f"{name} of the replay's state has shape {tuple(tensor.shape)}, expected {wanted}")
-
-
-def _columns(batch: Batch, prefix: str) -> dict[str, NDArray[Any]]:
-    found: dict[str, NDArray[Any]] = {}
-    for key, value in batch.items():
-        name = prefix + key
-        if "." in key:
-            raise ValueError(f"transitions have a key {name!r}, expected none with a dot")
-        if isinstance(value, Batch):
-            found |= _columns(value, name + ".")
-        elif isinstance(value, np.ndarray) and value.dtype != object:
-            found[name] = value
-        else:
-            kind = f"dtype {value.dtype}" if isinstance(value, np.ndarray) else f"type {type(value).__name__}"
-            raise TypeError(f"{name} of the transitions has {kind}, expected arrays of numbers")
-    return found
 
 
 def _layout(columns: Mapping[str, NDArray[Any]]) -> dict[str, tuple[np.dtype[Any], tuple[int, ...]]]:

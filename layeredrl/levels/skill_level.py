@@ -1,17 +1,17 @@
 """A policy level whose commands are skills."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl.checks import require_number
+from layeredrl.checks import require_choice, require_number
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.off_policy import OffPolicyAlgorithm
 from layeredrl.replay import Replay
-from layeredrl.skills.method import SkillMethod
+from layeredrl.skills.method import AtEnd, SkillMethod
 
 
 class SkillLevel(PolicyLevel):
@@ -23,6 +23,7 @@ class SkillLevel(PolicyLevel):
         action_space: Of what it emits.
         n_envs: Number of environments that it learns in.
         fresh_skills: Share of the sampled transitions for which another skill is assumed than that which was asked for.
+        duration: Environment steps for which what it emits stands.
         learning: When and how the policy is learned.
         seed: Of the replay.
     """
@@ -35,10 +36,12 @@ class SkillLevel(PolicyLevel):
         *,
         n_envs: int,
         fresh_skills: float = 0.0,
+        duration: int = 1,
         learning: PolicyLearningConfig | None = None,
         seed: int = 0,
     ) -> None:
         require_number("fresh_skills", fresh_skills, 0, 1)
+        require_choice("the method's at_end", method.at_end, get_args(AtEnd))
         super().__init__(
             algorithm,
             action_space,
@@ -46,6 +49,7 @@ class SkillLevel(PolicyLevel):
             n_envs=n_envs,
             inputs=method.inputs,
             relabel=self._relabel,
+            duration=duration,
             learning=learning,
             seed=seed,
         )

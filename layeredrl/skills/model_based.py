@@ -1,6 +1,7 @@
 """Skills that are learned with a model of what they lead to, which a planner then uses."""
 
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import torch
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_counts, require_number
+from layeredrl.checks import require_count, require_counts, require_number
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.replay import Replay
@@ -54,9 +55,9 @@ class SkillModelConfig:
         require_counts(self, n_first=1, batch_size=2, n_priors=1, refresh_every=1, report_every=1)
         require_number("newest", self.newest, 0, 1, open_low=True)
         for name in ("updates_per_skill", "final_rate"):
-            require_number(name, getattr(self, name), 0, math.inf)
+            require_number(name, getattr(self, name), 0, sys.float_info.max)
         for name in ("std", "final_std"):
-            require_number(name, getattr(self, name), 0, math.inf, open_low=True)
+            require_number(name, getattr(self, name), 0, sys.float_info.max, open_low=True)
         for name in ("decay", "std_decay"):
             start, stop = getattr(self, name)
             if not 0 <= start <= stop:
@@ -91,6 +92,7 @@ class ModelBasedSkills(SkillMethod):
             raise TypeError(
                 f"the dynamics is {type(dynamics).__name__}, expected a ProbabilisticEnsemble that can learn"
             )
+        require_count("duration", duration)
         self.space = world.task.action_space  # type: ignore[assignment]
         self.world, self.dynamics, self.duration = world.eval(), dynamics, duration
         self.config = SkillModelConfig() if config is None else config
@@ -151,9 +153,10 @@ class ModelBasedSkills(SkillMethod):
         if n_total_env_steps < self.config.n_first:
             return {}
         if self._first is None:
-            self._first, self.last_report = replay.n_added, n_total_env_steps
-            self._fit_statistics(replay)
-        n_skills = (replay.n_added - self._first) / self.duration
+            if not self._fit_statistics(replay):
+                return {}
+            self._first = self.last_report = n_total_env_steps
+        n_skills = (n_total_env_steps - self._first) / self.duration
         due = int(self.config.updates_per_skill * n_skills)
         if self.n_updates < due:
             self.dynamics.train()
@@ -172,16 +175,15 @@ class ModelBasedSkills(SkillMethod):
 
     def _update(self, replay: Replay) -> None:
         rows = self._transitions(self.segments(replay, self.config.batch_size))
+        if not len(rows.state):  # no skill among them was carried out to its end
+            return
         factor = 1 + (self.config.final_rate - 1) * self._passed(self.config.decay)
         assert self.dynamics.optimizer is not None
         for group, rate in zip(self.dynamics.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         losses = self.dynamics.learn([rows])
         self.whitening.update(rows.state_next - rows.state)
-        start = self.dynamics.start
-        if start is not None and start.uses_map:
-            # In whitened coordinates each skill then has its own displacement, all of the same size.
-            start.set_transform(self.whitening.inverse / self.dynamics.unit[:, None])
+        self._follow_whitening()
         if self.n_updates % 10:  # to look at more of them would take a good part of the time
             return
         with torch.no_grad():
@@ -189,6 +191,12 @@ class ModelBasedSkills(SkillMethod):
         for name, value in (("model/loss", float(losses)), ("skill/information", float(told))):
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._n_summed += 1
+
+    def _follow_whitening(self) -> None:
+        """Let the symmetry-breaking start give each skill a displacement of its own in whitened coordinates."""
+        start = self.dynamics.start
+        if start is not None and start.uses_map:
+            start.set_transform(self.whitening.inverse / self.dynamics.unit[:, None])
 
     def _transitions(self, rows: Batch) -> Batch:
         """Segments as the dynamics learns them."""
@@ -198,10 +206,18 @@ class ModelBasedSkills(SkillMethod):
         return Batch(state=state, context=context, act=rows.act, state_next=state_next, terminated=terminated)
 
     @torch.no_grad()
-    def _fit_statistics(self, replay: Replay) -> None:
-        """Take the statistics of the model's inputs and targets from the first data; they stay."""
+    def _fit_statistics(self, replay: Replay) -> bool:
+        """Take the statistics of the model's inputs and targets from the first data; they stay.
+
+        Returns:
+            Whether there was enough.
+        """
         rows = self._transitions(self.segments(replay, 4096))
+        if len(rows.state) < 2:
+            return False
         self.dynamics.fit_statistics({key: rows[key] for key in ("state", "context", "act", "state_next")})
+        self._follow_whitening()
+        return True
 
     @torch.no_grad()
     def _refresh(self, replay: Replay) -> None:

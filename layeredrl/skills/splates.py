@@ -49,13 +49,15 @@ class SPlaTES(ModelBasedSkills):
 
     def segments(self, replay: Replay, n: int) -> Batch:
         index = replay.newest(n, self.config.newest)
-        left = replay.column("info", index).command.remaining - replay.column("info", index).duration
-        whole = left <= replay.steps_left(index)  # those that the end of an episode cut short are no outcomes
-        index, left = index[whole], left[whole]
-        rows, ends = replay.rows(index), replay.column("obs_next", replay.later(index, left))
-        device = self.dynamics.device
+        info = replay.column("info", index)
+        # Transitions until the skill's end: the policy's actions may stand for several steps, the last one for fewer.
+        left = -((info.duration - info.command.remaining) // info.duration)
+        stored = left <= replay.steps_left(index)
+        last = replay.rows(replay.later(index[stored], left[stored]))
+        whole = last.info.command.remaining == last.info.duration  # not cut short by the end of the episode
+        last, device = last[whole], self.dynamics.device
         return Batch(
-            obs=torch.as_tensor(rows.info.command.obs, device=device),
-            act=torch.as_tensor(rows.info.command.action, device=device),
-            obs_next=torch.as_tensor(ends, device=device),
+            obs=torch.as_tensor(last.info.command.obs, device=device),
+            act=torch.as_tensor(last.info.command.action, device=device),
+            obs_next=torch.as_tensor(last.obs_next, device=device),
         )
