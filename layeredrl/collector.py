@@ -312,8 +312,11 @@ def _success(info: Mapping[str, Any], n_envs: int) -> NDArray[np.float64]:
     ended = np.asarray(info.get("_final_info", np.zeros(n_envs, bool)), bool)  # the rest of info is of the next episode
     for source, where in ((info, ~ended), (info.get("final_info") or {}, ended)):
         for key in ("is_success", "success"):
-            column = np.asarray(source.get(key))
-            if column.shape == (n_envs,) and column.dtype.kind in "bif" and np.isin(column, (0, 1)).all():
+            if key not in source:
+                continue
+            column = np.asarray(source[key])
+            is_flat = column.shape == (n_envs,) and column.dtype.kind in "bif"
+            if is_flat and ((column == 0) | (column == 1)).all():
                 mask = where & np.asarray(source.get(f"_{key}", where), bool)
                 told[mask] = column[mask]
     return told

@@ -109,7 +109,7 @@ class SACConfig(ActorCriticConfig):
             alpha = AutoAlpha(target, math.log(self.initial_alpha), self._adam(self.learning_rate)).to(device)
         else:
             alpha = float(self.alpha)
-        policy = SACPolicy(actor=actor, action_space=action_space)
+        policy = _SACPolicy(actor=actor, action_space=action_space)
         return SAC(policy=policy, alpha=alpha, **self._networks(n_inputs, action_space, device))
 
 
@@ -139,7 +139,7 @@ class TD3Config(ActorCriticConfig):
             preprocess_net=Net(state_shape=(n_inputs,), hidden_sizes=self.hidden), action_shape=action_space.shape
         ).to(device)
         noise = GaussianNoise(sigma=self.exploration_noise) if self.exploration_noise else None
-        policy = ContinuousDeterministicPolicy(actor=actor, exploration_noise=noise, action_space=action_space)
+        policy = _TD3Policy(actor=actor, exploration_noise=noise, action_space=action_space)
         return TD3(
             policy=policy,
             policy_noise=self.policy_noise,
@@ -147,6 +147,20 @@ class TD3Config(ActorCriticConfig):
             update_actor_freq=self.actor_every,
             **self._networks(n_inputs, action_space, device),
         )
+
+
+class _SACPolicy(SACPolicy):
+    """tianshou compiles at once what its own returns would need, which takes seconds; here nobody calls that."""
+
+    @staticmethod
+    def _compile() -> None:
+        pass
+
+
+class _TD3Policy(ContinuousDeterministicPolicy):
+    """The same."""
+
+    _compile = staticmethod(_SACPolicy._compile)
 
 
 class NonFiniteGradientError(Exception):

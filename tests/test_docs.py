@@ -4,6 +4,8 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 
+import envs  # noqa: F401  pages register the tasks only when they are the first to import this
+
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
 

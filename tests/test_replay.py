@@ -580,3 +580,43 @@ def test_a_copy_knows_what_follows_by_itself():
         other.add(transitions([2, 5]), np.arange(2))  # 5 terminates
     np.testing.assert_array_equal(other.steps_left(other.buffer.sample_indices(0)), [3, 2, 1, 0, 1, 0, 0, 0])
     np.testing.assert_array_equal(replay.steps_left(np.array([0, 4])), [0, 0])
+
+
+# ------------------------------------------------------------------ the newest
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+def test_a_share_of_the_newest_is_drawn_uniformly(share):
+    """Of each environment: one that has gone round, one that is half full, one with a row, one with none."""
+    replay, n_added = Replay(80, 4, seed=1), [47, 10, 1, 0]
+    for t in range(47):
+        ids = np.flatnonzero(np.array(n_added) > t)
+        replay.add(transitions(100 * ids + t), ids)
+    expected = set()
+    for i, n in enumerate(n_added[:3]):
+        kept = range(max(0, n - 20), n)
+        expected |= {100.0 * i + t for t in kept[len(kept) - max(1, round(share * len(kept))) :]}
+    places = replay.newest(8000, share)
+    values, counts = np.unique(replay.rows(places).obs[:, 0], return_counts=True)
+    assert set(values) == expected
+    mean = 8000 / len(expected)
+    assert np.abs(counts - mean).max() < 5 * mean**0.5
+
+
+def test_of_little_there_is_the_newest_one():
+    replay = Replay(20, 1)
+    for t in range(15):
+        replay.add(transitions([t]), np.array([0]))
+        assert set(replay.rows(replay.newest(5, 1e-3)).obs[:, 0]) == {t}
+
+
+def test_draws_of_the_newest_go_on_after_a_restart(tmp_path):
+    replay, restored = Replay(20, 2, seed=3), Replay(20, 2)
+    for t in range(15):
+        replay.add(transitions([t, 100 + t]), np.arange(2))
+    first = replay.newest(50, 0.5)
+    Checkpoints(tmp_path).save({"replay": replay.state_dict()}, 0)
+    restored.load_state_dict(Checkpoints(tmp_path).load()["replay"])
+    second = replay.newest(50, 0.5)
+    np.testing.assert_array_equal(restored.newest(50, 0.5), second)
+    assert (first != second).any()

@@ -194,6 +194,55 @@ def test_the_same_generator_gives_the_same_score():
     assert not torch.equal(first, other)
 
 
+# ------------------------------------------------------------------ actions that are held
+
+
+@pytest.mark.parametrize("repeat", [1, 3])
+def test_each_action_is_held_for_some_steps_of_the_dynamics(repeat):
+    task = TaskSpec(OBSERVATIONS, ACTIONS, action_low=LOW, action_high=HIGH, reward=reward, termination=ends_maybe)
+    encoder = Encoder(task)
+    model = Oracle.from_step(encoder.state_space, encoder.context_space, ACTIONS, move)
+    world = WorldModel(encoder, model, task, objective=Objective(S, discount=0.9), repeat=repeat).eval()
+    obs, actions = make_inputs()
+    result = world.rollout(obs, actions[:, 0])
+    assert result.state.shape == (E, 1, 1, H * repeat + 1, S)
+    assert result.reward.shape == result.alive.shape == (E, 1, 1, H * repeat)
+    scores = world.score(obs, actions)
+    for e, n in np.ndindex(E, N):
+        state, goal, total, alive, t = obs[e, STATE], obs[e, GOAL], 0.0, 1.0, 0
+        for action in actions[e, n]:
+            force = task.to_env_units(action)
+            for _ in range(repeat):
+                after = move(state, goal, action)
+                total += alive * 0.9**t * float(reward(state, goal, force, after))
+                alive *= 1 - float(ends_maybe(state, goal, force, after))
+                state, t = after, t + 1
+                if n == 0:
+                    torch.testing.assert_close(result.state[e, 0, 0, t], state, **CLOSE)
+        assert float(scores[e, n]) == pytest.approx(total, rel=1e-4, abs=1e-5)
+
+
+def test_choices_are_held_too():
+    choices, box = spaces.Discrete(3), spaces.Box(-1.0, 1.0, (1,))
+    task = TaskSpec(box, choices, reward=lambda state, context, action, after: after[..., 0])
+    encoder = Encoder(task)
+    model = Oracle.from_step(
+        encoder.state_space, encoder.context_space, choices, lambda state, context, action: 2 * state + action
+    )
+    result = WorldModel(encoder, model, task, repeat=2).rollout(torch.zeros(1, 1), torch.tensor([[[1], [2]]]))
+    assert result.state.flatten().tolist() == [0, 1, 3, 8, 18]
+    assert result.returns.item() == 1 + 3 + 8 + 18
+
+
+@pytest.mark.parametrize(("repeat", "error"), [(0, ValueError), (1.5, TypeError)])
+def test_actions_are_held_for_a_number_of_steps(repeat, error):
+    task = TaskSpec(OBSERVATIONS, ACTIONS, reward=reward)
+    encoder = Encoder(task)
+    model = Oracle.from_step(encoder.state_space, encoder.context_space, ACTIONS, move)
+    with pytest.raises(error, match=f"repeat is {repeat}"):
+        WorldModel(encoder, model, task, repeat=repeat)
+
+
 # ------------------------------------------------------------------ what goes wrong
 
 

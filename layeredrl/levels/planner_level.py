@@ -114,6 +114,8 @@ class PlannerLevel(Level):
                 raise ValueError(f"the {name}'s action space is {space}, expected {action_space}")
         if learning is None:
             return
+        if world.repeat != 1:
+            raise ValueError(f"the world's repeat is {world.repeat}, expected 1 where the level learns it")
         if not isinstance(world.dynamics, ProbabilisticEnsemble):
             raise TypeError(
                 f"the dynamics is {type(world.dynamics).__name__}, expected a ProbabilisticEnsemble to learn; "

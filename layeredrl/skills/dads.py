@@ -11,6 +11,9 @@ from torch import Tensor
 from layeredrl.replay import Replay
 from layeredrl.skills.model_based import ModelBasedSkills
 
+LOWEST = -50.0
+"""Of a reward: where the model thinks an outcome impossible, its logarithm knows no bounds. As in the released code."""
+
 
 class DADS(ModelBasedSkills):
     """Skills of which every step is predictable; the world's dynamics leads from one step to the next."""
@@ -18,7 +21,7 @@ class DADS(ModelBasedSkills):
     def reward(self, batch: Batch) -> Tensor:
         before, context = self.world.encode(batch.obs)
         after, _ = self.world.encode(batch.obs_next)
-        return self.potentials(before, context, batch.command.action, [after])[0]
+        return self.potentials(before, context, batch.command.action, [after])[0].clamp(min=LOWEST)
 
     def segments(self, replay: Replay, n: int) -> Batch:
         rows, device = replay.rows(replay.newest(n, self.config.newest)), self.dynamics.device

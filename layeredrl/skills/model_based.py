@@ -1,6 +1,5 @@
 """Skills that are learned with a model of what they lead to, which a planner then uses."""
 
-import math
 import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -93,6 +92,11 @@ class ModelBasedSkills(SkillMethod):
                 f"the dynamics is {type(dynamics).__name__}, expected a ProbabilisticEnsemble that can learn"
             )
         require_count("duration", duration)
+        if world.reward_net is not None:
+            raise ValueError(
+                "the reward is not known as a function of the world's state, and skills learn none: give the task a "
+                "reward_function, and the state the parts that it reads, in their order"
+            )
         self.space = world.task.action_space  # type: ignore[assignment]
         self.world, self.dynamics, self.duration = world.eval(), dynamics, duration
         self.config = SkillModelConfig() if config is None else config

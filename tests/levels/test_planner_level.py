@@ -449,6 +449,14 @@ def test_reports_begin_with_the_first_plan():
     assert act(level, memory=memory).forecast.isfinite().all()
 
 
+def test_a_world_that_holds_actions_is_learned_by_others():
+    level = make()
+    level.world.repeat = 3
+    with pytest.raises(ValueError, match="repeat is 3, expected 1"):
+        PlannerLevel(level.world, level.planner, ACTION, learning=LEARNING)
+    PlannerLevel(level.world, level.planner, ACTION)
+
+
 # ------------------------------------------------------------------ slower time scales, plans mixed with random actions
 
 

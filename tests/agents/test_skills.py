@@ -1,0 +1,311 @@
+"""Agents of skills: what reaches their parts, what is stored at which time scale, and three levels in one stack."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+import envs  # noqa: F401  registers the mazes
+from agents.dads import DADS
+from agents.diayn import DIAYN
+from agents.skills import SkillAgent
+from agents.splates import SPlaTES
+from layeredrl.collector import Collector
+from layeredrl.environments import make_task, make_vector_env
+from layeredrl.goals import GoalCommands, Hindsight
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel, RandomLevel
+from layeredrl.levels.skill_level import SkillLevel
+from layeredrl.off_policy import SACConfig
+from layeredrl.planners import ICEM, ICEMConfig
+from layeredrl.skills import ModelBasedSkills, SkillModelConfig
+from layeredrl.skills.dads import DADS as DADSMethod
+from layeredrl.skills.diayn import DIAYN as DIAYNMethod
+from layeredrl.skills.splates import SPlaTES as SPlaTESMethod
+from tests.recording import stored
+
+CPU = torch.device("cpu")
+MAZE = "Maze2D-Simple-v0"
+TASK = make_task(MAZE, n_envs=2)
+DEBUG = {kind.__name__: kind.presets["debug"] for kind in (SPlaTES, DADS, DIAYN)}
+CONTINUOUS = pytest.mark.parametrize("config", [DEBUG["SPlaTES"], DEBUG["DADS"]], ids=["splates", "dads"])
+
+
+def build(config, task=TASK):
+    torch.manual_seed(0)
+    agent = config.build(task, CPU, seed=0)
+    return agent, *agent.levels
+
+
+def run(agent, n_steps=60):
+    """What was told, the latest of each name."""
+    env, told = make_vector_env(MAZE, 2), {}
+    collector = Collector(env, agent, seed=0)
+    for _ in range(n_steps):
+        collector.step(explore=True)
+        told |= agent.learn(collector.n_total_env_steps)
+        told |= collector.take_metrics()
+    env.close()
+    return told
+
+
+# ------------------------------------------------------------------ what they are made of
+
+
+@pytest.mark.parametrize("preset", ["demo", "debug"])
+@pytest.mark.parametrize("kind", [SPlaTES, DADS, DIAYN])
+def test_presets_fit_a_maze(kind, preset):
+    agent, above, policy = build(kind.presets[preset])
+    assert isinstance(agent, Hierarchy)
+    assert isinstance(above, RandomLevel if kind is DIAYN else PlannerLevel)
+    assert isinstance(policy, SkillLevel)
+    assert above.action_space == policy.method.space
+    assert above.duration == policy.method.duration == kind.presets[preset].duration
+    carry = agent.start(2, 0)
+    action = agent.act(np.ones((2, TASK.observation_dim), np.float32), carry, explore=False)
+    assert action.shape == (2, 2)
+    assert (np.abs(action) <= 1).all()
+
+
+SETTINGS = {
+    "skill_dim": 1,
+    "duration": 7,
+    "skills": SkillModelConfig(n_priors=9, std=0.7),
+    "exploration": ExplorationConfig(to_random=0.4, n_random_steps=50),
+    "support_weight": 1.5,
+    "support_cell": 0.5,
+    "support_visits": 2,
+    "fresh_skills": 0.25,
+}
+
+
+@CONTINUOUS
+def test_settings_reach_the_parts(config):
+    config = replace(config, **SETTINGS, model=replace(config.model, n_models=3, frequencies=(1.0, 2.0, 5.0)))
+    _, planner, policy = build(config)
+    method, world = policy.method, planner.world
+    assert isinstance(method, SPlaTESMethod if isinstance(config, SPlaTES) else DADSMethod)
+    assert method.world is world
+    assert (method.duration, planner.duration, policy.fresh_skills) == (7, 7, 0.25)
+    assert planner.action_space == policy.command_space == spaces.Box(-1.0, 1.0, (1,), np.float32)
+    assert method.config == SETTINGS["skills"]
+    assert planner.exploration == SETTINGS["exploration"]
+    assert (world.objective.support_weight, world.objective.support.cell) == (1.5, 0.5)
+    assert world.repeat == (1 if isinstance(config, SPlaTES) else 7)
+    assert world.dynamics.n_models == 3
+    first = world.dynamics.network.linear_weights()[0]
+    assert 2 + 2 * 3 * 2 + 2 + 1 in first.shape  # state, waves, goal, skill
+    state, goal = torch.tensor([[1.0, 1.0]]), torch.tensor([[4.0, 5.0]])
+    reward = world.reward(state, goal, torch.zeros(1, 1), torch.tensor([[4.0, 1.0]]))
+    steps = 7 if isinstance(config, SPlaTES) else 1
+    assert reward.item() == pytest.approx(-steps * 4.0 / (10 * 2**0.5), rel=1e-5)
+    assert world.objective.support is not None
+    assert build(replace(config, support_weight=0.0))[1].world.objective.support is None
+
+
+def test_settings_of_splates_reach_its_method():
+    _, _, policy = build(replace(DEBUG["SPlaTES"], reward="end", sb_start_duration=500))
+    assert policy.method.form == "end"
+    assert policy.method.dynamics.start.duration == 500
+    _, _, policy = build(DEBUG["SPlaTES"])
+    assert policy.method.form == "difference"
+    assert policy.method.dynamics.start is None
+
+
+def test_settings_of_diayn_reach_its_method():
+    config = replace(DEBUG["DIAYN"], n_skills=6, duration=9, state=("achieved_goal",))
+    _, above, policy = build(config)
+    assert isinstance(policy.method, DIAYNMethod)
+    assert (above.duration, policy.method.duration, policy.method.n_skills) == (9, 9, 6)
+    assert above.action_space == spaces.Discrete(6)
+    assert policy.method.encoder.state_dim == 2
+    assert build(DEBUG["DIAYN"])[2].method.encoder.state_dim == 4
+
+
+@pytest.mark.parametrize("config", DEBUG.values(), ids=DEBUG)
+def test_tasks_with_choices_are_refused(config):
+    task = replace(TASK, action_space=spaces.Discrete(3), action_low=None, action_high=None)
+    with pytest.raises(ValueError, match=r"Discrete\(3\), expected a Box"):
+        config.build(task, CPU, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "message"),
+    [
+        (SPlaTES, {"skill_dim": 0}, "skill_dim is 0, expected at least 1"),
+        (DADS, {"n_skills": -1}, "n_skills is -1"),
+        (SPlaTES, {"duration": 0}, "duration is 0"),
+        (DADS, {"fresh_skills": 1.5}, "fresh_skills is 1.5"),
+        (SPlaTES, {"support_weight": -1.0}, "support_weight is -1.0"),
+        (DIAYN, {"n_skills": 0}, "n_skills is 0"),
+        (DIAYN, {"duration": 0}, "duration is 0"),
+    ],
+)
+def test_settings_out_of_range_are_named(kind, setting, message):
+    with pytest.raises(ValueError, match=message):
+        kind(**setting)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"state": ("speed",)}, r"parts is \['speed'\], expected some of achieved_goal"),
+        ({"reward": "sum"}, "form is 'sum', expected one of difference, end"),
+        ({"n_skills": 3, "sb_start_duration": 9}, "symmetry_breaking_start needs a Box"),
+        ({"skill_dim": 3, "sb_start_duration": 9}, "at most as many action as state dimensions, got 3 > 2"),
+    ],
+)
+def test_what_does_not_fit_the_task_is_refused(setting, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        build(replace(DEBUG["SPlaTES"], **setting))
+
+
+# ------------------------------------------------------------------ what they do
+
+
+@pytest.mark.parametrize("n_skills", [0, 4])
+@CONTINUOUS
+def test_planner_and_policy_store_what_happens_and_the_model_learns(config, n_skills):
+    skills = replace(config.skills, updates_per_skill=2.0)
+    policy = replace(config.policy, updates_per_transition=0.25)
+    agent, planner, policy = build(replace(config, n_skills=n_skills, skills=skills, policy=policy))
+    before = [parameter.detach().clone() for parameter in planner.world.dynamics.get_parameters()]
+    rows: list[np.ndarray] = []
+    observe = planner.observe
+    planner.observe = lambda transitions, env_ids: (
+        rows.extend(transitions.info.duration) or observe(transitions, env_ids)
+    )
+    told = run(agent)
+    assert rows == [4] * 30  # a skill stands for its duration, whatever the time scale of the model
+    assert isinstance(policy.method, ModelBasedSkills)
+    assert policy.n_updates > 20
+    assert policy.method.n_updates == int(2.0 * (120 - policy.method._first) / 4) > 40
+    after = planner.world.dynamics.get_parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if b.numel() > 64)
+    assert {"model/loss", "skill/information", "policy/reward", "policy/critic1_loss", "plan/score"} <= told.keys()
+    assert all(np.isfinite(value) for value in told.values())
+    for i in range(2):
+        below = stored(policy.replay, i)
+        np.testing.assert_array_equal(below.info.command.elapsed, np.tile([0, 1, 2, 3], 15))
+        skills = below.info.command.action
+        np.testing.assert_array_equal(skills, np.repeat(skills[::4], 4, 0))
+        assert skills.shape == (60, 1 if n_skills else 2)
+        assert len(np.unique(skills, axis=0)) == (4 if n_skills else 15)
+
+
+@CONTINUOUS
+def test_before_its_time_nothing_is_planned(config):
+    policy = replace(config.policy, updates_per_transition=0.1)
+    agent, planner, _ = build(replace(config, exploration=ExplorationConfig(n_random_steps=40), policy=policy))
+    decided: list[tuple[int, bool]] = []
+    act = planner.act
+
+    def recorded(*args, **kwargs):
+        decision = act(*args, **kwargs)
+        decided.append((planner.n_total_env_steps, "plan/score" in decision.metrics))
+        return decision
+
+    planner.act = recorded
+    run(agent, 30)
+    assert [n for n, _ in decided] == list(range(0, 60, 8))
+    # Plans are told of once for each horizon, which is that of three skills.
+    assert [planned for n, planned in decided if n < 40] == [False] * 5
+    assert [planned for n, planned in decided if n >= 40] == [True, False, False]
+
+
+def test_diayn_learns_without_a_model():
+    learning = replace(DEBUG["DIAYN"].policy, updates_per_transition=0.25)
+    agent, _, policy = build(replace(DEBUG["DIAYN"], policy=learning))
+    before = [parameter.detach().clone() for parameter in policy.method.discriminator.parameters()]
+    told = run(agent)
+    assert policy.n_updates > 20
+    after = policy.method.discriminator.parameters()
+    assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    assert np.isfinite(told["policy/reward"])
+    for i in range(2):
+        skills = stored(policy.replay, i).info.command.action
+        np.testing.assert_array_equal(skills, np.repeat(skills[::5], 5, 0))
+        assert len(np.unique(skills)) == 3
+
+
+# ------------------------------------------------------------------ three levels
+
+
+class Goals(SkillAgent):
+    """Skills whose actions are goals, to which a policy goes."""
+
+    def make_method(self, task, device):
+        return SPlaTESMethod(
+            task, self.make_world(task, device, steps=self.duration), self.duration, config=self.skills
+        )
+
+    def build(self, task, device, *, seed):
+        goals, method = GoalCommands(task, 0.3, duration=3), self.make_method(task, device)
+        settings = {"n_envs": task.n_envs, "learning": self.policy, "seed": seed}
+        skills = SkillLevel(
+            self.sac.build(method.n_inputs, goals.space, device), method, goals.space, duration=3, **settings
+        )
+        policy = PolicyLevel(
+            self.sac.build(goals.n_inputs, task.action_space, device),
+            task.action_space,
+            goals.space,
+            inputs=goals.inputs,
+            relabel=Hindsight(goals),
+            **settings,
+        )
+        planner = PlannerLevel(
+            method.world,
+            ICEM(self.space, self.icem),
+            self.space,
+            duration=self.duration,
+            exploration=self.exploration,
+            seed=seed,
+        )
+        return Hierarchy([planner, skills, policy], task, device)
+
+
+def test_a_planner_over_skills_over_goals():
+    """Skills of eight steps, goals of three: the last one of each skill stands for two."""
+    config = Goals(
+        duration=8,
+        model=DEBUG["SPlaTES"].model,
+        skills=SkillModelConfig(n_first=60, batch_size=16, n_priors=4, refresh_every=50, report_every=20),
+        icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
+        exploration=ExplorationConfig(to_random=0.2, to_plan=0.5, n_random_steps=100),
+        sac=SACConfig(hidden=(16,)),
+        policy=PolicyLearningConfig(n_random_steps=40, updates_per_transition=0.25, batch_size=16, report_every=20),
+    )
+    agent, _, skills, policy = build(config)
+    before = [[p.detach().clone() for p in level.algorithm.policy.actor.parameters()] for level in (skills, policy)]
+    told = run(agent, 120)
+    for old, level in zip(before, (skills, policy), strict=True):
+        new = level.algorithm.policy.actor.parameters()
+        assert all(not torch.equal(a, b) for a, b in zip(old, new, strict=True))
+    assert skills.method.n_updates == int(4 * (240 - skills.method._first) / 8) > 50
+    names = {"plan/score", "model/loss", "skill/information", "policy/reward", "policy/reward_level2"}
+    assert names <= told.keys()
+    assert all(np.isfinite(value) for value in told.values())
+    for i in range(2):
+        upper, lower = stored(skills.replay, i), stored(policy.replay, i)
+        np.testing.assert_array_equal(upper.info.duration, np.tile([3, 3, 2], 15))
+        np.testing.assert_array_equal(upper.info.command.elapsed, np.tile([0, 3, 6], 15))
+        np.testing.assert_array_equal(upper.info.command.remaining, np.tile([8, 5, 2], 15))
+        assert len(lower) == 120
+        np.testing.assert_array_equal(lower.info.command.action, np.repeat(upper.act, upper.info.duration, 0))
+        np.testing.assert_array_equal(lower.info.command.elapsed, np.tile([0, 1, 2, 0, 1, 2, 0, 1], 15))
+        np.testing.assert_array_equal(upper.obs, lower.obs[np.flatnonzero(lower.info.command.elapsed == 0)])
+    found = skills.method.segments(skills.replay, 500)
+    whole = {tuple(x) for i in range(2) for x in stored(skills.replay, i).obs_next[2::3].tolist()}
+    assert {tuple(x) for x in found.obs_next.tolist()} <= whole
+    assert len(found.obs) > 400
+
+
+@pytest.mark.parametrize("agent", [SPlaTES.presets["debug"], DADS.presets["debug"]], ids=["splates", "dads"])
+def test_a_reward_that_nobody_knows_is_refused(agent):
+    """Nothing would learn it, and the planner would plan with an untrained network."""
+    for task in (replace(TASK, reward=None), TASK):
+        settings = agent if task.reward is None else replace(agent, state=("observation",))
+        with pytest.raises(ValueError, match="the reward is not known as a function of the world's state"):
+            settings.build(task, torch.device("cpu"), seed=0)
