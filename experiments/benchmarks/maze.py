@@ -35,6 +35,8 @@ COMMON = ("--env", ENV, "--n-envs", "16", "--vectorization", "native", "--no-pic
 AGENTS: dict[str, tuple[str, ...]] = {
     "goals": ("goals",),
     "sac": ("sac", "--learning.n-random-steps", "2000", "--learning.updates-per-transition", "0.5"),
+    "splates": ("splates",),
+    "dads": ("dads",),
 }
 """Agents by name, as `experiments.train` takes them."""
 
@@ -43,7 +45,7 @@ AGENTS: dict[str, tuple[str, ...]] = {
 class MazeStudy:
     """Train agents in the maze and compare them."""
 
-    agents: tuple[str, ...] = tuple(AGENTS)
+    agents: tuple[str, ...] = ("goals", "sac")
     """Which, by name."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """Of the runs."""
@@ -127,7 +129,7 @@ def draw_plans(path: Path, agent: Hierarchy, pairs: Sequence[tuple[Any, Any]], e
         axis.plot(*way.T, color="#3366aa", lw=2, label=f"way, {len(way) - 1} steps")
         axis.plot(*pair[0], "o", color="#3366aa", label="start")
         axis.plot(*pair[1], "*", color="#338855", ms=14, label="goal")
-        axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, fontsize=8, frameon=False)
+        axis.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=4, fontsize=8, frameon=False)
     figure.savefig(path, dpi=110)
 
 
@@ -166,6 +168,7 @@ def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
         f"{label} of 24 episodes": {
             name: [[tuple(point) for point in r["curves"][label]] for r in results if r["agent"] == name]
             for name in AGENTS
+            if any(r["agent"] == name for r in results)
         }
         for label in ("return", "success")
     }
@@ -212,9 +215,9 @@ def main() -> None:
             if not any((r["agent"], r["seed"], r["asked_env_steps"]) == asked for r in kept(path)):
                 keep(path, run(study, name, seed))
                 report(study.output, kept(path))
-    folder = study.runs_dir / f"maze-goals-{study.seeds[0]}"
-    if folder.exists():
-        draw_plans(_plans(study.output), load(EvaluateConfig(folder))[1], [PAIRS[0], PAIRS[3]])
+    _, agent, _ = load(EvaluateConfig(study.runs_dir / f"maze-{study.agents[0]}-{study.seeds[0]}"))
+    if isinstance(agent.levels[0], PlannerLevel):
+        draw_plans(_plans(study.output), agent, [PAIRS[0], PAIRS[3]])
     report(study.output, kept(path))
 
 
