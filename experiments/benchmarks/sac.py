@@ -83,7 +83,7 @@ def run(config: SACBenchmark, name: str, seed: int) -> dict[str, Any]:
 def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write the table and the curves from all results."""
     panels = {
-        f"return of training episodes, {TASKS[name].env}": {
+        f"training return, {TASKS[name].env}": {
             "SAC": [[tuple(point) for point in r["curve"]] for r in results if r["task"] == name]
         }
         for name in TASKS
@@ -100,7 +100,7 @@ def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
             f"{r['worst_return']:.1f}",
             f"{1e3 * r['cpu_seconds'] / r['n_total_env_steps']:.1f}",
         )
-        for r in sorted(results, key=lambda r: (r["task"], r["seed"]))
+        for r in sorted(results, key=_order)
     ]
     header = ("task", "seed", "environment steps", "return", "asked for", "worst of 20", "CPU ms per step")
     lines = [
@@ -114,12 +114,16 @@ def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
         "",
         "Commands:",
         "",
-        *(f"    {r['command']}" for r in results),
+        *(f"    {r['command']}" for r in sorted(results, key=_order)),
         "",
         results[-1]["machine"],
         "",
     ]
     output.write_text("\n".join(lines))
+
+
+def _order(result: Mapping[str, Any]) -> tuple[str, int]:
+    return result["task"], result["seed"]
 
 
 def main() -> None:
