@@ -47,8 +47,8 @@ AGENTS = [
     ("sac", "--algorithm", "td3"),
     ("goals", "--env", "Maze2D-Medium-v0"),
     ("splates", "--env", "Maze2D-Medium-v0"),
-    ("dads", "--env", "Maze2D-Medium-v0"),
-    ("diayn", "--env", "Maze2D-Medium-v0"),
+    pytest.param(("dads", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
+    pytest.param(("diayn", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
     ("random",),
     ("tests.experiments.own_agents:Hold",),  # is stopped in the midst of an action
 ]
