@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from experiments.config import from_json, to_json
+from layeredrl.checkpoint import FORMAT
 from tests.experiments.commands import change_state, fit_manifest, newest, write_manifest
 
 FOLDER = Path("runs/r")
@@ -164,21 +165,25 @@ FORMATS = [
     *(
         Damage(f"manifest.json of format {value!r}", _edit_manifest(lambda m, v=value: m.update(format=v)), told)
         for value, told in [
-            (0, "has format 0, expected 1"),
-            (2, "has format 2, expected 1"),
-            ("1", "has format '1', expected 1"),
-            (None, "has format None, expected 1"),
-            (True, "has format True, expected 1"),
+            (FORMAT - 1, f"has format {FORMAT - 1}, expected {FORMAT}"),
+            (FORMAT + 1, f"has format {FORMAT + 1}, expected {FORMAT}"),
+            (str(FORMAT), f"has format '{FORMAT}', expected {FORMAT}"),
+            (None, f"has format None, expected {FORMAT}"),
+            (True, f"has format True, expected {FORMAT}"),
         ]
     ),
     *(
         Damage(f"state.pt of format {value!r}", _save(_state, {"format": value, "state": {}}), told)
-        for value, told in [(0, "has format 0"), (2, "has format 2"), ([1], "has format list")]
+        for value, told in [
+            (FORMAT - 1, f"has format {FORMAT - 1}"),
+            (FORMAT + 1, f"has format {FORMAT + 1}"),
+            ([1], "has format list"),
+        ]
     ),
     Damage("segment of format 7", _save(_segment, {"format": 7, "state": {}}), "has format 7"),
     Damage("state.pt that is a tensor", _save(_state, torch.zeros(3)), "has format 'Tensor'"),
-    Damage("state.pt without state", _save(_state, {"format": 1}), "NoneType, expected a dict"),
-    Damage("segment without rows", _save(_segment, {"format": 1, "state": {}}), "KeyError"),
+    Damage("state.pt without state", _save(_state, {"format": FORMAT}), "NoneType, expected a dict"),
+    Damage("segment without rows", _save(_segment, {"format": FORMAT, "state": {}}), "KeyError"),
 ]
 
 KEYS = [
@@ -311,14 +316,14 @@ HOSTILE = [
     *(
         Damage(
             f"a hostile torch file as {name} with a fitting manifest",
-            _save(FILES[name], {"format": 1, "state": Malice()}),
+            _save(FILES[name], {"format": FORMAT, "state": Malice()}),
             "is not a readable checkpoint",
         )
         for name in ("state.pt", "segment")
     ),
     Damage(
         "a hostile key in a torch file",
-        _save(_state, {"format": 1, "state": {Malice(): 1}}),
+        _save(_state, {"format": FORMAT, "state": {Malice(): 1}}),
         "is not a readable checkpoint",
     ),
     Damage(
