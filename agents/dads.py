@@ -6,16 +6,11 @@ replay, without weights for the policy's change.
 """
 
 from dataclasses import dataclass
-from math import pi
 from typing import ClassVar
 
 import torch
 
-from agents.skills import SkillAgent
-from layeredrl.ensemble_config import EnsembleConfig
-from layeredrl.levels import ExplorationConfig, PolicyLearningConfig
-from layeredrl.off_policy import SACConfig
-from layeredrl.planners import ICEMConfig
+from agents.skills import DEBUG, IN_A_MAZE, SkillAgent
 from layeredrl.skills import SkillModelConfig
 from layeredrl.skills.dads import DADS as Method
 from layeredrl.task import TaskSpec
@@ -35,28 +30,7 @@ class DADS(SkillAgent):
 
 
 DADS.presets = {
-    "demo": DADS(
-        model=EnsembleConfig(
-            n_models=1,
-            n_modes=4,
-            hidden=(128, 128),
-            frequencies=(pi / 2, pi, 2 * pi),  # walls are a metre apart
-            weight_decay=(0.0,),
-            propagation="expectation",
-        ),
-        skills=SkillModelConfig(std=1.0, final_std=1.0, n_priors=100),
-        icem=ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
-        support_weight=0.2,  # ten times less for each of ten times as many steps
-        sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
-        policy=PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
-    ),
-    "debug": DADS(
-        duration=4,
-        model=EnsembleConfig(n_models=1, n_modes=2, hidden=(16,), weight_decay=(0.0,)),
-        skills=SkillModelConfig(n_first=24, batch_size=16, n_priors=4, refresh_every=20, report_every=20),
-        icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
-        exploration=ExplorationConfig(to_random=0.2, to_plan=0.5, n_random_steps=30),
-        sac=SACConfig(hidden=(16,)),
-        policy=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
-    ),
+    # The support counts ten times less for each of ten times as many steps.
+    "demo": DADS(**IN_A_MAZE, skills=SkillModelConfig(std=1.0, final_std=1.0, n_priors=100), support_weight=0.2),
+    "debug": DADS(**DEBUG),
 }

@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from gymnasium import spaces
 
+from agents.coarse_world import make_coarse_world
 from layeredrl.checks import require_counts, require_number
 from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.goals import GoalCommands, GoalReward, Hindsight
@@ -24,13 +25,11 @@ from layeredrl.levels import (
     PolicyLevel,
 )
 from layeredrl.models import FitConfig
-from layeredrl.objective import Objective
 from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, ICEMConfig
-from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder
 
 
 @dataclass(frozen=True)
@@ -94,17 +93,11 @@ class Goals:
 
     def _planner(self, task: TaskSpec, goals: GoalCommands, device: torch.device, seed: int) -> PlannerLevel:
         encoder = Encoder(task, self.state or None)
-        # A known reward takes a state of all parts, and a shorter one if that is how the long one begins.
-        coarse = task.coarse(goals.space, self.duration, known=encoder.begins_like(Encoder(task)))
-        dynamics = self.model.build(encoder.state_space, encoder.context_space, goals.space, device)
-        dims = goals.dims(encoder)
-        objective = Objective(
-            encoder.state_dim,
-            support=GridSupport(dims, self.support_cell, self.support_visits) if self.support_weight else None,
-            support_weight=self.support_weight,
+        world = make_coarse_world(
+            self, task, encoder, goals.space, device, steps=self.duration, support_dims=goals.dims(encoder)
         )
         return PlannerLevel(
-            WorldModel(encoder, dynamics, coarse, objective=objective),
+            world,
             ICEM(goals.space, self.icem),
             goals.space,
             duration=self.duration,

@@ -2,24 +2,50 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, pi
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 
+from agents.coarse_world import make_coarse_world
 from layeredrl.checks import require_counts, require_number
 from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig
 from layeredrl.levels.skill_level import SkillLevel
-from layeredrl.objective import Objective
 from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.skills import ModelBasedSkills, SkillModelConfig
-from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
+
+IN_A_MAZE: dict[str, Any] = {
+    "model": EnsembleConfig(
+        n_models=1,
+        n_modes=4,
+        hidden=(128, 128),
+        frequencies=(pi / 2, pi, 2 * pi),  # walls are a metre apart
+        weight_decay=(0.0,),
+        propagation="expectation",
+    ),
+    "icem": ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+    "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
+    "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
+}
+"""Settings that suit mazes of a few metres, on one core."""
+
+DEBUG: dict[str, Any] = {
+    "duration": 4,
+    "model": EnsembleConfig(n_models=1, n_modes=2, hidden=(16,), weight_decay=(0.0,)),
+    "skills": SkillModelConfig(n_first=24, batch_size=16, n_priors=4, refresh_every=20, report_every=20),
+    "icem": ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
+    "exploration": ExplorationConfig(to_random=0.2, to_plan=0.5, n_random_steps=30),
+    "sac": SACConfig(hidden=(16,)),
+    "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+}
+"""Settings with which everything happens within some hundred steps."""
 
 
 @dataclass(frozen=True)
@@ -86,18 +112,17 @@ class SkillAgent:
             sb_start_duration: Environment steps of the symmetry-breaking start; 0 for none.
         """
         encoder = Encoder(task, self.state or None)
-        # A known reward takes a state of all parts, and a shorter one if that is how the long one begins.
-        coarse = task.coarse(self.space, steps, known=encoder.begins_like(Encoder(task)))
-        dynamics = self.model.build(
-            encoder.state_space, encoder.context_space, self.space, device, sb_start_duration=sb_start_duration
+        return make_coarse_world(
+            self,
+            task,
+            encoder,
+            self.space,
+            device,
+            steps=steps,
+            support_dims=tuple(range(encoder.state_dim)),
+            repeat=repeat,
+            sb_start_duration=sb_start_duration,
         )
-        dims = tuple(range(encoder.state_dim))
-        objective = Objective(
-            encoder.state_dim,
-            support=GridSupport(dims, self.support_cell, self.support_visits) if self.support_weight else None,
-            support_weight=self.support_weight,
-        )
-        return WorldModel(encoder, dynamics, coarse, objective=objective, repeat=repeat)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""

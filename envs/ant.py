@@ -21,6 +21,8 @@ except ModuleNotFoundError as error:
     raise gym.error.DependencyNotInstalled("AntGoal needs the extra mujoco: pip install '.[mujoco]'") from error
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 
+from envs.endless import termination_function
+
 GOAL_RANGE = 15.0
 """Goals are drawn from the square of this half width, in metres."""
 SUCCESS_DISTANCE = 1.5
@@ -42,21 +44,6 @@ def reward_function(state: Tensor, context: Tensor, action: Tensor, next_state: 
         At most 0. Shape: (...).
     """
     return -torch.linalg.vector_norm(next_state[..., :2] - context, dim=-1)
-
-
-def termination_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
-    """Never.
-
-    Args:
-        state: Not used.
-        context: Not used.
-        action: Not used.
-        next_state: Shape: (..., 29).
-
-    Returns:
-        False. Shape: (...).
-    """
-    return next_state.new_zeros(next_state.shape[:-1], dtype=torch.bool)
 
 
 class AntGoal(AntEnv):

@@ -14,8 +14,9 @@ import numpy as np
 from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
+from envs.endless import termination_function
 from envs.maze2d_layouts import Layout, Point, find_layout
-from envs.maze2d_rules import SUCCESS_DISTANCE, MazeRules, termination_function
+from envs.maze2d_rules import SUCCESS_DISTANCE, MazeRules
 
 if TYPE_CHECKING:
     from envs.maze2d_drawing import MazeDrawing

@@ -201,21 +201,6 @@ class MazeRules:
         return -distance / self.layout.diameter
 
 
-def termination_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
-    """Never.
-
-    Args:
-        state: Not used.
-        context: Not used.
-        action: Not used.
-        next_state: Shape: (..., S).
-
-    Returns:
-        False. Shape: (...).
-    """
-    return next_state.new_zeros(next_state.shape[:-1], dtype=torch.bool)
-
-
 def _checked_push(name: str, value: Any) -> Point:
     push = np.asarray(value, dtype=np.float64)
     if push.shape != (2,) or not all(map(math.isfinite, push)):

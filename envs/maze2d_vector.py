@@ -13,9 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
+from envs.endless import termination_function
 from envs.maze2d import METADATA, Observation, check_render_mode, drawing_of, observation_space_of
 from envs.maze2d_layouts import Layout, Point, find_layout
-from envs.maze2d_rules import SUCCESS_DISTANCE, MazeRules, termination_function
+from envs.maze2d_rules import SUCCESS_DISTANCE, MazeRules
 
 if TYPE_CHECKING:
     from envs.maze2d_drawing import MazeDrawing
@@ -75,13 +76,13 @@ class Maze2DVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]])
         self._done = np.zeros(num_envs, np.bool_)
         self._drawing: MazeDrawing | None = None
 
-    @property  # type: ignore[misc]
-    def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]  # as SyncVectorEnv has it
+    @property
+    def np_random(self) -> tuple[np.random.Generator, ...]:  # as SyncVectorEnv has it
         """The generator of each environment."""
         return tuple(generator for generator, _ in self._generators)
 
     @property
-    def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
+    def np_random_seed(self) -> tuple[int, ...]:
         """The seed of each environment's generator."""
         return tuple(seed for _, seed in self._generators)
 

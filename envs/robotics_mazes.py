@@ -26,6 +26,8 @@ except ModuleNotFoundError as error:
         "PointMaze and AntMaze need the extra robotics: pip install '.[robotics]'"
     ) from error
 
+from envs.endless import termination_function
+
 MAPS = {"umaze": U_MAZE, "medium": MEDIUM_MAZE}
 
 Observation = dict[str, NDArray[np.float32]]
@@ -44,21 +46,6 @@ def reward_function(state: Tensor, context: Tensor, action: Tensor, next_state: 
         In [0, 1]. Shape: (...).
     """
     return (-torch.linalg.vector_norm(next_state[..., :2] - context, dim=-1)).exp()
-
-
-def termination_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
-    """Never: the task goes on at the goal.
-
-    Args:
-        state: Not used.
-        context: Not used.
-        action: Not used.
-        next_state: Shape: (..., S).
-
-    Returns:
-        False. Shape: (...).
-    """
-    return next_state.new_zeros(next_state.shape[:-1], dtype=torch.bool)
 
 
 class _DenseMaze(gym.Env[Observation, NDArray[np.float32]]):

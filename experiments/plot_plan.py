@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import tyro
+from gymnasium.vector import VectorEnv
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from tianshou.data import Batch
@@ -73,12 +74,12 @@ class Moment(NamedTuple):
 
 
 def play(
-    env_id: str, agent: Hierarchy, actions: NDArray[Any] | None, *, n_steps: int, seed: int
+    env: VectorEnv[Any, Any, Any], agent: Hierarchy, actions: NDArray[Any] | None, *, n_steps: int, seed: int
 ) -> tuple[Track, list[Moment]]:
     """Play an episode, which ends where the environment ends it.
 
     Args:
-        env_id: Of the environment.
+        env: One environment; closed at the end.
         agent: Acts without exploration, if no actions are given.
         actions: To be taken instead, (n_steps, A).
         n_steps: At the most.
@@ -87,7 +88,6 @@ def play(
     Returns:
         What happened, and what the agent decided from at every step.
     """
-    env = make_vector_env(env_id)
     carry = agent.start(1, seed)
     raw, _ = env.reset(seed=seed)
     seen, taken, rewards, moments = [agent.task.flatten(raw)], [], [], []
@@ -129,13 +129,13 @@ def compare(env_id: str, agent: Hierarchy, level: PlannerLevel, args: PlotPlanCo
         ValueError: The episode ends before that step.
     """
     horizon = level.planner.horizon
-    whole, moments = play(env_id, agent, None, n_steps=args.step + horizon, seed=args.seed)
+    whole, moments = play(make_vector_env(env_id), agent, None, n_steps=args.step + horizon, seed=args.seed)
     if len(whole.act) <= args.step:
         raise ValueError(f"step is {args.step}, expected less than {len(whole.act)}, where the episode ends")
     moment = moments[args.step]
     plan = level.plan(moment.obs, moment.memory, moment.generator).actions
     planned = np.concatenate([whole.act[: args.step], plan[0].cpu().numpy()])
-    repeated, _ = play(env_id, agent, planned, n_steps=len(planned), seed=args.seed)
+    repeated, _ = play(make_vector_env(env_id), agent, planned, n_steps=len(planned), seed=args.seed)
     # The agent's plan begins with what the agent did, so that one more step has to repeat itself too.
     n_same = args.step + int(np.array_equal(planned[args.step], whole.act[args.step]))
     same = np.array_equal(repeated.obs[: n_same + 1], whole.obs[: n_same + 1])

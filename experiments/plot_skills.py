@@ -153,7 +153,7 @@ def make_fan(config: RunConfig[Any], agent: Hierarchy, settings: PlotSkillsConfi
 def _play(config: RunConfig[Any], agent: Hierarchy, n: int, n_walk: int, seed: int) -> NDArray[np.float32]:
     """Observations (K + 1, n, O) of the last skill, in environments that all begin alike."""
     env, task = make_envs(config, n), agent.task
-    duration = agent.levels[0].duration  # type: ignore[attr-defined]
+    duration = skill_level_of(agent).method.duration
     try:
         obs = task.flatten(env.reset(seed=[10**6 + seed] * n)[0])
         carry, kept = agent.start(n, seed), [obs]

@@ -14,7 +14,7 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_choice, require_number
+from layeredrl.checks import require_choice, require_count, require_number
 from layeredrl.replay import Replay
 from layeredrl.task import GOAL_KEY, TaskSpec
 from layeredrl.world_model import Encoder
@@ -39,6 +39,7 @@ class GoalCommands:
 
     def __init__(self, task: TaskSpec, radius: float, duration: int) -> None:
         require_number("radius", radius, 0, math.inf, open_low=True)
+        require_count("duration", duration)
         parts = task.slices
         if ACHIEVED_KEY not in parts:
             raise ValueError(

@@ -4,6 +4,7 @@ tianshou itself computes a target from its buffer, whatever the batch says. Here
 rewards may be recomputed and commands exchanged at every sampling, and each transition has a discount of its own.
 """
 
+import inspect
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -276,5 +277,7 @@ def load_state_dict(algorithm: OffPolicyAlgorithm, state: Mapping[str, Any]) -> 
 
 
 def _counters(algorithm: OffPolicyAlgorithm) -> dict[str, int | float]:
-    """Numbers that an algorithm keeps and its own state leaves out: when TD3 updates its actor next, for instance."""
-    return {name: value for name, value in vars(algorithm).items() if type(value) in (int, float)}
+    """Numbers that an algorithm counts and its own state leaves out: when TD3 updates its actor next, for instance."""
+    settings = inspect.signature(type(algorithm)).parameters
+    numbers = {name: value for name, value in vars(algorithm).items() if type(value) in (int, float)}
+    return {name: value for name, value in numbers.items() if name not in settings}

@@ -106,9 +106,9 @@ class Replay:
         places: NDArray[np.int64] = ring * size + (newest - age) % size
         return places
 
-    def column(self, name: str, indices: NDArray[np.int64]) -> Any:
-        """One key of the transitions at some places: an array, or a Batch of them."""
-        return self.buffer._meta[name][indices]
+    def column(self, name: str, indices: NDArray[np.int64] | None = None) -> Any:
+        """One key of the transitions at some places, of all as in `all` by default: an array, or a Batch of them."""
+        return self.buffer._meta[name][self.buffer.sample_indices(0) if indices is None else indices]
 
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many transitions of the same episode were stored after those at some places, (n,)."""

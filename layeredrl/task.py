@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any, cast
 
 import gymnasium as gym
@@ -95,16 +95,14 @@ class TaskSpec:
         width, discrete = actions.width(self.action_space), actions.is_discrete(self.action_space)
         nothing = torch.zeros(width, dtype=torch.int64 if discrete else torch.float32)
 
-        def at_end(function: TransitionFunction, factor: int) -> TransitionFunction:
-            return partial(_at_end, function, factor, nothing)
-
+        reward, termination = (self.reward, self.termination) if known else (None, None)
         return replace(
             self,
             action_space=action_space,
             action_low=None,
             action_high=None,
-            reward=at_end(self.reward, duration) if known and self.reward is not None else None,
-            termination=at_end(self.termination, 1) if known and self.termination is not None else None,
+            reward=None if reward is None else _AtEnd(reward, duration, nothing),
+            termination=None if termination is None else _AtEnd(termination, 1, nothing),
             dynamics=None,
         )
 
@@ -161,18 +159,19 @@ class TaskSpec:
         return middle, half_range
 
 
-def _at_end(
-    function: TransitionFunction,
-    factor: int,
-    nothing: Tensor,
-    state: Tensor,
-    context: Tensor,
-    action: Tensor,
-    after: Tensor,
-) -> Tensor:
+@dataclass(frozen=True)
+class _AtEnd:
     """A task's function of a longer transition, as if nothing had been done in it but at its end."""
-    result = function(state, context, nothing.to(state.device).expand(*state.shape[:-1], -1), after)
-    return result if factor == 1 else factor * result
+
+    function: TransitionFunction
+    factor: int
+    nothing: Tensor
+    """The action that does nothing, (A,)."""
+
+    def __call__(self, state: Tensor, context: Tensor, action: Tensor, after: Tensor) -> Tensor:
+        nothing = self.nothing.to(state.device).expand(*state.shape[:-1], -1)
+        result = self.function(state, context, nothing, after)
+        return result if self.factor == 1 else self.factor * result
 
 
 def check_observation_space(space: object) -> None:

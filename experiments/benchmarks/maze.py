@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from envs.maze2d_drawing import draw_walls
 from envs.maze2d_layouts import MEDIUM
+from envs.maze2d_rules import SUCCESS_DISTANCE
 from envs.maze2d_vector import Maze2DVectorEnv
 from experiments.benchmarks.runs import columns, draw_curves, keep, kept, table, train
 from experiments.evaluate import EvaluateConfig, load
+from experiments.plot_plan import play
 from layeredrl.collector import Collector, Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
@@ -137,28 +139,20 @@ def follow(
     agent: Hierarchy, level: PlannerLevel, pair: tuple[Any, Any]
 ) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Play until the goal is reached: positions (T, 2), and those predicted at each decision, (H + 1, 2)."""
-    env = PairsEnv([pair], layout="medium", autoreset_mode="Disabled")
-    way, plans = [np.array(pair[0], np.float32)], []
-    planned = level.plan
-
-    def keep(obs: torch.Tensor, memory: Any, generator: torch.Generator, **kwargs: Any) -> Any:
-        plan = planned(obs, memory, generator, **kwargs)
-        mean = level.world.rollout(obs, plan.actions, generator=generator, statistics=False).state.mean((1, 2))
+    with fork_globals():
+        seed_globals(0)
+        env = PairsEnv([pair], layout="medium", autoreset_mode="Disabled")
+        track, moments = play(env, agent, None, n_steps=400, seed=0)
+    way = track.obs[:, :2]
+    there = np.flatnonzero(np.linalg.norm(way - np.array(pair[1]), axis=1) < SUCCESS_DISTANCE)
+    n_steps = int(there[0]) if len(there) else len(way) - 1
+    plans = []
+    for obs, memory, generator in moments[: n_steps : level.duration]:
+        actions = level.plan(obs, memory, generator).actions
+        with torch.no_grad():
+            mean = level.world.rollout(obs, actions, generator=generator, statistics=False).state.mean((1, 2))
         plans.append(mean[0, :, :2].cpu().numpy())
-        return plan
-
-    level.plan = keep  # type: ignore[method-assign]
-    try:
-        with fork_globals():
-            seed_globals(0)
-            collector = Collector(
-                env, agent, seed=0, learn=False, on_step=lambda step, _: way.append(step.obs_next[0, :2])
-            )
-            while np.linalg.norm(way[-1] - np.array(pair[1])) > 0.3 and len(way) < 401:
-                collector.step(explore=False)
-    finally:
-        level.plan = planned  # type: ignore[method-assign]
-    return np.array(way), plans
+    return way[: n_steps + 1], plans
 
 
 def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
@@ -215,9 +209,11 @@ def main() -> None:
             if not any((r["agent"], r["seed"], r["asked_env_steps"]) == asked for r in kept(path)):
                 keep(path, run(study, name, seed))
                 report(study.output, kept(path))
-    _, agent, _ = load(EvaluateConfig(study.runs_dir / f"maze-{study.agents[0]}-{study.seeds[0]}"))
-    if isinstance(agent.levels[0], PlannerLevel):
-        draw_plans(_plans(study.output), agent, [PAIRS[0], PAIRS[3]])
+    folder = study.runs_dir / f"maze-{study.agents[0]}-{study.seeds[0]}"
+    if folder.exists():  # the results may be here without the runs
+        _, agent, _ = load(EvaluateConfig(folder))
+        if isinstance(agent.levels[0], PlannerLevel):
+            draw_plans(_plans(study.output), agent, [PAIRS[0], PAIRS[3]])
     report(study.output, kept(path))
 
 

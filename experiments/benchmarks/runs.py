@@ -1,5 +1,6 @@
 """Runs of `experiments.train` that a study is made of: each once, its result kept as a line of JSON."""
 
+import csv
 import json
 import subprocess
 import sys
@@ -29,9 +30,9 @@ def train(runs_dir: Path, name: str, arguments: Sequence[str]) -> dict[str, Any]
 
 def columns(path: Path, names: Sequence[str]) -> dict[str, list[tuple[int, float]]]:
     """Columns of a metrics.csv: environment steps and value, where there is one."""
-    header, *lines = (line.split(",") for line in path.read_text().splitlines())
-    found = {name: header.index(name) for name in names}
-    return {name: [(int(x[0]), float(x[i])) for x in lines if len(x) > i and x[i]] for name, i in found.items()}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [(int(row["n_total_env_steps"]), float(row[name])) for row in rows if row[name]] for name in names}
 
 
 def kept(path: Path) -> list[dict[str, Any]]:

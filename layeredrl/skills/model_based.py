@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
@@ -97,7 +98,10 @@ class ModelBasedSkills(SkillMethod):
                 "the reward is not known as a function of the world's state, and skills learn none: give the task a "
                 "reward_function, and the state the parts that it reads, in their order"
             )
-        self.space = world.task.action_space  # type: ignore[assignment]
+        space = world.task.action_space
+        if not isinstance(space, spaces.Box | spaces.Discrete):
+            raise TypeError(f"the world's action space is {space}, expected skills of a Box or Discrete")
+        self.space = space
         self.world, self.dynamics, self.duration = world.eval(), dynamics, duration
         self.config = SkillModelConfig() if config is None else config
         latent = world.encoder.state_index.tolist()
@@ -226,7 +230,7 @@ class ModelBasedSkills(SkillMethod):
     @torch.no_grad()
     def _refresh(self, replay: Replay) -> None:
         """Count anew which states the data supports."""
-        data = torch.as_tensor(replay.all().obs_next, device=self.dynamics.device)
+        data = torch.as_tensor(replay.column("obs_next"), device=self.dynamics.device)
         self.world.objective.fit_statistics(self.world.encode(data)[0])
 
     def _passed(self, span: tuple[int, int]) -> float:
