@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from agents.skills import DEBUG, IN_A_MAZE, SkillAgent
+from agents.skills import DEBUG, IN_A_MAZE, TRAINERS, SkillAgent
 from layeredrl.skills import SkillModelConfig
 from layeredrl.skills.dads import DADS as Method
 from layeredrl.task import TaskSpec
@@ -22,7 +22,7 @@ class DADS(SkillAgent):
     """Planning with skills of which every step is predictable."""
 
     presets: ClassVar[dict[str, "DADS"]]
-    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
+    trainers: ClassVar[dict[str, TrainerConfig]] = TRAINERS
 
     def make_method(self, task: TaskSpec, device: torch.device) -> Method:
         world = self.make_world(task, device, steps=1, repeat=self.duration)
@@ -31,6 +31,6 @@ class DADS(SkillAgent):
 
 DADS.presets = {
     # The support counts ten times less for each of ten times as many steps.
-    "demo": DADS(**IN_A_MAZE, skills=SkillModelConfig(std=1.0, final_std=1.0, n_priors=100), support_weight=0.2),
+    "demo": DADS(**IN_A_MAZE, skills=SkillModelConfig(std=1.0, final_std=1.0), support_weight=0.2),
     "debug": DADS(**DEBUG),
 }

@@ -19,6 +19,7 @@ from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.skills import ModelBasedSkills, SkillModelConfig
 from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder, WorldModel
 
 IN_A_MAZE: dict[str, Any] = {
@@ -28,13 +29,16 @@ IN_A_MAZE: dict[str, Any] = {
         hidden=(128, 128),
         frequencies=(pi / 2, pi, 2 * pi),  # walls are a metre apart
         weight_decay=(0.0,),
-        propagation="expectation",
+        propagation="mode",
+        rollout_dtype="auto",
     ),
-    "icem": ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+    "icem": ICEMConfig(horizon=15, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
     "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
-    "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
+    "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.25),
 }
 """Settings that suit mazes of a few metres, on one core."""
+
+TRAINERS = {"demo": TrainerConfig(n_total_env_steps=200_000, checkpoint_every=20_000)}
 
 DEBUG: dict[str, Any] = {
     "duration": 4,
@@ -80,12 +84,15 @@ class SkillAgent:
     """The policy's algorithm."""
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the policy is learned."""
+    calm_skills: float = 0.5
+    """Share of the skills that are carried out without the policy's noise in training."""
     fresh_skills: float = 0.5
     """Share of the policy's transitions that are learned from with another skill."""
 
     def __post_init__(self) -> None:
         require_counts(self, skill_dim=1, n_skills=0, duration=1)
-        require_number("fresh_skills", self.fresh_skills, 0, 1)
+        for name in ("calm_skills", "fresh_skills"):
+            require_number(name, getattr(self, name), 0, 1)
         require_number("support_weight", self.support_weight, 0, inf)
 
     @property
@@ -134,6 +141,7 @@ class SkillAgent:
             method,
             task.action_space,
             n_envs=task.n_envs,
+            calm_skills=self.calm_skills,
             fresh_skills=self.fresh_skills,
             learning=self.policy,
             seed=seed,

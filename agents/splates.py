@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from agents.skills import DEBUG, IN_A_MAZE, SkillAgent
+from agents.skills import DEBUG, IN_A_MAZE, TRAINERS, SkillAgent
 from layeredrl.skills.splates import SPlaTES as Method
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
@@ -25,7 +25,7 @@ class SPlaTES(SkillAgent):
     """Environment steps of the symmetry-breaking start; 0 for none."""
 
     presets: ClassVar[dict[str, "SPlaTES"]]
-    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
+    trainers: ClassVar[dict[str, TrainerConfig]] = TRAINERS
 
     def make_method(self, task: TaskSpec, device: torch.device) -> Method:
         world = self.make_world(task, device, steps=self.duration, sb_start_duration=self.sb_start_duration)

@@ -69,10 +69,10 @@ class Objective(nn.Module):
                 f"uncertainty_weight is {self.uncertainty_weight}, but the dynamics has one member, expected several"
             )
         propagation = getattr(dynamics, "propagation", "tsinf")
-        if propagation != "tsinf":
+        if propagation not in ("tsinf", "mode"):
             raise ValueError(
                 f"uncertainty_weight is {self.uncertainty_weight}, but with the propagation {propagation!r} particles "
-                "do not stay with their member, expected 'tsinf'"
+                "do not stay with their member, expected 'tsinf' or 'mode'"
             )
 
     @torch.no_grad()

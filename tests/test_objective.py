@@ -188,6 +188,7 @@ def test_disagreement_needs_members_that_stay_themselves():
         with pytest.raises(ValueError, match=rf"uncertainty_weight is -0\.1, .*{propagation}.*expected 'tsinf'"):
             make_world(propagation=propagation, uncertainty_weight=-0.1)
         make_world(propagation=propagation)
+    make_world(propagation="mode", uncertainty_weight=0.1)
     make_world(n_models=1)
 
 

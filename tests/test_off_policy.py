@@ -74,8 +74,8 @@ def test_the_target_of_sac_written_out(config):
     torch.manual_seed(5)
     actor = algorithm.policy.actor
     with torch.no_grad():
-        hidden = actor.preprocess(batch.obs_next)[0]
-        mean, deviation = actor.mu(hidden), actor.sigma(hidden).clamp(-20, 2).exp()
+        mean, log_deviation = actor.net(batch.obs_next).chunk(2, -1)
+        deviation = log_deviation.clamp(-20, 2).exp()
         raw = torch.normal(torch.zeros(N, 2), torch.ones(N, 2)) * deviation + mean
         action = raw.tanh()
         alpha = 0.3 if config is FIXED else math.exp(float(algorithm.alpha._log_alpha))

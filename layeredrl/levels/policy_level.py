@@ -126,7 +126,7 @@ class PolicyLevel(Level):
         generator: torch.Generator,
     ) -> Decision:
         duration = np.full(len(obs), self.duration)
-        if explore and self.n_total_env_steps < self.learning.n_random_steps:
+        if explore and self.acts_at_random:
             return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
         policy = self.algorithm.policy
         batch: Any = Batch(obs=self.inputs(obs, command), info=Batch())
@@ -136,6 +136,11 @@ class PolicyLevel(Level):
             noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
             action = torch.as_tensor(noisy, dtype=torch.float32, device=self.device)
         return Decision(action.clamp(-1, 1), duration, memory)
+
+    @property
+    def acts_at_random(self) -> bool:
+        """Whether exploring still means random actions."""
+        return self.n_total_env_steps < self.learning.n_random_steps
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         self.replay.add(transitions, env_ids)
@@ -147,19 +152,18 @@ class PolicyLevel(Level):
         n_transitions = self.replay.n_added
         if self._first is None:
             self._first, self.last_report = n_transitions - 1, n_total_env_steps
-        due = int(self.learning.updates_per_transition * (n_transitions - self._first))
-        if self.n_updates < due:
+        due = int(self.learning.updates_per_transition * (n_transitions - self._first)) - self.n_updates
+        if due > 0:
             with torch_train_mode(self.algorithm):  # once: it visits every module, which takes longer than one thinks
-                while self.n_updates < due:
-                    self._update()
-                    self.n_updates += 1
+                while due > 0:
+                    due -= self._updates(min(due, _AT_ONCE))
         if n_total_env_steps - self.last_report < self.learning.report_every or not self._n_summed + self.n_skipped:
             return {}
         return self._report()
 
-    def sample(self) -> Batch:
-        """A batch from the replay, as `Relabel` sees it, after that was called."""
-        rows, index = self.replay.sample(self.learning.batch_size)
+    def sample(self, n_updates: int = 1) -> Batch:
+        """What so many updates learn from, drawn from the replay, as `Relabel` sees it, after that was called."""
+        rows, index = self.replay.sample(n_updates * self.learning.batch_size)
         rows.to_torch_(device=self.device)
         duration = rows.info.duration
         batch = Batch(
@@ -188,17 +192,25 @@ class PolicyLevel(Level):
                 raise ValueError(f"relabel gave {name} of shape {tuple(batch[name].shape)}, expected {index.shape}")
         return batch
 
-    def _update(self) -> None:
-        batch = self.sample()
-        seen = Batch(
-            obs=self.inputs(batch.obs, batch.get("command")),
-            obs_next=self.inputs(batch.obs_next, batch.get("next_command")),
-            act=batch.act,
-            rew=batch.rew,
-            discount=batch.discount,
-        )
+    def _updates(self, n: int) -> int:
+        """So many updates; their batches are drawn together, which saves a good part of what small tensors cost."""
+        batch = self.sample(n)
+        whole = {
+            "obs": self.inputs(batch.obs, batch.get("command")),
+            "obs_next": self.inputs(batch.obs_next, batch.get("next_command")),
+            "act": batch.act,
+            "rew": batch.rew,
+            "discount": batch.discount,
+        }
+        parts = [whole[key].split(self.learning.batch_size) for key in whole]
+        for values in zip(*parts, strict=True):
+            self._update(Batch(dict(zip(whole, values, strict=True))))
+            self.n_updates += 1
+        return n
+
+    def _update(self, batch: Batch) -> None:
         try:
-            told = off_policy.update(self.algorithm, seen)
+            told = off_policy.update(self.algorithm, batch)
         except NonFiniteGradientError as error:
             self.n_skipped += 1
             if self.n_skipped > self.learning.max_skipped:
@@ -237,6 +249,8 @@ class PolicyLevel(Level):
 
 
 _NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first", "_n_summed")
+_AT_ONCE = 8
+"""Updates whose batches are drawn together, at the most; more would leave the cache."""
 
 
 class ObservationAndCommand:

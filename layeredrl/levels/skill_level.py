@@ -1,13 +1,16 @@
 """A policy level whose commands are skills."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
 from gymnasium import spaces
 from tianshou.data import Batch
+from torch import Tensor
 
 from layeredrl.checks import require_choice, require_number
+from layeredrl.levels.level import Decision
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.off_policy import OffPolicyAlgorithm
 from layeredrl.replay import Replay
@@ -22,6 +25,8 @@ class SkillLevel(PolicyLevel):
         method: What makes the commands skills.
         action_space: Of what it emits.
         n_envs: Number of environments that it learns in.
+        calm_skills: Share of the skills that are carried out without the policy's noise while exploring, as they will
+            be when it is over: a model of what they lead to has to have seen that.
         fresh_skills: Share of the sampled transitions for which another skill is assumed than that which was asked for.
         duration: Environment steps for which what it emits stands.
         learning: When and how the policy is learned.
@@ -35,11 +40,13 @@ class SkillLevel(PolicyLevel):
         action_space: spaces.Space[Any],
         *,
         n_envs: int,
+        calm_skills: float = 0.0,
         fresh_skills: float = 0.0,
         duration: int = 1,
         learning: PolicyLearningConfig | None = None,
         seed: int = 0,
     ) -> None:
+        require_number("calm_skills", calm_skills, 0, 1)
         require_number("fresh_skills", fresh_skills, 0, 1)
         require_choice("the method's at_end", method.at_end, get_args(AtEnd))
         super().__init__(
@@ -53,7 +60,31 @@ class SkillLevel(PolicyLevel):
             learning=learning,
             seed=seed,
         )
-        self.method, self.fresh_skills = method, fresh_skills
+        self.method, self.calm_skills, self.fresh_skills = method, calm_skills, fresh_skills
+
+    def start(self, n_envs: int) -> Batch:
+        return Batch(calm=torch.zeros(n_envs, dtype=torch.bool, device=self.device))
+
+    def act(
+        self,
+        obs: Tensor,
+        command: Batch | None,
+        memory: Batch,
+        *,
+        explore: bool,
+        generator: torch.Generator,
+    ) -> Decision:
+        decision = super().act(obs, command, memory, explore=explore, generator=generator)
+        if not explore or not self.calm_skills or self.acts_at_random:
+            return decision
+        assert command is not None
+        drawn = torch.rand(len(obs), generator=generator, device=self.device) < self.calm_skills
+        calm = torch.where(command.elapsed == 0, drawn, memory.calm)
+        rows: Any = calm.nonzero()[:, 0]
+        if len(rows):
+            without = super().act(obs[rows], command[rows], memory[rows], explore=False, generator=generator)
+            decision.action[rows] = without.action
+        return replace(decision, memory=Batch(calm=calm))
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         metrics = self.method.learn(self.replay, n_total_env_steps) if self.replay else {}

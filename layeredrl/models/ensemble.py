@@ -1,7 +1,8 @@
 """Probabilistic ensembles (Chua et al. 2018, "Deep reinforcement learning in a handful of trials", section 4)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -21,6 +22,7 @@ from layeredrl.models.optimizer import make_optimizer
 from layeredrl.models.outputs import NetOutput
 from layeredrl.models.rollout import (
     NO_NOISE,
+    Follow,
     Noise,
     Propagation,
     add_moments,
@@ -100,7 +102,8 @@ class ProbabilisticEnsemble(Members):
             partition_batch: Whether each member trains on its own share of a batch, not on all of it.
             absolute_dims: State dimensions predicted as the next value itself although `predict_delta`.
             propagation: How rollouts follow particles: "tsinf", each stays with its member; "ts1", shuffled over the
-                members at every step; "expectation", the mean over members (PETS, section 5).
+                members at every step; "expectation", the mean over members (PETS, section 5); "mode", the mean of its
+                member's likeliest mode, which is deterministic and, unlike a mean, never between two outcomes.
             weight_decay: L2 penalty 0.5 * weight_decay * |W|^2 on the weights of linear layers, one value for all
                 layers or one for each in order.
             rollout_dtype: Type that rollouts compute the networks' chains of layers (`nn.Sequential`) in, None for
@@ -305,22 +308,35 @@ class ProbabilisticEnsemble(Members):
         self.interface.check_plan(initial_state, context, actions, self.dtype)
         b, m, p, h = len(initial_state), self.n_models, self.n_particles_per_model, actions.shape[1]
         n_rows = rows_to_compute(b, p, self.network.row_multiple, few_sizes=self.graphs is not None)
-        noise = NO_NOISE
-        if not deterministic and self.propagation != "expectation":
+        noise, follow = NO_NOISE, self._follow(deterministic=deterministic)
+        if follow == "sample":
             sizes = (n_rows, m, p, h, self.state_dim)
             noise = draw_noise(sizes, self.n_modes, self.propagation == "ts1", initial_state, generator)
         spread = partial(per_particle, n_rows=n_rows, n_particles=p)
         simulated = self._simulate(
-            spread(initial_state), spread(context), spread(actions.transpose(0, 1)), noise, loss_mode=loss_mode
+            spread(initial_state), spread(context), spread(actions.transpose(0, 1)), noise, follow, loss_mode=loss_mode
         )
         states, term_probs, diverged = simulated if n_rows == b else (x[:, :, : b * p] for x in simulated)
         result = to_public(states, term_probs, diverged, b)
         if statistics:
-            add_moments(result, members_apart=self.propagation == "tsinf")
+            add_moments(result, members_apart=self.propagation in ("tsinf", "mode"))
         return result
 
+    def _follow(self, *, deterministic: bool) -> Follow:
+        if self.propagation == "expectation":
+            return "expectation"
+        if deterministic:
+            return "mean"
+        return "mode" if self.propagation == "mode" else "sample"
+
+    @contextmanager
+    def reduced(self, n_rows: int) -> Iterator[None]:
+        """Let predictions without gradients be computed as rollouts of so many rows are, in `rollout_dtype`."""
+        with self.network.computing_in(self._reduced_dtype(n_rows)):
+            yield
+
     def _simulate(
-        self, state: Tensor, context: Tensor, actions: Tensor, noise: Noise, *, loss_mode: bool
+        self, state: Tensor, context: Tensor, actions: Tensor, noise: Noise, follow: Follow, *, loss_mode: bool
     ) -> tuple[Tensor, ...]:
         """`simulate`, as a CUDA graph where that can be, from state (R, S), context (R, C) and actions (H, R, A)."""
         reduced = self._reduced_dtype(len(state))
@@ -329,9 +345,7 @@ class ProbabilisticEnsemble(Members):
             state, context = (x.expand(self.n_models, -1, -1) for x in (state, context))
             with self.network.computing_in(reduced):
                 model = self.step_model(loss_mode=loss_mode)
-                return simulate(
-                    model, state, context, actions, Noise(*noise), expectation=self.propagation == "expectation"
-                )
+                return simulate(model, state, context, actions, Noise(*noise), follow=follow)
 
         inputs = (state, context, actions, *noise)
         if self.graphs is None or torch.is_grad_enabled() or self.training or self.start_takes_part(loss_mode):
@@ -339,7 +353,7 @@ class ProbabilisticEnsemble(Members):
         if self.network.is_hooked:  # a replay calls none
             return run(*inputs)
         live = (*self.parameters(), *self.buffers())
-        return self.graphs(run, inputs, (self.propagation, reduced), dtype=reduced or self.dtype, live=live)
+        return self.graphs(run, inputs, (follow, reduced), dtype=reduced or self.dtype, live=live)
 
     def _reduced_dtype(self, n_rows: int) -> torch.dtype | None:
         """Type to compute a rollout of n rows a member in; None for that of the parameters."""

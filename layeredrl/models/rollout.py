@@ -14,7 +14,10 @@ from torch import Tensor
 from layeredrl.models.density import mixture_mean
 from layeredrl.models.outputs import StepOutput
 
-Propagation = Literal["tsinf", "ts1", "expectation"]
+Propagation = Literal["tsinf", "ts1", "expectation", "mode"]
+Follow = Literal["sample", "mean", "expectation", "mode"]
+"""What a particle goes on from: a draw, the mean of its member's mixture, the mean of all members, or the mean of its
+member's likeliest mode."""
 
 
 class StepModel(NamedTuple):
@@ -99,7 +102,11 @@ def draw_noise(
 
 def choose_mode(values: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:
     """Pick one mode per row by inverse transform: values (..., K, S), weights (..., K), uniform (...) -> (..., S)."""
-    mode = (weights.cumsum(-1) < uniform.unsqueeze(-1)).sum(-1).clamp(max=weights.shape[-1] - 1)
+    return _take(values, (weights.cumsum(-1) < uniform.unsqueeze(-1)).sum(-1).clamp(max=weights.shape[-1] - 1))
+
+
+def _take(values: Tensor, mode: Tensor) -> Tensor:
+    """One mode per row: values (..., K, S), mode (...) -> (..., S)."""
     index = mode[..., None, None].expand(*mode.shape, 1, values.shape[-1])
     return values.gather(-2, index).squeeze(-2)
 
@@ -110,6 +117,17 @@ def _gaussian(out: StepOutput, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
         return out.mean, out.std
     uniform = uniform.expand(out.weights.shape[:-1])
     return choose_mode(out.mean, out.weights, uniform), choose_mode(out.std, out.weights, uniform)
+
+
+def _center(out: StepOutput, follow: Follow) -> Tensor:
+    """What a deterministic rollout goes on from, (M or 1, R, S)."""
+    if out.weights is None:
+        mean = out.mean
+    elif follow == "mode":
+        mean = _take(out.mean, out.weights.argmax(-1))
+    else:
+        mean = mixture_mean(out.mean, out.weights)
+    return mean.mean(0, keepdim=True) if follow == "expectation" else mean
 
 
 def _permute(x: Tensor, order: Tensor) -> Tensor:
@@ -128,7 +146,7 @@ def simulate(
     actions: Tensor,
     noise: Noise,
     *,
-    expectation: bool = False,
+    follow: Follow = "sample",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Follow actions.
 
@@ -138,7 +156,7 @@ def simulate(
         context: (M, R, C).
         actions: (H, R, A).
         noise: From `draw_noise`; `NO_NOISE` for a deterministic rollout.
-        expectation: Every member continues from the mean over all members.
+        follow: What particles go on from; "sample" if there is noise.
 
     Returns:
         States (H+1, M, R, S), termination probabilities (H, M, R), and whether a particle has left the finite range
@@ -157,8 +175,7 @@ def simulate(
             out = model.predict(current, context, action)
             state = current if model.is_delta is None else current * model.is_delta
             if draw is None:
-                mean = out.mean if out.weights is None else mixture_mean(out.mean, out.weights)
-                state = torch.addcmul(state, mean.mean(0, keepdim=True) if expectation else mean, model.std)
+                state = torch.addcmul(state, _center(out, follow), model.std)
             else:
                 mean, std = _gaussian(out, uniform)
                 state = torch.addcmul(torch.addcmul(state, mean, model.std), std, draw)

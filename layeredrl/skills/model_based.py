@@ -28,7 +28,7 @@ class SkillModelConfig:
 
     n_first: int = 2000
     """Environment steps before the first update."""
-    updates_per_skill: float = 4.0
+    updates_per_skill: float = 2.0
     """Updates for each skill that was carried out."""
     batch_size: int = 256
     """Segments of an update."""
@@ -36,15 +36,16 @@ class SkillModelConfig:
     """Share of the replay, the newest, that it learns from: the policy changes, and with it what skills lead to."""
     final_rate: float = 0.1
     """Factor of the learning rate at the end."""
-    decay: tuple[int, int] = (50_000, 100_000)
+    decay: tuple[int, int] = (100_000, 200_000)
     """Environment steps between which the learning rate falls to that, linearly."""
     n_priors: int = 16
     """Skills from the prior that the executed one is compared with."""
-    std: float = 0.5
-    """Deviation of the outcomes that is assumed for the reward, in whitened coordinates."""
+    std: float = 1.0
+    """Deviation of the outcomes that is assumed for the reward, in whitened coordinates. Wide at first: then it pays
+    to go beyond what the model expects, and skills grow until they are as long as can be."""
     final_std: float = 0.3
-    """Where it goes."""
-    std_decay: tuple[int, int] = (16_000, 80_000)
+    """Where it goes: narrow, skills are told apart by details."""
+    std_decay: tuple[int, int] = (30_000, 120_000)
     """Environment steps between which it goes there, linearly."""
     refresh_every: int = 2000
     """Environment steps between two times at which what the data supports is counted anew."""
@@ -144,7 +145,8 @@ class ModelBasedSkills(SkillMethod):
         """
         n, width = skills.shape[:2]
         state, known = (x[:, None].expand(n, width, x.shape[-1]).flatten(0, 1) for x in (start, context))
-        mean, weights, _, _ = self.dynamics.predict(state, known, skills.flatten(0, 1))
+        with self.dynamics.reduced(len(state)):
+            mean, weights, _, _ = self.dynamics.predict(state, known, skills.flatten(0, 1))
         mean = self.whitening(mean - state[:, None, None]).flatten(1, 2).view(n, width, -1, start.shape[-1])
         weights = weights.flatten(1).view(n, width, -1) / self.dynamics.n_models
         return [fixed_log_prob(self.whitening(x - start)[:, None], mean, weights, self.std) for x in outcomes]

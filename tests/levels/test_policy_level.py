@@ -351,11 +351,32 @@ def test_reports_are_means_since_the_last_one(told):
             {
                 "policy/loss": mean,
                 "policy/target": 100 + mean,
-                "policy/reward": mean - 1,  # is asked for before the update has its number
+                "policy/reward": mean - 1.5,  # is asked for before the two updates of a step have their numbers
                 "policy/updates": last,
             }
         )
         first = last + 1
+
+
+def test_updates_of_a_step_learn_from_batches_of_their_own(monkeypatch):
+    """Drawn together, at most eight at a time; each update has the next rows of what was drawn."""
+    learning = replace(LEARNING, n_random_steps=0, updates_per_transition=10, batch_size=4)
+    level, drawn, used = make(n_envs=1, learning=learning), [], []
+
+    def relabel(batch, replay):
+        batch.rew = torch.arange(len(batch.rew)).float() + 1000 * len(drawn)
+        drawn.append(batch)
+        return batch
+
+    level.relabel = relabel
+    monkeypatch.setattr(off_policy, "update", lambda algorithm, batch: used.append(batch) or {})
+    observe(level, 1, seed=0)
+    level.learn(1)
+    assert [len(batch.rew) for batch in drawn] == [32, 8]
+    assert [len(batch.rew) for batch in used] == [4] * 10
+    assert level.n_updates == 10
+    torch.testing.assert_close(torch.cat([b.rew for b in used]), torch.cat([b.rew for b in drawn]))
+    torch.testing.assert_close(torch.cat([b.act for b in used]), torch.cat([b.act for b in drawn]))
 
 
 def with_reward(numbers):
@@ -414,8 +435,9 @@ def most_probable(level, inputs):
     """The action without noise, written out from the actor's layers."""
     actor = level.algorithm.policy.actor
     with torch.no_grad():
-        hidden = actor.preprocess(inputs)[0]
-        return (actor.mu if isinstance(level.algorithm, SAC) else actor.last)(hidden).tanh()
+        if not isinstance(level.algorithm, SAC):
+            return actor.last(actor.preprocess(inputs)[0]).tanh()
+        return actor.net(inputs)[..., : level.action_space.shape[0]].tanh()
 
 
 SURPRISING = 1.95
@@ -458,8 +480,8 @@ def test_sac_explores_by_its_distribution():
     assert (action.abs() <= 1).all()
     actor = level.algorithm.policy.actor
     with torch.no_grad():
-        hidden = actor.preprocess(obs[:1])[0]
-        normal = torch.distributions.Normal(actor.mu(hidden)[0].double(), actor.sigma(hidden)[0].exp().double())
+        mean, log_std = actor.net(obs[:1])[0].double().chunk(2)
+        normal = torch.distributions.Normal(mean, log_std.exp())
     for j in range(2):
         assert kolmogorov(action[:, j].double().atanh(), lambda x, j=j: normal.cdf(x[:, None])[:, j]) < SURPRISING
     assert not torch.equal(action, act(level, obs=obs).action)  # it draws from torch's global generator

@@ -149,9 +149,49 @@ def test_a_share_is_learned_from_with_another_skill(share, skills):
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_shares_are_shares(share):
-    with pytest.raises(ValueError, match=f"fresh_skills is {share}"):
-        make(Recording(), fresh_skills=share)
+@pytest.mark.parametrize("name", ["calm_skills", "fresh_skills"])
+def test_shares_are_shares(name, share):
+    with pytest.raises(ValueError, match=f"{name} is {share}"):
+        make(Recording(), **{name: share})
+
+
+# ------------------------------------------------------------------ calm skills
+
+
+def test_a_share_of_skills_is_carried_out_without_noise():
+    """Drawn when a skill begins, and kept to its end, whichever environments act at a step."""
+    n = 2000
+    level = make(Recording(), calm_skills=0.3)
+    level.n_total_env_steps = 10**6
+    memory, generator = level.start(n), torch.Generator().manual_seed(0)
+    obs, skills = torch.randn(n, 7), torch.rand(n, 2) * 2 - 1
+    calm = []
+    for elapsed in (0, 1, 2, 0):
+        command = Batch(
+            action=skills, obs=obs, elapsed=torch.full((n,), elapsed), remaining=torch.full((n,), K - elapsed)
+        )
+        without = level.act(obs, command, level.start(n), explore=False, generator=generator).action
+        decision = level.act(obs, command, memory, explore=True, generator=generator)
+        memory = decision.memory
+        calm.append((decision.action == without).all(1))
+        assert torch.equal(calm[-1], memory.calm)
+    assert float(calm[0].float().mean()) == pytest.approx(0.3, abs=0.04)
+    assert torch.equal(calm[0], calm[1])
+    assert torch.equal(calm[0], calm[2])
+    both = float((calm[0] & calm[3]).float().mean())
+    assert both == pytest.approx(0.09, abs=0.02)  # the next skill is drawn anew
+
+
+def test_before_its_time_no_skill_is_calm():
+    level = make(Recording(), calm_skills=1.0, learning=replace(LEARNING, n_random_steps=10))
+    obs, command = (
+        torch.zeros(50, 7),
+        Batch(
+            action=torch.zeros(50, 2), obs=torch.zeros(50, 7), elapsed=torch.zeros(50), remaining=torch.full((50,), K)
+        ),
+    )
+    decision = level.act(obs, command, level.start(50), explore=True, generator=torch.Generator())
+    assert len(decision.action.unique(dim=0)) == 50
 
 
 # ------------------------------------------------------------------ learning and telling
@@ -171,7 +211,7 @@ def test_the_method_learns_before_the_policy_and_its_metrics_are_told():
     assert method.learned == [(n, n) for n in range(2, 61, 2)]
     assert all(metrics["skill/told"] == n for n, metrics in told.items())
     assert [n for n, metrics in told.items() if "policy/reward" in metrics] == [30, 40, 50, 60]
-    rewards = torch.cat([batch.rew for batch in method.batches[-10:]])
+    rewards = torch.cat([batch.rew for batch in method.batches])[-10 * 8 :]
     assert told[60]["policy/reward"] == pytest.approx(float(rewards.mean()), rel=1e-4)
 
 

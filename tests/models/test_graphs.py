@@ -67,7 +67,7 @@ def same(actual, expected) -> None:
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("deterministic", [True, False])
-@pytest.mark.parametrize("propagation", ["tsinf", "ts1", "expectation"])
+@pytest.mark.parametrize("propagation", ["tsinf", "ts1", "expectation", "mode"])
 @pytest.mark.parametrize("n_modes", [1, K])
 def test_replays_are_the_rollouts(n_modes, propagation, deterministic, mode):
     model, stand_in = graphed(linear_nets(M, n_modes), n_modes=n_modes, propagation=propagation)
@@ -393,7 +393,7 @@ def test_added_rows_repeat_the_first():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("rollout_dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("propagation", ["tsinf", "ts1", "expectation"])
+@pytest.mark.parametrize("propagation", ["tsinf", "ts1", "expectation", "mode"])
 def test_on_a_gpu_replays_are_the_rollouts(propagation, rollout_dtype):
     device = torch.device("cuda")
     settings = {"propagation": propagation, "rollout_dtype": rollout_dtype, "n_particles_per_model": 4}

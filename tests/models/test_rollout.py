@@ -241,6 +241,30 @@ def test_expectation_draws_nothing():
     torch.testing.assert_close(result.state, model.rollout(*plan(4, 5), deterministic=True).state)
 
 
+def test_the_likeliest_mode_of_each_member_is_followed():
+    nets = linear_nets(M)
+    model = make_model(nets, propagation="mode", n_particles_per_model=2)
+    start, context, actions = plan(6, 5)
+    result = model.rollout(start, context, actions, generator=seeded(0))
+    chosen = set()
+    for m, net in enumerate(nets):
+        for b in range(6):
+            state = start[b]
+            for t in range(5):
+                with torch.no_grad():
+                    (mean, _), weights, _ = net(state[None], context[b, None], actions[b, t, None])
+                mode = int(weights[0].argmax())
+                chosen.add((m, mode))
+                state = state + mean[0, mode]
+                torch.testing.assert_close(result.state[b, m, :, t + 1], state.expand(2, S), **CLOSE)
+    assert len(chosen) > M  # not always the same one
+    assert {"state_epistemic_var", "state_aleatoric_var"} <= set(result.get_keys())
+    mean = model.rollout(start, context, actions, deterministic=True)
+    torch.testing.assert_close(
+        mean.state, make_model(nets).rollout(start, context, actions, True).state[:, :, :1].expand_as(mean.state)
+    )
+
+
 @pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
 @pytest.mark.parametrize("deterministic", [True, False])
 def test_a_state_that_leaves_the_finite_range_is_held(deterministic, bad):
