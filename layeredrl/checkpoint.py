@@ -17,7 +17,7 @@ import torch
 from layeredrl.checks import require_count, require_number
 from layeredrl.segments import FILE_NAME, Chain, Increment, Place, extend, put_back, require_plain, segment, take_out
 
-FORMAT = 2
+FORMAT = 3
 """Version of the files' layout."""
 
 _MANIFEST_KEYS = {"files", "format", "n_total_env_steps", "score", "segments"}

@@ -286,7 +286,7 @@ def test_a_planner_over_skills_over_goals():
     for old, level in zip(before, (skills, policy), strict=True):
         new = level.algorithm.policy.actor.parameters()
         assert all(not torch.equal(a, b) for a, b in zip(old, new, strict=True))
-    assert skills.method.n_updates == int(4 * (240 - skills.method._first) / 8) > 50
+    assert skills.method.n_updates == int(2 * (240 - skills.method._first) / 8) > 40
     names = {"plan/score", "model/loss", "skill/information", "policy/reward", "policy/reward_level2"}
     assert names <= told.keys()
     assert all(np.isfinite(value) for value in told.values())

@@ -19,7 +19,9 @@ from layeredrl.world_model import WorldModel
 from tests.skills.walk import CHOICES, ENCODER, SKILLS, TASK, Walk, make_world
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
-CONFIG = SkillModelConfig(n_first=40, batch_size=32, n_priors=3, std=0.5, refresh_every=20, report_every=20)
+CONFIG = SkillModelConfig(
+    n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_skill=4, refresh_every=20, report_every=20
+)
 METHODS = pytest.mark.parametrize("kind", [SPlaTES, DADS])
 
 

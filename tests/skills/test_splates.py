@@ -18,7 +18,7 @@ from layeredrl.skills.splates import LOWEST
 from tests.skills.walk import CHOICES, TASK, Row, Walk, as_batch, make_world, triples
 
 CPU = torch.device("cpu")
-CONFIG = SkillModelConfig(n_first=40, batch_size=32, n_priors=3, std=0.5)
+CONFIG = SkillModelConfig(n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_skill=4)
 
 
 def make(config=CONFIG, *, steps=5, form="difference", **world):
