@@ -38,8 +38,11 @@ class ExplorationConfig:
     """Probability of a change from random actions to planning."""
     n_random_steps: int = 0
     """Environment steps before the first plan."""
+    effort: float = 1.0
+    """Share of the planner's candidates that are tried while exploring."""
 
     def __post_init__(self) -> None:
+        require_number("effort", self.effort, 0, 1, open_low=True)
         require_number("to_random", self.to_random, 0, 1)
         require_number("to_plan", self.to_plan, 0, 1)
         require_counts(self, n_random_steps=0)
@@ -100,6 +103,8 @@ class PlannerLevel(Level):
         self.action_space = action_space
         self.duration = duration
         self.exploration = ExplorationConfig() if exploration is None else exploration
+        effort = self.exploration.effort
+        self._exploring_planner = planner if effort == 1 else planner.lighter(effort)
         unlearned = 0 if learning is None else learning.n_random_steps
         self._n_random_steps = max(unlearned, self.exploration.n_random_steps)
         self.discount = world.objective.discount ** (world.repeat / duration)
@@ -221,7 +226,8 @@ class PlannerLevel(Level):
             return scores.clone()
 
         try:
-            return self.planner.plan(score, len(obs), memory, generator)
+            planner = self._exploring_planner if exploring else self.planner
+            return planner.plan(score, len(obs), memory, generator)
         except PlanningError as error:
             raise PlanningError(self._reason(error, obs, tried, generator), error.env_ids, error.plan) from None
 

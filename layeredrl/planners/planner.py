@@ -2,8 +2,9 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, cast
 
 import torch
 from gymnasium import spaces
@@ -61,6 +62,20 @@ class Planner(ABC):
         require_count("horizon", horizon)
         self.action_space = action_space
         self.horizon = horizon
+
+    def lighter(self, share: float) -> "Planner":
+        """The same planner with a share of its candidates, whose warm starts are interchangeable with its own.
+
+        Raises:
+            TypeError: It has no `config` with `n_samples`.
+        """
+        config: Any = getattr(self, "config", None)
+        if not hasattr(config, "n_samples"):
+            raise TypeError(f"{type(self).__name__} has no config with n_samples, expected one to plan with fewer")
+        least = getattr(config, "n_elites", None) or 1
+        fewer = replace(config, n_samples=max(least, round(share * config.n_samples)))
+        make: Any = type(self)
+        return cast(Planner, make(self.action_space, fewer))
 
     @abstractmethod
     def start(self, n_envs: int, device: torch.device) -> Batch:

@@ -542,6 +542,40 @@ def test_environments_that_plan_do_as_if_they_were_alone_and_others_forget_their
     torch.testing.assert_close(decision.memory.n, expected + 1)
 
 
+@pytest.mark.parametrize("kind", ["icem", "cem", "mppi", "random_shooting"])
+def test_a_share_of_the_candidates_is_tried_while_exploring(kind):
+    """And plans of either kind go on from those of the other."""
+    planner = {
+        "icem": ICEM(ACTION, ICEMConfig(horizon=3, n_samples=20, n_iterations=1, n_elites=4, reuse_fraction=0.0)),
+        "cem": CEM(ACTION, CEMConfig(horizon=3, n_samples=20, n_iterations=1, n_elites=4)),
+        "mppi": MPPI(ACTION, MPPIConfig(horizon=3, n_samples=20, n_iterations=1)),
+        "random_shooting": RandomShooting(ACTION, RandomShootingConfig(horizon=3, n_samples=20)),
+    }[kind]
+    level, tried = make(learning=None, planner=planner, exploration=ExplorationConfig(effort=0.4)), []
+    score = level.world.score
+    level.world.score = lambda obs, candidates, **rest: tried.append(candidates.shape[1]) or score(
+        obs, candidates, **rest
+    )
+    memory = level.start(E)
+    for explore in (True, False, True):
+        memory = level.act(torch.zeros(E, 2), None, memory, explore=explore, generator=seeded()).memory
+    assert tried[0] == tried[2]
+    assert tried[1] - tried[0] == 12
+    assert make(learning=None, planner=planner.lighter(0.01)).planner.config.n_samples == (4 if "cem" in kind else 1)
+
+
+def test_a_planner_without_candidates_cannot_try_fewer():
+    class Still(RandomShooting):
+        def __init__(self):
+            super().__init__(ACTION, RandomShootingConfig(horizon=2, n_samples=2))
+            del self.config
+
+    with pytest.raises(TypeError, match="Still has no config with n_samples, expected one to plan with fewer"):
+        make(learning=None, planner=Still(), exploration=ExplorationConfig(effort=0.5))
+    with pytest.raises(ValueError, match="effort is 0"):
+        ExplorationConfig(effort=0)
+
+
 def test_the_support_counts_only_without_exploration():
     asked = []
 
