@@ -1,15 +1,19 @@
 """The world model of a level whose actions others carry out, as the recipes of hierarchies make it."""
 
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from gymnasium import spaces
 
+from layeredrl.encoders import LearnedEncoder
 from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.objective import Objective
-from layeredrl.support import GridSupport
+from layeredrl.support import GridSupport, NeighbourSupport, Support
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
+
+SupportKind = Literal["cells", "neighbours"]
+"""What tells which states the data supports: visits of cells, for three dimensions or so, or the nearest states."""
 
 
 class WorldSettings(Protocol):
@@ -17,6 +21,7 @@ class WorldSettings(Protocol):
 
     model: EnsembleConfig
     support_weight: float
+    support: SupportKind
     support_cell: float
     support_visits: int
 
@@ -24,14 +29,14 @@ class WorldSettings(Protocol):
 def make_coarse_world(
     settings: WorldSettings,
     task: TaskSpec,
-    encoder: Encoder,
+    encoder: Encoder | LearnedEncoder,
     space: spaces.Box | spaces.Discrete,
     device: torch.device,
     *,
     steps: int,
     support_dims: tuple[int, ...],
     repeat: int = 1,
-    sb_start_duration: int = 0,
+    **model: Any,
 ) -> WorldModel:
     """The world model; networks are drawn from torch's global generator.
 
@@ -42,17 +47,18 @@ def make_coarse_world(
         space: Of the level's actions.
         device: Where it computes.
         steps: Environment steps of one step of the model.
-        support_dims: Dimensions of the state whose cells are counted for the support.
+        support_dims: Dimensions of the state that the support looks at.
         repeat: Steps of the model for which an action is held.
-        sb_start_duration: Environment steps of the symmetry-breaking start; 0 for none.
+        **model: More arguments of `EnsembleConfig.build`.
     """
     # A known reward takes a state of all parts, and a shorter one if that is how the long one begins.
-    coarse = task.coarse(space, steps, known=encoder.begins_like(Encoder(task)))
-    dynamics = settings.model.build(
-        encoder.state_space, encoder.context_space, space, device, sb_start_duration=sb_start_duration
-    )
-    support = None
-    if settings.support_weight:
+    known = isinstance(encoder, Encoder) and encoder.begins_like(Encoder(task))
+    coarse = task.coarse(space, steps, known=known)
+    dynamics = settings.model.build(encoder.state_space, encoder.context_space, space, device, **model)
+    support: Support | None = None
+    if settings.support_weight and settings.support == "neighbours":
+        support = NeighbourSupport(support_dims)
+    elif settings.support_weight:
         support = GridSupport(support_dims, settings.support_cell, settings.support_visits)
     objective = Objective(encoder.state_dim, support=support, support_weight=settings.support_weight)
     return WorldModel(encoder, dynamics, coarse, objective=objective, repeat=repeat)

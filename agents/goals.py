@@ -7,13 +7,13 @@ et al. 2017, arXiv 1707.01495). In spirit HIRO (Nachum et al. 2018, arXiv 1805.0
 
 from dataclasses import dataclass, field
 from math import inf, pi
-from typing import ClassVar
+from typing import ClassVar, get_args
 
 import torch
 from gymnasium import spaces
 
-from agents.coarse_world import make_coarse_world
-from layeredrl.checks import require_counts, require_number
+from agents.coarse_world import SupportKind, make_coarse_world
+from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.goals import GoalCommands, GoalReward, Hindsight
 from layeredrl.hierarchy import Hierarchy
@@ -52,8 +52,10 @@ class Goals:
     """How the upper level mixes plans and random goals."""
     support_weight: float = 0.0
     """Reward lost, in planning without exploration, for each goal after which one would be where the data never was."""
+    support: SupportKind = "cells"
+    """What tells where that is: visits of cells, or, for goals of more than three dimensions, the nearest states."""
     support_cell: float = 0.25
-    """Edge length of the cells of the achieved goal whose visits tell that, in its units."""
+    """Edge length of the cells of the achieved goal, in its units."""
     support_visits: int = 3
     """Visits, at the ends of goals, from which on a cell counts as known."""
     sac: SACConfig = field(default_factory=SACConfig)
@@ -72,6 +74,7 @@ class Goals:
         require_counts(self, duration=1)
         require_number("radius", self.radius, 0, inf, open_low=True)
         require_number("support_weight", self.support_weight, 0, inf)
+        require_choice("support", self.support, get_args(SupportKind))
         require_number("hindsight", self.hindsight, 0, 1)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:

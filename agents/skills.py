@@ -3,17 +3,18 @@
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from math import inf, pi
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from gymnasium import spaces
 
-from agents.coarse_world import make_coarse_world
-from layeredrl.checks import require_counts, require_number
+from agents.coarse_world import SupportKind, make_coarse_world
+from layeredrl.checks import require_choice, require_counts, require_number
+from layeredrl.encoders import LearnedEncoder
 from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig
+from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.skill_level import SkillLevel
 from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, ICEMConfig
@@ -32,13 +33,27 @@ IN_A_MAZE: dict[str, Any] = {
         propagation="mode",
         rollout_dtype="auto",
     ),
-    "icem": ICEMConfig(horizon=15, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+    "icem": ICEMConfig(horizon=20, n_samples=128, n_iterations=8, n_elites=10, decay=1.1, init_std=1.0, execute="mean"),
+    "exploration": ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=20_000, effort=0.4),
     "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
     "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.25),
 }
 """Settings that suit mazes of a few metres, on one core."""
 
-TRAINERS = {"demo": TrainerConfig(n_total_env_steps=200_000, checkpoint_every=20_000)}
+TRAINERS = {name: TrainerConfig(n_total_env_steps=120_000, checkpoint_every=20_000) for name in ("demo", "ant")}
+
+ON_LEGS: dict[str, Any] = {
+    "duration": 20,
+    "hidden": ("achieved_goal",),
+    "model": EnsembleConfig(
+        n_models=1, n_modes=4, hidden=(128, 128), weight_decay=(0.0,), propagation="mode", rollout_dtype="auto"
+    ),
+    "icem": ICEMConfig(horizon=10, n_samples=128, n_iterations=8, n_elites=10, decay=1.1, init_std=1.0, execute="mean"),
+    "exploration": ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=50_000, effort=0.4),
+    "sac": SACConfig(hidden=(256, 256)),
+    "policy": PolicyLearningConfig(n_random_steps=5000, updates_per_transition=0.25),
+}
+"""Settings for the plane and a robot with legs, with skills in x and y (DADS: the x-y prior)."""
 
 DEBUG: dict[str, Any] = {
     "duration": 4,
@@ -64,6 +79,8 @@ class SkillAgent:
     """Environment steps that a skill runs."""
     state: tuple[str, ...] = ("achieved_goal",)
     """Parts of the observation that skills change and the planner predicts; () for all but the goal."""
+    hidden: tuple[str, ...] = ()
+    """Parts of the observation that the policy does not see, such as where a robot is that walks everywhere alike."""
     model: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The world model."""
     skills: SkillModelConfig = field(default_factory=SkillModelConfig)
@@ -76,8 +93,10 @@ class SkillAgent:
     """How plans and random skills mix."""
     support_weight: float = 0.0
     """Reward lost, in planning without exploration, for each step of the model to where the data never was."""
+    support: SupportKind = "cells"
+    """What tells where that is: visits of cells, or, for states of more than three dimensions, the nearest states."""
     support_cell: float = 0.25
-    """Edge length of the cells whose visits tell that, in the state's units."""
+    """Edge length of the cells, in the state's units."""
     support_visits: int = 4
     """Visits from which on a cell counts as known."""
     sac: SACConfig = field(default_factory=SACConfig)
@@ -94,6 +113,7 @@ class SkillAgent:
         for name in ("calm_skills", "fresh_skills"):
             require_number(name, getattr(self, name), 0, 1)
         require_number("support_weight", self.support_weight, 0, inf)
+        require_choice("support", self.support, get_args(SupportKind))
 
     @property
     def space(self) -> spaces.Box | spaces.Discrete:
@@ -106,8 +126,12 @@ class SkillAgent:
     def make_method(self, task: TaskSpec, device: torch.device) -> ModelBasedSkills:
         """The skill method, with its world model."""
 
+    def make_encoder(self, task: TaskSpec) -> Encoder | LearnedEncoder:
+        """What of an observation skills change and the planner predicts."""
+        return Encoder(task, self.state or None)
+
     def make_world(
-        self, task: TaskSpec, device: torch.device, *, steps: int, repeat: int = 1, sb_start_duration: int = 0
+        self, task: TaskSpec, device: torch.device, *, steps: int, repeat: int = 1, **model: Any
     ) -> WorldModel:
         """The world model.
 
@@ -116,9 +140,9 @@ class SkillAgent:
             device: Where it computes.
             steps: Environment steps of one step of the model.
             repeat: Steps of the model for which a skill is held.
-            sb_start_duration: Environment steps of the symmetry-breaking start; 0 for none.
+            **model: More arguments of `EnsembleConfig.build`.
         """
-        encoder = Encoder(task, self.state or None)
+        encoder = self.make_encoder(task)
         return make_coarse_world(
             self,
             task,
@@ -128,7 +152,7 @@ class SkillAgent:
             steps=steps,
             support_dims=tuple(range(encoder.state_dim)),
             repeat=repeat,
-            sb_start_duration=sb_start_duration,
+            **model,
         )
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
@@ -136,16 +160,6 @@ class SkillAgent:
         if not isinstance(task.action_space, spaces.Box):
             raise ValueError(f"the action space is {task.action_space}, expected a Box: SAC acts in nothing else")
         method = self.make_method(task, device)
-        policy = SkillLevel(
-            self.sac.build(method.n_inputs, task.action_space, device),
-            method,
-            task.action_space,
-            n_envs=task.n_envs,
-            calm_skills=self.calm_skills,
-            fresh_skills=self.fresh_skills,
-            learning=self.policy,
-            seed=seed,
-        )
         planner = PlannerLevel(
             method.world,
             ICEM(self.space, self.icem),
@@ -154,4 +168,33 @@ class SkillAgent:
             exploration=self.exploration,
             seed=seed,
         )
-        return Hierarchy([planner, policy], task, device)
+        return Hierarchy([planner, *self.make_policies(method, task, device, seed)], task, device)
+
+    def make_policies(
+        self, method: ModelBasedSkills, task: TaskSpec, device: torch.device, seed: int
+    ) -> list[PolicyLevel]:
+        """What carries out the skills, top first."""
+        return [self.make_skill_level(method, task.action_space, task, device, seed=seed)]
+
+    def make_skill_level(
+        self,
+        method: ModelBasedSkills,
+        space: spaces.Box,
+        task: TaskSpec,
+        device: torch.device,
+        *,
+        seed: int,
+        duration: int = 1,
+    ) -> SkillLevel:
+        """The level whose commands are skills; its own actions, in `space`, stand for `duration` environment steps."""
+        return SkillLevel(
+            self.sac.build(method.n_inputs, space, device),
+            method,
+            space,
+            n_envs=task.n_envs,
+            calm_skills=self.calm_skills,
+            fresh_skills=self.fresh_skills,
+            duration=duration,
+            learning=self.policy,
+            seed=seed,
+        )

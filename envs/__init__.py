@@ -13,6 +13,10 @@ for _name, _entry_point, _max_episode_steps in (
     ("SwingUpPendulum-v0", "envs.pendulum:SwingUpPendulum", 200),  # Pendulum-v1's limit
     ("FullStateHalfCheetah-v0", "envs.half_cheetah:FullStateHalfCheetah", 1000),  # HalfCheetah-v5's limit
     ("AntGoal-v0", "envs.ant:AntGoal", 200),  # as in DADS
+    ("PETSCartpole-v0", "envs.pets_cartpole:PETSCartpole", 200),  # these four as in PETS
+    ("PETSReacher-v0", "envs.pets_reacher:PETSReacher", 150),
+    ("PETSPusher-v0", "envs.pets_pusher:PETSPusher", 150),
+    ("PETSHalfCheetah-v0", "envs.pets_half_cheetah:PETSHalfCheetah", 1000),
 ):
     if _name not in gym.registry:
         gym.register(id=_name, entry_point=_entry_point, max_episode_steps=_max_episode_steps)

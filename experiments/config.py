@@ -30,10 +30,9 @@ AGENTS = {
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
     "splates": "agents.splates:SPlaTES",
+    "splates-goals": "agents.splates_goals:SPlaTESOverGoals",
 }
 """Agents by their short names."""
-
-Preset = Literal["demo", "debug", "paper"]
 
 
 class AgentConfig(Protocol):
@@ -55,9 +54,10 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, splates, dads, diayn, goals, sac, random, or your own as package.module:Class."""
-    preset: Preset = "demo"
-    """Defaults of everything below: a demonstration of a minute, a check of seconds, or the paper's settings."""
+    """Agent: pets, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
+    preset: str = "demo"
+    """Defaults of everything below: demo, for a first look; debug, a check of seconds; paper; or others of the agent's
+    own, such as cartpole-fast of pets."""
     env: str = "ContinuousCartPole-v0"
     """Environment: any id registered with gymnasium; package.module:Id imports the package first."""
     seed: int = 0
@@ -130,7 +130,7 @@ class RunConfig(Generic[A]):
         return WandbSettings(self.wandb, self.wandb_project, self.wandb_group, name, self.wandb_tags)
 
 
-TRAINER_PRESETS: dict[Preset, TrainerConfig] = {
+TRAINER_PRESETS = {
     "demo": TrainerConfig(n_total_env_steps=1000),
     "debug": TrainerConfig(n_total_env_steps=60, checkpoint_every=30),
     "paper": TrainerConfig(n_total_env_steps=10_200),  # one random and fifty planned episodes of 200
@@ -168,12 +168,13 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
     args = _agent_first(list(args))
     agent = args[0] if args and not args[0].startswith("-") else "pets"
     cls = agent_class(agent)
-    preset = _preset(args)
+    presets, trainers = getattr(cls, "presets", {}), TRAINER_PRESETS | getattr(cls, "trainers", {})
+    preset = _preset(args, [*dict.fromkeys([*TRAINER_PRESETS, *presets])])
     default = RunConfig(
         agent=agent,
         preset=preset,
-        trainer=getattr(cls, "trainers", {}).get(preset, TRAINER_PRESETS[preset]),
-        settings=getattr(cls, "presets", {}).get(preset) or cls(),
+        trainer=trainers.get(preset, TrainerConfig()),
+        settings=presets.get(preset) or cls(),
     )
     run_config: Any = RunConfig
     config: RunConfig[Any] = command_line(run_config[cls], args, prog="python -m experiments.train", default=default)
@@ -261,17 +262,16 @@ def _agent_first(args: list[str]) -> list[str]:
     return args
 
 
-def _preset(args: Sequence[str]) -> Preset:
-    preset: str = "demo"
+def _preset(args: Sequence[str], known: Sequence[str]) -> str:
+    preset = "demo"
     for i, arg in enumerate(args):
         if arg == "--preset" and i + 1 < len(args):
             preset = args[i + 1]
         if arg.startswith("--preset="):
             preset = arg.partition("=")[2]
-    for known in TRAINER_PRESETS:
-        if preset == known:
-            return known
-    raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(TRAINER_PRESETS)}")
+    if preset not in known:
+        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}")
+    return preset
 
 
 def fail(message: object, code: int = 2) -> NoReturn:

@@ -17,7 +17,7 @@ from experiments.pictures import (
     record_episode,
     world_model_of,
 )
-from experiments.run import CHECKPOINTS, METRICS, SUMMARY, can_render, write_whole
+from experiments.run import CHECKPOINTS, METRICS, PICTURES, SUMMARY, can_render, write_whole
 from layeredrl.collector import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
@@ -95,6 +95,8 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
     draw_learning_curve(curve, [(e.n_total_env_steps, e.episode_return) for e in training.episodes], title)
     logger.log_figure("env/learning_curve", curve, n_steps)
     rows["learning curve"] = str(curve)
+    if (folder / PICTURES).is_dir():
+        rows["skills"] = str(folder / PICTURES)
     world = world_model_of(agent)
     if world is not None:
         picture = folder / "model.png"

@@ -25,6 +25,7 @@ from layeredrl.randomness import seed_globals
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
+PICTURES = "pictures"
 CONFIG = "config.json"
 LOCK = "lock"
 WANDB_ID = "wandb_id"
@@ -192,7 +193,7 @@ def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
 FREE = {
     *("device", "env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
     *("wandb", "wandb_group", "wandb_name", "wandb_project", "wandb_tags"),
-    *("trainer.checkpoint_every", "trainer.n_total_env_steps"),
+    *("trainer.checkpoint_every", "trainer.n_total_env_steps", "trainer.pictures_every"),
 }
 """Settings that may change when a run goes on. The folder's own name and place may, too."""
 

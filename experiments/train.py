@@ -23,6 +23,7 @@ from experiments.run import (
     restoring,
 )
 from experiments.signals import STOPPED, StopRequest
+from experiments.skill_pictures import SkillPictures
 from layeredrl.checkpoint import Checkpoints
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
@@ -76,6 +77,7 @@ def main() -> None:
                 evaluate=lambda n: play(config, agent, n, derive_seed(config.seed, "evaluation")),
                 save=save,
                 stop=lambda: bool(stop),
+                draw=SkillPictures(config, agent, folder, logger) if config.pictures else None,
             )
             if save.checkpoints.newest() is not None:
                 state = save.checkpoints.load(config.device)

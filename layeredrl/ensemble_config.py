@@ -9,9 +9,11 @@ import torch
 from gymnasium import spaces
 
 from layeredrl import actions
+from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import Propagation
 from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.task import StateDims
 
 _ROLLOUT_DTYPES: dict[str, torch.dtype | Literal["auto"] | None] = {
     "float32": None,
@@ -40,8 +42,11 @@ class EnsembleConfig:
     """L2 penalty: 0.5 times this times the sum of squared weights. One value, or one for each layer."""
     bound_penalty: float = 0.01
     """Weight of the penalty that pulls the bounds of the log-variance together."""
+    deterministic: bool = False
+    """Whether the networks are fitted by least squares, and rollouts follow what they predict, without noise."""
     propagation: Propagation = "tsinf"
-    """How rollouts follow particles: each with its member, shuffled at every step (ts1), or the mean of all."""
+    """How rollouts follow particles: each with its member, shuffled at every step (ts1), the mean of all, or without
+    noise each member's likeliest mode."""
     normalize_targets: bool = True
     """Whether predictions are scaled by the running standard deviation of what is predicted."""
     rollout_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -62,7 +67,10 @@ class EnsembleConfig:
         action_space: spaces.Space[Any],
         device: torch.device,
         *,
+        dims: StateDims = StateDims(),  # noqa: B008  frozen
         sb_start_duration: int = 0,
+        sb_start_factor: float = 1.5,
+        weighted_loss: bool = False,
     ) -> ProbabilisticEnsemble:
         """The ensemble, with its optimiser; networks are drawn from torch's global generator.
 
@@ -71,9 +79,14 @@ class EnsembleConfig:
             context_space: Of what it sees besides, constant in an episode.
             action_space: Of the level that plans with it.
             device: Where it computes.
+            dims: Dimensions of the state that are seen or predicted in a way of their own.
             sb_start_duration: Environment steps of the symmetry-breaking start; 0 for none.
+            sb_start_factor: Length of the change that it gives an action of length one.
+            weighted_loss: Whether what it learns from carries weights.
         """
-        return ProbabilisticEnsemble(
+        dims.check(state_space.shape[0], slice(0, 0))
+        kind = DeterministicEnsemble if self.deterministic else ProbabilisticEnsemble
+        return kind(
             state_space,
             context_space,
             actions.model_space(action_space),
@@ -82,6 +95,9 @@ class EnsembleConfig:
                 hidden=self.hidden,
                 bound_penalty=self.bound_penalty,
                 frequencies=self.frequencies,
+                angle_dims=dims.angle,
+                unseen_dims=dims.unseen,
+                fixed_std=1.0 if self.deterministic else None,  # half the squared error, beside the weight decay
             ),
             n_models=self.n_models,
             n_modes=self.n_modes,
@@ -90,9 +106,12 @@ class EnsembleConfig:
             create_optimizer=True,
             device=device,
             normalize_targets=self.normalize_targets,
+            absolute_dims=dims.absolute,
             propagation=self.propagation,
             weight_decay=self.weight_decay if len(self.weight_decay) > 1 else self.weight_decay[0],
             rollout_dtype=_ROLLOUT_DTYPES[self.rollout_dtype],
             symmetry_breaking_start=sb_start_duration > 0,
             sb_start_duration=max(sb_start_duration, 1),
+            sb_start_factor=sb_start_factor,
+            weighted_loss=weighted_loss,
         )

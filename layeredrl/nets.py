@@ -1,6 +1,8 @@
 """Default networks: what a recipe uses when a person brings none of their own."""
 
+import math
 from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
 from itertools import pairwise
 
 import torch
@@ -8,6 +10,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Box, Discrete, flatdim
 from torch import Tensor, nn
 
+from layeredrl.checks import require_number
 from layeredrl.models.density import probability
 from layeredrl.models.layers import StackedSequential
 from layeredrl.models.outputs import StepOutput
@@ -88,6 +91,30 @@ class BoundedStd(nn.Module):
         return self.upper.sum() - self.lower.sum()
 
 
+class FixedStd(nn.Module):
+    """A standard deviation that is not learned, in the place of a `BoundedStd`."""
+
+    lowest: Tensor
+    room: Tensor
+
+    def __init__(self, width: int, std: float) -> None:
+        super().__init__()
+        self.register_buffer("lowest", torch.full((width,), std**2))
+        self.register_buffer("room", torch.zeros(width))
+
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """The variance, and how much more the network may make of it: none, (width,) each."""
+        return self.lowest, self.room
+
+    def forward(self, share: Tensor) -> Tensor:
+        """The standard deviation (..., width), whatever `share` (..., width) is."""
+        return torch.addcmul(self.lowest, self.room, share).sqrt()
+
+    def penalty(self) -> Tensor:
+        """Zero."""
+        return self.room.sum()
+
+
 class GaussianMixtureMLP(nn.Module):
     """Predicts a mixture of diagonal Gaussians and a termination probability.
 
@@ -106,6 +133,11 @@ class GaussianMixtureMLP(nn.Module):
         frequencies: Of sines and cosines of each dimension of the state, in radians per unit of it, which the network
             sees beside the state itself: what changes within a short distance, such as at a wall, is learned faster
             (Tancik et al. 2020, arXiv 2006.10739).
+        angle_dims: Dimensions of the state that are angles, in radians: the network sees their sine and cosine
+            instead. They are predicted as they are.
+        unseen_dims: Dimensions of the state that the network does not see; it predicts them all the same.
+        fixed_std: Standard deviation of every prediction, in the network's units, instead of a learned one. Fitting is
+            then by least squares.
     """
 
     def __init__(
@@ -120,6 +152,9 @@ class GaussianMixtureMLP(nn.Module):
         layer_norm: bool = False,
         bound_penalty: float = 0.01,
         frequencies: Sequence[float] = (),
+        angle_dims: Sequence[int] = (),
+        unseen_dims: Sequence[int] = (),
+        fixed_std: float | None = None,
     ) -> None:
         super().__init__()
         self.n_modes = n_modes
@@ -127,8 +162,17 @@ class GaussianMixtureMLP(nn.Module):
         self.state_dim = flatdim(state_space)
         self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else 0
         self.bound_penalty = bound_penalty
-        n_waves = 2 * len(self.frequencies) * self.state_dim
-        n_inputs = self.state_dim + n_waves + flatdim(context_space) + flatdim(action_space)
+        for name, dims in (("angle_dims", angle_dims), ("unseen_dims", unseen_dims)):
+            if not set(dims) <= set(range(self.state_dim)):
+                raise ValueError(f"{name} is {tuple(dims)}, expected numbers from 0 to {self.state_dim - 1}")
+        if fixed_std is not None:
+            require_number("fixed_std", fixed_std, 0, math.inf, open_low=True)
+        # Slices, because indexing with a list or a tensor costs more in every step of a rollout.
+        self.angles = _runs(set(angle_dims))
+        self.raw = _runs(set(range(self.state_dim)) - set(angle_dims) - set(unseen_dims))
+        n_raw = sum(stop - start for start, stop in self.raw)
+        n_seen = n_raw * (1 + 2 * len(self.frequencies)) + 2 * len(set(angle_dims))
+        n_inputs = n_seen + flatdim(context_space) + flatdim(action_space)
         self.n_gaussian = n_modes * self.state_dim
         # Means, shares of the variance, termination, modes; and some unused ones, because matrix products of odd widths
         # are slow: an output layer of 16 is done in a third of the time of one of 9.
@@ -136,15 +180,17 @@ class GaussianMixtureMLP(nn.Module):
         self.parts = [*parts, -sum(parts) % 16]
         self.standardizer = InputStandardizer(n_inputs)
         self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)
-        self.bounds = BoundedStd(self.n_gaussian)
+        self.bounds = BoundedStd(self.n_gaussian) if fixed_std is None else FixedStd(self.n_gaussian, fixed_std)
 
     def _inputs(self, state: Tensor, context: Tensor, action: Tensor) -> Tensor:
         if self.n_choices:
             action = self._one_hot(action, state.dtype)
-        if not self.frequencies:
-            return torch.cat([state, context, action], dim=-1)
-        phases = torch.cat([state * frequency for frequency in self.frequencies], dim=-1)
-        return torch.cat([state, phases.sin(), phases.cos(), context, action], dim=-1)
+        raw, angles = ([state[..., start:stop] for start, stop in runs] for runs in (self.raw, self.angles))
+        parts = [part * frequency for frequency in self.frequencies for part in raw] + angles
+        if not parts:
+            return torch.cat([*raw, context, action], dim=-1)
+        phases = torch.cat(parts, dim=-1)
+        return torch.cat([*raw, phases.sin(), phases.cos(), context, action], dim=-1)
 
     def _one_hot(self, action: Tensor, dtype: torch.dtype) -> Tensor:
         return F.one_hot(action.long().squeeze(-1), self.n_choices).to(dtype)
@@ -189,6 +235,13 @@ class GaussianMixtureMLP(nn.Module):
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
         """Take input statistics from data of shapes (N, S), (N, C), (N, A) or (N, 1)."""
         self.standardizer.fit(self._inputs(state, context, action))
+
+
+def _runs(dims: AbstractSet[int]) -> tuple[tuple[int, int], ...]:
+    """Dimensions as runs from start to stop: {0, 2, 3} is ((0, 1), (2, 4))."""
+    starts = [dim for dim in sorted(dims) if dim - 1 not in dims]
+    stops = [dim + 1 for dim in sorted(dims) if dim + 1 not in dims]
+    return tuple(zip(starts, stops, strict=True))
 
 
 class ScalarMLP(nn.Module):

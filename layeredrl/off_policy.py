@@ -265,6 +265,21 @@ def targets(algorithm: OffPolicyAlgorithm, batch: Batch) -> Tensor:
     return cast(Tensor, batch.rew + batch.discount * value)
 
 
+def log_prob(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> Tensor:
+    """Log density, (n,), of actions (n, A) in (-1, 1) under the policy, given what it sees (n, I).
+
+    Raises:
+        TypeError: The policy is not that of SAC: a squashed Gaussian.
+    """
+    if not isinstance(algorithm.policy, SACPolicy):
+        raise TypeError(f"the policy is a {type(algorithm.policy).__name__}, expected SAC's: others have no density")
+    (mean, std), _ = algorithm.policy.actor(inputs)
+    squashed = action.clamp(-1 + 1e-6, 1 - 1e-6)
+    normal: Any = torch.distributions.Normal(mean, std)
+    density: Tensor = normal.log_prob(squashed.atanh()) - (1 - squashed.square()).log()
+    return density.sum(-1)
+
+
 def optimizers(algorithm: OffPolicyAlgorithm) -> dict[str, torch.optim.Optimizer]:
     """All optimisers of an algorithm; tianshou's own state leaves that of the entropy coefficient out."""
     found = {f"optimizer {i}": wrapper._optim for i, wrapper in enumerate(algorithm._optimizers)}

@@ -1,6 +1,6 @@
 """What an agent needs to know about the environments it acts in."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, cast
@@ -22,6 +22,42 @@ DynamicsFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(state (..., S), context (..., C), action (..., A)) -> next_state (..., S)."""
 
 GOAL_KEY = "desired_goal"
+
+
+@dataclass(frozen=True)
+class StateDims:
+    """Dimensions of the state that networks see or predict in a way of their own."""
+
+    angle: tuple[int, ...] = ()
+    """Angles in radians, of which networks see the sine and the cosine instead; what is predicted is their change."""
+    unseen: tuple[int, ...] = ()
+    """Those that networks do not see: nothing depends on them, such as how far a robot has walked."""
+    absolute: tuple[int, ...] = ()
+    """Those of which the next value itself is predicted, not the change."""
+
+    def __post_init__(self) -> None:
+        for name in ("angle", "unseen", "absolute"):
+            dims = getattr(self, name)
+            if not isinstance(dims, Iterable) or not all(isinstance(dim, int | np.integer) for dim in dims):
+                raise TypeError(f"{name}_dims is {dims!r}, expected integers")
+            object.__setattr__(self, name, tuple(int(dim) for dim in dims))
+        both = sorted(set(self.angle) & set(self.unseen))
+        if both:
+            raise ValueError(f"angle_dims and unseen_dims both hold {both}, expected dimensions of one of the two")
+
+    def check(self, width: int, goal: slice) -> None:
+        """Raise unless all are dimensions of vectors of this width, once each, and outside of the goal."""
+        for name, dims in (("angle", self.angle), ("unseen", self.unseen), ("absolute", self.absolute)):
+            if len(set(dims)) < len(dims) or not all(0 <= dim < width for dim in dims):
+                raise ValueError(f"{name}_dims is {dims}, expected different numbers from 0 to {width - 1}")
+            if any(goal.start <= dim < goal.stop for dim in dims):
+                raise ValueError(f"{name}_dims is {dims}, but {goal.start} to {goal.stop - 1} are the goal's")
+
+    def among(self, kept: Sequence[int]) -> "StateDims":
+        """The same dimensions of a state that keeps only some of them, as these are numbered there."""
+        place = {dim: i for i, dim in enumerate(kept)}
+        parts = ([place[dim] for dim in dims if dim in place] for dims in (self.angle, self.unseen, self.absolute))
+        return StateDims(*(tuple(part) for part in parts))
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -47,9 +83,12 @@ class TaskSpec:
     """Upper bounds, (A,)."""
     dynamics: DynamicsFunction | None = None
     """Known next state, for actions in the environment's own units; for an `Oracle`."""
+    dims: StateDims = StateDims()
+    """Dimensions of the flat observation that networks see or predict in a way of their own."""
 
     def __post_init__(self) -> None:
         check_observation_space(self.observation_space)
+        self.dims.check(self.observation_dim, self.slices.get(GOAL_KEY, slice(0, 0)))
         if self.n_envs < 1:
             raise ValueError(f"n_envs is {self.n_envs}, expected at least 1")
 
@@ -58,7 +97,8 @@ class TaskSpec:
         """Read the task from a single environment.
 
         The attributes `reward_function`, `termination_function` and `dynamics_function` of `env.unwrapped`, where they
-        exist, are the known reward, termination and dynamics.
+        exist, are the known reward, termination and dynamics; `angle_dims`, `unseen_dims` and `absolute_dims` are its
+        `StateDims`.
 
         Args:
             env: An environment whose action space is in its own units.
@@ -72,6 +112,7 @@ class TaskSpec:
             reward=getattr(unwrapped, "reward_function", None),
             termination=getattr(unwrapped, "termination_function", None),
             dynamics=getattr(unwrapped, "dynamics_function", None),
+            dims=StateDims(*(getattr(unwrapped, f"{name}_dims", ()) for name in ("angle", "unseen", "absolute"))),
         )
         action_space = env.action_space
         if not isinstance(action_space, spaces.Box):

@@ -29,9 +29,11 @@ class TrainerConfig:
     """Episodes of an evaluation."""
     checkpoint_every: int = 1000
     """Environment steps between checkpoints; one more is written at the end."""
+    pictures_every: int = 20_000
+    """Environment steps between pictures of what was learned, and once more at the end; 0 for none at all."""
 
     def __post_init__(self) -> None:
-        require_counts(self, n_total_env_steps=1, eval_every=0, eval_episodes=1, checkpoint_every=1)
+        require_counts(self, n_total_env_steps=1, eval_every=0, eval_episodes=1, checkpoint_every=1, pictures_every=0)
 
 
 _STATE_KEYS = {"agent", "collector", "episodes", "experience", "globals", "loggers", "n_total_env_steps", "trainer"}
@@ -48,6 +50,7 @@ class Trainer:
         evaluate: Plays a number of episodes without exploration, in environments of its own.
         save: Writes a checkpoint of this trainer, and says whether it could; also before a `Fault` is passed on.
         stop: Asked after every step whether to end early.
+        draw: Draws what was learned after so many environment steps, without a change to the agent.
 
     Attributes:
         episodes: All finished training episodes, in the order in which they ended.
@@ -64,11 +67,12 @@ class Trainer:
         evaluate: Callable[[int], list[Episode]] | None = None,
         save: Callable[["Trainer"], bool] | None = None,
         stop: Callable[[], bool] = lambda: False,
+        draw: Callable[[int], None] | None = None,
     ) -> None:
         self.agent, self.collector, self.logger, self.config = agent, collector, logger, config
-        self.evaluate, self.save, self.stop = evaluate, save, stop
+        self.evaluate, self.save, self.stop, self.draw = evaluate, save, stop, draw
         self.episodes: list[Episode] = []
-        self.last_eval = self.last_save = self._n_saved = 0
+        self.last_eval = self.last_save = self._n_saved = self._n_drawn = 0
         self.last_score: float | None = None
         self._start, self._start_cpu = time.perf_counter(), time.process_time()
 
@@ -104,9 +108,12 @@ class Trainer:
                 raise
             if self.collector.n_total_env_steps - self.last_save >= self.config.checkpoint_every:
                 self._save()
+        if self.finished:
+            self._draw()
         self._save_rest()
 
     def _step(self) -> None:
+        n_before = self.collector.n_total_env_steps
         episodes = self.collector.step(explore=True)
         n = self.collector.n_total_env_steps
         self.episodes += episodes
@@ -133,6 +140,16 @@ class Trainer:
             rate = success_rate(played)
             told = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
             self.logger.log(told, n)
+        every = self.config.pictures_every
+        if every and n // every > n_before // every:  # at the same steps in a run that was stopped and goes on
+            self._draw()
+
+    def _draw(self) -> None:
+        n = self.collector.n_total_env_steps
+        if self.draw is not None and self.config.pictures_every and self._n_drawn < n:
+            self._n_drawn = n
+            with fork_globals():
+                self.draw(n)
 
     def _save(self) -> None:
         self.last_save = self.collector.n_total_env_steps  # also if it fails: not every step needs another try

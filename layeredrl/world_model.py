@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from layeredrl import actions as actions_of
 from layeredrl.checks import require_count
+from layeredrl.encoders import LearnedEncoder
 from layeredrl.models import Model
 from layeredrl.nets import ScalarMLP
 from layeredrl.objective import Objective
@@ -51,6 +52,11 @@ class Encoder(nn.Module):
         return len(self.state_index)
 
     @property
+    def context_dim(self) -> int:
+        """Width C of the context."""
+        return len(self.context_index)
+
+    @property
     def state_space(self) -> spaces.Box:
         """Box of shape (S,)."""
         return spaces.Box(-float("inf"), float("inf"), (self.state_dim,))
@@ -58,7 +64,7 @@ class Encoder(nn.Module):
     @property
     def context_space(self) -> spaces.Box:
         """Box of shape (C,)."""
-        return spaces.Box(-float("inf"), float("inf"), (len(self.context_index),))
+        return spaces.Box(-float("inf"), float("inf"), (self.context_dim,))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (..., O) to state (..., S) and context (..., C)."""
@@ -69,7 +75,7 @@ class WorldModel(nn.Module):
     """Encoder, dynamics, reward and termination in one object, so that planners and skills take one argument.
 
     Args:
-        encoder: Observation to state and context.
+        encoder: Observation to state and context; one that is learned needs a reward that is learned, its only teacher.
         dynamics: Predicts the next state.
         task: Gives the reward and termination that are known; an unknown reward is learned, an unknown termination
             comes from the dynamics.
@@ -83,7 +89,7 @@ class WorldModel(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder,
+        encoder: Encoder | LearnedEncoder,
         dynamics: Model,
         task: TaskSpec,
         *,
@@ -93,6 +99,12 @@ class WorldModel(nn.Module):
     ) -> None:
         super().__init__()
         require_count("repeat", repeat)
+        if isinstance(encoder, LearnedEncoder):
+            for name in ("reward", "termination"):
+                if getattr(task, name) is not None:
+                    raise ValueError(
+                        f"the task's {name} is known, of states that a LearnedEncoder changes; expected None"
+                    )
         self.repeat = repeat
         self.encoder = encoder.to(dynamics.device)
         self.dynamics = dynamics
@@ -101,7 +113,7 @@ class WorldModel(nn.Module):
         self.objective.check(dynamics)
         self.reward_net: ScalarMLP | None = None
         if task.reward is None:
-            width = 2 * encoder.state_dim + len(encoder.context_index) + actions_of.n_features(task.action_space)
+            width = 2 * encoder.state_dim + encoder.context_dim + actions_of.n_features(task.action_space)
             self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
 
     def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:

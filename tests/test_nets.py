@@ -203,6 +203,56 @@ def test_waves_of_the_state_are_seen_beside_it():
     torch.testing.assert_close(net.prepared()(state, context, action).mean, expected[:, :S])
 
 
+def test_angles_are_seen_as_sine_and_cosine_and_unseen_dimensions_not_at_all():
+    net = make(angle_dims=(2, 1), unseen_dims=[0])
+    state, context, action = inputs(5)
+    expected = net.layers(torch.cat([state[:, 3:], state[:, 1:3].sin(), state[:, 1:3].cos(), context, action], -1))
+    (mean, _), _, _ = net(state, context, action)
+    assert mean.shape == (5, 1, S)  # all of them are predicted
+    torch.testing.assert_close(mean[:, 0], expected[:, :S])
+    torch.testing.assert_close(net.prepared()(state, context, action).mean, expected[:, :S])
+    turned = state + 2 * math.pi * torch.tensor([0.3, 1.0, -2.0, 0.0])
+    torch.testing.assert_close(net(turned, context, action)[0][0], mean, rtol=1e-4, atol=1e-5)
+    assert net.layers[0].in_features == 1 + 2 * 2 + C + A
+
+
+def test_waves_are_those_of_what_is_seen_as_it_is():
+    net = make(frequencies=(1.5,), angle_dims=(1,), unseen_dims=(3,))
+    state, context, action = inputs(5)
+    seen, angle = state[:, [0, 2]], state[:, 1:2]
+    phases = torch.cat([1.5 * seen, angle], -1)
+    expected = net.layers(torch.cat([seen, phases.sin(), phases.cos(), context, action], -1))
+    torch.testing.assert_close(net(state, context, action)[0][0][:, 0], expected[:, :S])
+
+
+def test_a_network_may_see_no_state_at_all():
+    state, context, action = inputs(5)
+    net = make(unseen_dims=range(S))
+    assert net(state, context, action)[0][0].shape == (5, 1, S)
+    assert net.layers[0].in_features == C + A
+
+
+@pytest.mark.parametrize("name", ["angle_dims", "unseen_dims"])
+@pytest.mark.parametrize("dims", [(S,), (0, -1)])
+def test_dimensions_that_the_state_does_not_have_are_refused(name, dims):
+    with pytest.raises(ValueError, match=rf"{name} is \({dims[0]},.*expected numbers from 0 to {S - 1}"):
+        make(**{name: dims})
+
+
+def test_a_fixed_deviation_makes_the_loss_the_squared_error():
+    net = make(2, fixed_std=0.3)
+    x = inputs(6)
+    (mean, std), _, _ = net(*x)
+    torch.testing.assert_close(std, torch.full((6, 2, S), 0.3))
+    torch.testing.assert_close(net.prepared()(*x).std, std)
+    assert mean.shape == std.shape
+    assert net.regularization() == 0
+    assert not [name for name, _ in net.named_parameters() if "bounds" in name]
+    for bad in (0.0, -1.0, math.inf * 0):
+        with pytest.raises(ValueError, match="fixed_std is"):
+            make(fixed_std=bad)
+
+
 def test_discrete_actions_are_one_hot():
     net, twin = make(action_space=Discrete(A)), make()
     twin.load_state_dict(net.state_dict())

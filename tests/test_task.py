@@ -8,7 +8,8 @@ from gymnasium import spaces
 from gymnasium.wrappers import RescaleAction
 
 from envs.cartpole import reward_function, termination_function
-from layeredrl.task import TaskSpec
+from layeredrl.task import StateDims, TaskSpec
+from layeredrl.world_model import Encoder
 
 BOX = spaces.Box(-np.inf, np.inf, (3,), np.float32)
 UNIT = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -134,6 +135,48 @@ def test_what_is_known_is_read_from_the_environment():
     unknown = TaskSpec.from_env(gym.make("Pendulum-v1"))
     assert unknown.reward is None
     assert unknown.termination is None
+
+
+class Walker(SpaceEnv):
+    """Says what is special about its seven dimensions, with the goal at 4."""
+
+    angle_dims = (5, 1)
+    unseen_dims = np.array([0])
+    absolute_dims = [0, 6]  # noqa: RUF012
+
+
+def test_special_dimensions_are_read_from_the_environment():
+    task = TaskSpec.from_env(Walker(DICT))
+    assert task.dims == StateDims((5, 1), (0,), (0, 6))
+    assert task.coarse(UNIT, 5).dims == task.dims
+    assert TaskSpec.from_env(SpaceEnv(DICT)).dims == StateDims()
+
+
+def test_special_dimensions_follow_what_makes_the_state():
+    task = TaskSpec.from_env(Walker(DICT))
+    whole, part = Encoder(task), Encoder(task, ("achieved_goal",))
+    assert whole.state_index.tolist() == [0, 1, 2, 3, 5, 6]
+    assert task.dims.among(whole.state_index.tolist()) == StateDims((4, 1), (0,), (0, 5))
+    assert task.dims.among(part.state_index.tolist()) == StateDims((0,), (), (1,))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"angle_dims": (7,)}, r"angle_dims is \(7,\), expected different numbers from 0 to 6"),
+        ({"unseen_dims": (-1,)}, r"unseen_dims is \(-1,\), expected different numbers from 0 to 6"),
+        ({"absolute_dims": (2, 2)}, r"absolute_dims is \(2, 2\), expected different numbers"),
+        ({"angle_dims": (4,)}, r"angle_dims is \(4,\), but 4 to 4 are the goal's"),
+        ({"angle_dims": (1, 2), "unseen_dims": (2,)}, r"angle_dims and unseen_dims both hold \[2\]"),
+        ({"angle_dims": 1}, "angle_dims is 1, expected integers"),
+        ({"absolute_dims": (0.5,)}, r"absolute_dims is \(0.5,\), expected integers"),
+    ],
+)
+def test_special_dimensions_that_make_no_sense_are_named(attributes, message):
+    env = SpaceEnv(DICT)
+    vars(env).update(attributes)
+    with pytest.raises((ValueError, TypeError), match=message):
+        TaskSpec.from_env(env)
 
 
 def test_a_slower_level_sees_the_reward_at_the_end_for_as_long_as_its_actions_stand():

@@ -38,7 +38,7 @@ def counters(n_envs=3):
     return SyncVectorEnv([make] * n_envs, autoreset_mode=AutoresetMode.DISABLED)
 
 
-def train(seed=0, n_envs=3, level=RecordingRandomLevel, save=None, evaluating=True, **settings):
+def train(seed=0, n_envs=3, level=RecordingRandomLevel, save=None, evaluating=True, draw=None, **settings):
     """Returns the trainer after its run."""
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -57,6 +57,7 @@ def train(seed=0, n_envs=3, level=RecordingRandomLevel, save=None, evaluating=Tr
         config,
         evaluate=evaluate if evaluating else None,
         save=save,
+        draw=draw,
     )
     trainer.run()
     return trainer
@@ -136,6 +137,36 @@ def test_evaluations_and_checkpoints_come_in_time(n_envs, every):
     assert all(metrics.keys() == {"eval/episode_return"} for _, metrics in records(trainer, "eval/"))
 
 
+@pytest.mark.parametrize(("n_envs", "every"), [(1, 7), (3, 10), (3, 1), (4, 50), (8, 1000), (3, 0)])
+def test_pictures_come_in_time_and_at_the_end(n_envs, every):
+    drawn = []
+    trainer = train(n_envs=n_envs, draw=drawn.append, n_total_env_steps=100, pictures_every=every, evaluating=False)
+    total = trainer.collector.n_total_env_steps
+    crossed = [n for n in range(n_envs, total + 1, n_envs) if every and n // every > (n - n_envs) // every]
+    assert drawn == (sorted({*crossed, total}) if every else [])
+
+
+@pytest.mark.parametrize("level", [RecordingRandomLevel, GlobalLevel])
+def test_pictures_do_not_change_training(level):
+    def draw(n):
+        torch.rand(3), np.random.rand()  # noqa: NPY002
+
+    drawn, plain = train(level=level, draw=draw, pictures_every=20), train(level=level)
+    assert_same_trajectory(drawn.agent.levels[0].replay, plain.agent.levels[0].replay)
+    assert records(drawn) == records(plain)
+
+
+def test_a_longer_run_draws_at_the_same_steps():
+    whole, parts = [], []
+    train(draw=whole.append, n_total_env_steps=100, pictures_every=40)
+    trainer = train(draw=parts.append, n_total_env_steps=50, pictures_every=40)
+    trainer.run()  # it is finished
+    trainer.config = TrainerConfig(n_total_env_steps=100, pictures_every=40)
+    trainer.run()
+    assert whole == [42, 81, 102]
+    assert parts == [42, 51, 81, 102]
+
+
 def test_evaluation_is_the_mean_return():
     trainer = train(eval_every=150, eval_episodes=6)
     ((_, logged),) = records(trainer, "eval/")
@@ -143,7 +174,9 @@ def test_evaluation_is_the_mean_return():
     assert logged["eval/episode_return"] == pytest.approx(np.mean([episode.episode_return for episode in episodes]))
 
 
-@pytest.mark.parametrize("name", ["n_total_env_steps", "eval_every", "eval_episodes", "checkpoint_every"])
+@pytest.mark.parametrize(
+    "name", ["n_total_env_steps", "eval_every", "eval_episodes", "checkpoint_every", "pictures_every"]
+)
 def test_settings_are_checked(name):
     with pytest.raises(ValueError, match=f"{name} is -1, expected at least"):
         TrainerConfig(**{name: -1})

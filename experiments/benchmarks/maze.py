@@ -34,13 +34,41 @@ ENV = "Maze2D-Medium-v0"
 PAIRS = list(permutations(MEDIUM.starts, 2))
 """Start and goal: each of the four corners, and each of the three others."""
 COMMON = ("--env", ENV, "--n-envs", "16", "--vectorization", "native", "--no-pictures", "--no-tensorboard")
+_BREAKING = ("--sb-start-duration", "16000", "--sb-start-factor", "1.5")
+_FLAT_MODEL = (
+    "--model.hidden",
+    "128",
+    "128",
+    "--model.n-models",
+    "3",
+    "--model.frequencies",
+    "1.571",
+    "3.142",
+    "6.283",
+)
+_FLAT_LEARNING = (
+    "--learning.n-random-steps",
+    "2000",
+    "--learning.fit-every",
+    "2000",
+    "--learning.fit.batch-size",
+    "256",
+)
+_FLAT_PLANNER = ("--icem.horizon", "30", "--icem.n-samples", "64", "--model.rollout-dtype", "auto")
 AGENTS: dict[str, tuple[str, ...]] = {
     "goals": ("goals",),
     "sac": ("sac", "--learning.n-random-steps", "2000", "--learning.updates-per-transition", "0.5"),
+    "pets": ("pets", *_FLAT_MODEL, *_FLAT_LEARNING, *_FLAT_PLANNER),
     "splates": ("splates",),
+    "splates-sb": ("splates", *_BREAKING),
+    "splates-end": ("splates", "--reward", "end"),
+    "splates-end-sb": ("splates", "--reward", "end", *_BREAKING),
+    "splates-discrete": ("splates", "--n-skills", "16"),
+    "splates-goals": ("splates-goals",),
     "dads": ("dads",),
 }
-"""Agents by name, as `experiments.train` takes them."""
+"""Agents by name, as `experiments.train` takes them. `sb`: with a symmetry-breaking start; `end`: skills are paid for
+their last state alone."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +126,7 @@ def run(study: MazeStudy, name: str, seed: int) -> dict[str, Any]:
     episodes = evaluate(agent)
     returns = [episode.episode_return for episode in episodes]
     curves = columns(folder / "metrics.csv", ("eval/episode_return", "eval/success"))
+    told = columns(folder / "metrics.csv", ("skill/information",))["skill/information"]
     return {
         "agent": name,
         "seed": seed,
@@ -106,6 +135,7 @@ def run(study: MazeStudy, name: str, seed: int) -> dict[str, Any]:
         "success": statistics.mean(bool(episode.success) for episode in episodes),
         "return": statistics.mean(returns),
         "worst_return": min(returns),
+        "information": told[-1][1] if told else None,
         "curves": {"return": curves["eval/episode_return"], "success": curves["eval/success"]},
         **cost,
     }
@@ -175,19 +205,22 @@ def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
             f"{r['success']:.3f}",
             f"{r['return']:.1f}",
             f"{r['worst_return']:.1f}",
+            "" if r.get("information") is None else f"{r['information']:.2f}",
             f"{r['cpu_seconds']:.0f}",
         )
         for r in sorted(results, key=lambda r: (r["agent"], r["seed"]))
     ]
+    header = ("agent", "seed", "environment steps", "success", "return", "worst return", "information", "CPU seconds")
     lines = [
         f"# {ENV}",
         "",
         "`python -m experiments.benchmarks.maze`. After training, ten episodes for each of the twelve pairs of",
         "corners: share of episodes that come within 0.3 m of the goal, and return. Standing still gives -201, the",
-        "shortest path -16. CPU seconds are those of training, evaluations included. The planner of `goals` knows the",
+        "shortest path -16. Information, in nats: what the model's outcomes tell of the skill, in the last",
+        "training steps. CPU seconds are those of training, evaluations included. The planner of `goals` knows the",
         "reward as a function of where one is; `sac` gets it step by step.",
         "",
-        *table(("agent", "seed", "environment steps", "success", "return", "worst return", "CPU seconds"), rows),
+        *table(header, rows),
         "",
         f"![learning curves]({curves.name})",
         "",

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from layeredrl import actions
 from layeredrl.checks import require_count, require_counts, require_number
+from layeredrl.encoders import LearnedEncoder
 from layeredrl.levels.level import Decision, Level
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
@@ -119,6 +120,8 @@ class PlannerLevel(Level):
                 raise ValueError(f"the {name}'s action space is {space}, expected {action_space}")
         if learning is None:
             return
+        if isinstance(world.encoder, LearnedEncoder):
+            raise TypeError("the encoder is a LearnedEncoder, which this level does not teach, expected an Encoder")
         if world.repeat != 1:
             raise ValueError(f"the world's repeat is {world.repeat}, expected 1 where the level learns it")
         if not isinstance(world.dynamics, ProbabilisticEnsemble):

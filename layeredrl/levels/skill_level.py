@@ -1,14 +1,18 @@
 """A policy level whose commands are skills."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, get_args
 
+import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl import off_policy
 from layeredrl.checks import require_choice, require_number
 from layeredrl.levels.level import Decision
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
@@ -61,6 +65,7 @@ class SkillLevel(PolicyLevel):
             seed=seed,
         )
         self.method, self.calm_skills, self.fresh_skills = method, calm_skills, fresh_skills
+        method.log_prob = self._log_prob
 
     def start(self, n_envs: int) -> Batch:
         return Batch(calm=torch.zeros(n_envs, dtype=torch.bool, device=self.device))
@@ -85,6 +90,24 @@ class SkillLevel(PolicyLevel):
             without = super().act(obs[rows], command[rows], memory[rows], explore=False, generator=generator)
             decision.action[rows] = without.action
         return replace(decision, memory=Batch(calm=calm))
+
+    def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
+        if self.method.keeps_log_prob:
+            transitions.info.log_prob = self._log_prob_then(transitions)
+        super().observe(transitions, env_ids)
+
+    @torch.no_grad()
+    def _log_prob(self, inputs: Tensor, action: Tensor) -> Tensor:
+        return off_policy.log_prob(self.algorithm, inputs, action)
+
+    def _log_prob_then(self, transitions: Batch) -> NDArray[np.float32]:
+        """Log density of actions (n,) as they were drawn; the policy has not learned since."""
+        if self.acts_at_random:
+            return np.full(len(transitions.act), -transitions.act.shape[1] * math.log(2), np.float32)
+        rows = Batch(obs=transitions.obs, act=transitions.act, command=transitions.info.command)
+        rows.to_torch_(device=self.device)
+        told: NDArray[np.float32] = self._log_prob(self.inputs(rows.obs, rows.command), rows.act).cpu().numpy()
+        return told
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         metrics = self.method.learn(self.replay, n_total_env_steps) if self.replay else {}

@@ -1,7 +1,7 @@
 """The interface by which a method of learning skills plugs in."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +10,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import actions
+from layeredrl.encoders import LearnedEncoder
 from layeredrl.replay import Replay
 from layeredrl.task import GOAL_KEY, TaskSpec
 from layeredrl.world_model import WorldModel
@@ -27,6 +28,9 @@ class SkillMethod(ABC):
         at_end: How the value goes on after a skill's end.
         n_inputs: Width I of what `inputs` returns.
         world: What a planner over skills plans with; None if the method has no model.
+        keeps_log_prob: Whether transitions are stored with `info.log_prob`, the log density of their actions under the
+            policy as it was.
+        log_prob: The same under the policy as it is: (what it sees (n, I), actions (n, A)) -> (n,); set by the level.
     """
 
     space: spaces.Box | spaces.Discrete
@@ -34,6 +38,8 @@ class SkillMethod(ABC):
     at_end: AtEnd = "zero"
     n_inputs: int
     world: WorldModel | None = None
+    keeps_log_prob: bool = False
+    log_prob: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @abstractmethod
     def inputs(self, obs: Tensor, command: Batch | None) -> Tensor:
@@ -82,7 +88,8 @@ class SkillInputs:
         task: Whose observations.
         space: Of the skills.
         duration: Environment steps that a skill runs.
-        latent: Indices into the flat observation of what skills change; the way since the skill's start is seen too.
+        latent: Indices into the flat observation of what skills change, or an encoder to that; the way since the
+            skill's start is seen too.
         hidden: Parts of the observation that the policy is not to see, such as the position; the goal of the task it
             never sees.
         way_scale: Factor of the way since the start.
@@ -94,7 +101,7 @@ class SkillInputs:
         space: spaces.Box | spaces.Discrete,
         duration: int,
         *,
-        latent: Sequence[int] = (),
+        latent: Sequence[int] | LearnedEncoder = (),
         hidden: Sequence[str] = (),
         way_scale: float = 2.0,
     ) -> None:
@@ -103,13 +110,18 @@ class SkillInputs:
             raise ValueError(f"hidden is {list(hidden)}, expected parts of the observation: {', '.join(parts)}")
         seen = [part for key, part in parts.items() if key != GOAL_KEY and key not in hidden]
         self.seen = [i for part in seen for i in range(part.start, part.stop)]
-        self.space, self.duration, self.latent, self.way_scale = space, duration, list(latent), way_scale
-        self.width = len(self.seen) + len(self.latent) + actions.n_features(space) + 1
+        self.space, self.duration, self.way_scale = space, duration, way_scale
+        self.latent = latent if isinstance(latent, LearnedEncoder) else list(latent)
+        n_latent = latent.state_dim if isinstance(latent, LearnedEncoder) else len(latent)
+        self.width = len(self.seen) + n_latent + actions.n_features(space) + 1
 
     def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
         """What the policy sees, (n, I)."""
         assert command is not None
-        way = self.way_scale * (obs[..., self.latent] - command.obs[..., self.latent])
+        if isinstance(self.latent, LearnedEncoder):
+            way = self.way_scale * (self.latent(obs)[0] - self.latent(command.obs)[0])
+        else:
+            way = self.way_scale * (obs[..., self.latent] - command.obs[..., self.latent])
         skill = actions.features(self.space, command.action, obs.dtype)
         passed = (command.elapsed / self.duration).to(obs.dtype).unsqueeze(-1)
         return torch.cat([obs[..., self.seen], way, skill, passed], -1)

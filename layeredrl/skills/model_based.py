@@ -4,18 +4,21 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_count, require_counts, require_number
+from layeredrl.checks import require_choice, require_count, require_counts, require_number
+from layeredrl.encoders import LearnedEncoder
 from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.models.density import mixture_log_prob
 from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.replay import Replay
 from layeredrl.skills.information import fixed_log_prob, information
+from layeredrl.skills.learned_reward import LearnedReward
 from layeredrl.skills.method import SkillInputs, SkillMethod
 from layeredrl.skills.whitening import Whitening
 from layeredrl.task import TaskSpec
@@ -36,28 +39,34 @@ class SkillModelConfig:
     """Share of the replay, the newest, that it learns from: the policy changes, and with it what skills lead to."""
     final_rate: float = 0.1
     """Factor of the learning rate at the end."""
-    decay: tuple[int, int] = (100_000, 200_000)
+    decay: tuple[int, int] = (60_000, 120_000)
     """Environment steps between which the learning rate falls to that, linearly."""
     n_priors: int = 16
     """Skills from the prior that the executed one is compared with."""
     std: float = 1.0
     """Deviation of the outcomes that is assumed for the reward, in whitened coordinates. Wide at first: then it pays
     to go beyond what the model expects, and skills grow until they are as long as can be."""
-    final_std: float = 0.3
+    final_std: float = 0.5
     """Where it goes: narrow, skills are told apart by details."""
-    std_decay: tuple[int, int] = (30_000, 120_000)
+    std_decay: tuple[int, int] = (30_000, 90_000)
     """Environment steps between which it goes there, linearly."""
+    deviation: Literal["fixed", "learned"] = "fixed"
+    """Whether that is the deviation, or the least that the model's own may be."""
     refresh_every: int = 2000
-    """Environment steps between two times at which what the data supports is counted anew."""
+    """Environment steps between two times at which what the data supports is counted anew, and the scales of what is
+    learned beside the dynamics are fitted anew."""
+    reward_learning_rate: float = 1e-3
+    """Of the reward network, and of an encoder that is learned, where the task's reward is not known."""
     report_every: int = 1000
     """Environment steps between two reports."""
 
     def __post_init__(self) -> None:
         require_counts(self, n_first=1, batch_size=2, n_priors=1, refresh_every=1, report_every=1)
+        require_choice("deviation", self.deviation, ("fixed", "learned"))
         require_number("newest", self.newest, 0, 1, open_low=True)
         for name in ("updates_per_skill", "final_rate"):
             require_number(name, getattr(self, name), 0, sys.float_info.max)
-        for name in ("std", "final_std"):
+        for name in ("std", "final_std", "reward_learning_rate"):
             require_number(name, getattr(self, name), 0, sys.float_info.max, open_low=True)
         for name in ("decay", "std_decay"):
             start, stop = getattr(self, name)
@@ -71,10 +80,11 @@ class ModelBasedSkills(SkillMethod):
     Args:
         task: Of the environment.
         world: The model; its dynamics is an ensemble over skills, and it says what of an observation is the state that
-            skills change.
+            skills change. A reward that is not known is learned.
         duration: Environment steps that a skill runs.
         config: Settings.
         inputs: What the policy sees; all but the goal by default, with the way since the skill's start.
+        hidden: Parts of the observation that it then does not see, as in `SkillInputs`.
     """
 
     world: WorldModel
@@ -87,6 +97,7 @@ class ModelBasedSkills(SkillMethod):
         *,
         config: SkillModelConfig | None = None,
         inputs: SkillInputs | None = None,
+        hidden: Sequence[str] = (),
     ) -> None:
         dynamics = world.dynamics
         if not isinstance(dynamics, ProbabilisticEnsemble) or dynamics.optimizer is None:
@@ -94,19 +105,20 @@ class ModelBasedSkills(SkillMethod):
                 f"the dynamics is {type(dynamics).__name__}, expected a ProbabilisticEnsemble that can learn"
             )
         require_count("duration", duration)
-        if world.reward_net is not None:
-            raise ValueError(
-                "the reward is not known as a function of the world's state, and skills learn none: give the task a "
-                "reward_function, and the state the parts that it reads, in their order"
-            )
         space = world.task.action_space
         if not isinstance(space, spaces.Box | spaces.Discrete):
             raise TypeError(f"the world's action space is {space}, expected skills of a Box or Discrete")
         self.space = space
         self.world, self.dynamics, self.duration = world.eval(), dynamics, duration
         self.config = SkillModelConfig() if config is None else config
-        latent = world.encoder.state_index.tolist()
-        self._inputs = SkillInputs(task, self.space, duration, latent=latent) if inputs is None else inputs
+        self.learned_reward: LearnedReward | None = None
+        if world.reward_net is not None:
+            self.learned_reward = LearnedReward(world, world.reward_net, self.config.reward_learning_rate)
+        encoder = world.encoder
+        latent = encoder if isinstance(encoder, LearnedEncoder) else encoder.state_index.tolist()
+        if inputs is None:
+            inputs = SkillInputs(task, self.space, duration, latent=latent, hidden=hidden)
+        self._inputs = inputs
         self.n_inputs = self._inputs.width
         self.whitening = Whitening(world.encoder.state_dim).to(dynamics.device)
         self.n_total_env_steps = self.last_refresh = self.last_report = self.n_updates = 0
@@ -123,7 +135,8 @@ class ModelBasedSkills(SkillMethod):
         """Draw at most n of the newest transitions at the model's time scale.
 
         Returns:
-            Keys `obs` and `obs_next` (n, O), `act` (n, Z).
+            Keys `obs` and `obs_next` (n, O), `act` (n, Z); and `rew` (n,), the sum of the environment's rewards, which
+            is asked for only where the reward is learned.
         """
 
     @property
@@ -146,10 +159,16 @@ class ModelBasedSkills(SkillMethod):
         n, width = skills.shape[:2]
         state, known = (x[:, None].expand(n, width, x.shape[-1]).flatten(0, 1) for x in (start, context))
         with self.dynamics.reduced(len(state)):
-            mean, weights, _, _ = self.dynamics.predict(state, known, skills.flatten(0, 1))
-        mean = self.whitening(mean - state[:, None, None]).flatten(1, 2).view(n, width, -1, start.shape[-1])
-        weights = weights.flatten(1).view(n, width, -1) / self.dynamics.n_models
-        return [fixed_log_prob(self.whitening(x - start)[:, None], mean, weights, self.std) for x in outcomes]
+            mean, weights, std, _ = self.dynamics.predict(state, known, skills.flatten(0, 1))
+        modes = (n, width, -1, start.shape[-1])
+        weights = weights.reshape(modes[:3]) / self.dynamics.n_models
+        delta = mean - state[:, None, None]
+        if self.config.deviation == "learned":  # in the state's units: the change of units is a constant, too
+            least = self.std * self.whitening.covariance.diagonal().sqrt()
+            delta, std = delta.reshape(modes), std.reshape(modes).maximum(least)
+            return [mixture_log_prob((x - start)[:, None], delta, std, weights) for x in outcomes]
+        delta = self.whitening(delta).reshape(modes)
+        return [fixed_log_prob(self.whitening(x - start)[:, None], delta, weights, self.std) for x in outcomes]
 
     def potentials(self, start: Tensor, context: Tensor, skill: Tensor, outcomes: Sequence[Tensor]) -> list[Tensor]:
         """What each outcome tells of the skill, (n,) each; the same other skills are drawn for all of them."""
@@ -181,10 +200,15 @@ class ModelBasedSkills(SkillMethod):
             return {}
         metrics = {name: total / self._n_summed for name, total in self._sums.items()}
         self._sums, self._n_summed, self.last_report = {}, 0, n_total_env_steps
-        return metrics | {"skill/std": self.std, "model/updates": self.n_updates}
+        return metrics | {
+            "skill/std": self.std,
+            "skill/length": float(self.whitening.covariance.trace().sqrt()),
+            "model/updates": self.n_updates,
+        }
 
     def _update(self, replay: Replay) -> None:
-        rows = self._transitions(self.segments(replay, self.config.batch_size))
+        segments = self.segments(replay, self.config.batch_size)
+        rows = self._transitions(segments)
         if not len(rows.state):  # no skill among them was carried out to its end
             return
         factor = 1 + (self.config.final_rate - 1) * self._passed(self.config.decay)
@@ -192,14 +216,17 @@ class ModelBasedSkills(SkillMethod):
         for group, rate in zip(self.dynamics.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         losses = self.dynamics.learn([rows])
+        told = {"model/loss": losses}
+        if self.learned_reward is not None:
+            told["model/reward_loss"] = self.learned_reward.learn(segments, factor)
         self.whitening.update(rows.state_next - rows.state)
         self._follow_whitening()
         if self.n_updates % 10:  # to look at more of them would take a good part of the time
             return
         with torch.no_grad():
-            told = self.potentials(rows.state, rows.context, rows.act, [rows.state_next])[0].mean()
-        for name, value in (("model/loss", float(losses)), ("skill/information", float(told))):
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            gained = self.potentials(rows.state, rows.context, rows.act, [rows.state_next])[0]
+        for name, value in (told | {"skill/information": gained.mean()}).items():
+            self._sums[name] = self._sums.get(name, 0.0) + float(value)
         self._n_summed += 1
 
     def _follow_whitening(self) -> None:
@@ -213,25 +240,37 @@ class ModelBasedSkills(SkillMethod):
         state, context = self.world.encode(rows.obs)
         state_next, _ = self.world.encode(rows.obs_next)
         terminated = torch.zeros(len(state), device=state.device)
-        return Batch(state=state, context=context, act=rows.act, state_next=state_next, terminated=terminated)
+        found = Batch(state=state, context=context, act=rows.act, state_next=state_next, terminated=terminated)
+        if "weight" in rows.get_keys():
+            found.weight = rows.weight
+        return found
 
     @torch.no_grad()
     def _fit_statistics(self, replay: Replay) -> bool:
-        """Take the statistics of the model's inputs and targets from the first data; they stay.
+        """Take the statistics of what networks see and predict; the dynamics keeps the first ones of states that stay.
 
         Returns:
             Whether there was enough.
         """
-        rows = self._transitions(self.segments(replay, 4096))
-        if len(rows.state) < 2:
+        segments = self.segments(replay, 4096)
+        if len(segments.obs) < 2:
             return False
-        self.dynamics.fit_statistics({key: rows[key] for key in ("state", "context", "act", "state_next")})
-        self._follow_whitening()
+        encoder = self.world.encoder
+        if isinstance(encoder, LearnedEncoder):
+            encoder.fit(*(torch.as_tensor(replay.column(x), device=self.dynamics.device) for x in ("obs", "obs_next")))
+        if self._first is None or isinstance(encoder, LearnedEncoder):
+            rows = self._transitions(segments)
+            self.dynamics.fit_statistics({key: rows[key] for key in ("state", "context", "act", "state_next")})
+            self._follow_whitening()
+        if self.learned_reward is not None:
+            self.learned_reward.fit_scales(segments)
         return True
 
     @torch.no_grad()
     def _refresh(self, replay: Replay) -> None:
-        """Count anew which states the data supports."""
+        """Count anew which states the data supports, and fit anew the scales that move."""
+        if self.learned_reward is not None:
+            self._fit_statistics(replay)
         data = torch.as_tensor(replay.column("obs_next"), device=self.dynamics.device)
         self.world.objective.fit_statistics(self.world.encode(data)[0])
 
@@ -246,6 +285,7 @@ class ModelBasedSkills(SkillMethod):
             "world": self.world.state_dict(),
             "whitening": self.whitening.state_dict(),
             "optimizer": self.dynamics.optimizer.state_dict(),
+            **({} if self.learned_reward is None else {"reward_optimizer": self.learned_reward.state_dict()}),
             "sums": dict(self._sums),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
@@ -255,6 +295,8 @@ class ModelBasedSkills(SkillMethod):
         self.whitening.load_state_dict(state["whitening"])
         assert self.dynamics.optimizer is not None
         restore_optimizer("the skill model's optimizer", self.dynamics.optimizer, state["optimizer"])
+        if self.learned_reward is not None:
+            self.learned_reward.load_state_dict(state["reward_optimizer"])
         self._sums = dict(state["sums"])
         for name in _NUMBERS:
             setattr(self, name, state[name])

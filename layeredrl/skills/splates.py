@@ -6,7 +6,9 @@ gains by correcting what pushes it off its way. The same model of outcomes is wh
 
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
@@ -53,11 +55,41 @@ class SPlaTES(ModelBasedSkills):
         # Transitions until the skill's end: the policy's actions may stand for several steps, the last one for fewer.
         left = -((info.duration - info.command.remaining) // info.duration)
         stored = left <= replay.steps_left(index)
-        last = replay.rows(replay.later(index[stored], left[stored]))
+        ends = replay.later(index[stored], left[stored])
+        last = replay.rows(ends)
         whole = last.info.command.remaining == last.info.duration  # not cut short by the end of the episode
-        last, device = last[whole], self.dynamics.device
-        return Batch(
-            obs=torch.as_tensor(last.info.command.obs, device=device),
-            act=torch.as_tensor(last.info.command.action, device=device),
-            obs_next=torch.as_tensor(last.obs_next, device=device),
-        )
+        device, kept = self.dynamics.device, {}
+        if self.learned_reward is not None:
+            rewards, known = _rewards(replay, ends, last.info.command.elapsed)
+            whole &= known
+            kept["rew"] = torch.as_tensor(rewards[whole], dtype=torch.float32, device=device)
+        last = last[whole]
+        kept["obs"] = torch.as_tensor(last.info.command.obs, device=device)
+        kept["act"] = torch.as_tensor(last.info.command.action, device=device)
+        kept["obs_next"] = torch.as_tensor(last.obs_next, device=device)
+        return Batch(kept)
+
+
+def _rewards(
+    replay: Replay, ends: NDArray[np.int64], elapsed: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Sums of what the environment paid during skills.
+
+    They are sums, not means, because that is what a known reward of a coarse step stands for (`TaskSpec.coarse`). Of
+    actions that stand for several steps the replay has discounted sums, and so they count.
+
+    Args:
+        replay: Of the policy's transitions.
+        ends: Where the skills' last transitions lie, (n,).
+        elapsed: Environment steps of the skills before these, (n,).
+
+    Returns:
+        Sums (n,), and whether all transitions since the skill's start are still stored, (n,).
+    """
+    # All of a skill's actions but the last stand for equally many steps.
+    each = replay.column("info", replay.later(ends, np.array(-1))).duration
+    n_before = -(-elapsed // np.maximum(each, 1))
+    known = replay.steps_left(replay.later(ends, -n_before)) >= n_before
+    back = np.arange(int(n_before[known].max(initial=0)) + 1)
+    paid = replay.column("rew", replay.later(ends[:, None], -back))
+    return (paid * (back <= n_before[:, None])).sum(1), known

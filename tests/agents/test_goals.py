@@ -10,6 +10,7 @@ from agents.goals import Goals
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.levels import PlannerLevel, PolicyLevel
+from layeredrl.support import GridSupport, NeighbourSupport
 from layeredrl.task import TaskSpec
 from tests.recording import stored
 
@@ -53,6 +54,18 @@ def test_the_planner_s_world_is_the_task_at_its_own_time_scale() -> None:
     assert reward.item() == pytest.approx(-3 * 4.0 / diameter, rel=1e-5)
     assert level.world.encoder.state_dim == 2
     assert replace(DEBUG, state=()).build(TASK, CPU, seed=0).levels[0].world.encoder.state_dim == 4  # type: ignore[attr-defined]
+
+
+def test_the_support_looks_at_the_achieved_goal() -> None:
+    for kind, cls in (("cells", GridSupport), ("neighbours", NeighbourSupport)):
+        settings = replace(DEBUG, support_weight=1.0, support=kind, state=())  # type: ignore[arg-type]
+        level = settings.build(TASK, CPU, seed=0).levels[0]
+        assert isinstance(level, PlannerLevel)
+        support = level.world.objective.support
+        assert isinstance(support, cls)
+        assert support.dims == (0, 1)
+    with pytest.raises(ValueError, match="support is 'cell', expected one of cells, neighbours"):
+        replace(DEBUG, support="cell")  # type: ignore[arg-type]
 
 
 def test_tasks_without_goals_or_with_choices_are_refused() -> None:

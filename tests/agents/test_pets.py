@@ -10,6 +10,7 @@ from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.planners import (
     CEM,
     ICEM,
@@ -20,7 +21,7 @@ from layeredrl.planners import (
     RandomShooting,
     RandomShootingConfig,
 )
-from layeredrl.task import TaskSpec
+from layeredrl.task import StateDims, TaskSpec
 
 CPU = torch.device("cpu")
 TASK = TaskSpec(
@@ -121,8 +122,71 @@ def test_every_preset_builds_and_plans(name: str) -> None:
     agent = preset.build(TASK, CPU, seed=0)
     state = agent.state_dict()
     preset.build(TASK, CPU, seed=1).load_state_dict(state)
-    if name != "paper":  # which takes its time
+    if not name.endswith("paper"):  # which take their time
         assert _actions(agent).shape == (3, 2)
+
+
+@pytest.mark.parametrize("task", ["cartpole", "reacher", "pusher", "halfcheetah"])
+def test_presets_of_petss_tasks(task: str) -> None:
+    paper, fast = PETS.presets[f"{task}-paper"], PETS.presets[f"{task}-fast"]
+    # planning horizon, candidates, elites, hidden layers, weight decays, learning rate, steps of an episode, episodes
+    horizon, n_samples, n_elites, hidden, decays, learning_rate, n_steps, n_episodes = {
+        "cartpole": (25, 400, 40, (500,) * 3, (1e-4, 2.5e-4, 2.5e-4, 5e-4), 1e-3, 200, 51),
+        "reacher": (25, 400, 40, (200,) * 4, (2.5e-4, 5e-4, 5e-4, 5e-4, 7.5e-4), 7.5e-4, 150, 101),
+        "pusher": (25, 500, 50, (200,) * 3, (2.5e-4, 5e-4, 5e-4, 7.5e-4), 1e-3, 150, 101),
+        "halfcheetah": (30, 500, 50, (200,) * 4, (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4), 1e-3, 1000, 301),
+    }[task]
+    factor = {"cartpole": 4, "reacher": 17, "pusher": 20, "halfcheetah": 18}[task] / 2
+    assert paper.planner == "cem"
+    assert paper.cem == CEMConfig(horizon, n_samples, 5, n_elites, 0.1, stop_variance=0.001, execute="mean")
+    assert (paper.model.hidden, paper.model.learning_rate) == (hidden, learning_rate)
+    assert paper.model.weight_decay == pytest.approx([factor * decay for decay in decays])
+    assert paper.model.bound_penalty == pytest.approx(factor * 0.01)
+    assert (paper.model.n_models, paper.model.n_particles_per_model) == (5, 4)
+    assert not paper.model.normalize_targets
+    assert (paper.learning.n_random_steps, paper.learning.fit_every) == (n_steps, n_steps)
+    assert (paper.learning.first_epochs, paper.learning.fit.epochs, paper.learning.fit.batch_size) == (5, 5, 32)
+    assert PETS.trainers[f"{task}-paper"].n_total_env_steps == n_steps * n_episodes
+    assert (fast.planner, fast.model.rollout_dtype, fast.learning.n_random_steps) == ("icem", "auto", n_steps)
+    assert PETS.trainers[f"{task}-fast"].n_total_env_steps <= n_steps * n_episodes
+    assert PETS.trainers.keys() <= PETS.presets.keys()
+
+
+def test_what_a_task_says_of_its_state_reaches_the_networks() -> None:
+    # The flat observation has the goal first, the state's dimensions are 2 to 4.
+    dims = StateDims(angle=(3,), unseen=(2,), absolute=(2, 4))
+    dynamics = _level(SMALL.build(replace(TASK, dims=dims), CPU, seed=0)).world.dynamics
+    assert isinstance(dynamics, ProbabilisticEnsemble)
+    assert dynamics.is_delta.tolist() == [0, 1, 0]
+    assert dynamics.network.linear_weights()[0].shape[1] == 1 + 2 + 2 + 2  # raw, sine and cosine, context, action
+    state, context, action = torch.randn(4, 3), torch.randn(4, 2), torch.randn(4, 2)
+    moved = state + torch.tensor([5.0, 2 * torch.pi, 0.0])
+    change = dynamics.predict(moved, context, action)[0] - dynamics.predict(state, context, action)[0]
+    torch.testing.assert_close(change, torch.tensor([0.0, 2 * torch.pi, 0.0]).expand_as(change), rtol=1e-4, atol=1e-4)
+
+
+ABLATIONS = {
+    "PE-TS1": {"propagation": "ts1"},
+    "PE-TSinf": {},
+    "PE-E": {"propagation": "expectation"},
+    "P-TSinf": {"n_models": 1, "n_particles_per_model": 4},
+    "P-E": {"n_models": 1, "propagation": "expectation"},
+    "DE-TS1": {"deterministic": True, "propagation": "ts1"},
+    "DE-TSinf": {"deterministic": True},
+    "DE-E": {"deterministic": True, "propagation": "expectation"},
+    "D-E": {"deterministic": True, "n_models": 1, "propagation": "expectation"},
+}
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_of_the_paper(name: str) -> None:
+    config = replace(SMALL, model=replace(SMALL.model, n_particles_per_model=2))
+    agent = replace(config, model=replace(config.model, **ABLATIONS[name])).build(TASK, CPU, seed=0)
+    assert _actions(agent).shape == (3, 2)
+    dynamics = _level(agent).world.dynamics
+    assert isinstance(dynamics, ProbabilisticEnsemble)
+    assert isinstance(dynamics, DeterministicEnsemble) == name.startswith("D")
+    assert (dynamics.n_models == 1) == (name[1] == "-")
 
 
 def test_the_paper_preset_has_the_released_settings() -> None:

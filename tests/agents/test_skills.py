@@ -1,29 +1,31 @@
 """Agents of skills: what reaches their parts, what is stored at which time scale, and three levels in one stack."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tianshou.data import Batch
 
 import envs  # noqa: F401  registers the mazes
 from agents.dads import DADS
 from agents.diayn import DIAYN
-from agents.skills import SkillAgent
 from agents.splates import SPlaTES
+from agents.splates_goals import SPlaTESOverGoals
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
-from layeredrl.goals import GoalCommands, Hindsight
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel, RandomLevel
+from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel
 from layeredrl.levels.skill_level import SkillLevel
 from layeredrl.off_policy import SACConfig
-from layeredrl.planners import ICEM, ICEMConfig
+from layeredrl.planners import ICEMConfig
 from layeredrl.skills import ModelBasedSkills, SkillModelConfig
 from layeredrl.skills.dads import DADS as DADSMethod
 from layeredrl.skills.diayn import DIAYN as DIAYNMethod
 from layeredrl.skills.splates import SPlaTES as SPlaTESMethod
+from layeredrl.support import NeighbourSupport
 from tests.recording import stored
 
 CPU = torch.device("cpu")
@@ -55,9 +57,9 @@ def run(agent, n_steps=60):
 
 
 @pytest.mark.parametrize("preset", ["demo", "debug"])
-@pytest.mark.parametrize("kind", [SPlaTES, DADS, DIAYN])
+@pytest.mark.parametrize("kind", [SPlaTES, DADS, DIAYN, SPlaTESOverGoals])
 def test_presets_fit_a_maze(kind, preset):
-    agent, above, policy = build(kind.presets[preset])
+    agent, above, policy, *_ = build(kind.presets[preset])
     assert isinstance(agent, Hierarchy)
     assert isinstance(above, RandomLevel if kind is DIAYN else PlannerLevel)
     assert isinstance(policy, SkillLevel)
@@ -69,6 +71,21 @@ def test_presets_fit_a_maze(kind, preset):
     assert (np.abs(action) <= 1).all()
 
 
+@pytest.mark.parametrize("kind", [SPlaTES, DADS])
+def test_presets_for_an_ant_do_not_see_where_it_is(kind):
+    plane = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    parts = {"achieved_goal": plane, "desired_goal": plane, "observation": spaces.Box(-np.inf, np.inf, (27,))}
+    task = replace(TASK, observation_space=spaces.Dict(parts))
+    _, planner, policy = build(kind.presets["ant"], task)
+    command = Batch(
+        action=torch.zeros(1, 2), obs=torch.zeros(1, 31), elapsed=torch.tensor([4]), remaining=torch.tensor([16])
+    )
+    obs = torch.arange(31.0)[None]
+    seen = policy.inputs(obs, command)
+    assert seen.tolist() == [[*range(4, 31), 0, 2, 0, 0, 0.2]]  # the way since the start, twice
+    assert torch.equal(planner.world.encode(obs)[0], obs[:, :2])
+
+
 SETTINGS = {
     "skill_dim": 1,
     "duration": 7,
@@ -77,6 +94,7 @@ SETTINGS = {
     "support_weight": 1.5,
     "support_cell": 0.5,
     "support_visits": 2,
+    "calm_skills": 0.75,
     "fresh_skills": 0.25,
 }
 
@@ -88,7 +106,8 @@ def test_settings_reach_the_parts(config):
     method, world = policy.method, planner.world
     assert isinstance(method, SPlaTESMethod if isinstance(config, SPlaTES) else DADSMethod)
     assert method.world is world
-    assert (method.duration, planner.duration, policy.fresh_skills) == (7, 7, 0.25)
+    assert (method.duration, planner.duration) == (7, 7)
+    assert (policy.calm_skills, policy.fresh_skills) == (0.75, 0.25)
     assert planner.action_space == policy.command_space == spaces.Box(-1.0, 1.0, (1,), np.float32)
     assert method.config == SETTINGS["skills"]
     assert planner.exploration == SETTINGS["exploration"]
@@ -103,6 +122,18 @@ def test_settings_reach_the_parts(config):
     assert reward.item() == pytest.approx(-steps * 4.0 / (10 * 2**0.5), rel=1e-5)
     assert world.objective.support is not None
     assert build(replace(config, support_weight=0.0))[1].world.objective.support is None
+
+
+@CONTINUOUS
+def test_the_support_may_look_at_neighbours(config):
+    _, planner, policy = build(replace(config, support_weight=1.5, support="neighbours"))
+    support = planner.world.objective.support
+    assert isinstance(support, NeighbourSupport)
+    assert support.dims == (0, 1)
+    assert support.radius == float("inf")
+    policy.method._refresh(SimpleNamespace(column=lambda name: np.random.default_rng(0).random((50, 6), np.float32)))
+    assert support.radius < 1
+    assert build(replace(config, support="neighbours"))[1].world.objective.support is None  # it has no weight
 
 
 def test_settings_of_splates_reach_its_method():
@@ -139,6 +170,7 @@ def test_tasks_with_choices_are_refused(config):
         (SPlaTES, {"duration": 0}, "duration is 0"),
         (DADS, {"fresh_skills": 1.5}, "fresh_skills is 1.5"),
         (SPlaTES, {"support_weight": -1.0}, "support_weight is -1.0"),
+        (DADS, {"support": "cell"}, "support is 'cell', expected one of cells, neighbours"),
         (DIAYN, {"n_skills": 0}, "n_skills is 0"),
         (DIAYN, {"duration": 0}, "duration is 0"),
     ],
@@ -236,43 +268,11 @@ def test_diayn_learns_without_a_model():
 # ------------------------------------------------------------------ three levels
 
 
-class Goals(SkillAgent):
-    """Skills whose actions are goals, to which a policy goes."""
-
-    def make_method(self, task, device):
-        return SPlaTESMethod(
-            task, self.make_world(task, device, steps=self.duration), self.duration, config=self.skills
-        )
-
-    def build(self, task, device, *, seed):
-        goals, method = GoalCommands(task, 0.3, duration=3), self.make_method(task, device)
-        settings = {"n_envs": task.n_envs, "learning": self.policy, "seed": seed}
-        skills = SkillLevel(
-            self.sac.build(method.n_inputs, goals.space, device), method, goals.space, duration=3, **settings
-        )
-        policy = PolicyLevel(
-            self.sac.build(goals.n_inputs, task.action_space, device),
-            task.action_space,
-            goals.space,
-            inputs=goals.inputs,
-            relabel=Hindsight(goals),
-            **settings,
-        )
-        planner = PlannerLevel(
-            method.world,
-            ICEM(self.space, self.icem),
-            self.space,
-            duration=self.duration,
-            exploration=self.exploration,
-            seed=seed,
-        )
-        return Hierarchy([planner, skills, policy], task, device)
-
-
 def test_a_planner_over_skills_over_goals():
     """Skills of eight steps, goals of three: the last one of each skill stands for two."""
-    config = Goals(
+    config = SPlaTESOverGoals(
         duration=8,
+        goal_duration=3,
         model=DEBUG["SPlaTES"].model,
         skills=SkillModelConfig(n_first=60, batch_size=16, n_priors=4, refresh_every=50, report_every=20),
         icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
@@ -280,6 +280,7 @@ def test_a_planner_over_skills_over_goals():
         sac=SACConfig(hidden=(16,)),
         policy=PolicyLearningConfig(n_random_steps=40, updates_per_transition=0.25, batch_size=16, report_every=20),
     )
+    config = replace(config, goal_policy=config.policy)
     agent, _, skills, policy = build(config)
     before = [[p.detach().clone() for p in level.algorithm.policy.actor.parameters()] for level in (skills, policy)]
     told = run(agent, 120)
@@ -303,12 +304,3 @@ def test_a_planner_over_skills_over_goals():
     whole = {tuple(x) for i in range(2) for x in stored(skills.replay, i).obs_next[2::3].tolist()}
     assert {tuple(x) for x in found.obs_next.tolist()} <= whole
     assert len(found.obs) > 400
-
-
-@pytest.mark.parametrize("agent", [SPlaTES.presets["debug"], DADS.presets["debug"]], ids=["splates", "dads"])
-def test_a_reward_that_nobody_knows_is_refused(agent):
-    """Nothing would learn it, and the planner would plan with an untrained network."""
-    for task in (replace(TASK, reward=None), TASK):
-        settings = agent if task.reward is None else replace(agent, state=("observation",))
-        with pytest.raises(ValueError, match="the reward is not known as a function of the world's state"):
-            settings.build(task, torch.device("cpu"), seed=0)

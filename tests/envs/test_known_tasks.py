@@ -192,7 +192,15 @@ import sys
 sys.modules.update(mujoco=None, gymnasium_robotics=None)  # as if they were not installed
 import gymnasium
 import envs
-for env_id, extra in ("AntGoal-v0", "mujoco"), ("PointMaze-UMaze-v0", "robotics"), ("AntMaze-Medium-v0", "robotics"):
+for env_id, extra in (
+    ("AntGoal-v0", "mujoco"),
+    ("PETSCartpole-v0", "mujoco"),
+    ("PETSHalfCheetah-v0", "mujoco"),
+    ("PETSPusher-v0", "mujoco"),
+    ("PETSReacher-v0", "mujoco"),
+    ("PointMaze-UMaze-v0", "robotics"),
+    ("AntMaze-Medium-v0", "robotics"),
+):
     try:
         gymnasium.make(env_id)
     except gymnasium.error.DependencyNotInstalled as error:

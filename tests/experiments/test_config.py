@@ -17,6 +17,14 @@ def test_nothing_asked_for_is_the_demo() -> None:
     assert config.settings == PETS.presets["demo"]
 
 
+def test_an_agent_may_have_presets_of_its_own() -> None:
+    config = parse(["pets", "--preset", "cartpole-fast", "--trainer.eval-every", "7"])
+    assert config.settings == PETS.presets["cartpole-fast"]
+    assert config.trainer == replace(PETS.trainers["cartpole-fast"], eval_every=7)
+    with pytest.raises(ValueError, match=r"unknown preset 'cartpole-fast', expected one of demo, debug, paper$"):
+        parse(["sac", "--preset", "cartpole-fast"])
+
+
 @pytest.mark.parametrize("preset", ["demo", "debug", "paper"])
 @pytest.mark.parametrize("spelling", [["--preset", "{}"], ["--preset={}"]])
 def test_presets_are_defaults_that_flags_change(preset: str, spelling: list[str]) -> None:
@@ -25,7 +33,7 @@ def test_presets_are_defaults_that_flags_change(preset: str, spelling: list[str]
     )
     assert config.preset == preset
     assert config.settings == replace(PETS.presets[preset], discount=0.9)
-    assert config.trainer == replace(TRAINER_PRESETS[preset], eval_every=7)
+    assert config.trainer == replace(PETS.trainers.get(preset, TRAINER_PRESETS[preset]), eval_every=7)
 
 
 @pytest.mark.parametrize(

@@ -268,10 +268,14 @@ def test_reports_are_means_of_every_tenth_update(monkeypatch):
             "model/loss": np.mean([float(losses[i]) for i in chosen]),
             "skill/information": np.mean([float(x[0].mean()) for x in information[n_seen : n_seen + n_new]]),
             "skill/std": 0.5,
+            "skill/length": metrics["skill/length"],
             "model/updates": tenth.stop,
         }
         n_seen += n_new
         assert metrics == pytest.approx(expected, rel=1e-5)
+    assert told[120]["skill/length"] == pytest.approx(float(method.whitening.covariance.trace()) ** 0.5)
+    steps = np.concatenate([parts[-1].obs_next[None, :2] - parts[0].start[:2] for parts in walk.whole_skills()])
+    assert told[120]["skill/length"] == pytest.approx(np.sqrt(steps.var(0).sum()), rel=0.3)
 
 
 # ------------------------------------------------------------------ going on after a stop

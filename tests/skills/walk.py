@@ -1,5 +1,6 @@
 """A walk under skills that is stored in a replay and in plain lists, and a model of such skills."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
+from layeredrl.encoders import LearnedEncoder
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
 from layeredrl.replay import Replay
@@ -36,6 +38,7 @@ class Row(NamedTuple):
     remaining: int
     duration: int
     episode: int
+    rew: float
 
 
 class Walk:
@@ -50,6 +53,8 @@ class Walk:
         done: Probability of an episode's end at every environment step.
         noise: Of each transition.
         spread: Of the observations with which episodes begin.
+        mix: What is stored of an observation is its product with this, (WIDTH, WIDTH).
+        pay: Reward of each transition, of what its observations were before they were mixed; ones by default.
         seed: Of all that is random.
     """
 
@@ -64,8 +69,11 @@ class Walk:
         done: float = 0.05,
         noise: float = 0.02,
         spread: float = 1.0,
+        mix: np.ndarray | None = None,
+        pay: Callable[[np.ndarray], np.ndarray] | None = None,
         seed: int = 0,
     ) -> None:
+        self.mix, self.pay = mix, pay
         self.rng, self.n_envs, self.size = np.random.default_rng(seed), n_envs, size
         self.skill_steps, self.action_steps, self.skills = skill_steps, action_steps, skills
         self.done, self.noise, self.spread = done, noise, spread
@@ -88,6 +96,10 @@ class Walk:
             return 0.3 * np.stack([np.cos(angle), np.sin(angle)], 1)
         return 0.3 * self.skill
 
+    def seen(self, obs: np.ndarray) -> np.ndarray:
+        """Observations (n, WIDTH) as they are stored."""
+        return obs.copy() if self.mix is None else (obs @ self.mix).astype(np.float32)
+
     def step(self, n: int = 1) -> "Walk":
         """Store so many transitions of each environment."""
         for _ in range(n):
@@ -105,24 +117,25 @@ class Walk:
         moved[:, 2:4] = 0.0
         obs_next = (self.obs + moved).astype(np.float32)
         terminated = over & (rng.random(n) < 0.5)
-        told = Batch(
-            action=self.skill.copy(), obs=self.start.copy(), elapsed=self.elapsed.copy(), remaining=remaining.copy()
-        )
+        before, after, start = self.seen(self.obs), self.seen(obs_next), self.seen(self.start)
+        told = Batch(action=self.skill.copy(), obs=start, elapsed=self.elapsed.copy(), remaining=remaining.copy())
+        rew = np.ones(n) if self.pay is None else self.pay(obs_next)
         self.replay.add(
             Batch(
-                obs=self.obs,
+                obs=before,
                 act=rng.uniform(-1, 1, (n, 2)).astype(np.float32),
-                rew=np.ones(n),
+                rew=rew,
                 terminated=terminated,
                 truncated=over & ~terminated,
-                obs_next=obs_next,
+                obs_next=after,
                 info=Batch(duration=duration.astype(np.int64), command=told),
             ),
             np.arange(n),
         )
         for i in range(n):
             counts = (int(x[i]) for x in (self.elapsed, remaining, duration, self.episode))
-            self.rows[i].append(Row(self.obs[i], obs_next[i], self.skill[i].copy(), self.start[i].copy(), *counts))
+            row = Row(before[i], after[i], self.skill[i].copy(), start[i], *counts, float(rew[i]))
+            self.rows[i].append(row)
         fresh = (self.spread * rng.normal(size=obs_next.shape)).astype(np.float32)
         self.obs = np.where(over[:, None], fresh, obs_next)
         self.elapsed = np.where(over, 0, (self.elapsed + duration) % self.skill_steps)
@@ -175,21 +188,25 @@ def make_world(
     steps: int = 5,
     repeat: int = 1,
     sb_start_duration: int = 0,
+    known: bool = True,
+    learned: tuple[int, int] | None = None,
     seed: int = 0,
     **settings: Any,
 ) -> WorldModel:
-    """A world model of skills, with a small network."""
+    """A world model of skills, with a small network; `learned` are the widths of an encoder that is learned."""
     torch.manual_seed(seed)
+    encoder = ENCODER if learned is None else LearnedEncoder(TASK, *learned)
     dynamics = ProbabilisticEnsemble(
-        ENCODER.state_space,
-        ENCODER.context_space,
+        encoder.state_space,
+        encoder.context_space,
         skills,
         partial(GaussianMixtureMLP, hidden=(8,)),
         **{"n_modes": 2, "create_optimizer": True, "learning_rate": 1e-2} | settings,
         symmetry_breaking_start=sb_start_duration > 0,
         sb_start_duration=max(sb_start_duration, 1),
     )
-    return WorldModel(ENCODER, dynamics, TASK.coarse(skills, steps), repeat=repeat)
+    coarse = TASK.coarse(skills, steps, known=known and learned is None)
+    return WorldModel(encoder, dynamics, coarse, repeat=repeat)
 
 
 def triples(obs: Any, act: Any, obs_next: Any) -> set[tuple[float, ...]]:

@@ -1,0 +1,69 @@
+"""Three levels: a planner over skills of SPlaTES, which are ways over goals, to which a policy learns to go."""
+
+from dataclasses import dataclass, field
+from math import inf
+from typing import ClassVar
+
+import torch
+from gymnasium import spaces
+
+from agents.skills import DEBUG, IN_A_MAZE, TRAINERS
+from agents.splates import SPlaTES
+from layeredrl.checks import require_counts, require_number
+from layeredrl.goals import GoalCommands, Hindsight
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.skills import ModelBasedSkills
+from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
+
+
+@dataclass(frozen=True)
+class SPlaTESOverGoals(SPlaTES):
+    """Planning with skills that say where to go next instead of acting themselves."""
+
+    goal_duration: int = 2
+    """Environment steps for which a goal stands; the last one of a skill is cut short where they do not fit."""
+    goal_radius: float = 0.2
+    """How far away a goal may be in each dimension, in its units."""
+    hindsight: float = 0.5
+    """Share of the lowest level's transitions that are learned from with a goal that was reached."""
+    goal_policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
+    """When and how the lowest level learns; its algorithm has the settings of the one above."""
+
+    presets: ClassVar[dict[str, "SPlaTESOverGoals"]]  # type: ignore[assignment]
+    trainers: ClassVar[dict[str, TrainerConfig]] = TRAINERS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_counts(self, goal_duration=1)
+        require_number("goal_radius", self.goal_radius, 0, inf, open_low=True)
+        require_number("hindsight", self.hindsight, 0, 1)
+
+    def make_policies(
+        self, method: ModelBasedSkills, task: TaskSpec, device: torch.device, seed: int
+    ) -> list[PolicyLevel]:
+        goals = GoalCommands(task, self.goal_radius, self.goal_duration)
+        assert isinstance(task.action_space, spaces.Box)
+        lowest = PolicyLevel(
+            self.sac.build(goals.n_inputs, task.action_space, device),
+            task.action_space,
+            goals.space,
+            n_envs=task.n_envs,
+            inputs=goals.inputs,
+            relabel=Hindsight(goals, share=self.hindsight),
+            learning=self.goal_policy,
+            seed=seed,
+        )
+        skills = self.make_skill_level(method, goals.space, task, device, seed=seed, duration=self.goal_duration)
+        return [skills, lowest]
+
+
+SPlaTESOverGoals.presets = {
+    # A skill decides every other step, so that each of its decisions is learned from twice as often.
+    "demo": SPlaTESOverGoals(
+        **IN_A_MAZE | {"policy": PolicyLearningConfig(n_random_steps=4000, updates_per_transition=0.5)},
+        support_weight=2.0,
+        goal_policy=PolicyLearningConfig(n_random_steps=1000, updates_per_transition=0.25),
+    ),
+    "debug": SPlaTESOverGoals(**DEBUG, goal_policy=DEBUG["policy"]),
+}
