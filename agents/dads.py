@@ -11,6 +11,8 @@ from typing import ClassVar
 import torch
 
 from agents.skills import DEBUG, IN_A_MAZE, ON_LEGS, TRAINERS, SkillAgent
+from layeredrl.levels import ExplorationConfig
+from layeredrl.planners import ICEMConfig
 from layeredrl.skills import SkillModelConfig
 from layeredrl.skills.dads import DADS as Method
 from layeredrl.task import TaskSpec
@@ -36,9 +38,15 @@ class DADS(SkillAgent):
         )
 
 
+# The model takes ten steps for each skill: a search as wide as that of SPlaTES would take ten times as long.
+_PLANNING = {
+    "icem": ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+    "exploration": ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=20_000),
+}
+
 DADS.presets = {
     # The support counts ten times less for each of ten times as many steps.
-    "demo": DADS(**IN_A_MAZE, skills=SkillModelConfig(std=1.0, final_std=1.0), support_weight=0.2),
-    "ant": DADS(**ON_LEGS, skills=SkillModelConfig(n_first=5000, std=1.0, final_std=1.0)),
+    "demo": DADS(**IN_A_MAZE | _PLANNING, skills=SkillModelConfig(std=1.0, final_std=1.0), support_weight=0.2),
+    "ant": DADS(**ON_LEGS | _PLANNING, skills=SkillModelConfig(n_first=5000, std=1.0, final_std=1.0)),
     "debug": DADS(**DEBUG),
 }

@@ -78,11 +78,11 @@ def test_presets_for_an_ant_do_not_see_where_it_is(kind):
     task = replace(TASK, observation_space=spaces.Dict(parts))
     _, planner, policy = build(kind.presets["ant"], task)
     command = Batch(
-        action=torch.zeros(1, 2), obs=torch.zeros(1, 31), elapsed=torch.tensor([4]), remaining=torch.tensor([16])
+        action=torch.zeros(1, 2), obs=torch.zeros(1, 31), elapsed=torch.tensor([5]), remaining=torch.tensor([15])
     )
     obs = torch.arange(31.0)[None]
     seen = policy.inputs(obs, command)
-    assert seen.tolist() == [[*range(4, 31), 0, 2, 0, 0, 0.2]]  # the way since the start, twice
+    assert seen.tolist() == [[*range(4, 31), 0, 2, 0, 0, 0.25]]  # the way since the start, twice
     assert torch.equal(planner.world.encode(obs)[0], obs[:, :2])
 
 
