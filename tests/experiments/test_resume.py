@@ -48,6 +48,9 @@ AGENTS = [
     ("goals", "--env", "Maze2D-Medium-v0"),
     ("splates", "--env", "Maze2D-Medium-v0"),
     pytest.param(("dads", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
+    pytest.param(("dads", "--env", "Maze2D-Medium-v0", "--importance-clip", "10"), marks=pytest.mark.slow),
+    pytest.param(("splates", "--env", "Maze2D-Medium-v0", "--encoder", "learned"), marks=pytest.mark.slow),
+    pytest.param(("splates-goals", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
     pytest.param(("diayn", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
     ("random",),
     ("tests.experiments.own_agents:Hold",),  # is stopped in the midst of an action
