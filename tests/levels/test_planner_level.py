@@ -553,8 +553,8 @@ def test_a_share_of_the_candidates_is_tried_while_exploring(kind):
     }[kind]
     level, tried = make(learning=None, planner=planner, exploration=ExplorationConfig(effort=0.4)), []
     score = level.world.score
-    level.world.score = lambda obs, candidates, **rest: tried.append(candidates.shape[1]) or score(
-        obs, candidates, **rest
+    level.world.score = lambda obs, candidates, **rest: (
+        tried.append(candidates.shape[1]) or score(obs, candidates, **rest)
     )
     memory = level.start(E)
     for explore in (True, False, True):
