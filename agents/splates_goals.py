@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass, field
 from math import inf
-from typing import ClassVar
 
 import torch
 from gymnasium import spaces
 
-from agents.skills import DEBUG, IN_A_MAZE, TRAINERS
+from agents.skills import DEBUG, IN_A_MAZE
 from agents.splates import SPlaTES
 from layeredrl.checks import require_counts, require_number
 from layeredrl.goals import GoalCommands, Hindsight
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel
 from layeredrl.skills import ModelBasedSkills
 from layeredrl.task import TaskSpec
-from layeredrl.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -29,9 +27,6 @@ class SPlaTESOverGoals(SPlaTES):
     """Share of the lowest level's transitions that are learned from with a goal that was reached."""
     goal_policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the lowest level learns; its algorithm has the settings of the one above."""
-
-    presets: ClassVar[dict[str, "SPlaTESOverGoals"]]  # type: ignore[assignment]
-    trainers: ClassVar[dict[str, TrainerConfig]] = TRAINERS
 
     def __post_init__(self) -> None:
         super().__post_init__()

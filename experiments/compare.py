@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.config import command_line, fail
+from experiments.command_line import command_line, fail
 from experiments.report_runs import CPU_SECONDS, RETURN, SECONDS, Run, find_runs, written
 
 FINAL_SHARE = 0.1

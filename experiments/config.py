@@ -1,21 +1,19 @@
 """The settings of a run, its presets, its command line, and its config.json."""
 
-import contextlib
 import dataclasses
 import difflib
 import importlib
-import io
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, NoReturn, Protocol, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, cast
 
 import torch
 import tyro
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from experiments.command_line import command_line
 from layeredrl.environments import Vectorization
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import WandbSettings
@@ -85,7 +83,8 @@ class RunConfig(Generic[A]):
     tensorboard: bool = True
     """Write a TensorBoard log."""
     pictures: bool = True
-    """Draw the learning curve, the model's predictions and a video of the policy at the end."""
+    """Draw the learning curve, the model's predictions and a video of the policy at the end, and skills, and plans in
+    mazes, on the way."""
     wandb: Literal["off", "offline", "online"] = "off"
     """Log to Weights & Biases; online without a key or a network becomes offline."""
     wandb_project: str = "layeredrl"
@@ -183,32 +182,6 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
     return config
 
 
-def command_line(cls: Any, args: Sequence[str], *, prog: str, default: Any = tyro.MISSING_NONPROP) -> Any:
-    """An object of a dataclass, its fields from the command line.
-
-    Raises:
-        ValueError: The command line cannot be parsed; the message is one line.
-        SystemExit: It asks for help.
-    """
-    said = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(said):
-            return tyro.cli(cls, args=args, default=default, prog=prog)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(_without_box(said.getvalue()).removeprefix(f"{cls.__name__}: ")) from None
-
-
-def _without_box(text: str) -> str:
-    """What tyro says in a box of several lines: without its frame, its title, and advice to read the help."""
-    _, *lines = re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines()
-    lines = [line.strip("│|╰╯ ") for line in lines]
-    sections = re.split(r" *[─-]{5,} *", " ".join(lines))
-    told = [part.strip() for part in sections if part and not part.startswith(("For full help", "Argument help"))]
-    return "; ".join(told).removeprefix("Error parsing ")
-
-
 def to_json(config: RunConfig[Any]) -> str:
     """A run's settings as JSON."""
     return _adapter(config.agent).dump_json(config, indent=2).decode() + "\n"
@@ -272,9 +245,3 @@ def _preset(args: Sequence[str], known: Sequence[str]) -> str:
     if preset not in known:
         raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}")
     return preset
-
-
-def fail(message: object, code: int = 2) -> NoReturn:
-    """End the program with one line; the exit code is that of bad input by default."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)

@@ -9,7 +9,7 @@ import tyro
 from rich import print as show
 from rich.table import Table
 
-from experiments.config import command_line, fail
+from experiments.command_line import command_line, fail
 from experiments.evaluate import EvaluateConfig, load
 from experiments.held_out import collect, displaced, longest_episode, trajectories, transitions
 from experiments.pictures import world_model_of

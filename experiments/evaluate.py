@@ -10,7 +10,8 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
-from experiments.config import RunConfig, command_line, fail, from_json
+from experiments.command_line import command_line, fail
+from experiments.config import RunConfig, from_json
 from experiments.pictures import record_episode
 from experiments.run import CHECKPOINTS, CONFIG, FAULT, build_agent, can_render, play, restoring
 from layeredrl.checkpoint import Checkpoints

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from experiments.config import command_line, fail
+from experiments.command_line import command_line, fail
 from experiments.evaluate import EvaluateConfig, load
 from layeredrl.actions import to_env
 from layeredrl.checks import require_counts

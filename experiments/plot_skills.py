@@ -26,7 +26,8 @@ from torch import Tensor
 
 from envs.maze2d_drawing import draw_walls
 from envs.maze2d_layouts import Layout
-from experiments.config import RunConfig, command_line, fail
+from experiments.command_line import command_line, fail
+from experiments.config import RunConfig
 from experiments.evaluate import EvaluateConfig, load
 from experiments.run import make_envs
 from layeredrl import actions

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from experiments.config import command_line, fail
+from experiments.command_line import command_line, fail
 from experiments.report_page import page, run_html, runs_table
 from experiments.report_runs import RETURN, find_runs, group_runs
 from experiments.report_statistics import compare_pairs

@@ -4,7 +4,6 @@ The same command again goes on where it was stopped. Exit codes: 0 all trials ar
 75 asked to stop.
 """
 
-import argparse
 import errno
 import fcntl
 import json
@@ -15,12 +14,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn, Protocol
+from typing import Protocol
 
+import tyro
 from rich.console import Console
 
+from experiments.command_line import command_line, fail
 from experiments.signals import STOPPED, StopRequest
 from experiments.sweep_guard import CONTROL, METRICS, STOP, SUMMARY, Attempt, Told, newest_checkpoint, write_whole
 from experiments.sweep_study import Study, Trial, load
@@ -232,36 +233,33 @@ def open_study(folder: Path) -> Iterator[None]:
         yield
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        _fail(message)
+@dataclass(frozen=True)
+class SweepConfig:
+    """Run a study; the same command goes on with it."""
 
+    study: tyro.conf.Positional[Path]
+    """A Python file that defines study, or a YAML file of its fields."""
+    address: str | None = None
+    """Of a Ray cluster: auto, or ray://...; a Ray of this machine by default."""
+    runs_dir: Path = Path("runs")
+    """Where the study's folder is."""
+    cpus: int | None = None
+    """Cores of this machine to use; all by default."""
+    list: bool = False
+    """Only print the commands of all trials."""
 
-def _options(args: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(prog="python -m experiments.sweep", description="Run a study; the same command goes on with it.")
-    parser.add_argument("study", type=Path, help="a Python file that defines study, or a YAML file of its fields")
-    parser.add_argument("--address", help="of a Ray cluster: auto, or ray://...; a Ray of this machine by default")
-    parser.add_argument("--runs-dir", type=Path, default=Path("runs"), help="where the study's folder is (runs)")
-    parser.add_argument("--cpus", type=int, help="cores of this machine to use; all by default")
-    parser.add_argument("--list", action="store_true", help="only print the commands of all trials")
-    options = parser.parse_args(args)
-    if options.cpus is not None and options.cpus < 1:
-        _fail(f"--cpus is {options.cpus}, expected at least 1")
-    if options.cpus is not None and options.address is not None:
-        _fail("--cpus is of this machine; a cluster at --address has told Ray its own")
-    return options
-
-
-def _fail(message: object, code: int = 2) -> NoReturn:
-    """As experiments.config.fail, which would load torch."""
-    print("error: " + " ".join(str(message).split()), file=sys.stderr)
-    raise SystemExit(code)
+    def __post_init__(self) -> None:
+        if self.cpus is not None and self.cpus < 1:
+            raise ValueError(f"--cpus is {self.cpus}, expected at least 1")
+        if self.cpus is not None and self.address is not None:
+            raise ValueError("--cpus is of this machine; a cluster at --address has told Ray its own")
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Read the study, and run it on Ray."""
-    options = _options(args)
     try:
+        words = sys.argv[1:] if args is None else args
+        options: SweepConfig = command_line(SweepConfig, words, prog="python -m experiments.sweep")
         study = load(options.study)
         folder = options.runs_dir / study.name
         trials = study.trials()
@@ -271,12 +269,12 @@ def main(args: Sequence[str] | None = None) -> None:
         with open_study(folder):
             done, stopped_by = _run(study, folder, options.address, options.cpus)
     except ValueError as error:
-        _fail(error)
+        fail(error)
     if stopped_by is not None and not done:
         print(f"stopped by {stopped_by}; the same command goes on")
         raise SystemExit(STOPPED)
     if not done:
-        _fail(
+        fail(
             f"not all trials of {study.name} are done; {folder / 'trials.csv'} says why, the same command goes on",
             FAILED,
         )

@@ -9,7 +9,8 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
-from experiments.config import fail, parse
+from experiments.command_line import fail
+from experiments.config import parse
 from experiments.finish import Training, finish
 from experiments.run import (
     CHECKPOINTS,

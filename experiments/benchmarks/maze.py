@@ -35,30 +35,15 @@ PAIRS = list(permutations(MEDIUM.starts, 2))
 """Start and goal: each of the four corners, and each of the three others."""
 COMMON = ("--env", ENV, "--n-envs", "16", "--vectorization", "native", "--no-pictures", "--no-tensorboard")
 _BREAKING = ("--sb-start-duration", "16000", "--sb-start-factor", "1.5")
-_FLAT_MODEL = (
-    "--model.hidden",
-    "128",
-    "128",
-    "--model.n-models",
-    "3",
-    "--model.frequencies",
-    "1.571",
-    "3.142",
-    "6.283",
+_FLAT = (
+    "--model.hidden 128 128 --model.n-models 3 --model.frequencies 1.571 3.142 6.283 --model.rollout-dtype auto "
+    "--learning.n-random-steps 2000 --learning.fit-every 2000 --learning.fit.batch-size 256 "
+    "--icem.horizon 30 --icem.n-samples 64"
 )
-_FLAT_LEARNING = (
-    "--learning.n-random-steps",
-    "2000",
-    "--learning.fit-every",
-    "2000",
-    "--learning.fit.batch-size",
-    "256",
-)
-_FLAT_PLANNER = ("--icem.horizon", "30", "--icem.n-samples", "64", "--model.rollout-dtype", "auto")
 AGENTS: dict[str, tuple[str, ...]] = {
     "goals": ("goals",),
     "sac": ("sac", "--learning.n-random-steps", "2000", "--learning.updates-per-transition", "0.5"),
-    "pets": ("pets", *_FLAT_MODEL, *_FLAT_LEARNING, *_FLAT_PLANNER),
+    "pets": ("pets", *_FLAT.split()),
     "splates": ("splates",),
     "splates-sb": ("splates", *_BREAKING),
     "splates-end": ("splates", "--reward", "end"),

@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import torch
 
-from experiments.benchmarks import runs
-from experiments.config import command_line, fail
+from experiments.benchmarks import pets_tables, runs
+from experiments.command_line import command_line, fail
 from experiments.run import CHECKPOINTS
 from experiments.signals import STOPPED, StopRequest
 from layeredrl.checkpoint import Checkpoints
@@ -149,7 +149,7 @@ def train(job: Job, config: PETSStudy, over: Callable[[], bool], goal: float = m
     """Train until a training episode's return is the goal, if it ever is; False if time is up before: it can go on."""
 
     def enough() -> bool:
-        return runs.reached(_episodes(config.runs_dir / job.name), goal) is not None
+        return pets_tables.reached(_episodes(config.runs_dir / job.name), goal) is not None
 
     def stop() -> bool:
         return over() or enough()
@@ -174,10 +174,10 @@ def result_of(job: Job, config: PETSStudy, goal: float = math.inf) -> dict[str, 
         "episodes": episodes,
         "best": max(returns, default=None),
         "last_five": statistics.mean(returns[-5:]) if returns else None,
-        "asked_at": runs.reached(episodes, TASKS[job.task].asked),
+        "asked_at": pets_tables.reached(episodes, TASKS[job.task].asked),
         "seconds": clock["time/seconds"][-1][1],
         "cpu_seconds_per_step": cpu_seconds / n_timed,
-        "model": runs.judge_model(folder, N_JUDGED, HORIZON, SEED),
+        "model": pets_tables.judge_model(folder, N_JUDGED, HORIZON, SEED),
         **told,
     }
 
@@ -276,14 +276,14 @@ def report(output: Path, name: str) -> None:
     draw(output / f"{name}.png", found)
     lines = [f"# {task.env.partition(':')[2]}", "", _INTRODUCTION]
     if fast:
-        n_got = sum(runs.reached(r["episodes"], task.asked, task.within) is not None for r in fast)
-        lines += [_ASKED.format(task.asked, task.within, n_got, len(fast)), *runs.returns_table(fast), ""]
+        n_got = sum(pets_tables.reached(r["episodes"], task.asked, task.within) is not None for r in fast)
+        lines += [_ASKED.format(task.asked, task.within, n_got, len(fast)), *pets_tables.returns_table(fast), ""]
     if paper:
-        lines += [_PAPER, *runs.returns_table(paper + fast, max(r["n_total_env_steps"] for r in paper)), ""]
-    lines += [_ABLATION, *runs.ranking_table(ablation), ""] if ablation else []
+        lines += [_PAPER, *pets_tables.returns_table(paper + fast, max(r["n_total_env_steps"] for r in paper)), ""]
+    lines += [_ABLATION, *pets_tables.ranking_table(ablation), ""] if ablation else []
     lines += [_SAC, *_against(task.asked, fast, sac), ""] if sac and fast else []
     lines += ["## Runs", "", *_runs(task, everything), "", f"![curves]({name}.png)", ""]
-    lines += [_MODELS, *runs.model_table(everything), "", "Commands:", ""]
+    lines += [_MODELS, *pets_tables.model_table(everything), "", "Commands:", ""]
     lines += [f"    {command}" for command in dict.fromkeys(r["command"] for r in everything)]
     (output / f"{name}.md").write_text("\n".join([*lines, "", everything[-1]["machine"], ""]))
 
@@ -291,7 +291,7 @@ def report(output: Path, name: str) -> None:
 def _against(asked: float, fast: Sequence[Result], sac: Sequence[Result]) -> list[str]:
     rows = []
     for label, value in (("asked for", asked), ("as `fast`", max(r["goal"] for r in sac))):
-        steps = [[runs.reached(r["episodes"], value) or math.inf for r in group] for group in (fast, sac)]
+        steps = [[pets_tables.reached(r["episodes"], value) or math.inf for r in group] for group in (fast, sac)]
         own, other = (statistics.median_low(x) for x in steps)
         least = max(r["n_total_env_steps"] for r in sac) / own  # if SAC never got there
         ratio = f"{other / own:.1f}" if other < math.inf else f"more than {least:.1f}"
@@ -307,7 +307,7 @@ def _runs(task: Task, results: Sequence[Result]) -> list[str]:
         [
             (
                 *(r["variant"], r["seed"], r["n_total_env_steps"], r["asked_at"] or "not"),
-                *(runs.rounded(r["best"], 1), runs.rounded(r["last_five"], 1)),
+                *(pets_tables.rounded(r["best"], 1), pets_tables.rounded(r["last_five"], 1)),
                 *(f"{1e3 * r['cpu_seconds_per_step']:.1f}", f"{r['seconds']:.0f}"),
             )
             for r in results
@@ -319,7 +319,7 @@ def draw(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
     """Returns and their running maximum: of `fast` and `paper`, of the ensembles, and beside SAC."""
     lines = {name: [r for results in found.values() for r in results if r["variant"] == name] for name in _LINES}
     plain = {name: [r["episodes"] for r in group if r["episodes"]] for name, group in lines.items()}
-    best = {name: [runs.best_so_far(curve) for curve in curves] for name, curves in plain.items()}
+    best = {name: [pets_tables.best_so_far(curve) for curve in curves] for name, curves in plain.items()}
     panels: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {"return": (plain, ("fast", "paper"))}
     panels["running maximum"] = (best, ("fast", "paper"))
     panels["running maximum, ensembles"] = (best, tuple(ABLATION))

@@ -17,7 +17,7 @@ from scipy.stats import mannwhitneyu, norm
 
 from experiments.benchmarks.machine import machine_line
 from experiments.benchmarks.runs import table
-from experiments.config import command_line
+from experiments.command_line import command_line
 from experiments.report_statistics import REPS, Array, improvement, interval, iqm
 from layeredrl.checks import require_counts
 

@@ -5,7 +5,8 @@ import pytest
 
 from agents.pets import PETS
 from agents.random import Random
-from experiments.config import AGENTS, TRAINER_PRESETS, RunConfig, agent_class, command_line, from_json, parse, to_json
+from experiments.command_line import command_line
+from experiments.config import AGENTS, TRAINER_PRESETS, RunConfig, agent_class, from_json, parse, to_json
 from layeredrl.trainer import TrainerConfig
 from tests.experiments.own_agents import Hold
 

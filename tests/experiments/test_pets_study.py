@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from experiments.benchmarks import pets_tables, runs
 from experiments.benchmarks import pets_tasks as study
-from experiments.benchmarks import runs
 from experiments.benchmarks.pets_tasks import ABLATION, STUDIES, TASKS, Job, PETSStudy, jobs
 from experiments.config import parse
 from tests.experiments.commands import QUICK, call, run_train
@@ -226,7 +226,7 @@ def test_a_run_that_is_shorter_than_an_episode() -> None:
 
 def test_ensembles_are_compared_after_as_many_steps() -> None:
     longer = result("DE", 0, [1.0, 2.0, 99.0])
-    assert runs.ranking_table([longer, result("P", 0, [1.0, 5.0])])[2:] == [
+    assert pets_tables.ranking_table([longer, result("P", 0, [1.0, 5.0])])[2:] == [
         "| P | 1 | 5.0 [5.0, 5.0] | 3.0 [3.0, 3.0] | 1.00 |",
         "| DE | 1 | 2.0 [2.0, 2.0] | 1.5 [1.5, 1.5] |  |",
     ]
@@ -234,16 +234,16 @@ def test_ensembles_are_compared_after_as_many_steps() -> None:
 
 def test_the_bootstrap_has_the_error_of_the_mean() -> None:
     values = np.random.default_rng(0).normal(size=400)
-    assert runs.bootstrap(values).std() == pytest.approx(values.std() / 20, rel=0.05)
-    assert runs.bootstrap(values).mean() == pytest.approx(values.mean(), abs=0.002)
+    assert pets_tables.bootstrap(values).std() == pytest.approx(values.std() / 20, rel=0.05)
+    assert pets_tables.bootstrap(values).mean() == pytest.approx(values.mean(), abs=0.002)
 
 
 def test_when_a_return_was_reached() -> None:
     curve = [(200, -5.0), (400, -2.0), (600, -1.0)]
-    assert runs.reached(curve, -2.0) == 400
-    assert runs.reached(curve, -1.0, within=599) is None
-    assert runs.reached([], -math.inf) is None
-    assert runs.best_so_far([(1, 3.0), (2, 1.0), (3, 4.0)]) == [(1, 3.0), (2, 3.0), (3, 4.0)]
+    assert pets_tables.reached(curve, -2.0) == 400
+    assert pets_tables.reached(curve, -1.0, within=599) is None
+    assert pets_tables.reached([], -math.inf) is None
+    assert pets_tables.best_so_far([(1, 3.0), (2, 1.0), (3, 4.0)]) == [(1, 3.0), (2, 3.0), (3, 4.0)]
 
 
 PATIENT = """

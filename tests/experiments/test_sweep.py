@@ -128,7 +128,7 @@ def test_bad_arguments_give_one_line(refusal: Refusal) -> None:
     assert "bad.py cannot be read: ZeroDivisionError" in refusal(sweep.main, ["bad.py"])
     assert "none.py does not hold a Study called study" in refusal(sweep.main, ["none.py"])
     assert "--cpus is 0" in refusal(sweep.main, ["good.yaml", "--cpus", "0"])
-    assert "unrecognized arguments: --gpus" in refusal(sweep.main, ["good.yaml", "--gpus"])
+    assert "Unrecognized options: --gpus" in refusal(sweep.main, ["good.yaml", "--gpus"])
     RUNS.mkdir(parents=True)
     (RUNS / "config.json").touch()
     assert "the folder of a run, not of a study" in refusal(sweep.main, ["good.yaml"])

@@ -9,7 +9,7 @@ import torch
 from tianshou.data import Batch
 
 from layeredrl.skills import DADS, SkillModelConfig, SPlaTES
-from tests.skills.walk import CHOICES, SKILLS, TASK, Walk, make_world
+from tests.skills.walk import CHOICES, SKILLS, TASK, Walk, learn_along, make_world
 
 CONFIG = SkillModelConfig(
     n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_skill=4, refresh_every=20, report_every=20
@@ -24,18 +24,6 @@ def pay(obs):
 
 def make(kind=SPlaTES, config=CONFIG, *, steps=5, known=False, **world):
     return kind(TASK, make_world(steps=steps, known=known, **world), steps, config=config)
-
-
-def learn_along(method, walk, n_steps):
-    """Step and learn; what was told, by environment steps."""
-    told = {}
-    for _ in range(n_steps):
-        walk.step()
-        n = walk.n_envs * len(walk.rows[0])
-        metrics = method.learn(walk.replay, n)
-        if metrics:
-            told[n] = metrics
-    return told
 
 
 # ------------------------------------------------------------------ from what

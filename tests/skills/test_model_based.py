@@ -16,7 +16,7 @@ from layeredrl.checkpoint import Checkpoints
 from layeredrl.models.oracle import Oracle
 from layeredrl.skills import DADS, SkillModelConfig, SPlaTES
 from layeredrl.world_model import WorldModel
-from tests.skills.walk import CHOICES, ENCODER, SKILLS, TASK, Walk, make_world
+from tests.skills.walk import CHOICES, ENCODER, SKILLS, TASK, Walk, learn_along, make_world
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 CONFIG = SkillModelConfig(
@@ -45,18 +45,6 @@ def skewed(method):
     )
     method.whitening.update(step @ mix.mT)
     return method
-
-
-def learn_along(method, walk, n_steps):
-    """Step and learn; what was told, by environment steps."""
-    told = {}
-    for _ in range(n_steps):
-        walk.step()
-        n = walk.n_envs * len(walk.rows[0])
-        metrics = method.learn(walk.replay, n)
-        if metrics:
-            told[n] = metrics
-    return told
 
 
 def flat(state, place=""):

@@ -13,6 +13,7 @@ from layeredrl.encoders import LearnedEncoder
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.nets import GaussianMixtureMLP
 from layeredrl.replay import Replay
+from layeredrl.skills import ModelBasedSkills
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
 
@@ -212,3 +213,15 @@ def make_world(
 def triples(obs: Any, act: Any, obs_next: Any) -> set[tuple[float, ...]]:
     """Segments (n, O), (n, Z), (n, O) as they can be compared."""
     return {tuple(np.concatenate([np.ravel(x) for x in row]).tolist()) for row in zip(obs, act, obs_next, strict=True)}
+
+
+def learn_along(method: ModelBasedSkills, walk: Walk, n_steps: int) -> dict[int, dict[str, float]]:
+    """Step and learn; what was told, by environment steps."""
+    told = {}
+    for _ in range(n_steps):
+        walk.step()
+        n = walk.n_envs * len(walk.rows[0])
+        metrics = method.learn(walk.replay, n)
+        if metrics:
+            told[n] = metrics
+    return told
