@@ -11,6 +11,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, RandomLevel
 from layeredrl.levels.skill_level import SkillLevel
 from layeredrl.off_policy import SACConfig
+from layeredrl.skills import SkillMethod
 from layeredrl.skills.diayn import DIAYN as Method
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
@@ -42,10 +43,14 @@ class DIAYN:
         """Wire the agent for a task; networks are drawn from torch's global generator."""
         if not isinstance(task.action_space, spaces.Box):
             raise ValueError(f"the action space is {task.action_space}, expected a Box: SAC acts in nothing else")
-        method = Method(task, Encoder(task, self.state or None).to(device), self.n_skills, self.duration)
+        method = self.make_method(task, device)
         algorithm = self.sac.build(method.n_inputs, task.action_space, device)
         policy = SkillLevel(algorithm, method, task.action_space, n_envs=task.n_envs, learning=self.policy, seed=seed)
-        return Hierarchy([RandomLevel(method.space, duration=self.duration), policy], task, device)
+        return Hierarchy([RandomLevel(method.space, duration=method.duration), policy], task, device)
+
+    def make_method(self, task: TaskSpec, device: torch.device) -> SkillMethod:
+        """The skill method; a subclass may bring another one."""
+        return Method(task, Encoder(task, self.state or None).to(device), self.n_skills, self.duration)
 
 
 DIAYN.presets = {

@@ -13,7 +13,7 @@ from layeredrl.checks import require_number
 from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
-from layeredrl.models import FitConfig
+from layeredrl.models import FitConfig, ProbabilisticEnsemble
 from layeredrl.objective import Objective
 from layeredrl.planners import (
     CEM,
@@ -81,8 +81,7 @@ class PETS:
             seed: Of fitting; the networks are drawn from torch's global generator.
         """
         encoder = Encoder(task)
-        dims = task.dims.among(encoder.state_index.tolist())
-        dynamics = self.model.build(encoder.state_space, encoder.context_space, task.action_space, device, dims=dims)
+        dynamics = self.make_dynamics(encoder, task, device)
         objective = Objective(
             encoder.state_dim,
             discount=self.discount,
@@ -91,10 +90,16 @@ class PETS:
             support_weight=self.support_weight,
         )
         world = WorldModel(encoder, dynamics, task, objective=objective)
-        level = PlannerLevel(world, self._planner(task), task.action_space, learning=self.learning, seed=seed)
+        level = PlannerLevel(world, self.make_planner(task), task.action_space, learning=self.learning, seed=seed)
         return Hierarchy([level], task, device)
 
-    def _planner(self, task: TaskSpec) -> Planner:
+    def make_dynamics(self, encoder: Encoder, task: TaskSpec, device: torch.device) -> ProbabilisticEnsemble:
+        """The ensemble; a subclass may make it of other networks."""
+        dims = task.dims.among(encoder.state_index.tolist())
+        return self.model.build(encoder.state_space, encoder.context_space, task.action_space, device, dims=dims)
+
+    def make_planner(self, task: TaskSpec) -> Planner:
+        """The planner; a subclass may bring another one."""
         match self.planner:
             case "icem":
                 return ICEM(task.action_space, self.icem)

@@ -56,7 +56,8 @@ class SPlaTES(SkillAgent):
 
 
 SPlaTES.presets = {
-    "demo": SPlaTES(**IN_A_MAZE, support_weight=2.0),
+    # Narrow cells: in wide ones a plan may creep through a wall, by a little that the model gets wrong with each skill.
+    "demo": SPlaTES(**IN_A_MAZE, support_weight=4.0, support_cell=0.1, support_visits=2),
     "ant": SPlaTES(**ON_LEGS, skills=SkillModelConfig(n_first=5000, updates_per_skill=4.0)),
     "debug": SPlaTES(**DEBUG),
 }

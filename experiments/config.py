@@ -14,6 +14,7 @@ import tyro
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from experiments.command_line import command_line
+from experiments.sweep_wandb import SweepTrial, words_of_sweep
 from layeredrl.environments import Vectorization
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import WandbSettings
@@ -91,6 +92,8 @@ class RunConfig(Generic[A]):
     """Project that the run belongs to."""
     wandb_group: str | None = None
     """Runs that belong together, for instance the seeds of one setting."""
+    wandb_job_type: str = "train"
+    """Kind of the run within its group."""
     wandb_name: str | None = None
     """Name of the run; that of its folder by default."""
     wandb_tags: tuple[str, ...] = ()
@@ -126,7 +129,9 @@ class RunConfig(Generic[A]):
     def wandb_settings(self) -> WandbSettings:
         """For the W&B logger."""
         name = self.wandb_name or self.folder.name
-        return WandbSettings(self.wandb, self.wandb_project, self.wandb_group, name, self.wandb_tags)
+        return WandbSettings(
+            self.wandb, self.wandb_project, self.wandb_group, self.wandb_job_type, name, self.wandb_tags
+        )
 
 
 TRAINER_PRESETS = {
@@ -173,13 +178,25 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
         agent=agent,
         preset=preset,
         trainer=trainers.get(preset, TrainerConfig()),
-        settings=presets.get(preset) or cls(),
+        settings=_settings(cls, presets.get(preset)),
     )
     run_config: Any = RunConfig
-    config: RunConfig[Any] = command_line(run_config[cls], args, prog="python -m experiments.train", default=default)
+    words = words_of_sweep(args, default)
+    config: RunConfig[Any] = command_line(run_config[cls], words, prog="python -m experiments.train", default=default)
     if config.agent != agent:
         raise ValueError(f"the agent {config.agent!r} has to come first, or as --agent {config.agent}")
-    return config
+    trial = SweepTrial.from_environment()
+    if trial is None:
+        return config
+    trial.check(to_dict(config))
+    return dataclasses.replace(config, name=config.name or f"{config.folder.name}-{trial.run_id}")
+
+
+def _settings(cls: type[Any], preset: Any) -> Any:
+    """A preset as settings of this class, which may have inherited it; its defaults if there is none."""
+    if preset is None:
+        return cls()
+    return preset if isinstance(preset, cls) else cls(**vars(preset))
 
 
 def to_json(config: RunConfig[Any]) -> str:

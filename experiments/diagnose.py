@@ -1,5 +1,6 @@
-"""How good is a run's world model? `python -m experiments.diagnose runs/NAME` prints numbers and draws figures."""
+"""How good is a run's world model? `python -m experiments.diagnose runs/NAME` prints numbers, draws figures."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from experiments.command_line import command_line, fail
 from experiments.evaluate import EvaluateConfig, load
 from experiments.held_out import collect, displaced, longest_episode, trajectories, transitions
 from experiments.pictures import world_model_of
+from experiments.run import DIAGNOSIS, write_whole
 from layeredrl.checks import require_counts
 from layeredrl.models.diagnostic_figures import draw_calibration, draw_disagreement, draw_open_loop, draw_predictions
 from layeredrl.models.diagnostics import evaluate_disagreement, evaluate_one_step, evaluate_open_loop
@@ -41,26 +43,31 @@ def main() -> None:
     """Load, collect, measure, tell, draw."""
     try:
         args = command_line(DiagnoseConfig, sys.argv[1:], prog="python -m experiments.diagnose")
-        config, agent, _ = load(EvaluateConfig(args.run, device=args.device))
+        config, agent, n_trained = load(EvaluateConfig(args.run, device=args.device))
         world = world_model_of(agent)
         if world is None:
             raise ValueError(f"{args.run} holds {config.agent}, which does not plan the environment's own actions")
     except (ValueError, TypeError) as error:
         fail(error)
-    columns = {}
+    columns: dict[str, dict[str, float]] = {}
     for policy, actor in (("random", None), ("agent", agent)):
         data, model = collect(config.env, actor, n_steps=args.steps, seed=args.seed), world.dynamics
         rows, pieces = transitions(data, world), trajectories(data, min(args.horizon, longest_episode(data)), world)
         one_step, disagreement = evaluate_one_step(model, rows), evaluate_disagreement(model, rows, displaced(rows))
         open_loop = evaluate_open_loop(model, pieces, generator=torch.Generator(model.device).manual_seed(args.seed))
-        columns[policy] = one_step.metrics() | open_loop.metrics() | disagreement.metrics()
+        metrics = one_step.metrics() | open_loop.metrics() | disagreement.metrics()
+        told = {key: value for key, value in metrics.items() if "/member_" not in key}
+        columns[policy] = {"n_total_env_steps": n_trained, **told}
         title = f"{config.agent} on {config.env}, {policy} actions"
         draw_predictions(one_step, title=title).savefig(args.run / f"model_predictions_{policy}.png", dpi=120)
         draw_calibration(one_step, title=title).savefig(args.run / f"model_calibration_{policy}.png", dpi=120)
         draw_open_loop(open_loop, title=title).savefig(args.run / f"model_open_loop_{policy}.png", dpi=120)
         draw_disagreement(disagreement, title=title).savefig(args.run / f"model_disagreement_{policy}.png", dpi=120)
-    table = Table("number", *columns, caption="figures: model_*.png in the run's folder", caption_justify="left")
-    for key in (key for key in columns["random"] | columns["agent"] if "/member_" not in key):
+    write_whole(args.run / DIAGNOSIS, json.dumps(columns, indent=2) + "\n")
+    table = Table(
+        "number", *columns, caption=f"{DIAGNOSIS} and figures, model_*.png, in the run's folder", caption_justify="left"
+    )
+    for key in columns["random"] | columns["agent"]:
         table.add_row(key, *(f"{column[key]:.4g}" if key in column else "" for column in columns.values()))
     show(table)
 

@@ -1,7 +1,13 @@
-"""Play episodes with a trained agent: `python -m experiments.evaluate runs/NAME --episodes 10 --video policy.gif`."""
+"""Play episodes with a trained agent: `python -m experiments.evaluate runs/NAME --episodes 10 --video policy.gif`.
+
+`wandb:ENTITY/PROJECT/NAME:latest` in place of the folder downloads the model that a run has logged to W&B.
+"""
 
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +26,16 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
 from layeredrl.trainer import success_rate
 
+WANDB = "wandb:"
+"""What the name of a model on W&B begins with."""
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """Play episodes with a trained agent, without exploration."""
 
     run: tyro.conf.Positional[Path]
-    """Folder of the run."""
+    """Folder of the run, or wandb:ENTITY/PROJECT/NAME:latest for a model on W&B."""
     episodes: int = 10
     """How many episodes."""
     seed: int = 1_000_000
@@ -64,11 +73,34 @@ def load(args: EvaluateConfig) -> tuple[RunConfig[Any], Hierarchy, int]:
         return config, agent, int(state["n_total_env_steps"])
 
 
+@contextmanager
+def found(run: Path) -> Iterator[Path]:
+    """The folder of a run; a W&B model is downloaded to one, which is gone afterwards.
+
+    Raises:
+        ValueError: There is no such model, no key, no network, or no wandb.
+    """
+    if not str(run).startswith(WANDB):
+        yield run
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            import wandb
+
+            wandb.setup(settings=wandb.Settings(silent=True))
+            name = str(run).removeprefix(WANDB)
+            wandb.Api().artifact(name, type="model").download(folder)
+        except (ImportError, OSError, ValueError, wandb.Error) as error:
+            raise ValueError(f"{run} cannot be downloaded: {error}") from error
+        yield Path(folder)
+
+
 def main() -> None:
     """Load, play, tell."""
     try:
         args = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
-        config, agent, n_total_env_steps = load(args)
+        with found(args.run) as folder:
+            config, agent, n_total_env_steps = load(replace(args, run=folder))
         if args.video is not None and not can_render(config.env):
             raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
     except (ValueError, TypeError, OSError) as error:

@@ -17,7 +17,8 @@ from experiments.pictures import (
     record_episode,
     world_model_of,
 )
-from experiments.run import CHECKPOINTS, METRICS, PICTURES, SUMMARY, can_render, write_whole
+from experiments.run import CHECKPOINTS, CONFIG, METRICS, PICTURES, SUMMARY, can_render, write_whole
+from layeredrl.checkpoint import Checkpoints
 from layeredrl.collector import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
@@ -49,7 +50,7 @@ def finish(
     training: Training,
     save: Callable[[], object],
 ) -> None:
-    """Draw the pictures that the settings ask for, log and `save` them, and print the closing table."""
+    """Draw the pictures that the settings ask for, log and `save` them, log the model, and print the closing table."""
     n_steps = training.n_total_env_steps
     rows = {
         "agent": config.agent,
@@ -75,6 +76,7 @@ def finish(
         except OSError as error:  # a full disk, after hours of training
             rows["pictures"] = f"not all: {error}"
         save()  # the logs' positions: W&B would ignore what a longer run logged where the pictures are
+    log_model(folder, logger)
     if (folder / METRICS).exists():  # it begins with the first finished episode or fit
         rows["metrics"] = str(folder / METRICS)
     rows["checkpoints"] = str(folder / CHECKPOINTS)
@@ -84,6 +86,15 @@ def finish(
         rows["summary"] = f"none: {error}"
     logger.close()  # ends the live display before the table
     closing_table(rows)
+
+
+def log_model(folder: Path, logger: Logger) -> None:
+    """Log all that `experiments.evaluate` needs: the settings, and the newest checkpoint without its replay."""
+    newest = Checkpoints(folder / CHECKPOINTS).newest()
+    if newest is not None:
+        checkpoint = f"{CHECKPOINTS}/{newest:012d}"
+        names = (CONFIG, f"{checkpoint}/manifest.json", f"{checkpoint}/state.pt")
+        logger.log_model({name: folder / name for name in names}, newest)
 
 
 def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, training: Training) -> dict[str, str]:

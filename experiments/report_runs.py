@@ -11,17 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.run import CHECKPOINTS, CONFIG, FREE, METRICS, SUMMARY, flatten
+from experiments.run import CHECKPOINTS, CODE, CONFIG, DIAGNOSIS, FREE, METRICS, SUMMARY, flatten
 from layeredrl.loggers import STEP_COLUMN
 
 SECONDS = "time/seconds"
 CPU_SECONDS = "time/cpu_seconds"
 RETURN = "env/episode_return"
-
-CODE = "code.json"
-"""Which code a run was made with, name by name; shown where a run has it."""
-DIAGNOSIS = "diagnosis.json"
-"""Numbers of the model by policy and name; shown where a run has them."""
 
 OWN = FREE | {"name", "runs_dir", "seed"}
 """Settings that may differ between the seeds of one setting."""

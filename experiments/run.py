@@ -29,6 +29,10 @@ PICTURES = "pictures"
 CONFIG = "config.json"
 LOCK = "lock"
 WANDB_ID = "wandb_id"
+CODE = "code.json"
+"""Which code a run was made with, name by name."""
+DIAGNOSIS = "diagnosis.json"
+"""What `experiments.diagnose` found of a run's model: numbers by policy and name."""
 SUMMARY = "summary.json"
 """What a run came to; it is there when all is done, pictures too."""
 
@@ -183,16 +187,22 @@ def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
         wandb = WandbLogger(config.wandb_settings, settings, folder)
         # Kept from the beginning: a run that is killed before its first checkpoint goes on with the same one.
         path = folder / WANDB_ID
+        given = os.environ.get("WANDB_RUN_ID")  # by the agent of a W&B sweep, or a person
         if not path.exists():
-            write_whole(path, str(wandb.state_dict()["run_id"]))
-        wandb.load_state_dict({"run_id": path.read_text().strip(), "n_records": 0})
+            write_whole(path, given or str(wandb.state_dict()["run_id"]))
+        known = path.read_text().strip()
+        if given and given != known:
+            raise ValueError(
+                f"{folder} logs to the W&B run {known}, but WANDB_RUN_ID is {given}; choose another --name"
+            )
+        wandb.load_state_dict({"run_id": known, "n_records": 0})
         loggers.append(wandb)
     return LoggerList(loggers)
 
 
 FREE = {
     *("device", "env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
-    *("wandb", "wandb_group", "wandb_name", "wandb_project", "wandb_tags"),
+    *("wandb", "wandb_group", "wandb_job_type", "wandb_name", "wandb_project", "wandb_tags"),
     *("trainer.checkpoint_every", "trainer.n_total_env_steps", "trainer.pictures_every"),
 }
 """Settings that may change when a run goes on. The folder's own name and place may, too."""

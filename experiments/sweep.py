@@ -14,9 +14,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import tyro
 from rich.console import Console
@@ -24,6 +24,7 @@ from rich.console import Console
 from experiments.command_line import command_line, fail
 from experiments.signals import STOPPED, StopRequest
 from experiments.sweep_guard import CONTROL, METRICS, STOP, SUMMARY, Attempt, Told, newest_checkpoint, write_whole
+from experiments.sweep_search import Draws, Suggest, optuna_suggest
 from experiments.sweep_study import Study, Trial, load
 from experiments.sweep_table import Metrics, Progress, StudyFiles, StudyView
 
@@ -43,6 +44,10 @@ LONGEST_PAUSE_S = 60.0  # before a trial is tried again
 
 class Pool(Protocol):
     """Makes tries somewhere; `RayPool` is one."""
+
+    def room(self) -> int:
+        """How many tries can be made side by side."""
+        ...
 
     def submit(self, token: str, attempt: str) -> None:
         """Have a try made; `attempt` is an `Attempt` as JSON."""
@@ -65,6 +70,10 @@ class Sweep:
         program: What trains.
         console: Where to tell of it.
         lease_s: See `Attempt`.
+        suggest: Chooses the settings of a search that learns; Optuna by default.
+
+    Raises:
+        ValueError: The draws so far are of another search.
     """
 
     def __init__(
@@ -76,20 +85,23 @@ class Sweep:
         program: Sequence[str] = PROGRAM,
         console: Console | None = None,
         lease_s: float = Attempt.lease_s,
+        suggest: Suggest | None = None,
     ) -> None:
         self.study, self.folder, self.pool, self.program, self.lease_s = study, folder, pool, tuple(program), lease_s
-        self.progress = [Progress(trial, Metrics(folder / trial.name / METRICS)) for trial in study.trials()]
+        self.draws = Draws(study, folder, suggest) if study.learns else None
+        trials = study.trials() if self.draws is None else self.draws.trials()
+        self.progress = [self._progress(trial) for trial in trials]
         self.view = StudyView(study, console or Console())
         self._files = StudyFiles(study, folder)
         self._own = folder / "sweep"
         self._under_way: dict[str, Progress] = {}
-        self._looked_s = self._written_s = 0.0
+        self._looked_s = self._written_s = self._draw_s = 0.0
         self._stopping_s: float | None = None
 
     @property
     def done(self) -> bool:
         """Whether all trials are."""
-        return all(one.state == "done" for one in self.progress)
+        return not self._draws_more and all(one.state == "done" for one in self.progress)
 
     def run(self, stop: Callable[[], bool] = lambda: False) -> None:
         """Go on until every trial is done or has failed, or until `stop`; then all that train save and end."""
@@ -99,6 +111,7 @@ class Sweep:
             for one in self.progress:
                 one.metrics.update()
                 self._begin(one)
+            self._draw()
             self._write()
             while self._goes_on():
                 for token, told in self.pool.wait(0.5):
@@ -108,6 +121,8 @@ class Sweep:
                 for one in self.progress if self._stopping_s is None else ():
                     if one.state == "waiting" and not one.token and time.monotonic() >= one.due_s:
                         self._begin(one)
+                if self._stopping_s is None:
+                    self._draw()
                 self._look()
         finally:
             self._look(now=True)
@@ -116,10 +131,32 @@ class Sweep:
 
     def _goes_on(self) -> bool:
         if self._stopping_s is None:
-            return any(one.state in ("waiting", "running") for one in self.progress)
+            return self._draws_more or any(one.state in ("waiting", "running") for one in self.progress)
         # Nobody waits for tries that no machine has room for; should one begin later, it ends at once.
         waited = time.monotonic() - self._stopping_s > GIVE_UP_S
         return any(one.state == "running" or not waited for one in self._under_way.values())
+
+    @property
+    def _draws_more(self) -> bool:
+        return self.draws is not None and self.draws.more
+
+    def _draw(self) -> None:
+        """Begin further draws of a search that learns while there is room; the later it draws, the more it knows."""
+        while self.draws is not None and self.draws.more and time.monotonic() >= self._draw_s:
+            if sum(one.state in ("waiting", "running") for one in self.progress) >= self.pool.room():
+                return
+            try:
+                trials = self.draws.next(self.progress)
+            except OSError as error:  # tried again later: a study that is stopped could not go on with such a draw
+                self.view.say(f"{self.draws.path.name} cannot be written: {error}")
+                self._draw_s = time.monotonic() + WRITE_S
+                return
+            for trial in trials:
+                self.progress.append(self._progress(trial))
+                self._begin(self.progress[-1])
+
+    def _progress(self, trial: Trial) -> Progress:
+        return Progress(trial, Metrics(self.folder / trial.name / METRICS))
 
     def _begin(self, one: Progress) -> None:
         """Try a trial, unless it is done."""
@@ -153,6 +190,8 @@ class Sweep:
         if told["outcome"] == "done":
             one.state, value = "done", one.metrics.episode_return
             self._say(one, f"done, {one.metrics.steps} steps" + ("" if value is None else f", return {value:.2f}"))
+            if self.draws is not None and self.draws.score([one]) is None:
+                self._say(one, f"has no {self.draws.search.metric} to learn from; its draw counts as bad")
         elif told["outcome"] == "bad":
             one.state = "failed"
             self._say(one, f"bad settings, not tried again: {one.message}")
@@ -245,8 +284,10 @@ class SweepConfig:
     """Where the study's folder is."""
     cpus: int | None = None
     """Cores of this machine to use; all by default."""
+    wandb: Literal["off", "offline", "online"] | None = None
+    """Where the trials log to Weights & Biases, as a group; what the study says by default."""
     list: bool = False
-    """Only print the commands of all trials."""
+    """Only print the commands of all trials; of a search that learns, of those known so far."""
 
     def __post_init__(self) -> None:
         if self.cpus is not None and self.cpus < 1:
@@ -261,13 +302,19 @@ def main(args: Sequence[str] | None = None) -> None:
         words = sys.argv[1:] if args is None else args
         options: SweepConfig = command_line(SweepConfig, words, prog="python -m experiments.sweep")
         study = load(options.study)
+        if options.wandb is not None:
+            study = replace(study, wandb=options.wandb)
         folder = options.runs_dir / study.name
-        trials = study.trials()
+        draws = Draws(study, folder) if study.learns else None
+        trials = study.trials() if draws is None else draws.trials()
         if options.list:
-            print(*(trial.command(folder) for trial in trials), sep="\n")
+            if draws is not None:
+                print(draws.told(), file=sys.stderr)
+            print(*(f"{trial.command(folder)}\n" for trial in trials), sep="", end="")
             return
+        suggest = optuna_suggest() if study.learns else None
         with open_study(folder):
-            done, stopped_by = _run(study, folder, options.address, options.cpus)
+            done, stopped_by = _run(study, folder, suggest, options)
     except ValueError as error:
         fail(error)
     if stopped_by is not None and not done:
@@ -280,16 +327,16 @@ def main(args: Sequence[str] | None = None) -> None:
         )
 
 
-def _run(study: Study, folder: Path, address: str | None, n_cpus: int | None) -> tuple[bool, str | None]:
+def _run(study: Study, folder: Path, suggest: Suggest | None, options: SweepConfig) -> tuple[bool, str | None]:
     """Whether all trials are done, and the signal that stopped them."""
     from experiments.sweep_ray import RayPool
 
-    pool = RayPool(address, n_cpus, study.resources)
+    pool = RayPool(options.address, options.cpus, study.resources)
     with StopRequest() as stop:  # only now: Ray has handlers of its own
         try:
             if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a connection that is lost asks to stop, too
                 signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
-            sweep = Sweep(study, folder, pool)
+            sweep = Sweep(study, folder, pool, suggest=suggest)
             if not pool.fits:
                 sweep.view.say("no machine of the cluster has room for a trial now; the study waits for one")
             sweep.run(lambda: bool(stop))

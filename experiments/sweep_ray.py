@@ -57,6 +57,7 @@ class RayPool:
             num_cpus=resources.cpus, num_gpus=resources.gpus, scheduling_strategy="SPREAD"
         )
         wanted = {"CPU": resources.cpus, "GPU": resources.gpus}
+        self._wanted = {kind: n for kind, n in wanted.items() if n}
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         self.fits = any(all(node.get(kind, 0) >= n for kind, n in wanted.items()) for node in nodes)
         """Whether there is a machine now that a trial fits on."""
@@ -64,6 +65,18 @@ class RayPool:
             self.close()
             has = ", ".join(f"{nodes[0].get(kind, 0):g} {kind}" for kind in wanted) if nodes else "nothing"
             raise ValueError(f"a trial takes {resources.cpus:g} CPU, {resources.gpus:g} GPU; this machine has {has}")
+
+    def room(self) -> int:
+        """How many tries fit on the machines of now, side by side; at least one, for which a cluster may grow.
+
+        Raises:
+            ValueError: The cluster is lost.
+        """
+        try:
+            nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        except (ConnectionError, self._ray.exceptions.RayError) as error:
+            raise ValueError(f"the cluster is lost: {error}") from error
+        return max(1, sum(min(int(node.get(kind, 0) / n) for kind, n in self._wanted.items()) for node in nodes))
 
     def submit(self, token: str, attempt: str) -> None:
         """Have a try made, now or when there is room."""

@@ -6,106 +6,30 @@ Light on purpose: the driver of a study loads neither torch nor what the agents 
 import hashlib
 import itertools
 import math
-import random
 import re
 import runpy
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-Value = bool | int | float | str | None
+from experiments.sweep_space import STRICT, Choice, Draw, Range, Search, Value
+
+__all__ = ["Choice", "Range", "Resources", "Search", "Study", "Trial", "load"]
+
 Overrides = tuple[str | int | float, ...] | dict[str, Any]
 """Settings of `experiments.train`: words of its command line, or a dict such as {"trainer.n_total_env_steps": 500}."""
 
 Options = dict[str, tuple[str, ...]]
 """Words of a command line by the option that they set."""
 
-_STRICT = {"extra": "forbid"}  # a mistyped field is an error
 _RESERVED = {
     **{"env": "environments", "seed": "seeds", "name": "name", "agent": "agents", "runs-dir": "--runs-dir"},
     "fresh": "another name for the study",
 }
 _NAME = re.compile(r"[A-Za-z0-9][\w.+-]*", re.ASCII)
 _LONGEST = 150  # letters of a trial's name; file systems take 255, and the files of a sweep have endings
-
-
-@dataclass(frozen=True)
-class Range:
-    """A number between two bounds."""
-
-    low: float
-    """At least this."""
-    high: float
-    """At most this."""
-    log: bool = False
-    """Draw the logarithm evenly, not the number."""
-    integer: bool = False
-    """Whole numbers only."""
-
-    __pydantic_config__ = _STRICT
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise ValueError(f"a range goes from {self.low} to {self.high}, expected low < high")
-        if self.log and self.low <= 0:
-            raise ValueError(f"a logarithmic range begins at {self.low}, expected a positive number")
-        if self.integer and (self.low % 1 or self.high % 1):
-            raise ValueError(f"a range of whole numbers goes from {self.low} to {self.high}")
-
-    def draw(self, rng: random.Random) -> float:
-        """One of them, short enough for a command line."""
-        low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
-        if self.integer and not self.log:
-            return rng.randint(int(low), int(high))
-        drawn = rng.uniform(low, high)
-        value = math.exp(drawn) if self.log else drawn
-        rounded = round(value) if self.integer else float(f"{value:.4g}")
-        return min(max(rounded, self._plain(self.low)), self._plain(self.high))
-
-    def _plain(self, bound: float) -> float:
-        return int(bound) if self.integer else bound
-
-
-@dataclass(frozen=True)
-class Choice:
-    """One of several values."""
-
-    values: tuple[Value, ...]
-    """All equally likely."""
-
-    __pydantic_config__ = _STRICT
-
-    def __post_init__(self) -> None:
-        if not self.values:
-            raise ValueError("a choice has no values")
-
-    def draw(self, rng: random.Random) -> Value:
-        """One of them."""
-        return rng.choice(self.values)
-
-
-@dataclass(frozen=True)
-class Search:
-    """Settings drawn at random; each draw is tried with all agents, environments and seeds."""
-
-    n_trials: int
-    """How many draws. A study with more of them has the same ones first."""
-    settings: dict[str, Range | Choice]
-    """What to draw from, by the name of the setting."""
-    seed: int = 0
-    """Of the draws."""
-
-    __pydantic_config__ = _STRICT
-
-    def __post_init__(self) -> None:
-        if self.n_trials < 1 or not self.settings:
-            raise ValueError("a search needs n_trials of at least 1, and settings to draw")
-
-    def draw(self, i: int) -> dict[str, Value]:
-        """The settings of a draw; each depends on its own name alone, not on what else is drawn."""
-        return {name: kind.draw(random.Random(f"{self.seed}/{i}/{name}")) for name, kind in self.settings.items()}
 
 
 @dataclass(frozen=True)
@@ -117,7 +41,7 @@ class Resources:
     gpus: float = 0
     """Share of a GPU, 0.25 for four trials on each; or a whole number of them."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
         if not (0 < self.cpus < math.inf):
@@ -174,13 +98,15 @@ class Study:
     grid: dict[str, tuple[Value, ...]] = field(default_factory=dict)
     """Values by the name of a setting; all combinations are tried."""
     search: Search | None = None
-    """Settings drawn at random, in place of a grid."""
+    """Settings that are drawn, in place of a grid."""
     resources: Resources = field(default_factory=Resources)
     """Of one trial."""
+    wandb: Literal["off", "offline", "online"] | None = None
+    """Where all trials log to Weights & Biases, in place of what their settings say."""
     retries: int = 3
     """How often in a row a trial is tried again that crashed, or whose machine was lost, and got no further."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__ = STRICT
 
     def __post_init__(self) -> None:
         for name in (self.name, *self.agents):
@@ -197,27 +123,49 @@ class Study:
         if self.retries < 0:
             raise ValueError(f"retries is {self.retries}, expected at least 0")
 
-    def trials(self) -> list[Trial]:
+    @property
+    def learns(self) -> bool:
+        """Whether what is tried depends on what earlier trials have brought."""
+        return self.search is not None and self.search.method != "random"
+
+    def trials(self, draws: Sequence[Draw] = ()) -> list[Trial]:
         """All trials, in the order in which they are begun.
+
+        Args:
+            draws: Of a search that learns, those so far; it has no others.
 
         Raises:
             ValueError: Settings cannot be words of a command line, or two trials would have the same name.
         """
         common, found = _options("common", self.common), dict[str, Trial]()
         agents = {name: _agent(name, overrides) for name, overrides in self.agents.items()}
-        # Seed after seed: a study that is looked at half-way has something of everything.
-        for seed, (label, settings), env, name in itertools.product(
-            self.seeds, self._variants(), self.environments, agents
-        ):
+        for name, env, (label, settings), seed in self._drawn(draws) if self.learns else self._all():
             agent, own = agents[name]
             chosen = _options("grid" if self.grid else "search", settings)
             fixed = {"env": ("--env", env), "seed": ("--seed", str(seed))}
-            words = (agent, *itertools.chain(*{**fixed, **common, **own, **chosen}.values()))
+            words = (agent, *itertools.chain(*self._grouped({**fixed, **common, **own, **chosen}).values()))
             trial = Trial(_folder_name(name, env, label, f"seed{seed}"), name, env, seed, settings, words)
             if trial.name in found:
                 raise ValueError(f"two trials would be called {trial.name}; give the agents other names")
             found[trial.name] = trial
         return list(found.values())
+
+    def _grouped(self, options: Options) -> Options:
+        """A trial's options; one that logs to W&B belongs to the group of the study, unless it names another."""
+        if self.wandb is not None:
+            options = {**options, "wandb": ("--wandb", self.wandb)}
+        if options.get("wandb", ("off",))[-1].rpartition("=")[2] == "off":
+            return options
+        return {"wandb-group": ("--wandb-group", self.name), "wandb-job-type": ("--wandb-job-type", "trial"), **options}
+
+    def _all(self) -> Iterator[tuple[str, str, tuple[str, dict[str, Value]], int]]:
+        """Seed after seed: a study that is looked at half-way has something of everything."""
+        for seed, variant, env, name in itertools.product(self.seeds, self._variants(), self.environments, self.agents):
+            yield name, env, variant, seed
+
+    def _drawn(self, draws: Sequence[Draw]) -> Iterator[tuple[str, str, tuple[str, dict[str, Value]], int]]:
+        for draw, seed in itertools.product(draws, self.seeds):
+            yield draw.agent, draw.environment, (f"draw{draw.number:03d}", draw.settings), seed
 
     def _variants(self) -> Iterator[tuple[str, dict[str, Value]]]:
         """What grid or search choose, each with a name."""

@@ -25,6 +25,7 @@ from experiments.run import (
 )
 from experiments.signals import STOPPED, StopRequest
 from experiments.skill_pictures import SkillPictures
+from experiments.versions import record
 from layeredrl.checkpoint import Checkpoints
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
@@ -96,6 +97,7 @@ def main() -> None:
             print("--fresh starts over.")
             return
         (folder / SUMMARY).unlink(missing_ok=True)  # of a shorter run
+        record(folder, n_before)
         if n_before:
             print(f"{folder} goes on at {n_before} of {n_end} environment steps")
         try:

@@ -1,5 +1,6 @@
 """What an agent needs to know about the environments it acts in."""
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -103,15 +104,18 @@ class TaskSpec:
         Args:
             env: An environment whose action space is in its own units.
             n_envs: How many instances the agent will act in.
+
+        Raises:
+            ValueError: A space is not supported, or what the environment says of itself does not fit it.
         """
         unwrapped = env.unwrapped
         spec = cls(
             observation_space=cast(spaces.Box | spaces.Dict, env.observation_space),
             action_space=env.action_space,
             n_envs=n_envs,
-            reward=getattr(unwrapped, "reward_function", None),
-            termination=getattr(unwrapped, "termination_function", None),
-            dynamics=getattr(unwrapped, "dynamics_function", None),
+            reward=_known_function(unwrapped, "reward", "state, context, action, next_state"),
+            termination=_known_function(unwrapped, "termination", "state, context, action, next_state"),
+            dynamics=_known_function(unwrapped, "dynamics", "state, context, action"),
             dims=StateDims(*(getattr(unwrapped, f"{name}_dims", ()) for name in ("angle", "unseen", "absolute"))),
         )
         action_space = env.action_space
@@ -213,6 +217,24 @@ class _AtEnd:
         nothing = self.nothing.to(state.device).expand(*state.shape[:-1], -1)
         result = self.function(state, context, nothing, after)
         return result if self.factor == 1 else self.factor * result
+
+
+def _known_function(env: gym.Env[Any, Any], name: str, arguments: str) -> Any:
+    """What an environment knows of itself, None if it does not; found wrong here, not after the first fit."""
+    function = getattr(env, f"{name}_function", None)
+    if function is None:
+        return None
+    try:
+        signature = inspect.signature(function)
+    except ValueError:  # not every callable has one
+        return function
+    try:
+        signature.bind(*arguments.split(", "))
+    except TypeError:
+        raise ValueError(
+            f"the environment's {name}_function takes {signature}, expected ({arguments}); it may be a staticmethod"
+        ) from None
+    return function
 
 
 def check_observation_space(space: object) -> None:

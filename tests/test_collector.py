@@ -95,12 +95,12 @@ def play(env, n_steps=40, seed=0):
 
 def combinations():
     result = []
-    for mode in MODES:
+    for i, mode in enumerate(MODES):
         for n_envs in (1, 3, 8):
             result += [(SyncVectorEnv, mode, n_envs, ends) for ends in ENDS]
-        result.append((AsyncVectorEnv, mode, 1, "terminate"))
-        result.append((AsyncVectorEnv, mode, 3, "alternate"))
-        result.append((AsyncVectorEnv, mode, 8, "truncate"))
+        for j, (n_envs, ends) in enumerate([(1, "terminate"), (3, "alternate"), (8, "truncate")]):
+            marks = [] if i == j else [pytest.mark.slow]  # each mode and each number once with processes
+            result.append(pytest.param(AsyncVectorEnv, mode, n_envs, ends, marks=marks))
     return result
 
 

@@ -261,7 +261,9 @@ def test_a_fault_in_a_step_ends_one_episode_and_leaves_the_others_alone(kind, as
                 mask = ours[2] | ours[3] | ~others
 
 
-@pytest.mark.parametrize(("kind", "asynchronous"), kinds())
+@pytest.mark.parametrize(
+    ("kind", "asynchronous"), [(k, False) for k in IN_PROCESS] + [(k, True) for k in ["raise", "nan", *OF_PROCESSES]]
+)
 def test_a_fault_in_a_step_can_raise(kind, asynchronous):
     with pool(asynchronous=asynchronous, timeout_s=0.2 if kind == "hang" else 20.0) as env:
         env.reset(seed=0)
@@ -411,7 +413,7 @@ def test_a_worker_that_dies_or_stops_between_calls(number, at):
         env.step(NOTHING)
 
 
-def test_thirty_kills_leave_nothing_behind():
+def test_many_kills_leave_nothing_behind():
     def footprint():
         return len(os.listdir("/proc/self/fd")), len(multiprocessing.active_children())
 
@@ -419,13 +421,13 @@ def test_thirty_kills_leave_nothing_behind():
     with pool(asynchronous=True, on_fault="restart") as env:
         env.reset(seed=0)
         counts = set()
-        for k in range(30):
+        for k in range(12):
             os.kill(pids(env)[k % 3], signal.SIGKILL)
             assert env.step(NOTHING)[4]["fault"][k % 3]
             env.reset(seed=k)
             counts.add(footprint())
         assert len(counts) == 1
-        assert env.n_faults == 30
+        assert env.n_faults == 12
     assert footprint() == before
 
 
@@ -603,7 +605,10 @@ def alive(pid):
 
 @pytest.mark.parametrize(
     ("what", "method"),
-    [("idle", "fork"), ("hang", "fork"), ("signals", "fork"), ("exit", "spawn"), ("idle", "forkserver")],
+    [
+        pytest.param("idle", "fork", marks=pytest.mark.slow),
+        *(("hang", "fork"), ("signals", "fork"), ("exit", "spawn"), ("idle", "forkserver")),
+    ],
 )
 def test_workers_survive_signals_but_not_their_parent(what, method, tmp_path):
     script = tmp_path / "script.py"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-LAB = ("agents", "envs", "experiments", "tests")
+LAB = ("agents", "envs", "examples", "experiments", "tests")
 
 
 def run_python(code: str, cwd: Path) -> str:

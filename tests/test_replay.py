@@ -255,7 +255,7 @@ def without_sync(monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 15))])
 def test_a_replay_that_was_restored_is_the_one_that_never_stopped(tmp_path, seed):
     """Random adds, samples, truncations, saves, saves that fail, and restarts, through several rounds of the rings."""
     rng = np.random.default_rng(seed)
@@ -511,7 +511,7 @@ def check_futures(replay: Replay, plain: list[Rows]) -> None:
         assert found == [path[min(steps, len(path) - 1)] for path in followed]
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [*range(5), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(5, 15))])
 def test_what_came_later_in_an_episode(tmp_path, seed):
     """Episodes of all lengths, longer than a ring and as short as a step; truncated from outside; restored."""
     rng = np.random.default_rng(seed)

@@ -137,6 +137,29 @@ def test_what_is_known_is_read_from_the_environment():
     assert unknown.termination is None
 
 
+class Mistaken(SpaceEnv):
+    """Forgot that its function is called without it."""
+
+    def termination_function(state, context, action, next_state):
+        return state[..., 0] > 1
+
+
+class Knowing(SpaceEnv):
+    """Its function is a method."""
+
+    def reward_function(self, state, context, action, next_state):
+        return next_state[..., 0]
+
+
+def test_functions_with_other_arguments_are_named_at_once():
+    expected = (
+        r"termination_function takes \(context, action, next_state\), expected \(state, context, action, next_state\)"
+    )
+    with pytest.raises(ValueError, match=expected):
+        TaskSpec.from_env(Mistaken())
+    assert TaskSpec.from_env(Knowing()).reward is not None
+
+
 class Walker(SpaceEnv):
     """Says what is special about its seven dimensions, with the goal at 4."""
 

@@ -311,7 +311,7 @@ def cartpole_agent(n_envs, planner=True):
     return Hierarchy([PlannerLevel(world, icem, task.action_space, learning=None)], task)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_pets_that_knows_the_truth_balances_from_the_first_episode(seed):
     agent = cartpole_agent(4)
     collector = Collector(make_vector_env("ContinuousCartPole-v0", 4), agent, seed=seed)

@@ -90,13 +90,16 @@ def main() -> None:
         raise SystemExit(f"not all trials are done: {sweep.view.summary(sweep.progress)}")
     shutil.rmtree(folder)
     each_s = seconds / config.trials
+    niceness = os.environ.get("RAY_worker_niceness")  # noqa: SIM112  Ray calls it so
+    prefix = "" if niceness is None else f"RAY_worker_niceness={niceness} "
+    load, n_cores = os.getloadavg()[1], os.cpu_count()
     lines = [
         "# What a study costs beside its trials",
         "",
         f"{config.trials} trials, {config.cpus} at a time, each a process that only leaves the files of a run. Memory",
         "is what the process that schedules has resident.",
         "",
-        f"    python -m experiments.benchmarks.sweep --trials {config.trials} --cpus {config.cpus}",
+        f"    {prefix}python -m experiments.benchmarks.sweep --trials {config.trials} --cpus {config.cpus}",
         "",
         "| trials done | seconds | MiB |",
         "|---|---|---|",
@@ -104,6 +107,12 @@ def main() -> None:
         "",
         f"A trial takes {alone_s:.3f} s by itself. In the study one ends every {each_s:.3f} s, so that each occupies",
         f"its core for {each_s * config.cpus:.3f} s: {each_s * config.cpus - alone_s:.3f} s more than by itself.",
+        f"In the last minutes of it {load:.1f} processes on average wanted one of the machine's {n_cores} cores.",
+        *(
+            []
+            if niceness is None
+            else [f"Ray's workers had niceness {niceness}, not Ray's own 15, with which they would starve."]
+        ),
         "",
         machine_line("ray"),
         "",

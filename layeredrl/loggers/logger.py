@@ -15,7 +15,8 @@ STEP_COLUMN = "n_total_env_steps"
 class Logger(ABC):
     """Where the numbers of a run go.
 
-    Metric names are grouped by a prefix: ``env/``, ``model/``, ``plan/``, ``skill/``, ``time/``, ``eval/``.
+    Metric names are grouped by a prefix: ``env/``, ``eval/``, ``model/``, ``plan/``, ``policy/``, ``skill/``,
+    ``time/``.
 
     A logger takes its settings in the constructor and touches its file or service with the first record. In
     between, `load_state_dict` makes it continue the log of an earlier process: what was logged after the
@@ -40,6 +41,12 @@ class Logger(ABC):
 
     def log_video(self, name: str, path: Path, n_total_env_steps: int) -> None:  # noqa: B027  optional
         """Record the GIF at `path`, which may change afterwards. A logger without pictures does nothing."""
+
+    def log_model(self, files: Mapping[str, Path], n_total_env_steps: int) -> None:  # noqa: B027  optional
+        """Record a trained model: its files, which may change afterwards, by their names relative to its folder.
+
+        A logger that keeps no models does nothing.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to continue this log: JSON-able, and by now safe on the disk."""
@@ -90,6 +97,11 @@ class LoggerList(Logger):
     def log_video(self, name: str, path: Path, n_total_env_steps: int) -> None:
         _require_file(name, path)
         self._call_each(lambda logger: logger.log_video(name, path, n_total_env_steps))
+
+    def log_model(self, files: Mapping[str, Path], n_total_env_steps: int) -> None:
+        for name, path in files.items():
+            _require_file(name, path)
+        self._call_each(lambda logger: logger.log_model(files, n_total_env_steps))
 
     def state_dict(self) -> dict[str, Any]:
         """The states by logger; of one that is switched off, fails now or is not here, the last that it could give."""

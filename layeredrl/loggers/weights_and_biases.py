@@ -1,6 +1,9 @@
 """Weights & Biases: online, or offline on the disk until somebody runs `wandb sync`."""
 
+import re
 import secrets
+import shutil
+import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +15,9 @@ from layeredrl.loggers.logger import STEP_COLUMN, Logger
 if TYPE_CHECKING:
     import wandb
 
-# wandb.login gives up after 10 s without a network, so an answer from then on should come soon.
-_INIT_TIMEOUT_S = 10.0
+# wandb.login gives up after 10 s without a network. What it leaves of these seconds is for the answers from then on.
+_ONLINE_TIMEOUT_S = 9.0
+_LEAST_INIT_TIMEOUT_S = 2.0
 # Long enough for the videos of a run; by default wandb would wait for a lost network as long as it is lost.
 _FINISH_TIMEOUT_S = 120.0
 
@@ -31,6 +35,9 @@ class WandbSettings:
     group: str | None = None
     """Runs that belong together, for instance the seeds of one setting."""
 
+    job_type: str | None = None
+    """What kind of run it is within its group, for instance "train"."""
+
     name: str | None = None
     """Name of the run; W&B invents one by default."""
 
@@ -39,7 +46,7 @@ class WandbSettings:
 
 
 class WandbLogger(Logger):
-    """Metrics over `n_total_env_steps`, figures, videos and the configuration in a W&B run of its own.
+    """Metrics over `n_total_env_steps`, figures, videos, models and the configuration in a W&B run of its own.
 
     It prints nothing, never asks for a key, and never keeps a run from starting: what does not work online
     within seconds goes offline, with one `RuntimeWarning`.
@@ -83,6 +90,24 @@ class WandbLogger(Logger):
 
         self._record({name: wandb.Video(str(path))}, n_total_env_steps)
 
+    def log_model(self, files: Mapping[str, Path], n_total_env_steps: int) -> None:
+        """Record an artifact of type "model", named after the run; its aliases are "latest" and the run's id."""
+        import wandb
+
+        run = self._opened()
+        # Copies beside the record: `wandb sync` may come when the files have long changed. wandb's own copies would
+        # lie in the home of the person, and stay there if the run is deleted.
+        folder = Path(run.dir).absolute().parent / f"model-{n_total_env_steps:012d}"
+        artifact = wandb.Artifact(
+            artifact_name(self._settings.name or run.id), type="model", metadata={STEP_COLUMN: n_total_env_steps}
+        )
+        for name, path in files.items():
+            copy = folder / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            artifact.add_file(str(copy), name=name, policy="immutable", skip_cache=True)
+        run.log_artifact(artifact, aliases=["latest", run.id])
+
     def state_dict(self) -> dict[str, Any]:
         return {"run_id": self._run_id, "n_records": self._n_records}
 
@@ -103,12 +128,16 @@ class WandbLogger(Logger):
             run.finish()
 
     def _record(self, values: Mapping[str, object], n_total_env_steps: int) -> None:
+        self._opened().log({STEP_COLUMN: n_total_env_steps, **values}, step=self._n_records, commit=True)
+        self._n_records += 1
+
+    def _opened(self) -> "wandb.Run":
         if self._closed:
             raise RuntimeError("this WandbLogger is closed")
         if self._run is None:
             self._run = self._start()
-        self._run.log({STEP_COLUMN: n_total_env_steps, **values}, step=self._n_records, commit=True)
-        self._n_records += 1
+            self._run_id = self._run.id  # in a W&B sweep that of its agent, whatever was asked for
+        return self._run
 
     def _start(self) -> "wandb.Run":
         import wandb
@@ -122,14 +151,19 @@ class WandbLogger(Logger):
 
     def _start_online(self) -> "wandb.Run":
         """Start the run online, or else offline with a warning that says why."""
+        import wandb
+
+        start_s = time.monotonic()
         problem = _login_problem()
         if problem is None:
+            left_s = _ONLINE_TIMEOUT_S - (time.monotonic() - start_s)
             try:
-                return self._init("online")
+                return self._init("online", max(left_s, _LEAST_INIT_TIMEOUT_S))
             except Exception as error:  # of wandb, its service, pydantic or the network
                 problem = f"{type(error).__name__}: {error}"
                 # This process cannot use the id again. `wandb sync --id` puts the two runs together.
                 self._run_id = _new_run_id()
+                wandb.setup().settings.sweep_id = None  # in a W&B sweep wandb would insist on the id
         warnings.warn(
             f"W&B logs offline, to {self._directory / 'wandb'}, for `wandb sync` to upload later: {problem}",
             RuntimeWarning,
@@ -137,13 +171,14 @@ class WandbLogger(Logger):
         )
         return self._init("offline")
 
-    def _init(self, mode: Literal["offline", "online"]) -> "wandb.Run":
+    def _init(self, mode: Literal["offline", "online"], timeout_s: float = _ONLINE_TIMEOUT_S) -> "wandb.Run":
         import wandb
 
         return wandb.init(
             mode=mode,
             project=self._settings.project,
             group=self._settings.group,
+            job_type=self._settings.job_type,
             name=self._settings.name,
             tags=self._settings.tags,
             config=self._config,
@@ -154,11 +189,16 @@ class WandbLogger(Logger):
             settings=wandb.Settings(
                 silent=True,
                 console="off",  # wandb's capture of the console disturbs the live display
-                init_timeout=_INIT_TIMEOUT_S,
+                init_timeout=timeout_s,
                 finish_timeout=_FINISH_TIMEOUT_S,
                 finish_timeout_raises=True,
             ),
         )
+
+
+def artifact_name(name: str) -> str:
+    """A name as W&B allows it for an artifact: letters, digits, dashes, underscores and dots, at most 128."""
+    return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128]
 
 
 def _login_problem() -> str | None:

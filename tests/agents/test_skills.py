@@ -197,8 +197,11 @@ def test_what_does_not_fit_the_task_is_refused(setting, message):
 # ------------------------------------------------------------------ what they do
 
 
-@pytest.mark.parametrize("n_skills", [0, 4])
-@CONTINUOUS
+@pytest.mark.parametrize(
+    ("config", "n_skills"),
+    [(DEBUG["SPlaTES"], 0), (DEBUG["SPlaTES"], 4), (DEBUG["DADS"], 4)],
+    ids=["splates", "splates, choices", "dads, choices"],
+)
 def test_planner_and_policy_store_what_happens_and_the_model_learns(config, n_skills):
     skills = replace(config.skills, updates_per_skill=2.0)
     policy = replace(config.policy, updates_per_transition=0.25)

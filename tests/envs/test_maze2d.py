@@ -43,7 +43,7 @@ def run(env: Maze2D, actions: np.ndarray, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize("drift", [(0.0, 0.0), (0.3, -0.07)])
 def test_moves_are_those_of_the_plain_rules(layout: Layout, drift: tuple[float, float]) -> None:
     rules = MazeRules(layout, drift=drift)
-    positions, velocities = moves(layout, 1500, 0)
+    positions, velocities = moves(layout, 750, 0)
     pairs = zip(positions, velocities, strict=True)
     expected = np.array([maze_reference.move(layout, p, v, np.array(drift)) for p, v in pairs])
     one = [rules.move(tuple(p), tuple(v), 1) for p, v in zip(positions.tolist(), velocities.tolist(), strict=True)]
@@ -57,17 +57,17 @@ def test_moves_are_those_of_the_plain_rules(layout: Layout, drift: tuple[float, 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_torch_follows(layout: Layout) -> None:
     rules = MazeRules(layout, drift=(0.02, 0.05))
-    positions, velocities = moves(layout, 3000, 1)
-    expected = torch.from_numpy(rules.move_all(positions, velocities, np.ones(3000, np.int64)))
+    positions, velocities = moves(layout, 1500, 1)
+    expected = torch.from_numpy(rules.move_all(positions, velocities, np.ones(1500, np.int64)))
     state, action = torch.from_numpy(positions), torch.from_numpy(velocities)
     torch.testing.assert_close(rules.dynamics_function(state, None, action), expected, rtol=0, atol=1e-12)
     found = rules.dynamics_function(state.float(), None, action.float())
     assert found.dtype == torch.float32
     # Where a corner is touched by less than rounding, one of the two may pass.
     assert ((found - expected).abs().amax(-1) < 2e-6).float().mean() > 0.999
-    twice = torch.cat((state, state), -1).reshape(3, 20, 50, 4)
-    batched = rules.dynamics_function(twice, None, action.reshape(3, 20, 50, 2))
-    torch.testing.assert_close(batched, torch.cat((expected, expected), -1).reshape(3, 20, 50, 4))
+    twice = torch.cat((state, state), -1).reshape(3, 20, 25, 4)
+    batched = rules.dynamics_function(twice, None, action.reshape(3, 20, 25, 2))
+    torch.testing.assert_close(batched, torch.cat((expected, expected), -1).reshape(3, 20, 25, 4))
     lost = rules.dynamics_function(torch.full((2,), torch.nan), None, torch.zeros(2))
     assert lost.isnan().all()
     with pytest.raises(ValueError, match=r"\(5, 3\) and \(5, 2\)"):

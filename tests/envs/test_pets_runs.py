@@ -14,14 +14,13 @@ from tests.envs.test_pets_tasks import IDS
 from tests.experiments.commands import QUICK, assert_same_run, run_train, signal_at
 
 
-@pytest.mark.parametrize("env_id", IDS)
-@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize(("env_id", "n_envs"), list(zip(IDS, (3, 1, 3, 1), strict=True)))
 def test_pets_stops_and_goes_on_to_the_last_bit(
     env_id: str, n_envs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     n_threads = torch.get_num_threads()
-    arguments = ("pets", *QUICK, "--env", env_id, "--n-envs", n_envs, "--trainer.n-total-env-steps", 60)
+    arguments = ("pets", *QUICK, "--env", env_id, "--n-envs", n_envs, "--trainer.n-total-env-steps", 45)
     run_train(*arguments, "--name", "whole")
     with signal_at(33), pytest.raises(SystemExit):
         run_train(*arguments, "--name", "r")

@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,8 +14,12 @@ Refusal = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs go to an empty folder; environments that a test registers are gone after it, and torch has its threads."""
+    """Runs go to an empty folder; environments that a test registers are gone after it, and torch has its threads.
+
+    Nothing waits for the disk: that takes time, and shows nothing as long as the machine does not lose its power.
+    """
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     registered, n_threads = dict(gym.registry), torch.get_num_threads()
     yield
     torch.set_num_threads(n_threads)

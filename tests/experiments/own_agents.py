@@ -6,8 +6,10 @@ from typing import ClassVar
 
 import torch
 
+from agents.pets import PETS
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import RandomLevel
+from layeredrl.planners import Planner, RandomShooting, RandomShootingConfig
 from layeredrl.task import TaskSpec
 
 
@@ -34,6 +36,13 @@ class Strange(Hold):
     function: Callable[[int], int] | torch.Tensor | None = None
 
     presets: ClassVar[dict[str, Hold]] = {}
+
+
+class Shooting(PETS):
+    """PETS with another planner, with the presets of PETS."""
+
+    def make_planner(self, task: TaskSpec) -> Planner:
+        return RandomShooting(task.action_space, RandomShootingConfig(horizon=self.icem.horizon, n_samples=10))
 
 
 class NoDataclass:

@@ -197,7 +197,13 @@ def test_help_is_no_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
 # ------------------------------------------------------------------ files that are bad
 
 
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.name.replace(" ", "-"))
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(damage, id=damage.name.replace(" ", "-"), marks=[pytest.mark.slow] if damage.slow else [])
+        for damage in DAMAGES
+    ],
+)
 def test_bad_files(damage: Damage, trained: Path, refusal: Refusal) -> None:
     put_run(trained)
     damage.do()
@@ -214,7 +220,7 @@ def test_bad_files(damage: Damage, trained: Path, refusal: Refusal) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_faults_save_the_run(fault: Fault, capfd: pytest.CaptureFixture[str]) -> None:
     """One line, exit code 3, and the run goes on once the cause is gone."""
-    arguments = (*fault.arguments, *QUICK, "--trainer.n-total-env-steps", 100, "--name", "r")
+    arguments = (*fault.arguments, *QUICK, "--trainer.n-total-env-steps", 45, "--name", "r")
     with fault.cause(), pytest.raises(SystemExit) as stop:
         run_train(*arguments)
     complained = capfd.readouterr().err
@@ -225,10 +231,10 @@ def test_faults_save_the_run(fault: Fault, capfd: pytest.CaptureFixture[str]) ->
         assert part in complained
     n = read_state(Path("runs/r"))["n_total_env_steps"]
     assert n in (30, 31)
-    assert f"the same command goes on at {n} of 100 environment steps" in complained
+    assert f"the same command goes on at {n} of 45 environment steps" in complained
     run_train(*arguments)
-    assert f"runs/r goes on at {n} of 100" in capfd.readouterr().out
-    assert read_state(Path("runs/r"))["n_total_env_steps"] == 100
+    assert f"runs/r goes on at {n} of 45" in capfd.readouterr().out
+    assert read_state(Path("runs/r"))["n_total_env_steps"] == 45
 
 
 def test_an_environment_that_cannot_begin_leaves_no_folder(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ import torch
 
 from experiments import diagnose
 from experiments.held_out import collect, displaced, longest_episode, trajectories, transitions
+from experiments.report_page import run_html
+from experiments.report_runs import read_run
 from layeredrl.models.oracle import Oracle
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
@@ -32,6 +34,13 @@ def test_numbers_and_figures_of_a_run(trained: Path, tmp_path: Path, capsys: pyt
     rows = _table(capsys.readouterr().out)
     assert all(len(rows[f"model/{name}"]) == 2 for name in ("r2", "nll", "coverage_90", "open_loop/rmse_8"))
     assert 0 <= rows["model/coverage_90"][0] <= 1
+    run = read_run(tmp_path / "r")  # as a report reads it
+    assert run.notes == []
+    assert rows.keys() <= run.diagnosis["agent"].keys()
+    assert run.diagnosis["random"]["n_total_env_steps"] == 60
+    for i, policy in enumerate(("random", "agent")):
+        assert run.diagnosis[policy]["model/r2"] == pytest.approx(rows["model/r2"][i], rel=1e-3)
+    assert "model/coverage_90" in run_html(run, "")
     for name in FIGURES:
         for policy in ("random", "agent"):
             assert iio.imread(tmp_path / "r" / f"model_{name}_{policy}.png").ndim == 3

@@ -7,12 +7,14 @@ import gymnasium as gym
 import pytest
 import torch
 
+from agents.pets import PETS
 from experiments.config import from_json
 from experiments.run import build_agent
 from layeredrl.checkpoint import Checkpoints
+from layeredrl.planners import RandomShooting
 from layeredrl.world_model import WorldModel
 from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train, without_time
-from tests.experiments.own_agents import Hold
+from tests.experiments.own_agents import Hold, Shooting
 from tests.experiments.tasks import Drift, make_goal_counter
 
 
@@ -23,7 +25,7 @@ def _world(folder: Path) -> WorldModel:
     return agent.levels[0].world
 
 
-@pytest.mark.parametrize("n_envs", [1, 2])
+@pytest.mark.parametrize("n_envs", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_an_id_is_all_that_an_environment_needs(n_envs: int, capsys: pytest.CaptureFixture[str]) -> None:
     gym.register("Mine/Drift-v0", Drift, max_episode_steps=15)
     arguments = ["--n-envs", n_envs, "--learning.reward-learning-rate", 0.03, "--learning.fit.epochs", 40]
@@ -100,6 +102,16 @@ def test_settings_of_an_own_agent_are_on_the_command_line() -> None:
         run_train(*arguments, "--duration", duration, "--name", name)
         assert from_json(Path("runs") / name / "config.json").settings == Hold(duration)
     assert without_time(Path("runs/one")) != without_time(Path("runs/long"))
+
+
+def test_a_subclass_of_a_recipe_takes_its_presets_and_stays_what_it_is() -> None:
+    run_train("tests.experiments.own_agents:Shooting", *QUICK)
+    config = from_json(Path("runs/shooting-ContinuousCartPole-v0-0/config.json"))
+    assert type(config.settings) is Shooting
+    assert vars(config.settings) == vars(PETS.presets["debug"])
+    planner = build_agent(config).levels[0].planner
+    assert isinstance(planner, RandomShooting)
+    assert planner.horizon == 5
 
 
 def test_without_presets_of_its_own_an_agent_has_its_defaults() -> None:

@@ -38,6 +38,12 @@ pytest.importorskip("rliable")
 statistics = pytest.importorskip("experiments.benchmarks.statistics")  # it needs scipy, which comes with rliable
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test does not say how many; no number here needs more, and they take most of a report's time."""
+    monkeypatch.setitem(interval.__kwdefaults__, "reps", 200)
+
+
 class Page(HTMLParser):
     """What a browser would see of a page."""
 

@@ -1,6 +1,8 @@
 """Studies on Ray itself: a cluster that loses a machine, and a command that is stopped."""
 
 import importlib.util
+import json
+import math
 import os
 import signal
 import subprocess
@@ -12,7 +14,8 @@ import pytest
 from experiments.sweep import Sweep
 from experiments.sweep_guard import newest_checkpoint
 from experiments.sweep_ray import RayPool
-from experiments.sweep_study import Resources, Study
+from experiments.sweep_search import optuna_suggest
+from experiments.sweep_study import Choice, Range, Resources, Search, Study
 from tests.experiments.commands import assert_same_run, run_train, without_time
 from tests.experiments.sweeps import RUNS, Threads, a_study, make, prepare, table, until
 
@@ -103,12 +106,53 @@ def test_the_command_stops_and_goes_on(number: signal.Signals) -> None:
     assert table()[0]["state"] == "done"
 
 
+needs_optuna = pytest.mark.skipif(importlib.util.find_spec("optuna") is None, reason="Optuna is not installed")
+
+
+@needs_optuna
+def test_optuna_comes_closer_and_starts_anew_where_it_was() -> None:
+    kinds = {"a.b": Range(1e-5, 1.0, log=True), "n": Range(1, 64, log=True, integer=True), "c": Choice(("x", None, 2))}
+    search, suggest = Search(40, kinds, method="optuna"), optuna_suggest()
+    known: list = []
+    for i in range(search.n_trials):
+        one = suggest(search, i, known)
+        assert 1e-5 <= one["a.b"] == float(f"{one['a.b']:.4g}") <= 1
+        assert one["n"] in range(1, 65)
+        score = -abs(math.log10(one["a.b"]) + 2) - abs(math.log2(one["n"]) - 3) - (one["c"] is not None)
+        known.append((one, None if i % 8 == 7 else score))  # some fail, or have not ended
+    scores = [score for _, score in known if score is not None]
+    assert sum(scores[-10:]) / 10 > sum(scores[:10]) / 10 + 1
+    assert optuna_suggest()(search, 39, json.loads(json.dumps(known[:39]))) == known[39][0]
+
+
+@needs_optuna
+def test_a_search_through_optuna_and_ray() -> None:
+    search = Search(3, {"steps": Range(3, 30, integer=True)}, method="optuna")
+    study = a_study(common={"pause": 0.05}, search=search, seeds=(0, 1))
+    pool = RayPool(None, 2, Resources())
+    try:
+        assert pool.room() == 2
+        first = prepare(study, pool)
+        first.run(lambda: any(one.state == "done" for one in first.progress))
+        draws = json.loads((RUNS / "draws.json").read_text())["draws"]
+        assert make(study, pool).done
+    finally:
+        pool.close()
+    after = json.loads((RUNS / "draws.json").read_text())["draws"]
+    assert after[: len(draws)] == draws
+    assert len(after) == 3
+    assert [(row["steps"], row["state"]) for row in table()] == [
+        (str(draw["settings"]["steps"]), "done") for draw in after for _ in range(2)
+    ]
+
+
 def test_what_does_not_fit_is_told() -> None:
     with pytest.raises(ValueError, match=r"a trial takes 2 CPU, 0 GPU; this machine has 1 CPU, 0 GPU"):
         RayPool(None, 1, Resources(cpus=2))
 
 
-def test_training_and_the_driver_load_no_ray() -> None:
-    code = "import sys, experiments.sweep; assert not {'ray', 'torch'} & sys.modules.keys()"
-    code += "; import layeredrl, experiments.train; assert 'ray' not in sys.modules"
+def test_the_driver_loads_no_ray_and_training_needs_none() -> None:
+    code = "import sys, experiments.sweep; assert not {'ray', 'optuna', 'torch'} & sys.modules.keys()"
+    # That Ray is not loaded cannot be asked of training: tianshou loads it where it is installed.
+    code += "; sys.modules['ray'] = sys.modules['optuna'] = None; import layeredrl, experiments.train"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -21,7 +21,7 @@ def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run_train("pets", "--preset", "debug")
     files = {path.name for path in PETS_FOLDER.iterdir()}
     pictures = {"learning_curve.png", "model.png", "policy.gif"}
-    others = {"config.json", "lock", "summary.json", "tensorboard"}
+    others = {"code.json", "config.json", "lock", "summary.json", "tensorboard"}
     assert files == {"metrics.csv", "checkpoints"} | others | pictures
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     assert list((PETS_FOLDER / "tensorboard").iterdir())
@@ -66,7 +66,7 @@ def test_metrics_start_with_the_steps_and_hold_every_finished_episode(monkeypatc
 
 
 def test_without_pictures_there_are_none(trained: Path) -> None:
-    files = {"config.json", "metrics.csv", "summary.json", "lock", "checkpoints"}
+    files = {"code.json", "config.json", "metrics.csv", "summary.json", "lock", "checkpoints"}
     assert {path.name for path in trained.iterdir()} == files
 
 
@@ -78,8 +78,9 @@ def test_an_agent_without_a_model_leaves_no_picture_of_it() -> None:
     assert "model.png" not in left
 
 
-@pytest.mark.parametrize(("agent", "n_steps"), [("pets", 80), ("sac", 80), ("random", 200)])
-@pytest.mark.parametrize("n_envs", [1, 3])
+@pytest.mark.parametrize(
+    ("agent", "n_steps", "n_envs"), [("pets", 80, 1), ("pets", 80, 3), ("sac", 80, 1), ("random", 200, 3)]
+)
 def test_the_same_seed_gives_the_same_metrics(agent: str, n_steps: int, n_envs: int) -> None:
     for name, seed in [("a", 5), ("b", 5), ("other", 6)]:
         arguments = ["--trainer.n-total-env-steps", n_steps, "--n-envs", n_envs, "--seed", seed, "--name", name]

@@ -31,6 +31,14 @@ READ_ONLY = OSError(30, "Read-only file system")
 ARGUMENTS = ("pets", *QUICK, "--trainer.checkpoint-every", 10, "--trainer.n-total-env-steps", 60)
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing happened to, not to be changed."""
+    runs = tmp_path_factory.mktemp("runs")
+    run_train(*ARGUMENTS, "--runs-dir", runs, "--name", "whole")
+    return runs / "whole"
+
+
 def _train_warned(*arguments: object) -> list[str]:
     """Train; returns what was warned of."""
     with warnings.catch_warnings(record=True) as warned:
@@ -56,31 +64,32 @@ def _after(n: int) -> Callable[[Any], bool]:
     return lambda path: any(part[:12].isdigit() and int(part[:12]) > n for part in Path(path).parts)
 
 
-@pytest.mark.parametrize("error", [FULL, READ_ONLY], ids=["full", "read-only"])
-@pytest.mark.parametrize(("target", "name"), [(os, "rename"), (checkpoint, "_write_bytes"), (Path, "mkdir")])
-def test_what_cannot_be_saved_now_is_saved_later(error: OSError, target: Any, name: str) -> None:
-    run_train(*ARGUMENTS, "--name", "whole")
+@pytest.mark.parametrize(
+    ("target", "name", "error"),
+    [(os, "rename", FULL), (checkpoint, "_write_bytes", FULL), (Path, "mkdir", READ_ONLY)],
+    ids=["rename", "write", "mkdir"],
+)
+def test_what_cannot_be_saved_now_is_saved_later(error: OSError, target: Any, name: str, whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _fails(target, name, error, _after(20), patch)
         told = _train_warned(*ARGUMENTS, "--name", "r")
     assert len(told) == 1
     assert f"no checkpoint could be written, training goes on: [Errno {error.errno}] {error.strerror}" in told[0]
-    assert without_time(FOLDER) == without_time(Path("runs/whole"))
+    assert without_time(FOLDER) == without_time(whole)
     assert read_state(FOLDER)["n_total_env_steps"] == 20  # the last good one is as it was
     assert not list(CHECKPOINTS.glob("*.tmp"))
     segments = {path.name[:12] for path in (CHECKPOINTS / "segments").iterdir()}
     assert segments == {"000000000010", "000000000020"}
     run_train(*ARGUMENTS, "--name", "r")
-    assert_same_run(FOLDER, Path("runs/whole"))
+    assert_same_run(FOLDER, whole)
 
 
-def test_the_next_save_works_again() -> None:
-    run_train(*ARGUMENTS, "--name", "whole")
+def test_the_next_save_works_again(whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _fails(os, "rename", FULL, lambda path: Path(path).name in ("000000000030.tmp", "000000000040.tmp"), patch)
         told = _train_warned(*ARGUMENTS, "--name", "r")
     assert len(told) == 1
-    assert_same_run(FOLDER, Path("runs/whole"))
+    assert_same_run(FOLDER, whole)
 
 
 def test_what_is_old_and_cannot_be_deleted_does_not_cost_the_new() -> None:
@@ -93,8 +102,7 @@ def test_what_is_old_and_cannot_be_deleted_does_not_cost_the_new() -> None:
     assert len(list(CHECKPOINTS.glob("0*"))) <= 4
 
 
-def test_a_full_disk_when_asked_to_stop() -> None:
-    run_train(*ARGUMENTS, "--name", "whole")
+def test_a_full_disk_when_asked_to_stop(whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, signal_at(35), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         _fails(checkpoint, "_write_bytes", FULL, _after(30), patch)
@@ -103,14 +111,13 @@ def test_a_full_disk_when_asked_to_stop() -> None:
     assert stop.value.code == 75
     assert newest(FOLDER).name == "000000000030"
     run_train(*ARGUMENTS, "--name", "r")
-    assert_same_run(FOLDER, Path("runs/whole"))
+    assert_same_run(FOLDER, whole)
 
 
 @pytest.mark.parametrize("logger", [CsvLogger, TensorBoardLogger])
 @pytest.mark.parametrize("method", ["log", "state_dict"])
-def test_a_logger_that_fails_is_told_of_once(logger: type, method: str) -> None:
+def test_a_logger_that_fails_is_told_of_once(logger: type, method: str, whole: Path) -> None:
     arguments = [a for a in ARGUMENTS if a != "--no-tensorboard"]
-    run_train(*arguments, "--name", "whole")
     with pytest.MonkeyPatch.context() as patch:
         n_calls, real = iter(range(1000)), getattr(logger, method)
 
@@ -123,11 +130,11 @@ def test_a_logger_that_fails_is_told_of_once(logger: type, method: str) -> None:
         told = _train_warned(*arguments, "--name", "r")
     (message,) = told
     assert f"{logger.__name__} failed and is switched off, training goes on" in message
-    state, expected = read_state(FOLDER), read_state(Path("runs/whole"))
+    state, expected = read_state(FOLDER), read_state(whole)
     for part in ("agent", "experience", "collector", "globals", "episodes"):
         assert_same(state[part], expected[part])
     if logger is not CsvLogger:
-        assert without_time(FOLDER) == without_time(Path("runs/whole"))
+        assert without_time(FOLDER) == without_time(whole)
     run_train(*arguments, "--name", "r", "--trainer.n-total-env-steps", 80)  # the log goes on from what it could save
     assert read_state(FOLDER)["n_total_env_steps"] == 80
 

@@ -1,3 +1,6 @@
+import http.server
+import json
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -18,8 +21,11 @@ ONLINE = WandbSettings(mode="online")
 @pytest.fixture(autouse=True)
 def lonely_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """No key, no files of this machine's user, no network, and nothing left of the test before."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_IDENTITY_TOKEN_FILE"):
+    for name in ("API_KEY", "MODE", "DIR", "IDENTITY_TOKEN_FILE", "RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home" / "config"))
@@ -35,7 +41,7 @@ def metrics_of(run: OfflineRun) -> list[dict[str, Any]]:
 
 
 def test_offline_run_holds_config_rows_and_x_axis(tmp_path: Path) -> None:
-    settings = WandbSettings(mode="offline", project="p", group="g", name="n", tags=("a", "b"))
+    settings = WandbSettings(mode="offline", project="p", group="g", job_type="j", name="n", tags=("a", "b"))
     config = {"agent": {"horizon": 30, "widths": [200, 200]}, "seed": 1}
     with WandbLogger(settings, config, tmp_path) as logger:
         assert logger.url is None
@@ -44,7 +50,7 @@ def test_offline_run_holds_config_rows_and_x_axis(tmp_path: Path) -> None:
         logger.log({"model/loss": 0.25}, 200)
         logger.log({}, 300)
     run = read_offline_run(tmp_path)
-    assert (run.project, run.group, run.name, run.tags) == ("p", "g", "n", ("a", "b"))
+    assert (run.project, run.group, run.job_type, run.name, run.tags) == ("p", "g", "j", "n", ("a", "b"))
     assert run.config == config
     assert run.step_metrics == {"n_total_env_steps": "", "*": "n_total_env_steps"}
     assert metrics_of(run) == [
@@ -82,6 +88,23 @@ def test_figures_and_videos_are_kept_as_they_were(tmp_path: Path) -> None:
         kinds[name] = row[name]["_type"]
         assert (run.files / row[name]["path"]).read_bytes() == content
     assert kinds == {"eval/figure": "image-file", "eval/video": "video-file"}
+
+
+def test_models_are_kept_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = Path("weights.pt")
+    with WandbLogger(WandbSettings(mode="offline", name="my run/1"), {}, Path("r")) as logger:
+        for n in (10, 20):
+            weights.write_bytes(b"%d" % n)
+            logger.log_model({"checkpoints/weights.pt": weights}, n)
+        weights.unlink()
+    run = read_offline_run(Path("r"))
+    assert not run.rows
+    for artifact, n in zip(run.artifacts, (10, 20), strict=True):
+        assert (artifact.name, artifact.kind, artifact.aliases) == ("my-run-1", "model", {"latest", run.run_id})
+        (path,) = artifact.files.values()
+        assert path.is_relative_to(tmp_path / "r")
+        assert (artifact.download(tmp_path / str(n)) / "checkpoints/weights.pt").read_bytes() == b"%d" % n
 
 
 def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
@@ -170,6 +193,52 @@ def test_online_without_an_answer_goes_offline(
     assert "AuthenticationError" in message
     assert seconds < 15
     assert capfd.readouterr() == ("", "")
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers who one is, and falls silent."""
+
+    n_answers = 0
+
+    def do_POST(self) -> None:
+        query = self.rfile.read(int(self.headers["content-length"])).decode()
+        if "query Viewer" not in query or not self.n_answers:
+            self.server.over.wait()  # type: ignore[attr-defined]
+            return
+        viewer = {"id": "x", "username": "u", "entity": "u", "flags": "{}", "teams": {"edges": []}}
+        answer = json.dumps({"data": {"viewer": viewer}}).encode()
+        self.send_response(200)
+        self.send_header("content-length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_answers", "sweep"), [(0, False), (1, False), (1, True)], ids=["silent", "silent after the login", "in a sweep"]
+)
+def test_a_server_that_falls_silent_costs_seconds(
+    n_answers: int, sweep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        server.over = threading.Event()  # type: ignore[attr-defined]
+        monkeypatch.setattr(Server, "n_answers", n_answers)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        monkeypatch.setenv("WANDB_API_KEY", "0123456789" * 4)
+        if sweep:
+            monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+            monkeypatch.setenv("WANDB_RUN_ID", "given")
+        try:
+            (message,), seconds = log_online(tmp_path)
+        finally:
+            server.over.set()  # type: ignore[attr-defined]
+            server.shutdown()
+    assert ("CommError" if n_answers else "AuthenticationError") in message
+    assert seconds < 30  # about ten, and more where many processes share the cores
 
 
 def test_online_that_fails_after_the_login_goes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ what is too short for a chunk's header is padding. A record is a protocol buffer
 `wandb.proto.wandb_internal_pb2.Record`.
 """
 
+import base64
+import hashlib
 import json
 import struct
 import time
@@ -16,13 +18,31 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
+from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
 
 _FILE_HEADER = b":W&B\xe1\xbe\x00"
 _CHUNK_HEADER = struct.Struct("<IHB")
 _BLOCK_SIZE = 32 * 1024
 _PATIENCE_S = 10.0
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+
+
+@dataclass
+class OfflineArtifact:
+    """What waits on the disk for `wandb sync` to make an artifact of it."""
+
+    name: str
+    kind: str
+    aliases: set[str]
+    files: dict[str, Path]
+    """Where each file lies, by its name in the artifact."""
+
+    def download(self, root: Path) -> Path:
+        """Put the files where a download of the artifact would, as they are now."""
+        for name, path in self.files.items():
+            (root / name).parent.mkdir(parents=True, exist_ok=True)
+            (root / name).write_bytes(path.read_bytes())
+        return root
 
 
 @dataclass
@@ -35,6 +55,7 @@ class OfflineRun:
     run_id: str = ""
     project: str = ""
     group: str = ""
+    job_type: str = ""
     name: str = ""
     tags: tuple[str, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
@@ -46,6 +67,8 @@ class OfflineRun:
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The history, a dictionary per record, with wandb's own `_step`, `_timestamp` and `_runtime`."""
+
+    artifacts: list[OfflineArtifact] = field(default_factory=list)
 
 
 def read_offline_runs(directory: Path) -> list[OfflineRun]:
@@ -79,6 +102,7 @@ def _read(path: Path) -> OfflineRun:
             case "run":
                 run.run_id, run.project = record.run.run_id, record.run.project
                 run.group, run.name = record.run.run_group, record.run.display_name
+                run.job_type = record.run.job_type
                 run.tags = tuple(record.run.tags)
                 run.config |= _values(record.run.config.update)
             case "config":
@@ -87,10 +111,22 @@ def _read(path: Path) -> OfflineRun:
                 run.step_metrics[record.metric.name or record.metric.glob_name] = record.metric.step_metric
             case "history":
                 run.rows.append(_values(record.history.item))
+            case "artifact":
+                run.artifacts.append(_artifact(record.artifact))
             case "exit":
                 run.finished = True
     run.config.pop("_wandb", None)
     return run
+
+
+def _artifact(record: ArtifactRecord) -> OfflineArtifact:
+    files = {}
+    for entry in record.manifest.contents:
+        path = Path(entry.local_path)
+        digest = base64.b64encode(hashlib.md5(path.read_bytes()).digest()).decode()
+        assert (path.stat().st_size, digest) == (entry.size, entry.digest), path
+        files[entry.path] = path
+    return OfflineArtifact(record.name, record.type, set(record.aliases), files)
 
 
 def _values(items: Any) -> dict[str, Any]:

@@ -1,0 +1,68 @@
+"""The examples, run as a person would, in this process."""
+
+import json
+import re
+import runpy
+from pathlib import Path
+
+import gymnasium as gym
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
+NOTEBOOK = ROOT / "examples" / "own_environment.ipynb"
+
+
+@pytest.fixture(autouse=True)
+def _as_in_a_new_process():
+    """Environments that an example registers are gone after it."""
+    before, n_threads = dict(gym.registry), torch.get_num_threads()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(n_threads)
+    gym.registry.clear()
+    gym.registry.update(before)
+
+
+def _n_lines(code: str) -> int:
+    return sum(bool(line.strip()) for line in code.splitlines())
+
+
+def _returns(said: str) -> list[float]:
+    """The numbers that an example prints while it learns: the last one of each line, or those of a list."""
+    lists = re.findall(r"\[(.*)\]", said)
+    return (
+        [float(x) for x in lists[-1].split(",")]
+        if lists
+        else [float(x) for x in re.findall(r"steps: (?:return )?(-?[\d.]+)", said)]
+    )
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
+def test_a_script_learns_in_fewer_than_thirty_lines(script, capsys):
+    assert _n_lines(script.read_text()) < 30
+    assert f"python -m examples.{script.stem}." in script.read_text().splitlines()[0]
+    runpy.run_path(str(script), run_name="__main__")
+    numbers = _returns(capsys.readouterr().out)
+    assert len(numbers) >= 2
+    assert numbers[-1] > numbers[0] + 0.1
+
+
+def test_the_notebook_learns_and_draws():
+    plt.switch_backend("Agg")
+    cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    sources = ["".join(cell["source"]) for cell in cells]
+    assert _n_lines("\n".join(sources)) <= 32
+    namespace = {"__name__": "__main__"}
+    for i, source in enumerate(sources):
+        exec(compile(source, f"{NOTEBOOK.name}, cell {i + 1}", "exec"), namespace)
+    returns, plan = plt.gcf().axes
+    (curve,) = returns.lines
+    assert curve.get_ydata()[-1] > curve.get_ydata()[0]
+    assert len(plan.lines) == 5  # one for each network
+    assert all(len(line.get_ydata()) == 13 for line in plan.lines)  # twelve steps, from where it is
+    plt.close("all")
