@@ -78,19 +78,19 @@ def found(run: Path) -> Iterator[Path]:
     """The folder of a run; a W&B model is downloaded to one, which is gone afterwards.
 
     Raises:
-        ValueError: There is no such model, no key, no network, or no wandb.
+        ValueError: There is no such model, no key, or no network.
     """
     if not str(run).startswith(WANDB):
         yield run
         return
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            import wandb
+        import wandb
 
+        try:
             wandb.setup(settings=wandb.Settings(silent=True))
             name = str(run).removeprefix(WANDB)
             wandb.Api().artifact(name, type="model").download(folder)
-        except (ImportError, OSError, ValueError, wandb.Error) as error:
+        except (OSError, ValueError, wandb.Error) as error:
             raise ValueError(f"{run} cannot be downloaded: {error}") from error
         yield Path(folder)
 
