@@ -207,6 +207,7 @@ def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
         "",
         *table(header, rows),
         "",
+        *(f"{note}\n" for note in dict.fromkeys(r["note"] for r in results if "note" in r)),
         f"![learning curves]({curves.name})",
         "",
     ]
