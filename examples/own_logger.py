@@ -19,7 +19,10 @@ class JSONLines(Logger):  # one object for each record
 
     def log(self, metrics, n_total_env_steps):
         if metrics:  # without any, it only tells how far the training is
-            print(json.dumps({"steps": n_total_env_steps, **metrics}), file=self.file, flush=True)
+            print(json.dumps({"steps": n_total_env_steps, **metrics}), file=self.file)
+
+    def close(self):
+        self.file.close()
 
 
 path = Path(tempfile.mkdtemp()) / "log.jsonl"

@@ -465,7 +465,16 @@ def test_complaints_and_hangs_while_closing(asynchronous):
     assert not multiprocessing.active_children()
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C raises, in a background job of a shell, too, which begins with that signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @both
+@pytest.mark.usefixtures("interruptible")
 def test_a_call_that_is_interrupted(asynchronous):
     class Interrupting(Faulty):
         def step(self, action):

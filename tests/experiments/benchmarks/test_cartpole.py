@@ -1,4 +1,6 @@
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import imageio.v3 as iio
@@ -55,7 +57,7 @@ def test_the_command_trains_every_seed_and_reads_its_metrics(
         assert command[1:3] == ["-m", "experiments.train"]
         run_train(*command[3:])
 
-    monkeypatch.setattr(cartpole.subprocess, "run", run)
+    monkeypatch.setattr(cartpole, "subprocess", SimpleNamespace(**vars(subprocess) | {"run": run}))  # a run calls git
     shorter = ["--preset", "debug", "--trainer.n-total-env-steps", 80]
     call(cartpole.main, "--seeds", 3, 4, "--output", "out/t.md", "--", *shorter)
     rows = [line for line in Path("out/t.md").read_text().splitlines() if line.startswith(("| 3 |", "| 4 |"))]
