@@ -40,7 +40,10 @@ IN_A_MAZE: dict[str, Any] = {
 }
 """Settings that suit mazes of a few metres, on one core."""
 
-TRAINERS = {name: TrainerConfig(n_total_env_steps=150_000, checkpoint_every=20_000) for name in ("demo", "ant")}
+TRAINERS = {
+    "demo": TrainerConfig(n_total_env_steps=150_000, checkpoint_every=20_000),
+    "ant": TrainerConfig(n_total_env_steps=120_000, checkpoint_every=20_000),
+}
 
 ON_LEGS: dict[str, Any] = {
     "duration": 20,

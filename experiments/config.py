@@ -193,10 +193,15 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
 
 
 def _settings(cls: type[Any], preset: Any) -> Any:
-    """A preset as settings of this class, which may have inherited it; its defaults if there is none."""
-    if preset is None:
-        return cls()
-    return preset if isinstance(preset, cls) else cls(**vars(preset))
+    """A preset as settings of this class, which may have inherited it; its defaults if there is none.
+
+    What the class has other defaults for than the preset's own class stays as it says.
+    """
+    if preset is None or isinstance(preset, cls):
+        return preset or cls()
+    default, inherited = cls(), type(preset)()
+    own = {name for name in vars(inherited) if getattr(default, name) != getattr(inherited, name)}
+    return cls(**{name: value for name, value in vars(preset).items() if name not in own})
 
 
 def to_json(config: RunConfig[Any]) -> str:

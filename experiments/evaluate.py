@@ -99,6 +99,8 @@ def main() -> None:
     """Load, play, tell."""
     try:
         args = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
+        if args.best and str(args.run).startswith(WANDB):
+            raise ValueError(f"--best asks for the best checkpoint, but {args.run} holds the newest alone")
         with found(args.run) as folder:
             config, agent, n_total_env_steps = load(replace(args, run=folder))
         if args.video is not None and not can_render(config.env):

@@ -166,7 +166,9 @@ class Guard:
     def _train(self, lease: Lease) -> Told:
         attempt = self.attempt
         command = [sys.executable if attempt.command[0] == "python" else attempt.command[0], *attempt.command[1:]]
-        environment = {**os.environ, "PYTHONPATH": attempt.path}
+        # A W&B run that this process is part of is not that of the trial: all would write over each other.
+        own = {key: value for key, value in os.environ.items() if key not in ("WANDB_RUN_ID", "WANDB_SWEEP_ID")}
+        environment = {**own, "PYTHONPATH": attempt.path}
         with attempt.file("log").open("ab") as log:
             begin = log.tell()
             if not self._wait_for_lock(lease):

@@ -40,7 +40,9 @@ class RayPool:
         try:
             import ray
         except ImportError as error:
-            raise ValueError("a study needs Ray: pip install -c constraints.txt 'layeredrl[ray]'") from error
+            raise ValueError(
+                "a study needs Ray: in the checkout, pip install -c constraints.txt -e '.[ray]'"
+            ) from error
         self._ray = ray
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
         try:

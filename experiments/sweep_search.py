@@ -37,7 +37,7 @@ class Draws:
         suggest: Chooses settings; Optuna by default.
 
     Raises:
-        ValueError: The draws that are there cannot be read, or were made from other ranges and choices.
+        ValueError: The draws that are there cannot be read, or were made by another search.
     """
 
     def __init__(self, study: Study, folder: Path, suggest: Suggest | None = None) -> None:
@@ -115,7 +115,7 @@ class Draws:
     def _read(self) -> list[Draw]:
         try:
             kept = json.loads(self.path.read_text())
-            settings, draws = kept["settings"], [Draw(**one) for one in kept["draws"]]
+            settings, draws = kept["search"], [Draw(**one) for one in kept["draws"]]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -126,12 +126,13 @@ class Draws:
         return draws
 
     def _write(self, draws: Sequence[Draw]) -> None:
-        kept = {"settings": self._settings(), "draws": [asdict(draw) for draw in draws]}
+        kept = {"search": self._settings(), "draws": [asdict(draw) for draw in draws]}
         write_whole(self.path, json.dumps(kept, indent=2) + "\n", "new")
 
     def _settings(self) -> Any:
-        """What is drawn from, as JSON gives it back."""
-        return json.loads(json.dumps({name: asdict(kind) for name, kind in self.search.settings.items()}))
+        """What decides about draws, but for how many there are, as JSON gives it back."""
+        kinds = {name: asdict(kind) for name, kind in self.search.settings.items()}
+        return json.loads(json.dumps({"settings": kinds, "seed": self.search.seed, "metric": self.search.metric}))
 
 
 def optuna_suggest() -> Suggest:
@@ -144,7 +145,7 @@ def optuna_suggest() -> Suggest:
         import optuna
         from ray.tune.search.optuna import OptunaSearch
     except ImportError as error:
-        told = "a search with optuna needs Ray Tune and Optuna: pip install -c constraints.txt 'layeredrl[ray]'"
+        told = "a search with optuna needs it and Ray Tune, in the checkout: pip install -c constraints.txt -e '.[ray]'"
         raise ValueError(told) from error
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line for each draw otherwise
 

@@ -15,7 +15,7 @@ import layeredrl
 from experiments.run import CODE, write_whole
 
 ROOT = Path(__file__).parents[1]
-TIMEOUT_S = 0.5
+TIMEOUT_S = 5.0
 """Git takes some milliseconds; on a disk that hangs, the run does without the commit."""
 
 
@@ -42,7 +42,8 @@ def record(folder: Path, n_total_env_steps: int) -> None:
     earlier = _read(folder / CODE) if n_total_env_steps else {}
     kept = {name: value for name, value in earlier.items() if ", until step " in name}
     changed = {name: value for name, value in earlier.items() if name not in kept and now.get(name) != value}
-    kept |= {f"{name}, until step {n_total_env_steps}": value for name, value in changed.items()}
+    # Of several that went on from one step, the first made what is before it.
+    kept = {f"{name}, until step {n_total_env_steps}": value for name, value in changed.items()} | kept
     with contextlib.suppress(OSError):  # a disk that is full is told of by what cannot do without
         write_whole(folder / CODE, json.dumps(now | kept, indent=2) + "\n")
 

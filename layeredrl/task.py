@@ -224,6 +224,8 @@ def _known_function(env: gym.Env[Any, Any], name: str, arguments: str) -> Any:
     function = getattr(env, f"{name}_function", None)
     if function is None:
         return None
+    if not callable(function):
+        raise ValueError(f"the environment's {name}_function is {function!r}, expected a function")
     try:
         signature = inspect.signature(function)
     except ValueError:  # not every callable has one

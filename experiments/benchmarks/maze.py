@@ -212,6 +212,7 @@ def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
         "",
         *table(header, rows),
         "",
+        # Written by hand into a line of the results, where these were not made by this program alone.
         *(f"{note}\n" for note in dict.fromkeys(r["note"] for r in results if "note" in r)),
         f"![learning curves]({curves.name})",
         "",

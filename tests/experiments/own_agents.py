@@ -38,8 +38,11 @@ class Strange(Hold):
     presets: ClassVar[dict[str, Hold]] = {}
 
 
+@dataclass(frozen=True)
 class Shooting(PETS):
-    """PETS with another planner, with the presets of PETS."""
+    """PETS with another planner and another discount, with the presets of PETS."""
+
+    discount: float = 0.9
 
     def make_planner(self, task: TaskSpec) -> Planner:
         return RandomShooting(task.action_space, RandomShootingConfig(horizon=self.icem.horizon, n_samples=10))

@@ -153,7 +153,7 @@ def test_a_draw_that_cannot_be_kept_is_not_begun(monkeypatch: pytest.MonkeyPatch
 YAML = "name: s\nagents: {a: []}\nenvironments: [E]\nsearch: {n_trials: 3, settings: {x: {low: 0, high: 1}}, "
 
 
-def test_draws_that_are_known_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_draws_that_are_known_are_listed(capsys: pytest.CaptureFixture[str], refusal: Refusal) -> None:
     Path("s.yaml").write_text(f"{YAML} method: optuna}}")
     sweep.main(["s.yaml", "--list"])
     said, noted = capsys.readouterr()
@@ -162,13 +162,17 @@ def test_draws_that_are_known_are_listed(capsys: pytest.CaptureFixture[str]) -> 
     draw = {"agent": "a", "environment": "E", "number": 0, "settings": {"x": 0.25}}
     ranges = {"x": {"low": 0.0, "high": 1.0, "log": False, "integer": False}}
     RUNS.mkdir(parents=True)
-    (RUNS / "draws.json").write_text(json.dumps({"settings": ranges, "draws": [draw]}))
+    (RUNS / "draws.json").write_text(
+        json.dumps({"search": {"settings": ranges, "seed": 0, "metric": "return"}, "draws": [draw]})
+    )
     sweep.main(["s.yaml", "--list"])
     said, noted = capsys.readouterr()
     assert said == (
         "python -m experiments.train a --env E --seed 0 --x 0.25 --runs-dir runs/s --name a-E-draw000-seed0\n"
     )
     assert "1 of 3 are made" in noted
+    Path("s.yaml").write_text(f"{YAML} method: optuna, seed: 7}}")
+    assert "has draws from other settings than those of the search now" in refusal(sweep.main, ["s.yaml", "--list"])
 
 
 def test_searches_that_make_no_sense_give_one_line(refusal: Refusal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,9 +184,9 @@ def test_searches_that_make_no_sense_give_one_line(refusal: Refusal, monkeypatch
     assert "search.metric: Input should be 'return' or 'evaluation'" in refusal(sweep.main, ["s.yaml"])
     Path("s.yaml").write_text(f"{YAML} method: optuna}}")
     monkeypatch.setitem(sys.modules, "optuna", None)
-    assert "a search with optuna needs Ray Tune and Optuna: pip install" in refusal(sweep.main, ["s.yaml"])
+    assert "a search with optuna needs it and Ray Tune" in refusal(sweep.main, ["s.yaml"])
     RUNS.mkdir(parents=True)
-    (RUNS / "draws.json").write_text('{"settings": {"y": {}}, "draws": []}')
+    (RUNS / "draws.json").write_text('{"search": {"settings": {"y": {}}}, "draws": []}')
     assert "has draws from other settings" in refusal(sweep.main, ["s.yaml"])
     (RUNS / "draws.json").write_text("[]")
     assert "draws.json cannot be read: TypeError" in refusal(sweep.main, ["s.yaml"])

@@ -94,6 +94,15 @@ def test_a_run_that_goes_on_keeps_what_has_changed(monkeypatch: pytest.MonkeyPat
     assert _code(folder) == {"commit": "c4", "torch": "2"}
 
 
+def test_of_several_that_go_on_from_one_step_the_first_made_what_is_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i, n_steps in enumerate((0, 60, 60)):
+        monkeypatch.setattr(versions, "versions", lambda i=i: {"commit": f"c{i}"})
+        versions.record(tmp_path, n_steps)
+    assert _code(tmp_path) == {"commit": "c2", "commit, until step 60": "c0"}
+
+
 def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "code.json").write_text("{")
     versions.record(tmp_path, 10)
