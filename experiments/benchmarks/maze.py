@@ -176,15 +176,17 @@ def follow(
 def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
     """Write the table and the curves from all results."""
     curves, plans = output.with_suffix(".png"), _plans(output)
+    drawn = [r for r in results if r["curves"]["return"]]  # others were not evaluated on the way
     panels = {
         f"{label} of 24 episodes": {
-            name: [[tuple(point) for point in r["curves"][label]] for r in results if r["agent"] == name]
+            name: [[tuple(point) for point in r["curves"][label]] for r in drawn if r["agent"] == name]
             for name in AGENTS
-            if any(r["agent"] == name for r in results)
+            if any(r["agent"] == name for r in drawn)
         }
         for label in ("return", "success")
     }
-    draw_curves(curves, panels, "environment steps")
+    if drawn:
+        draw_curves(curves, panels, "environment steps")
     rows = [
         (
             r["agent"],
