@@ -135,8 +135,11 @@ def draw_curves(
             if curves:
                 x = curves[0][:, 0]
                 median = np.median([np.interp(x, *curve.T) for curve in curves], 0)
-                axis.plot(x, median, color=colour, label=f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}")
+                dot = "o" if len(x) == 1 else None  # which would be no line
+                label_of_line = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
+                axis.plot(x, median, color=colour, marker=dot, label=label_of_line)
         axis.set(xlabel=xlabel, ylabel=label)
+        axis.locator_params(axis="x", nbins=6)
         axis.grid(alpha=0.3)
         axis.legend(loc="best", fontsize=8)
     figure.savefig(path, dpi=120)
