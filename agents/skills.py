@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from math import inf, pi
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.skill_level import SkillLevel
 from layeredrl.off_policy import SACConfig
-from layeredrl.planners import ICEM, ICEMConfig
+from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, Planner
 from layeredrl.skills import ModelBasedSkills, SkillModelConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
@@ -88,8 +88,12 @@ class SkillAgent:
     """The world model."""
     skills: SkillModelConfig = field(default_factory=SkillModelConfig)
     """When and how it is learned, and how skills are paid by it."""
+    planner: Literal["icem", "mppi"] = "icem"
+    """Which planner to use; horizons count skills."""
     icem: ICEMConfig = field(default_factory=ICEMConfig)
-    """The planner; its horizon counts skills."""
+    """Settings of iCEM."""
+    mppi: MPPIConfig = field(default_factory=MPPIConfig)
+    """Settings of MPPI."""
     exploration: ExplorationConfig = field(
         default_factory=lambda: ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=20_000)
     )
@@ -117,6 +121,7 @@ class SkillAgent:
             require_number(name, getattr(self, name), 0, 1)
         require_number("support_weight", self.support_weight, 0, inf)
         require_choice("support", self.support, get_args(SupportKind))
+        require_choice("planner", self.planner, ("icem", "mppi"))
 
     @property
     def space(self) -> spaces.Box | spaces.Discrete:
@@ -165,13 +170,17 @@ class SkillAgent:
         method = self.make_method(task, device)
         planner = PlannerLevel(
             method.world,
-            ICEM(self.space, self.icem),
+            self.make_planner(),
             self.space,
             duration=self.duration,
             exploration=self.exploration,
             seed=seed,
         )
         return Hierarchy([planner, *self.make_policies(method, task, device, seed)], task, device)
+
+    def make_planner(self) -> Planner:
+        """The planner over skills; a subclass may bring another one."""
+        return ICEM(self.space, self.icem) if self.planner == "icem" else MPPI(self.space, self.mppi)
 
     def make_policies(
         self, method: ModelBasedSkills, task: TaskSpec, device: torch.device, seed: int

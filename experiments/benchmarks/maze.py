@@ -201,18 +201,17 @@ def report(output: Path, results: Sequence[Mapping[str, Any]]) -> None:
         )
         for r in sorted(results, key=lambda r: (r["agent"], r["seed"]))
     ]
-    header = ("agent", "seed", "environment steps", "episodes", "success", "return", "worst return")
-    header = (*header, "information", "CPU seconds")
+    header = "agent, seed, environment steps, episodes, success, return, worst return, information, CPU seconds"
     lines = [
         f"# {ENV}",
         "",
-        "`python -m experiments.benchmarks.maze`. After training, as many episodes for each of the twelve pairs of",
-        "corners as for any other: share of those that come within 0.3 m of the goal, and return. Standing still gives",
+        "`python -m experiments.benchmarks.maze`. After training, the same number of episodes for each of the",
+        "twelve pairs of corners: share of those that come within 0.3 m of the goal, and return. Standing still gives",
         "-201, the shortest path -16. Information, in nats: what the model's outcomes tell of the skill, in the last",
         "training steps. CPU seconds are those of training, evaluations included. The planner of `goals` knows the",
         "reward as a function of where one is; `sac` gets it step by step.",
         "",
-        *table(header, rows),
+        *table(header.split(", "), rows),
         "",
         # Written by hand into a line of the results, where these were not made by this program alone.
         *(f"{note}\n" for note in dict.fromkeys(r["note"] for r in results if "note" in r)),

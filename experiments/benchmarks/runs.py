@@ -135,9 +135,8 @@ def draw_curves(
             if curves:
                 x = curves[0][:, 0]
                 median = np.median([np.interp(x, *curve.T) for curve in curves], 0)
-                dot = "o" if len(x) == 1 else None  # which would be no line
-                label_of_line = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
-                axis.plot(x, median, color=colour, marker=dot, label=label_of_line)
+                told = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
+                axis.plot(x, median, ".-", color=colour, label=told)  # one point alone is no line
         axis.set(xlabel=xlabel, ylabel=label)
         axis.locator_params(axis="x", nbins=6)
         axis.grid(alpha=0.3)

@@ -20,7 +20,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel
 from layeredrl.levels.skill_level import SkillLevel
 from layeredrl.off_policy import SACConfig
-from layeredrl.planners import ICEMConfig
+from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig
 from layeredrl.skills import ModelBasedSkills, SkillModelConfig
 from layeredrl.skills.dads import DADS as DADSMethod
 from layeredrl.skills.diayn import DIAYN as DIAYNMethod
@@ -33,6 +33,9 @@ MAZE = "Maze2D-Simple-v0"
 TASK = make_task(MAZE, n_envs=2)
 DEBUG = {kind.__name__: kind.presets["debug"] for kind in (SPlaTES, DADS, DIAYN)}
 CONTINUOUS = pytest.mark.parametrize("config", [DEBUG["SPlaTES"], DEBUG["DADS"]], ids=["splates", "dads"])
+
+
+BY_MPPI = replace(DEBUG["SPlaTES"], planner="mppi", mppi=MPPIConfig(horizon=3, n_samples=8, n_iterations=2))
 
 
 def build(config, task=TASK):
@@ -199,13 +202,14 @@ def test_what_does_not_fit_the_task_is_refused(setting, message):
 
 @pytest.mark.parametrize(
     ("config", "n_skills"),
-    [(DEBUG["SPlaTES"], 0), (DEBUG["SPlaTES"], 4), (DEBUG["DADS"], 4)],
-    ids=["splates", "splates, choices", "dads, choices"],
+    [(DEBUG["SPlaTES"], 0), (BY_MPPI, 0), (DEBUG["SPlaTES"], 4), (DEBUG["DADS"], 4)],
+    ids=["splates", "splates, mppi", "splates, choices", "dads, choices"],
 )
 def test_planner_and_policy_store_what_happens_and_the_model_learns(config, n_skills):
     skills = replace(config.skills, updates_per_skill=2.0)
     policy = replace(config.policy, updates_per_transition=0.25)
     agent, planner, policy = build(replace(config, n_skills=n_skills, skills=skills, policy=policy))
+    assert type(planner.planner) is (MPPI if config is BY_MPPI else ICEM)
     before = [parameter.detach().clone() for parameter in planner.world.dynamics.get_parameters()]
     rows: list[np.ndarray] = []
     observe = planner.observe
