@@ -136,7 +136,7 @@ def _released(n_states: int, episode: int, model: EnsembleConfig, cem: CEMConfig
 
 def _fast(learning: ModelLearningConfig, model: EnsembleConfig, icem: ICEMConfig) -> PETS:
     """A small budget: few candidates, small networks, but fits within an episode."""
-    learning = replace(learning, first_epochs=50, fit=replace(learning.fit, epochs=5))
+    learning = replace(learning, first_epochs=50)
     return PETS(model=replace(model, rollout_dtype="auto"), learning=learning, icem=icem)
 
 
@@ -187,13 +187,12 @@ PETS.presets = {
     ),
     # A horizon of 15 is too short for the swing; with 25 or 30 the returns are a little lower.
     "cartpole-fast": _fast(
-        ModelLearningConfig(n_random_steps=200, fit_every=25, fit=FitConfig(batch_size=64)),
+        ModelLearningConfig(n_random_steps=200, fit_every=25, fit=FitConfig(epochs=5, batch_size=64)),
         EnsembleConfig(hidden=(64, 64), learning_rate=3e-3, weight_decay=(3e-5,)),
         ICEMConfig(horizon=20, n_samples=48, n_iterations=2, n_elites=8),
     ),
-    # The settings of these three have hardly been searched for.
     "reacher-fast": _fast(
-        ModelLearningConfig(n_random_steps=150, fit_every=50, fit=FitConfig(batch_size=128)),
+        ModelLearningConfig(n_random_steps=150, fit_every=50, fit=FitConfig(epochs=5, batch_size=128)),
         EnsembleConfig(hidden=(128, 128, 128), learning_rate=2e-3, weight_decay=(3e-5,)),
         ICEMConfig(
             horizon=25,
@@ -206,7 +205,7 @@ PETS.presets = {
         ),
     ),
     "pusher-fast": _fast(
-        ModelLearningConfig(n_random_steps=150, fit_every=50, fit=FitConfig(batch_size=128)),
+        ModelLearningConfig(n_random_steps=150, fit_every=50, fit=FitConfig(epochs=5, batch_size=128)),
         EnsembleConfig(hidden=(128, 128, 128), learning_rate=2e-3, weight_decay=(3e-5,)),
         ICEMConfig(
             horizon=25,
@@ -219,9 +218,11 @@ PETS.presets = {
         ),
     ),
     "halfcheetah-fast": _fast(
-        ModelLearningConfig(n_random_steps=1000, fit_every=500, fit=FitConfig(batch_size=256)),
-        EnsembleConfig(hidden=(200, 200, 200), weight_decay=(3e-5,)),
-        ICEMConfig(horizon=30, n_samples=40, n_iterations=3, n_elites=10),
+        ModelLearningConfig(
+            n_random_steps=1000, fit_every=250, fit=FitConfig(epochs=20, max_steps=250, batch_size=128)
+        ),
+        EnsembleConfig(hidden=(200, 200, 200), learning_rate=2e-3, weight_decay=(3e-5,)),
+        ICEMConfig(horizon=15, n_samples=64, n_iterations=3, n_elites=10, noise_exponent=0.25, execute="mean"),
     ),
 }
 
@@ -234,5 +235,5 @@ PETS.trainers = {
     "cartpole-fast": TrainerConfig(n_total_env_steps=3000),
     "reacher-fast": TrainerConfig(n_total_env_steps=101 * 150),
     "pusher-fast": TrainerConfig(n_total_env_steps=101 * 150),
-    "halfcheetah-fast": TrainerConfig(n_total_env_steps=100_000, checkpoint_every=10_000),
+    "halfcheetah-fast": TrainerConfig(n_total_env_steps=50_000, checkpoint_every=5_000),
 }

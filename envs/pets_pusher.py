@@ -53,6 +53,7 @@ class PETSPusher(PETSTask):
 
     metadata = {**PETSTask.metadata, "render_fps": 25}  # noqa: RUF012 (gym.Env's own)
     reward_function = staticmethod(reward_function)
+    alike_dims = ((14, 17), (15, 18), (16, 19))  # tip and object; in the first episodes the object does not move
 
     model_file = "pusher_v5.xml"  # gymnasium's
     n_substeps = 4

@@ -97,6 +97,7 @@ class EnsembleConfig:
                 frequencies=self.frequencies,
                 angle_dims=dims.angle,
                 unseen_dims=dims.unseen,
+                alike_dims=dims.alike,
                 fixed_std=1.0 if self.deterministic else None,  # half the squared error, beside the weight decay
             ),
             n_models=self.n_models,
@@ -107,6 +108,7 @@ class EnsembleConfig:
             device=device,
             normalize_targets=self.normalize_targets,
             absolute_dims=dims.absolute,
+            alike_dims=dims.alike,
             propagation=self.propagation,
             weight_decay=self.weight_decay if len(self.weight_decay) > 1 else self.weight_decay[0],
             rollout_dtype=_ROLLOUT_DTYPES[self.rollout_dtype],

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from layeredrl.checks import require_number
 from layeredrl.models.density import probability
 from layeredrl.models.layers import StackedSequential
+from layeredrl.models.normalization import pooled
 from layeredrl.models.outputs import StepOutput
 
 MIN_STD = 1e-12
@@ -43,13 +44,19 @@ def mlp(
 
 
 class InputStandardizer(nn.Module):
-    """Subtracts a mean and divides by a standard deviation that were fitted to data; the identity until then."""
+    """Subtracts a mean and divides by a standard deviation that were fitted to data; the identity until then.
+
+    Args:
+        width: Number of dimensions.
+        alike: Groups of dimensions that have one mean and one deviation, those of all their values together.
+    """
 
     mean: Tensor
     inverse_std: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, alike: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
+        self.alike = alike
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("inverse_std", torch.ones(width))
 
@@ -60,6 +67,9 @@ class InputStandardizer(nn.Module):
     def fit(self, x: Tensor) -> None:
         """Take the statistics of `x`, shape (N, width)."""
         std, mean = torch.std_mean(x, dim=0, correction=0)
+        if self.alike:
+            common = pooled(mean, self.alike)
+            std, mean = pooled(std.square() + (mean - common).square(), self.alike).sqrt(), common
         self.mean.copy_(mean)
         self.inverse_std.copy_(torch.where(std > MIN_STD, std, 1.0).reciprocal())
 
@@ -136,6 +146,7 @@ class GaussianMixtureMLP(nn.Module):
         angle_dims: Dimensions of the state that are angles, in radians: the network sees their sine and cosine
             instead. They are predicted as they are.
         unseen_dims: Dimensions of the state that the network does not see; it predicts them all the same.
+        alike_dims: Groups of dimensions of the state, neither angles nor unseen, that are standardised alike.
         fixed_std: Standard deviation of every prediction, in the network's units, instead of a learned one. Fitting is
             then by least squares.
     """
@@ -154,6 +165,7 @@ class GaussianMixtureMLP(nn.Module):
         frequencies: Sequence[float] = (),
         angle_dims: Sequence[int] = (),
         unseen_dims: Sequence[int] = (),
+        alike_dims: Sequence[Sequence[int]] = (),
         fixed_std: float | None = None,
     ) -> None:
         super().__init__()
@@ -178,7 +190,11 @@ class GaussianMixtureMLP(nn.Module):
         # are slow: an output layer of 16 is done in a third of the time of one of 9.
         parts = [self.n_gaussian, self.n_gaussian, 1, n_modes if n_modes > 1 else 0]
         self.parts = [*parts, -sum(parts) % 16]
-        self.standardizer = InputStandardizer(n_inputs)
+        seen = {dim: place for place, dim in enumerate(dim for start, stop in self.raw for dim in range(start, stop))}
+        if not set(sum(map(tuple, alike_dims), ())) <= seen.keys():
+            raise ValueError(f"alike_dims is {alike_dims}, expected groups of {sorted(seen)}")
+        groups = tuple(tuple(seen[dim] for dim in group) for group in alike_dims)
+        self.standardizer = InputStandardizer(n_inputs, groups)
         self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)
         self.bounds = BoundedStd(self.n_gaussian) if fixed_std is None else FixedStd(self.n_gaussian, fixed_std)
 

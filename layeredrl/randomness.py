@@ -1,5 +1,6 @@
 """The global random generators, which dependencies and the initialisation of networks draw from."""
 
+import hashlib
 import random
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,14 @@ def seed_globals(seed: int) -> None:
 def derive_seed(seed: int, purpose: str) -> int:
     """A seed for one of several streams of randomness that one seed drives; without it they would be alike."""
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
+
+
+def seed_from(generator: torch.Generator) -> int:
+    """A seed that follows from a generator's state: of draws that have nothing to do with its own. It stays as it is.
+
+    Unlike a number drawn from the generator, it does not make a GPU wait.
+    """
+    return int.from_bytes(hashlib.blake2b(generator.get_state().numpy().tobytes(), digest_size=7).digest())
 
 
 @contextmanager

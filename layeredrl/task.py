@@ -25,6 +25,9 @@ DynamicsFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 GOAL_KEY = "desired_goal"
 
 
+_DIMS = ("angle", "unseen", "absolute", "alike")
+
+
 @dataclass(frozen=True)
 class StateDims:
     """Dimensions of the state that networks see or predict in a way of their own."""
@@ -35,20 +38,28 @@ class StateDims:
     """Those that networks do not see: nothing depends on them, such as how far a robot has walked."""
     absolute: tuple[int, ...] = ()
     """Those of which the next value itself is predicted, not the change."""
+    alike: tuple[tuple[int, ...], ...] = ()
+    """Groups of those that measure the same from the same origin, such as where a hand is and where a thing is along
+    x: networks see and predict those of a group on one scale. So a thing that has hardly moved yet is not magnified."""
 
     def __post_init__(self) -> None:
-        for name in ("angle", "unseen", "absolute"):
-            dims = getattr(self, name)
-            if not isinstance(dims, Iterable) or not all(isinstance(dim, int | np.integer) for dim in dims):
-                raise TypeError(f"{name}_dims is {dims!r}, expected integers")
-            object.__setattr__(self, name, tuple(int(dim) for dim in dims))
+        groups = self.alike
+        if not isinstance(groups, Iterable) or not all(isinstance(group, Iterable) for group in groups):
+            raise TypeError(f"alike_dims is {groups!r}, expected groups of integers")
+        object.__setattr__(self, "alike", tuple(_integers("alike_dims", group) for group in groups))
+        for name in _DIMS[:3]:
+            object.__setattr__(self, name, _integers(f"{name}_dims", getattr(self, name)))
         both = sorted(set(self.angle) & set(self.unseen))
         if both:
             raise ValueError(f"angle_dims and unseen_dims both hold {both}, expected dimensions of one of the two")
+        mixed = sorted(set(self.angle + self.unseen) & set(sum(self.alike, ())))
+        if mixed:
+            raise ValueError(f"alike_dims holds {mixed}, expected dimensions that are neither angles nor unseen")
 
     def check(self, width: int, goal: slice) -> None:
         """Raise unless all are dimensions of vectors of this width, once each, and outside of the goal."""
-        for name, dims in (("angle", self.angle), ("unseen", self.unseen), ("absolute", self.absolute)):
+        named = (("angle", self.angle), ("unseen", self.unseen), ("absolute", self.absolute))
+        for name, dims in (*named, ("alike", sum(self.alike, ()))):
             if len(set(dims)) < len(dims) or not all(0 <= dim < width for dim in dims):
                 raise ValueError(f"{name}_dims is {dims}, expected different numbers from 0 to {width - 1}")
             if any(goal.start <= dim < goal.stop for dim in dims):
@@ -57,8 +68,18 @@ class StateDims:
     def among(self, kept: Sequence[int]) -> "StateDims":
         """The same dimensions of a state that keeps only some of them, as these are numbered there."""
         place = {dim: i for i, dim in enumerate(kept)}
-        parts = ([place[dim] for dim in dims if dim in place] for dims in (self.angle, self.unseen, self.absolute))
-        return StateDims(*(tuple(part) for part in parts))
+
+        def kept_of(dims: Sequence[int]) -> tuple[int, ...]:
+            return tuple(place[dim] for dim in dims if dim in place)
+
+        groups = tuple(group for group in map(kept_of, self.alike) if len(group) > 1)
+        return StateDims(kept_of(self.angle), kept_of(self.unseen), kept_of(self.absolute), groups)
+
+
+def _integers(name: str, dims: object) -> tuple[int, ...]:
+    if not isinstance(dims, Iterable) or not all(isinstance(dim, int | np.integer) for dim in dims):
+        raise TypeError(f"{name} is {dims!r}, expected integers")
+    return tuple(int(dim) for dim in dims)
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -98,8 +119,8 @@ class TaskSpec:
         """Read the task from a single environment.
 
         The attributes `reward_function`, `termination_function` and `dynamics_function` of `env.unwrapped`, where they
-        exist, are the known reward, termination and dynamics; `angle_dims`, `unseen_dims` and `absolute_dims` are its
-        `StateDims`.
+        exist, are the known reward, termination and dynamics; `angle_dims`, `unseen_dims`, `absolute_dims` and
+        `alike_dims` are its `StateDims`.
 
         Args:
             env: An environment whose action space is in its own units.
@@ -116,7 +137,7 @@ class TaskSpec:
             reward=_known_function(unwrapped, "reward", "state, context, action, next_state"),
             termination=_known_function(unwrapped, "termination", "state, context, action, next_state"),
             dynamics=_known_function(unwrapped, "dynamics", "state, context, action"),
-            dims=StateDims(*(getattr(unwrapped, f"{name}_dims", ()) for name in ("angle", "unseen", "absolute"))),
+            dims=StateDims(*(getattr(unwrapped, f"{name}_dims", ()) for name in _DIMS)),
         )
         action_space = env.action_space
         if not isinstance(action_space, spaces.Box):

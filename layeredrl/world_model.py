@@ -128,6 +128,7 @@ class WorldModel(nn.Module):
         *,
         generator: torch.Generator | None = None,
         statistics: bool = True,
+        n_alike: int = 1,
         exploring: bool = False,
     ) -> Batch:
         """Follow action sequences with the dynamics, and say what they would bring.
@@ -137,6 +138,7 @@ class WorldModel(nn.Module):
             actions: As agents have them: floats in [-1, 1], or integers; shape (B, H, A).
             generator: Source of randomness; None for torch's global one.
             statistics: Whether to return means and variances of the states too.
+            n_alike: Rows of the batch, one after the other, that draw the same noise.
             exploring: Whether experience is collected, where a penalty on unsupported states does not count.
 
         Returns:
@@ -147,7 +149,9 @@ class WorldModel(nn.Module):
         state, context = self.encode(obs)
         actions = actions if self.repeat == 1 else actions.repeat_interleave(self.repeat, 1)
         modelled = actions_of.for_model(self.task.action_space, actions, obs.dtype)
-        result = self.dynamics.rollout(state, context, modelled, generator=generator, statistics=statistics)
+        result = self.dynamics.rollout(
+            state, context, modelled, generator=generator, statistics=statistics, n_alike=n_alike
+        )
         before, after = result.state[..., :-1, :], result.state[..., 1:, :]  # (B, M, P, H, S)
         shape = before.shape[:-1]
         contexts = context[:, None, None, None].expand(*shape, -1)
@@ -187,7 +191,8 @@ class WorldModel(nn.Module):
     ) -> Tensor:
         """The objective of candidate action sequences, averaged over members and particles: the higher the better.
 
-        Candidates that leave the finite range in any particle score minus infinity.
+        All candidates of an environment meet the same noise, so that they differ by their actions alone. Those that
+        leave the finite range in any particle score minus infinity.
 
         Args:
             obs: Shape (E, O).
@@ -200,7 +205,14 @@ class WorldModel(nn.Module):
         """
         n_envs, n_candidates = actions.shape[:2]
         rows = obs.repeat_interleave(n_candidates, 0)
-        result = self.rollout(rows, actions.flatten(0, 1), generator=generator, statistics=False, exploring=exploring)
+        result = self.rollout(
+            rows,
+            actions.flatten(0, 1),
+            generator=generator,
+            statistics=False,
+            n_alike=n_candidates,
+            exploring=exploring,
+        )
         returns = result.returns.mean((1, 2))
         failed = result.diverged.flatten(1).any(1) | ~returns.isfinite()
         scores: Tensor = returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)

@@ -225,6 +225,28 @@ def test_waves_are_those_of_what_is_seen_as_it_is():
     torch.testing.assert_close(net(state, context, action)[0][0][:, 0], expected[:, :S])
 
 
+def test_dimensions_that_are_alike_are_standardised_together():
+    net = GaussianMixtureMLP(box(5), box(0), box(1), angle_dims=(1,), alike_dims=((0, 4), (2, 3)))
+    state = torch.randn(100, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(5) + torch.arange(5)
+    net.fit_inputs(state, state[:, :0], state[:, :1])
+    # The network sees dimensions 0, 2, 3, 4, the angle's sine and cosine, and the action.
+    for places, dims in (((0, 3), (0, 4)), ((1, 2), (2, 3))):
+        together = state[:, list(dims)].flatten().double()
+        for place in places:
+            assert float(net.standardizer.mean[place]) == pytest.approx(float(together.mean()), rel=1e-5)
+            assert float(net.standardizer.inverse_std[place]) == pytest.approx(
+                1 / float(together.std(correction=0)), rel=1e-5
+            )
+    alone = 1 / state[:, 1].sin().std(correction=0)
+    assert float(net.standardizer.inverse_std[4]) == pytest.approx(float(alone), rel=1e-5)
+
+
+@pytest.mark.parametrize("dims", [((0, 1),), ((2, 5),)])
+def test_angles_and_what_is_not_there_are_not_alike(dims):
+    with pytest.raises(ValueError, match=r"alike_dims is .*, expected groups of \[0, 2, 3, 4\]"):
+        GaussianMixtureMLP(box(5), box(0), box(1), angle_dims=(1,), alike_dims=dims)
+
+
 def test_a_network_may_see_no_state_at_all():
     state, context, action = inputs(5)
     net = make(unseen_dims=range(S))

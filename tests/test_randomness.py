@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from layeredrl.checkpoint import Checkpoints
-from layeredrl.randomness import derive_seed, fork_globals, globals_state, restore_globals, seed_globals
+from layeredrl.randomness import derive_seed, fork_globals, globals_state, restore_globals, seed_from, seed_globals
 
 
 def draw():
@@ -21,6 +21,19 @@ def draw():
         *torch.randn(3).tolist(),
         int(torch.randperm(100)[0]),
     ]
+
+
+def test_a_seed_from_a_generator_follows_from_its_state_and_leaves_it_alone():
+    generator = torch.Generator().manual_seed(5)
+    seeds = []
+    for _ in range(3):
+        state = generator.get_state()
+        seeds.append(seed_from(generator))
+        assert torch.equal(generator.get_state(), state)
+        assert seed_from(torch.Generator().set_state(state)) == seeds[-1]
+        torch.Generator().manual_seed(seeds[-1])
+        torch.rand(1, generator=generator)
+    assert len(set(seeds)) == 3
 
 
 @pytest.mark.parametrize("n_before", [0, 1, 2])  # normal numbers come in pairs, of which one is kept

@@ -166,11 +166,12 @@ class Walker(SpaceEnv):
     angle_dims = (5, 1)
     unseen_dims = np.array([0])
     absolute_dims = [0, 6]  # noqa: RUF012
+    alike_dims = [(2, 3), (6,)]  # noqa: RUF012
 
 
 def test_special_dimensions_are_read_from_the_environment():
     task = TaskSpec.from_env(Walker(DICT))
-    assert task.dims == StateDims((5, 1), (0,), (0, 6))
+    assert task.dims == StateDims((5, 1), (0,), (0, 6), ((2, 3), (6,)))
     assert task.coarse(UNIT, 5).dims == task.dims
     assert TaskSpec.from_env(SpaceEnv(DICT)).dims == StateDims()
 
@@ -179,7 +180,7 @@ def test_special_dimensions_follow_what_makes_the_state():
     task = TaskSpec.from_env(Walker(DICT))
     whole, part = Encoder(task), Encoder(task, ("achieved_goal",))
     assert whole.state_index.tolist() == [0, 1, 2, 3, 5, 6]
-    assert task.dims.among(whole.state_index.tolist()) == StateDims((4, 1), (0,), (0, 5))
+    assert task.dims.among(whole.state_index.tolist()) == StateDims((4, 1), (0,), (0, 5), ((2, 3),))
     assert task.dims.among(part.state_index.tolist()) == StateDims((0,), (), (1,))
 
 
@@ -191,6 +192,13 @@ def test_special_dimensions_follow_what_makes_the_state():
         ({"absolute_dims": (2, 2)}, r"absolute_dims is \(2, 2\), expected different numbers"),
         ({"angle_dims": (4,)}, r"angle_dims is \(4,\), but 4 to 4 are the goal's"),
         ({"angle_dims": (1, 2), "unseen_dims": (2,)}, r"angle_dims and unseen_dims both hold \[2\]"),
+        ({"alike_dims": ((2, 7),)}, r"alike_dims is \(2, 7\), expected different numbers from 0 to 6"),
+        ({"alike_dims": ((2, 3), (3,))}, r"alike_dims is \(2, 3, 3\), expected different numbers"),
+        ({"alike_dims": (2, 3)}, r"alike_dims is \(2, 3\), expected groups of integers"),
+        (
+            {"alike_dims": ((1, 2),), "angle_dims": (1,)},
+            r"alike_dims holds \[1\], expected dimensions that are neither",
+        ),
         ({"angle_dims": 1}, "angle_dims is 1, expected integers"),
         ({"absolute_dims": (0.5,)}, r"absolute_dims is \(0.5,\), expected integers"),
     ],

@@ -21,7 +21,7 @@ from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
 from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.planners import Plan, Planner, PlanningError
-from layeredrl.randomness import derive_seed
+from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.replay import Replay
 from layeredrl.world_model import WorldModel
 
@@ -220,12 +220,14 @@ class PlannerLevel(Level):
             PlanningError: No candidate has a finite score; says at which step the model diverges.
         """
         tried = torch.empty(0)
+        # The same noise in all iterations: elites that are kept compete with the scores that they had.
+        seed, noise = seed_from(generator), torch.Generator(self.device)
 
         def score(candidates: Tensor) -> Tensor:
             nonlocal tried
             tried = candidates
             with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
-                scores = self.world.score(obs, candidates, generator=generator, exploring=exploring)
+                scores = self.world.score(obs, candidates, generator=noise.manual_seed(seed), exploring=exploring)
             return scores.clone()
 
         try:

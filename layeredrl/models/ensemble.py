@@ -72,6 +72,7 @@ class ProbabilisticEnsemble(Members):
         partition_batch: bool = False,
         *,
         absolute_dims: Sequence[int] = (),
+        alike_dims: Sequence[Sequence[int]] = (),
         propagation: Propagation = "tsinf",
         weight_decay: float | Sequence[float] = 0.0,
         rollout_dtype: torch.dtype | Literal["auto"] | None = None,
@@ -101,6 +102,7 @@ class ProbabilisticEnsemble(Members):
             sb_start_factor: Length of the change in state that the random map gives an action of length one.
             partition_batch: Whether each member trains on its own share of a batch, not on all of it.
             absolute_dims: State dimensions predicted as the next value itself although `predict_delta`.
+            alike_dims: Groups of state dimensions whose predictions have one scale, with `normalize_targets`.
             propagation: How rollouts follow particles: "tsinf", each stays with its member; "ts1", shuffled over the
                 members at every step; "expectation", the mean over members (PETS, section 5); "mode", the mean of its
                 member's likeliest mode, which is deterministic and, unlike a mean, never between two outcomes.
@@ -125,7 +127,8 @@ class ProbabilisticEnsemble(Members):
         interface = Interface(state_space, context_space, action_space)
         is_delta = interface.delta_dims(predict_delta, absolute_dims)
         networks = interface.make_networks(partial_net, n_models, n_modes)
-        scale = RunningScale(interface.state_dim, target_bn_momentum) if normalize_targets else None
+        groups = interface.groups(alike_dims)
+        scale = RunningScale(interface.state_dim, target_bn_momentum, groups) if normalize_targets else None
         start = None
         if symmetry_breaking_start:
             if not isinstance(action_space, Box):
@@ -286,6 +289,7 @@ class ProbabilisticEnsemble(Members):
         *,
         generator: torch.Generator | None = None,
         statistics: bool = True,
+        n_alike: int = 1,
     ) -> Batch:
         """Follow a sequence of actions, open loop.
 
@@ -297,6 +301,7 @@ class ProbabilisticEnsemble(Members):
             loss_mode: Always use the learned networks, not the symmetry-breaking start.
             generator: Source of randomness; None for torch's global one.
             statistics: Whether to return means and variances too.
+            n_alike: Rows of the batch, one after the other, that draw the same noise.
 
         Returns:
             Batch with `state` (B, M, P, H+1, S), `state_mean` and `state_var` over particles (B, M, H+1, S),
@@ -310,8 +315,10 @@ class ProbabilisticEnsemble(Members):
         n_rows = rows_to_compute(b, p, self.network.row_multiple, few_sizes=self.graphs is not None)
         noise, follow = NO_NOISE, self._follow(deterministic=deterministic)
         if follow == "sample":
-            sizes = (n_rows, m, p, h, self.state_dim)
-            noise = draw_noise(sizes, self.n_modes, self.propagation == "ts1", initial_state, generator)
+            sizes, shuffle = (b, m, p, h, self.state_dim), self.propagation == "ts1"
+            noise = draw_noise(
+                sizes, self.n_modes, shuffle, initial_state, generator, n_alike=n_alike, n_added=n_rows - b
+            )
         spread = partial(per_particle, n_rows=n_rows, n_particles=p)
         simulated = self._simulate(
             spread(initial_state), spread(context), spread(actions.transpose(0, 1)), noise, follow, loss_mode=loss_mode

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,9 @@ class FitConfig:
 
     epochs: int = 5
     """Passes over the data, at the most."""
+    max_steps: int | None = None
+    """Optimiser steps, at the most; the last pass may end early. With it the cost of a fit does not grow with the data.
+    """
     batch_size: int = 256
     """Transitions of a batch, for each member."""
     bootstrap: bool = True
@@ -34,7 +38,8 @@ class FitConfig:
     """Steps that a fit may leave out because their loss or gradient is not finite; one more is an error."""
 
     def __post_init__(self) -> None:
-        require_counts(self, epochs=1, batch_size=1, patience=1, max_skipped=0)
+        most = {} if self.max_steps is None else {"max_steps": 1}
+        require_counts(self, epochs=1, batch_size=1, patience=1, max_skipped=0, **most)
         if not 0 <= self.holdout < 1:
             raise ValueError(f"holdout is {self.holdout}, expected a number in [0, 1)")
 
@@ -50,7 +55,7 @@ class FitResult:
     elites: Tensor
     """Members, best first, by their loss on the holdout, or in training where there is none, (M,)."""
     epochs: int
-    """Passes over the data that were made."""
+    """Passes over the data that were made, or begun."""
     steps: int
     """Optimiser steps that were taken."""
     skipped: int
@@ -106,13 +111,16 @@ def fit(
     best = _BestMembers(ensemble, held_out) if held_out is not None else None
     ensemble.train()
     n_epochs, skipped, losses = 0, 0, torch.zeros(n_members)
-    while n_epochs < config.epochs:
+    n_most = config.epochs * n_batches
+    n_steps = n_left = n_most if config.max_steps is None else min(config.max_steps, n_most)
+    while n_left:
         n_epochs += 1
         order = share.gather(1, permutations(n_rows))
         shuffled = {key: x[order] for key, x in rows.items()}
         # Chunks of equal size, rather than full batches and a noisy rest of a row or two.
         chunks = zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True)
-        batches = [dict(zip(shuffled, tensors, strict=True)) for tensors in chunks]
+        batches = [dict(zip(shuffled, tensors, strict=True)) for tensors in islice(chunks, n_left)]
+        n_left -= len(batches)
         member_losses, taken = (torch.stack(x) for x in zip(*(_step(ensemble, b) for b in batches), strict=True))
         losses = torch.where(taken.unsqueeze(1), member_losses, 0.0).sum(0) / taken.sum()
         left_out = (~taken).nonzero().flatten().tolist()  # the epoch's one look at a value
@@ -131,7 +139,7 @@ def fit(
     ensemble.train(was_training)
     holdout_loss = None if best is None else best.losses
     elites = (losses if holdout_loss is None else holdout_loss).argsort()
-    return FitResult(losses, holdout_loss, elites, n_epochs, n_epochs * n_batches - skipped, skipped)
+    return FitResult(losses, holdout_loss, elites, n_epochs, n_steps - n_left - skipped, skipped)
 
 
 def _step(ensemble: ProbabilisticEnsemble, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,16 @@ class Interface:
             is_delta[dim] = 0.0
         return is_delta
 
+    def groups(self, alike_dims: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
+        """Groups of state dimensions, each dimension in one of them at the most."""
+        groups = tuple(tuple(group) for group in alike_dims)
+        dims = [dim for group in groups for dim in group]
+        for dim in dims:
+            checks.require_count("alike_dims", dim, minimum=0)
+        if max(dims, default=0) >= self.state_dim or len(set(dims)) < len(dims):
+            raise ValueError(f"alike_dims is {groups}, expected different numbers from 0 to {self.state_dim - 1}")
+        return groups
+
     def random_inputs(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """State, context and action to try a network with; they do not touch the global random state."""
         generator = torch.Generator().manual_seed(0)

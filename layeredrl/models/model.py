@@ -149,6 +149,7 @@ class Model(ABC, nn.Module):
         *,
         generator: torch.Generator | None = None,
         statistics: bool = True,
+        n_alike: int = 1,
     ) -> Batch:
         """Follow a sequence of actions, open loop.
 
@@ -159,6 +160,8 @@ class Model(ABC, nn.Module):
             deterministic: Follow the mean instead of sampling.
             generator: Source of randomness; None for torch's global one.
             statistics: Whether to return `state_mean` and other moments, which planning does not need.
+            n_alike: Rows of the batch, one after the other, that draw the same noise: what else differs between them
+                can then be compared.
 
         Returns:
             Batch with `state` (B, M, P, H+1, S), `state_mean` (B, M, H+1, S), `term_prob` (B, M, P, H), and what

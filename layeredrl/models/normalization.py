@@ -1,5 +1,7 @@
 """Running scale of what a model predicts."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -15,15 +17,17 @@ class RunningScale(nn.Module):
     Args:
         width: Number of dimensions S.
         momentum: Weight of a new batch's variance.
+        alike: Groups of dimensions that have one scale: the root of the mean of their variances.
     """
 
     variance: Tensor
     std: Tensor
     initialized: Tensor
 
-    def __init__(self, width: int, momentum: float) -> None:
+    def __init__(self, width: int, momentum: float, alike: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
         self.momentum = momentum
+        self.alike = alike
         self.register_buffer("variance", torch.ones(width, dtype=torch.float64))  # squares overflow float32
         self.register_buffer("std", torch.ones(width))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
@@ -59,4 +63,16 @@ class RunningScale(nn.Module):
             weight = weight * enough
             self.initialized.logical_or_(enough)
         self.variance.lerp_(variance, weight)
-        self.std.copy_(torch.where(self.variance > MIN_VARIANCE, self.variance.sqrt(), 1.0))
+        common = pooled(self.variance, self.alike)
+        self.std.copy_(torch.where(common > MIN_VARIANCE, common.sqrt(), 1.0))
+
+
+def pooled(x: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
+    """Let each of the groups of x (D,) have its mean in all of its places."""
+    if not groups:
+        return x
+    x = x.clone()
+    for group in groups:
+        places = list(group)
+        x[places] = x[places].mean()
+    return x

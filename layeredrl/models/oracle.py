@@ -167,6 +167,7 @@ class Oracle(Model):
         *,
         generator: torch.Generator | None = None,
         statistics: bool = True,
+        n_alike: int = 1,
     ) -> Batch:
         """Follow a sequence of actions, open loop; what comes after a termination goes on as the simulation does.
 
@@ -177,6 +178,7 @@ class Oracle(Model):
             deterministic: Makes no difference.
             generator: Not used.
             statistics: Whether to return means and variances too.
+            n_alike: Makes no difference.
 
         Returns:
             The keys and shapes of `ProbabilisticEnsemble.rollout`, all variances zero. `diverged` is true from the

@@ -79,6 +79,9 @@ def draw_noise(
     shuffle: bool,
     like: Tensor,
     generator: torch.Generator | None,
+    *,
+    n_alike: int = 1,
+    n_added: int = 0,
 ) -> Noise:
     """Draw the noise of a sampled rollout.
 
@@ -88,8 +91,11 @@ def draw_noise(
         shuffle: Whether particles change members at every step (TS1).
         like: A tensor of the device and type wanted.
         generator: Source of randomness; None for torch's global one.
+        n_alike: Rows of the batch, one after the other, that get the same noise; what is left at the end is cut off.
+        n_added: Rows beyond B that get noise too; if rows are alike, that of the first, and nothing is drawn for them.
     """
-    b, m, p, h, s = sizes
+    n_rows, m, p, h, s = sizes
+    b = n_rows + n_added if n_alike == 1 else math.ceil(n_rows / n_alike)
 
     def rand(*shape: int) -> Tensor:
         return torch.rand(shape, generator=generator, device=like.device, dtype=like.dtype)
@@ -97,7 +103,21 @@ def draw_noise(
     own = m if shuffle else 1
     normal = torch.randn((h, own, b * p, s), generator=generator, device=like.device, dtype=like.dtype)
     uniform = rand(h, own, b * p) if n_modes > 1 else None
-    return Noise(normal, uniform, rand(h, b, m * p).argsort(-1) if shuffle else None)
+    order = rand(h, b, m * p).argsort(-1) if shuffle else None
+    if n_alike == 1:
+        return Noise(normal, uniform, order)
+
+    rows = torch.arange(n_rows + n_added, device=like.device)
+    places = torch.where(rows < n_rows, rows // n_alike, 0)
+
+    def dealt(x: Tensor, axis: int) -> Tensor:
+        return x.index_select(axis, places)
+
+    return Noise(
+        dealt(normal.view(h, own, b, p, s), 2).flatten(2, 3),
+        None if uniform is None else dealt(uniform.view(h, own, b, p), 2).flatten(2, 3),
+        None if order is None else dealt(order, 1),
+    )
 
 
 def choose_mode(values: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:

@@ -128,6 +128,7 @@ def test_what_networks_see_and_predict(env_id: str) -> None:
     assert (dims.angle, dims.unseen, dims.absolute) == {CARTPOLE: ((1,), (), ()), CHEETAH: ((2,), (0,), (0,))}.get(
         env_id, ((), (), ())
     )
+    assert dims.alike == (((14, 17), (15, 18), (16, 19)) if env_id == PUSHER else ())
 
 
 @pytest.mark.parametrize("env_id", IDS[:3])

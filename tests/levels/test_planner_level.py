@@ -34,6 +34,7 @@ from layeredrl.planners import (
     RandomShooting,
     RandomShootingConfig,
 )
+from layeredrl.randomness import seed_from
 from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel
@@ -158,10 +159,14 @@ def test_without_exploration_it_never_acts_at_random():
     decision = act(level, explore=False)
     assert is_planned(decision)
     assert torch.equal(decision.action, act(level, explore=False).action)
-    # The plan is the planner's, on the world model's score, with the same generator.
+    # The plan is the planner's, on the world model's score, with the same noise in every iteration.
     generator, obs = seeded(), torch.linspace(-1, 1, 2 * E).view(E, 2)
+    noise = torch.Generator().manual_seed(seed_from(generator)).get_state()
     plan = level.planner.plan(
-        lambda actions: level.world.score(obs, actions, generator=generator), E, level.start(E), generator
+        lambda actions: level.world.score(obs, actions, generator=torch.Generator().set_state(noise)),
+        E,
+        level.start(E),
+        generator,
     )
     assert torch.equal(decision.action, plan.actions[:, 0])
     assert torch.equal(decision.metrics["plan/score"], plan.score)

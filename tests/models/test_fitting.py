@@ -212,6 +212,17 @@ def test_each_member_ends_with_the_parameters_that_did_best_on_the_holdout(monke
         torch.testing.assert_close(ensemble.member_losses(held_out), result.holdout_loss)
 
 
+@pytest.mark.parametrize(("max_steps", "epochs"), [(3, 1), (7, 2), (12, 3), (100, 3)])
+def test_a_fit_may_be_cut_short(monkeypatch, max_steps, epochs):
+    data, taken = linear_gaussian(40), []
+    monkeypatch.setattr(ProbabilisticEnsemble, "take_step", lambda self, loss: taken.append(loss) or torch.tensor(True))
+    told = []
+    config = FitConfig(epochs=3, batch_size=10, max_steps=max_steps)
+    result = fit(make(), data, config, generator=seeded(), progress=lambda epoch, _: told.append(epoch))
+    assert len(taken) == result.steps == min(max_steps, 12)
+    assert result.epochs == len(told) == epochs
+
+
 def test_input_statistics_are_those_of_all_the_data():
     ensemble, data = make(), linear_gaussian(100)
     data.state = 100 * data.state + 7

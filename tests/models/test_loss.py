@@ -228,6 +228,15 @@ def test_absolute_dims_are_normalised_by_the_next_value():
     torch.testing.assert_close(running_std(model), expected.sqrt(), rtol=5e-3, atol=0)
 
 
+def test_dimensions_that_are_alike_have_one_scale():
+    model = make_model(constant_nets(), n_modes=1, normalize_targets=True, alike_dims=((0, 3),)).train()
+    batch = make_batch(400)
+    model.loss(batch)
+    expected = spread(batch)
+    expected[[0, 3]] = expected[[0, 3]].mean()
+    torch.testing.assert_close(running_std(model), expected.sqrt(), rtol=5e-3, atol=0)
+
+
 def test_one_row_does_not_initialise():
     model = make_model(constant_nets(), n_modes=1, normalize_targets=True).train()
     model.loss(make_batch(1))

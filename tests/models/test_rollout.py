@@ -329,3 +329,19 @@ def test_a_copy_rolls_out_the_same():
     twin = copy.deepcopy(model)
     first = model.rollout(*plan(3, 4), generator=seeded())
     assert torch.equal(first.state, twin.rollout(*plan(3, 4), generator=seeded()).state)
+
+
+@pytest.mark.parametrize("propagation", ["tsinf", "ts1"])
+def test_rows_that_are_to_be_compared_draw_the_same_noise(propagation):
+    model = make_model(n_particles_per_model=3, propagation=propagation)
+    rows = [x.expand(8, *x.shape[1:]) for x in plan(1, 4)]
+    result = model.rollout(*rows, generator=seeded(), n_alike=5).state  # the second group is cut short
+    for group in (result[:5], result[5:]):
+        torch.testing.assert_close(group, group[:1].expand_as(group), rtol=1e-5, atol=1e-5)
+    assert (result[0, ..., 1:, :] != result[5, ..., 1:, :]).any(-1).all()
+    # What is drawn does not depend on how many are compared.
+    fewer = model.rollout(*(x[:5] for x in rows), generator=seeded(), n_alike=5).state
+    more = model.rollout(*(x[:1].expand(23, *x.shape[1:]) for x in rows), generator=seeded(), n_alike=23).state
+    torch.testing.assert_close(more[:5], fewer, rtol=1e-5, atol=1e-5)
+    own = model.rollout(*rows, generator=seeded()).state
+    assert (own[0, ..., 1:, :] != own[1, ..., 1:, :]).any(-1).all()
