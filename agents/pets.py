@@ -222,7 +222,7 @@ PETS.presets = {
             n_random_steps=1000, fit_every=250, fit=FitConfig(epochs=20, max_steps=250, batch_size=128)
         ),
         EnsembleConfig(hidden=(200, 200, 200), learning_rate=2e-3, weight_decay=(3e-5,)),
-        ICEMConfig(horizon=15, n_samples=64, n_iterations=3, n_elites=10, noise_exponent=0.25, execute="mean"),
+        ICEMConfig(horizon=15, n_samples=80, n_iterations=3, n_elites=12, execute="mean"),
     ),
 }
 
@@ -233,7 +233,7 @@ PETS.trainers = {
     "pusher-paper": TrainerConfig(n_total_env_steps=101 * 150),
     "halfcheetah-paper": TrainerConfig(n_total_env_steps=301 * 1000, checkpoint_every=10_000),
     "cartpole-fast": TrainerConfig(n_total_env_steps=3000),
-    "reacher-fast": TrainerConfig(n_total_env_steps=101 * 150),
+    "reacher-fast": TrainerConfig(n_total_env_steps=40 * 150),
     "pusher-fast": TrainerConfig(n_total_env_steps=101 * 150),
     "halfcheetah-fast": TrainerConfig(n_total_env_steps=50_000, checkpoint_every=5_000),
 }
