@@ -50,6 +50,8 @@ class PETS:
     """Settings of MPPI."""
     random_shooting: RandomShootingConfig = field(default_factory=RandomShootingConfig)
     """Settings of random shooting."""
+    common_noise: bool = False
+    """Whether all candidates of a decision meet the same noise, which tells apart by less particles which is better."""
     discount: float = 1.0
     """Per environment step, in planning."""
     uncertainty_weight: float = 0.0
@@ -90,7 +92,14 @@ class PETS:
             support_weight=self.support_weight,
         )
         world = WorldModel(encoder, dynamics, task, objective=objective)
-        level = PlannerLevel(world, self.make_planner(task), task.action_space, learning=self.learning, seed=seed)
+        level = PlannerLevel(
+            world,
+            self.make_planner(task),
+            task.action_space,
+            common_noise=self.common_noise,
+            learning=self.learning,
+            seed=seed,
+        )
         return Hierarchy([level], task, device)
 
     def make_dynamics(self, encoder: Encoder, task: TaskSpec, device: torch.device) -> ProbabilisticEnsemble:
@@ -137,7 +146,7 @@ def _released(n_states: int, episode: int, model: EnsembleConfig, cem: CEMConfig
 def _fast(learning: ModelLearningConfig, model: EnsembleConfig, icem: ICEMConfig) -> PETS:
     """A small budget: few candidates, small networks, but fits within an episode."""
     learning = replace(learning, first_epochs=50)
-    return PETS(model=replace(model, rollout_dtype="auto"), learning=learning, icem=icem)
+    return PETS(model=replace(model, rollout_dtype="auto"), learning=learning, icem=icem, common_noise=True)
 
 
 _CARTPOLE_PAPER = _released(

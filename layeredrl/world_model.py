@@ -187,17 +187,24 @@ class WorldModel(nn.Module):
         return result
 
     def score(
-        self, obs: Tensor, actions: Tensor, *, generator: torch.Generator | None = None, exploring: bool = False
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        common_noise: bool = False,
+        exploring: bool = False,
     ) -> Tensor:
         """The objective of candidate action sequences, averaged over members and particles: the higher the better.
 
-        All candidates of an environment meet the same noise, so that they differ by their actions alone. Those that
-        leave the finite range in any particle score minus infinity.
+        Candidates that leave the finite range in any particle score minus infinity.
 
         Args:
             obs: Shape (E, O).
             actions: As agents have them, shape (E, N, H, A): N candidates for each of E environments.
             generator: Source of randomness; None for torch's global one.
+            common_noise: Whether all candidates of an environment meet the same noise, so that they differ by what
+                they do alone; instead of each its own.
             exploring: Whether experience is collected, where a penalty on unsupported states does not count.
 
         Returns:
@@ -210,7 +217,7 @@ class WorldModel(nn.Module):
             actions.flatten(0, 1),
             generator=generator,
             statistics=False,
-            n_alike=n_candidates,
+            n_alike=n_candidates if common_noise else 1,
             exploring=exploring,
         )
         returns = result.returns.mean((1, 2))

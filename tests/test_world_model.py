@@ -167,11 +167,16 @@ def test_rollouts_of_an_ensemble_particle_by_particle():
     with torch.no_grad():
         rows = obs.repeat_interleave(N, 0)
         result = world.rollout(rows, actions.flatten(0, 1), generator=torch.Generator().manual_seed(1), n_alike=N)
-        scores = world.score(obs, actions, generator=torch.Generator().manual_seed(1))
-        same = world.score(obs, actions[:, :1].expand_as(actions), generator=torch.Generator().manual_seed(1))
+        scores = world.score(obs, actions, generator=torch.Generator().manual_seed(1), common_noise=True)
+        own = world.score(obs, actions[:, :1].expand_as(actions), generator=torch.Generator().manual_seed(1))
+        same = world.score(
+            obs, actions[:, :1].expand_as(actions), generator=torch.Generator().manual_seed(1), common_noise=True
+        )
     # The candidates of an environment meet the same noise; environments do not.
     assert torch.equal(same, scores[:, :1].expand_as(same))
-    first = world.score(obs[:1].expand_as(obs), actions[:1].expand_as(actions), generator=torch.Generator())
+    assert (own[:, 0] != own[:, 1]).all()
+    equal = obs[:1].expand_as(obs), actions[:1].expand_as(actions)
+    first = world.score(*equal, generator=torch.Generator(), common_noise=True)
     assert (first[0] != first[1]).all()
     assert result.reward.shape == result.alive.shape == result.term_prob.shape == (E * N, 3, 2, H)
     expected = torch.zeros(E * N)

@@ -83,6 +83,9 @@ class PlannerLevel(Level):
         action_space: Of what it emits: a bounded Box, Discrete or MultiDiscrete.
         duration: Environment steps for which an action stands, which is also a step of the world model.
         exploration: How plans and random actions mix; None for plans alone.
+        common_noise: Whether all candidates of a decision, through all iterations, meet the same noise: their scores
+            then differ by what they do, not by the luck they had, but all plans are made for the same few particles
+            (common random numbers; Ng and Jordan 2000, PEGASUS).
         learning: When and how the model is learned; None if it is fixed, as an oracle is.
         seed: Of fitting and replay.
     """
@@ -95,6 +98,7 @@ class PlannerLevel(Level):
         *,
         duration: int = 1,
         exploration: ExplorationConfig | None = None,
+        common_noise: bool = False,
         learning: ModelLearningConfig | None = None,
         seed: int = 0,
     ) -> None:
@@ -104,6 +108,7 @@ class PlannerLevel(Level):
         self.action_space = action_space
         self.duration = duration
         self.exploration = ExplorationConfig() if exploration is None else exploration
+        self.common_noise = common_noise
         effort = self.exploration.effort
         self._exploring_planner = planner if effort == 1 else planner.lighter(effort)
         unlearned = 0 if learning is None else learning.n_random_steps
@@ -220,14 +225,17 @@ class PlannerLevel(Level):
             PlanningError: No candidate has a finite score; says at which step the model diverges.
         """
         tried = torch.empty(0)
-        # The same noise in all iterations: elites that are kept compete with the scores that they had.
-        seed, noise = seed_from(generator), torch.Generator(self.device)
+        seed = seed_from(generator) if self.common_noise else None
 
         def score(candidates: Tensor) -> Tensor:
             nonlocal tried
             tried = candidates
+            # Once more the same numbers: elites that are kept compete with the scores that they had.
+            noise = generator if seed is None else torch.Generator(self.device).manual_seed(seed)
             with torch.inference_mode():  # a tenth faster than no_grad; what leaves it must be an ordinary tensor
-                scores = self.world.score(obs, candidates, generator=noise.manual_seed(seed), exploring=exploring)
+                scores = self.world.score(
+                    obs, candidates, generator=noise, common_noise=self.common_noise, exploring=exploring
+                )
             return scores.clone()
 
         try:

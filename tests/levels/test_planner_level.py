@@ -54,7 +54,16 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def make(seed=0, learning=LEARNING, reward=known_reward, planner=None, duration=1, exploration=None, **settings):
+def make(
+    seed=0,
+    learning=LEARNING,
+    reward=known_reward,
+    planner=None,
+    duration=1,
+    exploration=None,
+    common_noise=False,
+    **settings,
+):
     """A level for points in the plane that actions push around."""
     torch.manual_seed(seed)
     task = TaskSpec(OBSERVATION, ACTION, n_envs=E, reward=reward)
@@ -71,7 +80,14 @@ def make(seed=0, learning=LEARNING, reward=known_reward, planner=None, duration=
     objective = Objective(encoder.state_dim, discount=0.9)
     world = WorldModel(encoder, dynamics, task, objective=objective, reward_hidden=(16,))
     return PlannerLevel(
-        world, planner, ACTION, duration=duration, exploration=exploration, learning=learning, seed=seed
+        world,
+        planner,
+        ACTION,
+        duration=duration,
+        exploration=exploration,
+        common_noise=common_noise,
+        learning=learning,
+        seed=seed,
     )
 
 
@@ -154,20 +170,22 @@ def test_exploration_is_uniform_until_enough_steps():
     assert is_planned(act(level))
 
 
-def test_without_exploration_it_never_acts_at_random():
-    level = make()
+@pytest.mark.parametrize("common_noise", [False, True])
+def test_without_exploration_it_never_acts_at_random(common_noise):
+    level = make(common_noise=common_noise)
     decision = act(level, explore=False)
     assert is_planned(decision)
     assert torch.equal(decision.action, act(level, explore=False).action)
-    # The plan is the planner's, on the world model's score, with the same noise in every iteration.
+    # The plan is the planner's, on the world model's score, with the same generator.
     generator, obs = seeded(), torch.linspace(-1, 1, 2 * E).view(E, 2)
-    noise = torch.Generator().manual_seed(seed_from(generator)).get_state()
-    plan = level.planner.plan(
-        lambda actions: level.world.score(obs, actions, generator=torch.Generator().set_state(noise)),
-        E,
-        level.start(E),
-        generator,
-    )
+    start = seed_from(generator)
+
+    def score(candidates):
+        if not common_noise:
+            return level.world.score(obs, candidates, generator=generator)
+        return level.world.score(obs, candidates, generator=seeded(start), common_noise=True)
+
+    plan = level.planner.plan(score, E, level.start(E), generator)
     assert torch.equal(decision.action, plan.actions[:, 0])
     assert torch.equal(decision.metrics["plan/score"], plan.score)
     for key in plan.warm_start.get_keys():
