@@ -70,12 +70,16 @@ class OneStep:
     """Negative log density of the whole state (`get_log_prob`), nats; NaN if the model has no density."""
 
     def metrics(self) -> dict[str, float]:
-        """Numbers to log; those of single dimensions and members end in their index."""
+        """Numbers to log; those of single dimensions and members end in their index.
+
+        The overall R² are of the dimensions whose change varies: nothing can be explained of the others.
+        """
         scores, expected = self.mixture, self.levels.unsqueeze(-1)
+        r2 = scores.r2[(self.change != self.change[0]).any(0)]
         result = {
             "model/nll": self.nll,
-            "model/r2": float(scores.r2.mean()),
-            "model/r2_min": float(scores.r2.min()),
+            "model/r2": float(r2.mean()),
+            "model/r2_min": float(r2.min()) if len(r2) else math.nan,
             "model/rmse": float(scores.rmse.square().mean().sqrt()),
             "model/residual_mean": float(scores.residual_mean.mean()),
             "model/residual_std": float(scores.residual_std.square().mean().sqrt()),

@@ -111,9 +111,19 @@ def test_a_state_that_never_changes_is_judged_by_more_than_rounding():
     data = Batch(state=state, context=state[:, :0], act=state, state_next=state)
     shift = torch.tensor([0.0, 1e-3])
     rounded = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: state + shift)
-    r2 = evaluate_one_step(rounded, data).mixture.r2
-    assert r2[0] == 1
-    assert r2.isfinite().all()
+    report = evaluate_one_step(rounded, data)
+    assert report.mixture.r2[0] == 1
+    assert report.mixture.r2.isfinite().all()
+    assert math.isnan(report.metrics()["model/r2"])
+    assert math.isnan(report.metrics()["model/r2_min"])
+
+
+def test_overall_explained_variance_is_of_what_varies():
+    data = noisy(50)
+    data.state_next[:, 1] = data.state[:, 1] = 1000.0
+    report = evaluate_one_step(Gaussian(), data)
+    assert report.mixture.r2[1] < -1
+    assert report.metrics()["model/r2"] == report.metrics()["model/r2_min"] == float(report.mixture.r2[0])
 
 
 def test_mixtures_agree_with_torch_distributions():
