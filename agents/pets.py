@@ -1,7 +1,8 @@
 """PETS: probabilistic ensembles with trajectory sampling (Chua et al. 2018, arXiv 1805.12114).
 
 Deviations from the paper: iCEM plans by default, with a handful of candidates; targets are divided by their running
-standard deviation; refitting may happen within an episode.
+standard deviation; refitting may happen within an episode; dimensions that a task says are alike are standardised
+alike, with the released settings too; all candidates of a decision may meet the same noise.
 """
 
 from dataclasses import dataclass, field, replace
@@ -51,7 +52,7 @@ class PETS:
     random_shooting: RandomShootingConfig = field(default_factory=RandomShootingConfig)
     """Settings of random shooting."""
     common_noise: bool = False
-    """Whether all candidates of a decision meet the same noise, which tells apart by less particles which is better."""
+    """Whether all candidates of a decision meet the same noise, which tells with fewer particles which is better."""
     discount: float = 1.0
     """Per environment step, in planning."""
     uncertainty_weight: float = 0.0
@@ -243,6 +244,6 @@ PETS.trainers = {
     "halfcheetah-paper": TrainerConfig(n_total_env_steps=301 * 1000, checkpoint_every=10_000),
     "cartpole-fast": TrainerConfig(n_total_env_steps=3000),
     "reacher-fast": TrainerConfig(n_total_env_steps=40 * 150),
-    "pusher-fast": TrainerConfig(n_total_env_steps=101 * 150),
+    "pusher-fast": TrainerConfig(n_total_env_steps=50 * 150),
     "halfcheetah-fast": TrainerConfig(n_total_env_steps=50_000, checkpoint_every=5_000),
 }

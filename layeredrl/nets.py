@@ -191,8 +191,9 @@ class GaussianMixtureMLP(nn.Module):
         parts = [self.n_gaussian, self.n_gaussian, 1, n_modes if n_modes > 1 else 0]
         self.parts = [*parts, -sum(parts) % 16]
         seen = {dim: place for place, dim in enumerate(dim for start, stop in self.raw for dim in range(start, stop))}
-        if not set(sum(map(tuple, alike_dims), ())) <= seen.keys():
-            raise ValueError(f"alike_dims is {alike_dims}, expected groups of {sorted(seen)}")
+        grouped = [dim for group in alike_dims for dim in group]
+        if not set(grouped) <= seen.keys() or len(set(grouped)) < len(grouped):
+            raise ValueError(f"alike_dims is {alike_dims}, expected groups of {sorted(seen)}, each in one at the most")
         groups = tuple(tuple(seen[dim] for dim in group) for group in alike_dims)
         self.standardizer = InputStandardizer(n_inputs, groups)
         self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)

@@ -25,7 +25,7 @@ DynamicsFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
 GOAL_KEY = "desired_goal"
 
 
-_DIMS = ("angle", "unseen", "absolute", "alike")
+_FLAT = ("angle", "unseen", "absolute")
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,15 @@ class StateDims:
     """Those of which the next value itself is predicted, not the change."""
     alike: tuple[tuple[int, ...], ...] = ()
     """Groups of those that measure the same from the same origin, such as where a hand is and where a thing is along
-    x: networks see and predict those of a group on one scale. So a thing that has hardly moved yet is not magnified."""
+    x: networks see and predict those of a group on one scale (but not the waves of `frequencies`). So a thing that has
+    hardly moved yet is not magnified."""
 
     def __post_init__(self) -> None:
-        groups = self.alike
-        if not isinstance(groups, Iterable) or not all(isinstance(group, Iterable) for group in groups):
-            raise TypeError(f"alike_dims is {groups!r}, expected groups of integers")
+        groups = tuple(self.alike) if isinstance(self.alike, Iterable) else None
+        if groups is None or not all(isinstance(group, Iterable) for group in groups):
+            raise TypeError(f"alike_dims is {self.alike!r}, expected groups of integers")
         object.__setattr__(self, "alike", tuple(_integers("alike_dims", group) for group in groups))
-        for name in _DIMS[:3]:
+        for name in _FLAT:
             object.__setattr__(self, name, _integers(f"{name}_dims", getattr(self, name)))
         both = sorted(set(self.angle) & set(self.unseen))
         if both:
@@ -55,11 +56,13 @@ class StateDims:
         mixed = sorted(set(self.angle + self.unseen) & set(sum(self.alike, ())))
         if mixed:
             raise ValueError(f"alike_dims holds {mixed}, expected dimensions that are neither angles nor unseen")
+        for group in self.alike:
+            if 0 < len(set(group) & set(self.absolute)) < len(set(group)):
+                raise ValueError(f"alike_dims holds {group}, of which absolute_dims has some, expected all or none")
 
     def check(self, width: int, goal: slice) -> None:
         """Raise unless all are dimensions of vectors of this width, once each, and outside of the goal."""
-        named = (("angle", self.angle), ("unseen", self.unseen), ("absolute", self.absolute))
-        for name, dims in (*named, ("alike", sum(self.alike, ()))):
+        for name, dims in (*((name, getattr(self, name)) for name in _FLAT), ("alike", sum(self.alike, ()))):
             if len(set(dims)) < len(dims) or not all(0 <= dim < width for dim in dims):
                 raise ValueError(f"{name}_dims is {dims}, expected different numbers from 0 to {width - 1}")
             if any(goal.start <= dim < goal.stop for dim in dims):
@@ -77,9 +80,10 @@ class StateDims:
 
 
 def _integers(name: str, dims: object) -> tuple[int, ...]:
-    if not isinstance(dims, Iterable) or not all(isinstance(dim, int | np.integer) for dim in dims):
+    values = tuple(dims) if isinstance(dims, Iterable) else (None,)
+    if not all(isinstance(dim, int | np.integer) for dim in values):
         raise TypeError(f"{name} is {dims!r}, expected integers")
-    return tuple(int(dim) for dim in dims)
+    return tuple(int(dim) for dim in values)
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -137,7 +141,7 @@ class TaskSpec:
             reward=_known_function(unwrapped, "reward", "state, context, action, next_state"),
             termination=_known_function(unwrapped, "termination", "state, context, action, next_state"),
             dynamics=_known_function(unwrapped, "dynamics", "state, context, action"),
-            dims=StateDims(*(getattr(unwrapped, f"{name}_dims", ()) for name in _DIMS)),
+            dims=StateDims(*(getattr(unwrapped, f"{name}_dims", ()) for name in (*_FLAT, "alike"))),
         )
         action_space = env.action_space
         if not isinstance(action_space, spaces.Box):

@@ -241,7 +241,7 @@ def test_dimensions_that_are_alike_are_standardised_together():
     assert float(net.standardizer.inverse_std[4]) == pytest.approx(float(alone), rel=1e-5)
 
 
-@pytest.mark.parametrize("dims", [((0, 1),), ((2, 5),)])
+@pytest.mark.parametrize("dims", [((0, 1),), ((2, 5),), ((0, 2), (2, 3))])
 def test_angles_and_what_is_not_there_are_not_alike(dims):
     with pytest.raises(ValueError, match=r"alike_dims is .*, expected groups of \[0, 2, 3, 4\]"):
         GaussianMixtureMLP(box(5), box(0), box(1), angle_dims=(1,), alike_dims=dims)

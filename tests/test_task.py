@@ -194,6 +194,10 @@ def test_special_dimensions_follow_what_makes_the_state():
         ({"angle_dims": (1, 2), "unseen_dims": (2,)}, r"angle_dims and unseen_dims both hold \[2\]"),
         ({"alike_dims": ((2, 7),)}, r"alike_dims is \(2, 7\), expected different numbers from 0 to 6"),
         ({"alike_dims": ((2, 3), (3,))}, r"alike_dims is \(2, 3, 3\), expected different numbers"),
+        (
+            {"alike_dims": ((2, 3),), "absolute_dims": (2,)},
+            r"alike_dims holds \(2, 3\), of which absolute_dims has some",
+        ),
         ({"alike_dims": (2, 3)}, r"alike_dims is \(2, 3\), expected groups of integers"),
         (
             {"alike_dims": ((1, 2),), "angle_dims": (1,)},

@@ -260,9 +260,9 @@ over seeds of the best return. Medians over seeds; of two, the lower one. SAC st
 _MODELS = f"""## Models
 
 After training, on {N_JUDGED} new environment steps with random and with the agent's own actions. R² of the change in
-state, mean and worst of the dimensions that vary; residuals in predicted standard deviations, and share of outcomes in central 90 %
-intervals (1 and 0.9 are right); mean distance of observed from expected coverage. Error after k steps of the model's
-own predictions, relative to that of "nothing changes".
+state, mean and worst of the dimensions that vary; residuals in predicted standard deviations, and share of outcomes
+in central 90 % intervals (1 and 0.9 are right); mean distance of observed from expected coverage. Error after k steps
+of the model's own predictions, relative to that of "nothing changes".
 """
 
 

@@ -58,7 +58,7 @@ class ModelLearningConfig:
     fit_every: int = 200
     """Environment steps from one fit to the next, at the least: several environments may step beyond it together."""
     first_epochs: int = 5
-    """Passes over the data in the first fit, which starts from random parameters."""
+    """Passes over the data in the first fit, which starts from random parameters; `fit.max_steps` bounds it too."""
     fit: FitConfig = field(default_factory=FitConfig)
     """How a fit goes."""
     reward_learning_rate: float = 1e-3
@@ -85,7 +85,7 @@ class PlannerLevel(Level):
         exploration: How plans and random actions mix; None for plans alone.
         common_noise: Whether all candidates of a decision, through all iterations, meet the same noise: their scores
             then differ by what they do, not by the luck they had, but all plans are made for the same few particles
-            (common random numbers; Ng and Jordan 2000, PEGASUS).
+            (common random numbers; Ng and Jordan 2000, PEGASUS). It changes as the planner draws from its generator.
         learning: When and how the model is learned; None if it is fixed, as an oracle is.
         seed: Of fitting and replay.
     """

@@ -75,7 +75,8 @@ class OneStep:
         The overall R² are of the dimensions whose change varies: nothing can be explained of the others.
         """
         scores, expected = self.mixture, self.levels.unsqueeze(-1)
-        r2 = scores.r2[(self.change != self.change[0]).any(0)]
+        varies = (self.change != self.change[0]).any(0)
+        r2 = scores.r2[varies]
         result = {
             "model/nll": self.nll,
             "model/r2": float(r2.mean()),
@@ -90,7 +91,8 @@ class OneStep:
         for name in ("r2", "rmse", "nll", "residual_mean", "residual_std"):
             for i, value in enumerate(getattr(scores, name).tolist()):
                 result[f"model/{name}/state_{i}"] = value
-            for i, value in enumerate(getattr(self.members, name).mean(-1).tolist()):
+            own = getattr(self.members, name)
+            for i, value in enumerate((own[..., varies] if name == "r2" else own).mean(-1).tolist()):
                 result[f"model/{name}/member_{i}"] = value
         return result
 

@@ -127,7 +127,7 @@ class ProbabilisticEnsemble(Members):
         interface = Interface(state_space, context_space, action_space)
         is_delta = interface.delta_dims(predict_delta, absolute_dims)
         networks = interface.make_networks(partial_net, n_models, n_modes)
-        groups = interface.groups(alike_dims)
+        groups = interface.groups(alike_dims, is_delta)
         scale = RunningScale(interface.state_dim, target_bn_momentum, groups) if normalize_targets else None
         start = None
         if symmetry_breaking_start:
@@ -311,6 +311,7 @@ class ProbabilisticEnsemble(Members):
             finite range; its state is held from there on.
         """
         self.interface.check_plan(initial_state, context, actions, self.dtype)
+        checks.require_count("n_alike", n_alike)
         b, m, p, h = len(initial_state), self.n_models, self.n_particles_per_model, actions.shape[1]
         n_rows = rows_to_compute(b, p, self.network.row_multiple, few_sizes=self.graphs is not None)
         noise, follow = NO_NOISE, self._follow(deterministic=deterministic)

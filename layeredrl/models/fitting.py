@@ -24,8 +24,7 @@ class FitConfig:
     epochs: int = 5
     """Passes over the data, at the most."""
     max_steps: int | None = None
-    """Optimiser steps, at the most; the last pass may end early. With it the cost of a fit does not grow with the data.
-    """
+    """Optimiser steps of the ensemble, at the most; the last pass may end early. It bounds the first fit, too."""
     batch_size: int = 256
     """Transitions of a batch, for each member."""
     bootstrap: bool = True

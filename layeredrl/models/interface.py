@@ -58,14 +58,17 @@ class Interface:
             is_delta[dim] = 0.0
         return is_delta
 
-    def groups(self, alike_dims: Sequence[Sequence[int]]) -> tuple[tuple[int, ...], ...]:
-        """Groups of state dimensions, each dimension in one of them at the most."""
+    def groups(self, alike_dims: Sequence[Sequence[int]], is_delta: Tensor) -> tuple[tuple[int, ...], ...]:
+        """Groups of state dimensions, each dimension in one of them at the most, that are predicted in the same way."""
         groups = tuple(tuple(group) for group in alike_dims)
         dims = [dim for group in groups for dim in group]
         for dim in dims:
             checks.require_count("alike_dims", dim, minimum=0)
         if max(dims, default=0) >= self.state_dim or len(set(dims)) < len(dims):
             raise ValueError(f"alike_dims is {groups}, expected different numbers from 0 to {self.state_dim - 1}")
+        for group in groups:
+            if len({float(is_delta[dim]) for dim in group}) > 1:
+                raise ValueError(f"alike_dims holds {group}, of which absolute_dims has some, expected all or none")
         return groups
 
     def random_inputs(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,6 +73,7 @@ def pooled(x: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
         return x
     x = x.clone()
     for group in groups:
-        places = list(group)
-        x[places] = x[places].mean()
+        mean = torch.stack([x[place] for place in group]).mean()
+        for place in group:  # one by one: a list of places would be copied to a GPU, which waits for it
+            x[place] = mean
     return x

@@ -40,7 +40,9 @@ class Gaussian(Oracle):
         members = Normal(mean[:, :, 0], std[:, :, 0]).log_prob(next_state[:, None]).sum(-1)
         return members.logsumexp(1) - math.log(self.n_models), term_prob, {}
 
-    def rollout(self, initial_state, context, actions, deterministic=False, *, generator=None, statistics=True):
+    def rollout(
+        self, initial_state, context, actions, deterministic=False, *, generator=None, statistics=True, n_alike=1
+    ):
         shape = (len(initial_state), self.n_models, 1, 2)
         states = [initial_state[:, None, None].expand(shape)]
         for action in actions.unbind(1):
