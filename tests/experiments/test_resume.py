@@ -42,7 +42,8 @@ from tests.recording import stored
 
 AGENTS = [
     ("pets",),
-    ("pets", "--planner", "mppi", "--env", "OwnDrift-v0"),  # the reward is learned, too
+    # The reward is learned, too; the noise that candidates meet follows from the state of a generator.
+    ("pets", "--planner", "mppi", "--common-noise", "--env", "OwnDrift-v0"),
     ("sac",),
     ("sac", "--algorithm", "td3"),
     ("goals", "--env", "Maze2D-Medium-v0"),
