@@ -42,6 +42,9 @@ class EnsembleConfig:
     """L2 penalty: 0.5 times this times the sum of squared weights. One value, or one for each layer."""
     bound_penalty: float = 0.01
     """Weight of the penalty that pulls the bounds of the log-variance together."""
+    beta_nll: float = 0.0
+    """Weight of a dimension in the loss: its predicted variance to this power, in [0, 1]. Above zero, means are fitted
+    better where the members are not sure (Seitzer et al. 2022)."""
     deterministic: bool = False
     """Whether the networks are fitted by least squares, and rollouts follow what they predict, without noise."""
     propagation: Propagation = "tsinf"
@@ -110,6 +113,7 @@ class EnsembleConfig:
             absolute_dims=dims.absolute,
             alike_dims=dims.alike,
             propagation=self.propagation,
+            beta_nll=self.beta_nll,
             weight_decay=self.weight_decay if len(self.weight_decay) > 1 else self.weight_decay[0],
             rollout_dtype=_ROLLOUT_DTYPES[self.rollout_dtype],
             symmetry_breaking_start=sb_start_duration > 0,

@@ -25,13 +25,38 @@ def mixture_log_prob(target: Tensor, mean: Tensor, std: Tensor, weights: Tensor)
     Returns:
         Shape (...).
     """
-    # Squares and their sums over a batch must not overflow; what is farther off (7e12 in float32) has no gradient.
-    farthest = torch.finfo(mean.dtype).max ** (1 / 3)
-    z = ((target.unsqueeze(-2) - mean) / std).clamp(-farthest, farthest)
+    z = _standardized(target.unsqueeze(-2), mean, std)
     log_prob = -torch.add(std.log(), z.square(), alpha=0.5).sum(-1) - 0.5 * LOG_2PI * mean.shape[-1]
     if mean.shape[-2] == 1:
         return log_prob.squeeze(-1)
     return torch.logsumexp(log_prob + weights.clamp(min=torch.finfo(weights.dtype).tiny).log(), -1)
+
+
+def beta_log_prob(target: Tensor, mean: Tensor, std: Tensor, beta: float) -> Tensor:
+    """Log density of a diagonal Gaussian, each dimension weighted by its predicted variance to the power `beta`.
+
+    The gradient of a plain log density with respect to the mean is the error divided by the variance: rare large
+    errors soon pass for noise, and the mean is hardly fitted to them any more. With `beta` 1 the mean has the gradient
+    of least squares, with 0 that of the log density; the variance's optimum is the same for all, because the weight
+    has no gradient (Seitzer et al. 2022, arXiv 2203.09168, "β-NLL").
+
+    Args:
+        target: Shape (..., S).
+        mean: Shape (..., S).
+        std: Shape (..., S).
+        beta: In [0, 1].
+
+    Returns:
+        Shape (...).
+    """
+    log_prob = -torch.add(std.log(), _standardized(target, mean, std).square(), alpha=0.5) - 0.5 * LOG_2PI
+    return (std.detach().square().pow(beta) * log_prob).sum(-1)
+
+
+def _standardized(target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    # Squares and their sums over a batch must not overflow; what is farther off (7e12 in float32) has no gradient.
+    farthest = torch.finfo(mean.dtype).max ** (1 / 3)
+    return ((target - mean) / std).clamp(-farthest, farthest)
 
 
 def mixture_mean(mean: Tensor, weights: Tensor) -> Tensor:

@@ -75,6 +75,7 @@ class ProbabilisticEnsemble(Members):
         alike_dims: Sequence[Sequence[int]] = (),
         propagation: Propagation = "tsinf",
         weight_decay: float | Sequence[float] = 0.0,
+        beta_nll: float = 0.0,
         rollout_dtype: torch.dtype | Literal["auto"] | None = None,
         rollout_graphs: bool = True,
         **kwargs: Any,
@@ -108,6 +109,9 @@ class ProbabilisticEnsemble(Members):
                 member's likeliest mode, which is deterministic and, unlike a mean, never between two outcomes.
             weight_decay: L2 penalty 0.5 * weight_decay * |W|^2 on the weights of linear layers, one value for all
                 layers or one for each in order.
+            beta_nll: In training, weight each dimension of a member's loss by its predicted variance to this power, in
+                [0, 1] and without a gradient: towards 1 the means are fitted more as by least squares, also where the
+                member is not sure (Seitzer et al. 2022, arXiv 2203.09168). For `n_modes` 1.
             rollout_dtype: Type that rollouts compute the networks' chains of layers (`nn.Sequential`) in, None for
                 that of the parameters. `torch.bfloat16` is faster for wide networks and many rows where the processor
                 has it; states, noise and the normalisation of inputs stay as they are. "auto" takes it where it gains.
@@ -122,6 +126,9 @@ class ProbabilisticEnsemble(Members):
         checks.require_number("learning_rate", learning_rate, 0, math.inf, open_low=True)
         checks.require_number("target_bn_momentum", target_bn_momentum, 0, 1)
         checks.require_choice("propagation", propagation, get_args(Propagation))
+        checks.require_number("beta_nll", beta_nll, 0, 1)
+        if beta_nll > 0 and n_modes > 1:
+            raise ValueError(f"beta_nll is {beta_nll} with n_modes {n_modes}, expected 0 for more than one mode")
         if rollout_dtype not in (None, "auto", torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise ValueError(f"rollout_dtype is {rollout_dtype!r}, expected a floating type of torch, 'auto' or None")
         interface = Interface(state_space, context_space, action_space)
@@ -140,6 +147,7 @@ class ProbabilisticEnsemble(Members):
             scale,
             start,
             is_delta,
+            beta_nll=beta_nll,
             n_particles_per_model=n_particles_per_model,
             device=device,
             **kwargs,
@@ -156,7 +164,7 @@ class ProbabilisticEnsemble(Members):
 
         For a transition this is the negative log density of what the member predicts (change in state or next state)
         plus the binary cross-entropy of its termination, times its weight. It is always the learned networks' loss,
-        never that of the symmetry-breaking start.
+        never that of the symmetry-breaking start. In training mode, `beta_nll` weights the dimensions.
 
         Args:
             batch: Keys `state` (N, S), `context` (N, C), `act` (N, A) or (N, 1) of integers, `state_next` (N, S),

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from layeredrl.models.density import mixture_log_prob, termination_loss
+from layeredrl.models.density import beta_log_prob, mixture_log_prob, termination_loss
 from layeredrl.models.interface import Interface
 from layeredrl.models.model import Model
 from layeredrl.models.normalization import RunningScale
@@ -25,6 +25,7 @@ class Members(Model):
         scale: Running standard deviation of what they predict, which is their unit; None for no scaling.
         start: The symmetry-breaking start, or None.
         is_delta: 1.0 for state dimensions predicted as a change, 0.0 for those predicted as the next value, (S,).
+        beta_nll: Power of the predicted variance, in the networks' units, that weights each dimension in training.
         **settings: Of `Model`.
     """
 
@@ -37,9 +38,12 @@ class Members(Model):
         scale: RunningScale | None,
         start: SymmetryBreakingStart | None,
         is_delta: Tensor,
+        *,
+        beta_nll: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(network.n_members, **settings)
+        self.beta_nll = beta_nll
         self.interface = interface
         self.state_dim, self.n_modes = interface.state_dim, network.n_modes
         self.network, self.scale, self.start = network, scale, start
@@ -91,7 +95,7 @@ class Members(Model):
             self.scale.fit(self.targets(rows))
 
     def member_losses(self, rows: dict[str, Tensor]) -> Tensor:
-        """The loss of each member on its own rows, (M,), without regularisation.
+        """The loss of each member on its own rows, (M,), without regularisation; in training mode with `beta_nll`.
 
         Args:
             rows: Members first: `state` (M, N, S), `context` (M, N, C), `act` (M, N, A), `state_next` (M, N, S),
@@ -101,10 +105,12 @@ class Members(Model):
         target = self.targets(rows)
         out = self.network(rows["state"], rows["context"], rows["act"])
         terms = termination_loss(out.term_prob, rows["terminated"])
-        if self.scale is None:
+        if self.scale is not None:  # in the networks' units, where numbers are moderate; the change is a constant
+            target, terms = target / self.scale.std, terms + self.scale.std.log().sum()
+        if self.training and self.beta_nll > 0:
+            terms = terms - beta_log_prob(target, out.mean.squeeze(-2), out.std.squeeze(-2), self.beta_nll)
+        else:
             terms = terms - mixture_log_prob(target, *out[:3])
-        else:  # in the networks' units, where numbers are moderate; the change of units is a constant
-            terms = terms - mixture_log_prob(target / self.scale.std, *out[:3]) + self.scale.std.log().sum()
         if weight is not None:
             terms = terms * weight
         if valid is None:

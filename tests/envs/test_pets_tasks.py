@@ -293,6 +293,20 @@ def test_pusher_observes_where_things_are_now() -> None:
     np.testing.assert_allclose(obs[14:], np.concatenate([env.data.body(n).xpos for n in ("tips_arm", "object")]))
 
 
+def test_pusher_pushes_as_with_the_mujoco_of_the_paper() -> None:
+    """Recorded with MuJoCo 2.3.7 and the released environment's model, of which gymnasium has a copy, pusher.xml."""
+    env: Any = gym.make(PUSHER).unwrapped
+    env.reset(seed=0)
+    position = np.array([0.13, 0.58, -1.5, -1.43, -1.51, 0, -0.45, -0.07, -0.02, 0, 0])
+    velocity = np.array([0.47, 0.28, 0.13, 0.5, 0.27, 0, -2, 0, 0, 0, 0])
+    env.set_state(position, velocity)
+    torques = np.array([0.19, -0.05, -0.13, 0.21, 0.03, -0.05, -0.02])
+    path = [env.step(torques)[0][17:19] for _ in range(20)]
+    expected = [[0.4301, -0.1167], [0.4310, -0.0866], [0.4354, -0.0604], [0.4562, -0.0392]]
+    np.testing.assert_allclose(path[4::5], expected, atol=0.003)  # as it comes, the object gets to y = -0.094 only
+    assert min(contact.dist for contact in env.data.contact) > -0.001
+
+
 # ------------------------------------------------------------------ HalfCheetah
 
 

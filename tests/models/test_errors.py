@@ -36,6 +36,8 @@ SETTINGS = [
     ("learning_rate", float("nan")),
     ("target_bn_momentum", -0.1),
     ("target_bn_momentum", 1.5),
+    ("beta_nll", -0.1),
+    ("beta_nll", 1.5),
     ("propagation", "ts2"),
     ("propagation", None),
     ("rollout_dtype", "bfloat16"),

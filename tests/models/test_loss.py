@@ -77,6 +77,51 @@ def test_regularization_is_added():
     torch.testing.assert_close(sorted_gradients(list(model.get_parameters())), wanted, rtol=1e-3, atol=1e-5)
 
 
+def beta_model(std: float, beta_nll: float, **settings):
+    net = ConstantNet(torch.zeros(1, S), torch.full((1, S), std))
+    return make_model([net], n_modes=1, predict_delta=False, beta_nll=beta_nll, **settings), make_batch(8)
+
+
+@pytest.mark.parametrize("beta_nll", [0.25, 1.0])
+def test_beta_nll_weights_each_dimension_by_its_variance_in_training_alone(beta_nll):
+    nets, batch = linear_nets(n_modes=1), make_batch(8)
+    batch.terminated = torch.zeros(8)
+    expected = torch.zeros((), dtype=torch.float64)
+    for net in nets:
+        (mean, std), _, term_prob = net(batch.state, batch.context, batch.act)
+        distribution = torch.distributions.Normal(mean[:, 0].double(), std[:, 0].double())
+        terms = distribution.variance**beta_nll * distribution.log_prob((batch.state_next - batch.state).double())
+        expected = expected - (terms.sum(-1) + torch.log1p(-term_prob.double())).mean()
+    model = make_model(nets, n_modes=1, beta_nll=beta_nll)
+    torch.testing.assert_close(model.train().loss(batch).double(), expected, **CLOSE)
+    torch.testing.assert_close(model.eval().loss(batch), make_model(nets, n_modes=1).loss(batch))
+
+
+@pytest.mark.parametrize("normalize_targets", [True, False])
+def test_with_beta_nll_of_one_the_mean_has_the_gradient_of_least_squares(normalize_targets):
+    gradients = []
+    for std in (0.1, 3.0):
+        model, batch = beta_model(std, 1.0, normalize_targets=normalize_targets)
+        model.train().loss(batch).backward()
+        gradients.append(next(model.get_parameters()).grad.flatten())
+    torch.testing.assert_close(*gradients)
+    unit = model.unit.detach()
+    torch.testing.assert_close(gradients[0], -(batch.state_next / unit).mean(0), **CLOSE)
+
+
+@pytest.mark.parametrize("beta_nll", [0.0, 0.5, 1.0])
+def test_with_beta_nll_the_best_deviation_stays_the_same(beta_nll):
+    model, batch = beta_model(2.0, beta_nll)
+    batch.state_next = 2.0 * torch.tensor([1.0, -1]).repeat(4)[:, None].expand(8, S)  # errors of one deviation
+    model.train().loss(batch).backward()
+    torch.testing.assert_close(list(model.get_parameters())[1].grad.flatten(), torch.zeros(S))
+
+
+def test_beta_nll_wants_one_mode():
+    with pytest.raises(ValueError, match=r"beta_nll is 0\.5 with n_modes 2"):
+        make_model(linear_nets(n_modes=2), n_modes=2, beta_nll=0.5)
+
+
 def test_more_leading_dimensions():
     nets, flat = linear_nets(), make_batch(8, weight=WEIGHT, validity_mask=MASK)
     batch = copy.deepcopy(flat)
