@@ -59,15 +59,16 @@ TASKS = {
 STUDIES = {"fast": tuple(TASKS), "paper": ("cartpole",), "ablation": ("cartpole", "pusher"), "sac": tuple(TASKS)}
 """Studies, and the tasks that each of them is of."""
 ABLATION: dict[str, tuple[str, ...]] = {
-    "PE-TSinf": (),
     "PE-TS1": ("--model.propagation", "ts1"),
     "DE": ("--model.deterministic",),
     "P": ("--model.n-models", "1", "--model.n-particles-per-model", "5"),  # as many particles as the others
 }
-"""Ways to model and to follow particles, as settings on top of `fast`, which is the first one."""
+"""Ways to model and to follow particles, as settings on top of `fast`, ..."""
+AS_FAST = "PE-TSinf"
+"""... and the one that `fast` has, whose runs they are compared with."""
 SAC = ("sac", "--preset", "paper", "--sac.learning-rate", "1e-3")
 SAC_STEPS = 100_000
-_LINES = ("fast", "paper", *ABLATION, "sac")
+_LINES = ("fast", "paper", AS_FAST, *ABLATION, "sac")
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Of the run's folder; the ablation's first variant has that of `fast`, whose run it is."""
-        return f"pets-{self.task}-{'fast' if self.variant == 'PE-TSinf' else self.variant}-{self.seed}"
+        """Of the run's folder."""
+        return f"pets-{self.task}-{self.variant}-{self.seed}"
 
     @property
     def arguments(self) -> list[str]:
@@ -249,7 +250,7 @@ Five planned episodes, and as many steps of `fast`: return / running maximum. Co
 """
 _ABLATION = """## Ensembles
 
-All with the settings of `fast` and as many environment steps, best first. In brackets: 95 % intervals of a bootstrap
+All with the settings of `fast`, which is PE-TSinf, and as many environment steps, best first. In brackets: 95 % intervals of a bootstrap
 over seeds, which tell little of few. Above the next: share of its draws in which the running maximum is.
 """
 _SAC = """## SAC
@@ -280,12 +281,16 @@ def report(output: Path, name: str) -> None:
         lines += [_ASKED.format(task.asked, task.within, n_got, len(fast)), *pets_tables.returns_table(fast), ""]
     if paper:
         lines += [_PAPER, *pets_tables.returns_table(paper + fast, max(r["n_total_env_steps"] for r in paper)), ""]
-    lines += [_ABLATION, *pets_tables.ranking_table(ablation), ""] if ablation else []
+    lines += [_ABLATION, *pets_tables.ranking_table([*_named(AS_FAST, fast), *ablation]), ""] if ablation else []
     lines += [_SAC, *_against(task.asked, fast, sac), ""] if sac and fast else []
     lines += ["## Runs", "", *_runs(task, everything), "", f"![curves]({name}.png)", ""]
     lines += [_MODELS, *pets_tables.model_table(everything), "", "Commands:", ""]
     lines += [f"    {command}" for command in dict.fromkeys(r["command"] for r in everything)]
     (output / f"{name}.md").write_text("\n".join([*lines, "", everything[-1]["machine"], ""]))
+
+
+def _named(variant: str, results: Sequence[Result]) -> list[Result]:
+    return [{**result, "variant": variant} for result in results]
 
 
 def _against(asked: float, fast: Sequence[Result], sac: Sequence[Result]) -> list[str]:
@@ -317,12 +322,14 @@ def _runs(task: Task, results: Sequence[Result]) -> list[str]:
 
 def draw(path: Path, found: Mapping[str, Sequence[Result]]) -> None:
     """Returns and their running maximum: of `fast` and `paper`, of the ensembles, and beside SAC."""
-    lines = {name: [r for results in found.values() for r in results if r["variant"] == name] for name in _LINES}
+    everything = [r for results in found.values() for r in results]
+    everything += _named(AS_FAST, found["fast"]) if found["ablation"] else []
+    lines = {name: [r for r in everything if r["variant"] == name] for name in _LINES}
     plain = {name: [r["episodes"] for r in group if r["episodes"]] for name, group in lines.items()}
     best = {name: [pets_tables.best_so_far(curve) for curve in curves] for name, curves in plain.items()}
     panels: dict[str, tuple[Mapping[str, Any], tuple[str, ...]]] = {"return": (plain, ("fast", "paper"))}
     panels["running maximum"] = (best, ("fast", "paper"))
-    panels["running maximum, ensembles"] = (best, tuple(ABLATION))
+    panels["running maximum, ensembles"] = (best, (AS_FAST, *ABLATION))
     panels["running maximum, beside SAC"] = (best, ("fast", "sac") if found["sac"] else ())
     drawn = {label: {name: curves[name] for name in names if curves[name]} for label, (curves, names) in panels.items()}
     if any(drawn.values()):  # else no episode has ended
