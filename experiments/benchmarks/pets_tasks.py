@@ -250,8 +250,9 @@ Five planned episodes, and as many steps of `fast`: return / running maximum. Co
 """
 _ABLATION = """## Ensembles
 
-All with the settings of `fast`, which is PE-TSinf, and as many environment steps, best first. In brackets: 95 % intervals of a bootstrap
-over seeds, which tell little of few. Above the next: share of its draws in which the running maximum is.
+All with the settings of `fast`, which is PE-TSinf, and as many environment steps, best first. In brackets: 95 %
+intervals of a bootstrap over seeds, which tell little of few. Above the next: share of its draws in which the running
+maximum is.
 """
 _SAC = """## SAC
 
