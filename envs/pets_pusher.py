@@ -1,8 +1,8 @@
 """The pusher with seven joints of PETS (Chua et al. 2018, arXiv 1805.12114), with the robot of gymnasium's Pusher-v5.
 
 Needs the extra `mujoco`. Pusher-v5 itself has other distances, steps, episodes and starts, and its arm goes through the
-object: nearly all of the object's inertia is its joints' armature, which MuJoCo 3 leaves out of the weight by which it
-softens the object's contacts. Here that weight is what MuJoCo 2 computed.
+object: MuJoCo 3 softens the contacts of a body that only slides by 1 / mass, and nearly all of the object's inertia is
+armature of its joints. Here the object has the weight that MuJoCo 2 computed.
 """
 
 from __future__ import annotations
@@ -24,8 +24,6 @@ OBJECT_START = (-0.25, 0.15)
 OBJECT_STD = 0.025
 VELOCITY_NOISE = 0.005
 """Half width of the uniform distribution of the joints' first velocities."""
-OBJECT_INERTIA = 0.04
-"""Armature of each of the object's two slides, in kg; its mass is 8e-6 kg (in the released environment 1e-8 kg)."""
 OBJECT_GOAL_WEIGHT, TIP_OBJECT_WEIGHT, CONTROL_COST = 1.25, 0.5, 0.1
 
 
@@ -73,8 +71,9 @@ class PETSPusher(PETSTask):
             **kwargs: Those of gymnasium's `MujocoEnv` that have to do with rendering.
         """
         super().__init__(**kwargs)
-        # Mean over three directions, in one of which it does not move.
-        self.model.body_invweight0[self.model.body("object").id, 0] = 2 / (3 * OBJECT_INERTIA)
+        # Mean over three directions, in one of which it does not move; `mj_setConst` would undo it.
+        armature = self.model.dof_armature[self.model.joint("obj_slidex").dofadr[0]]
+        self.model.body_invweight0[self.model.body("object").id, 0] = 2 / (3 * armature)
 
     def _start(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         position = self.init_qpos.copy()

@@ -9,6 +9,7 @@ import torch
 from gymnasium import spaces
 
 from layeredrl import actions
+from layeredrl.checks import require_number
 from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import Propagation
@@ -43,8 +44,8 @@ class EnsembleConfig:
     bound_penalty: float = 0.01
     """Weight of the penalty that pulls the bounds of the log-variance together."""
     beta_nll: float = 0.0
-    """Weight of a dimension in the loss: its predicted variance to this power, in [0, 1]. Above zero, means are fitted
-    better where the members are not sure (Seitzer et al. 2022)."""
+    """Weight of a dimension in the training loss: its predicted variance, in the unit of targets, to this power, in
+    [0, 1]. Above zero, means are fitted better where the members are not sure (Seitzer et al. 2022). For one mode."""
     deterministic: bool = False
     """Whether the networks are fitted by least squares, and rollouts follow what they predict, without noise."""
     propagation: Propagation = "tsinf"
@@ -60,6 +61,9 @@ class EnsembleConfig:
             raise ValueError("weight_decay is empty, expected one value, or one for each layer")
         if not all(math.isfinite(frequency) for frequency in self.frequencies):
             raise ValueError(f"frequencies is {self.frequencies}, expected finite numbers")
+        require_number("beta_nll", self.beta_nll, 0, 1)
+        if self.beta_nll > 0 and self.n_modes > 1:
+            raise ValueError(f"beta_nll is {self.beta_nll} with n_modes {self.n_modes}, expected 0 for several modes")
         if min(self.hidden, default=1) < 1:
             raise ValueError(f"hidden is {self.hidden}, expected widths of at least 1")
 

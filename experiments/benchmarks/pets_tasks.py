@@ -96,6 +96,8 @@ class PETSStudy:
     def __post_init__(self) -> None:
         if not set(self.tasks) <= set(TASKS):
             raise ValueError(f"tasks is {self.tasks}, expected some of {', '.join(TASKS)}")
+        if self.study == "ablation" and "halfcheetah" in self.tasks:
+            raise ValueError(f"tasks is {self.tasks}, expected none whose `fast` has no noise in rollouts: halfcheetah")
         if min(self.seeds, default=0) < 0:
             raise ValueError(f"seeds is {self.seeds}, expected none below 0")
         require_counts(self, workers=1, **({} if self.n_total_env_steps is None else {"n_total_env_steps": 1}))
@@ -232,8 +234,8 @@ def results_of(output: Path, name: str) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for study in STUDIES:
         results = sorted(runs.kept(output / f"{study}.jsonl"), key=lambda r: r["n_total_env_steps"])
-        longest = {(r["variant"], r["seed"]): r for r in results if r["task"] == name}
         variants = tuple(ABLATION) if study == "ablation" else (study,)
+        longest = {(r["variant"], r["seed"]): r for r in results if r["task"] == name and r["variant"] in variants}
         found[study] = [longest[key] for key in sorted(longest, key=lambda key: (variants.index(key[0]), key[1]))]
     return found
 

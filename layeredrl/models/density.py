@@ -37,8 +37,9 @@ def beta_log_prob(target: Tensor, mean: Tensor, std: Tensor, beta: float) -> Ten
 
     The gradient of a plain log density with respect to the mean is the error divided by the variance: rare large
     errors soon pass for noise, and the mean is hardly fitted to them any more. With `beta` 1 the mean has the gradient
-    of least squares, with 0 that of the log density; the variance's optimum is the same for all, because the weight
-    has no gradient (Seitzer et al. 2022, arXiv 2203.09168, "β-NLL").
+    of least squares, with 0 that of the log density. The weight has no gradient, so that by itself this term has the
+    same optimal variance for all `beta`; what a loss adds to it then pulls more where the variance is small (Seitzer et
+    al. 2022, arXiv 2203.09168, "β-NLL").
 
     Args:
         target: Shape (..., S).
@@ -50,7 +51,7 @@ def beta_log_prob(target: Tensor, mean: Tensor, std: Tensor, beta: float) -> Ten
         Shape (...).
     """
     log_prob = -torch.add(std.log(), _standardized(target, mean, std).square(), alpha=0.5) - 0.5 * LOG_2PI
-    return (std.detach().square().pow(beta) * log_prob).sum(-1)
+    return (std.detach().pow(2 * beta) * log_prob).sum(-1)
 
 
 def _standardized(target: Tensor, mean: Tensor, std: Tensor) -> Tensor:

@@ -109,9 +109,10 @@ class ProbabilisticEnsemble(Members):
                 member's likeliest mode, which is deterministic and, unlike a mean, never between two outcomes.
             weight_decay: L2 penalty 0.5 * weight_decay * |W|^2 on the weights of linear layers, one value for all
                 layers or one for each in order.
-            beta_nll: In training, weight each dimension of a member's loss by its predicted variance to this power, in
-                [0, 1] and without a gradient: towards 1 the means are fitted more as by least squares, also where the
-                member is not sure (Seitzer et al. 2022, arXiv 2203.09168). For `n_modes` 1.
+            beta_nll: In training, weight each dimension of a member's loss by its predicted variance, in the unit of
+                targets, to this power, in [0, 1] and without a gradient: towards 1 the means are fitted more as by
+                least squares, also where the member is not sure (Seitzer et al. 2022, arXiv 2203.09168). For `n_modes`
+                1. Such a training loss does not tell which of two members is better.
             rollout_dtype: Type that rollouts compute the networks' chains of layers (`nn.Sequential`) in, None for
                 that of the parameters. `torch.bfloat16` is faster for wide networks and many rows where the processor
                 has it; states, noise and the normalisation of inputs stay as they are. "auto" takes it where it gains.
@@ -128,7 +129,7 @@ class ProbabilisticEnsemble(Members):
         checks.require_choice("propagation", propagation, get_args(Propagation))
         checks.require_number("beta_nll", beta_nll, 0, 1)
         if beta_nll > 0 and n_modes > 1:
-            raise ValueError(f"beta_nll is {beta_nll} with n_modes {n_modes}, expected 0 for more than one mode")
+            raise ValueError(f"beta_nll is {beta_nll} with n_modes {n_modes}, expected 0 for several modes")
         if rollout_dtype not in (None, "auto", torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise ValueError(f"rollout_dtype is {rollout_dtype!r}, expected a floating type of torch, 'auto' or None")
         interface = Interface(state_space, context_space, action_space)

@@ -52,7 +52,8 @@ class FitResult:
     holdout_loss: Tensor | None
     """Best loss of each member on the holdout, (M,); None without holdout."""
     elites: Tensor
-    """Members, best first, by their loss on the holdout, or in training where there is none, (M,)."""
+    """Members, best first, by their loss on the holdout, or in training where there is none, (M,); with `beta_nll` the
+    training loss does not tell."""
     epochs: int
     """Passes over the data that were made, or begun."""
     steps: int

@@ -105,7 +105,7 @@ class Members(Model):
         target = self.targets(rows)
         out = self.network(rows["state"], rows["context"], rows["act"])
         terms = termination_loss(out.term_prob, rows["terminated"])
-        if self.scale is not None:  # in the networks' units, where numbers are moderate; the change is a constant
+        if self.scale is not None:  # in the networks' units, where numbers are moderate; the change adds a constant
             target, terms = target / self.scale.std, terms + self.scale.std.log().sum()
         if self.training and self.beta_nll > 0:
             terms = terms - beta_log_prob(target, out.mean.squeeze(-2), out.std.squeeze(-2), self.beta_nll)

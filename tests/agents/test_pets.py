@@ -152,6 +152,13 @@ def test_presets_of_petss_tasks(task: str) -> None:
     assert PETS.trainers.keys() <= PETS.presets.keys()
 
 
+@pytest.mark.parametrize(("task", "beta_nll"), [("reacher", 0.0), ("pusher", 0.5), ("halfcheetah", 0.5)])
+def test_beta_nll_reaches_the_ensemble(task: str, beta_nll: float) -> None:
+    dynamics = _level(PETS.presets[f"{task}-fast"].build(TASK, CPU, seed=0)).world.dynamics
+    assert isinstance(dynamics, ProbabilisticEnsemble)
+    assert dynamics.beta_nll == beta_nll
+
+
 def test_what_a_task_says_of_its_state_reaches_the_networks() -> None:
     # The flat observation has the goal first, the state's dimensions are 2 to 4.
     dims = StateDims(angle=(3,), unseen=(2,), absolute=(2, 4))

@@ -305,6 +305,10 @@ def test_pusher_pushes_as_with_the_mujoco_of_the_paper() -> None:
     expected = [[0.4301, -0.1167], [0.4310, -0.0866], [0.4354, -0.0604], [0.4562, -0.0392]]
     np.testing.assert_allclose(path[4::5], expected, atol=0.003)  # as it comes, the object gets to y = -0.094 only
     assert min(contact.dist for contact in env.data.contact) > -0.001
+    again = pickle.loads(pickle.dumps(env))
+    again.reset(seed=0)
+    thing = env.model.body("object").id
+    assert env.model.body_invweight0[thing, 0] == again.model.body_invweight0[thing, 0] == pytest.approx(50 / 3)
 
 
 # ------------------------------------------------------------------ HalfCheetah

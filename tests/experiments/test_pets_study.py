@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from agents.pets import PETS
 from experiments.benchmarks import pets_tables, runs
 from experiments.benchmarks import pets_tasks as study
 from experiments.benchmarks.pets_tasks import ABLATION, STUDIES, TASKS, Job, PETSStudy, jobs
@@ -89,6 +90,8 @@ def test_ensembles_differ_as_their_names_say() -> None:
     assert {name for name, model in settings.items() if model.deterministic} == {"DE"}
     assert {name for name, model in settings.items() if model.n_models == 1} == {"P"}
     assert {name for name, model in settings.items() if model.propagation == "ts1"} == {"PE-TS1"}
+    without_noise = {name for name in TASKS if PETS.presets[f"{name}-fast"].model.propagation != "tsinf"}
+    assert without_noise == {"halfcheetah"}  # where `fast` is no PE-TSinf
 
 
 def test_fewer_may_be_asked_for() -> None:
@@ -104,6 +107,7 @@ def test_fewer_may_be_asked_for() -> None:
         (("--workers", 0), "workers is 0, expected"),
         (("--n-total-env-steps", 0), "n_total_env_steps is 0, expected"),
         (("--stop-after-seconds", 0), "stop_after_seconds is 0.0, expected"),
+        (("--study", "ablation", "--tasks", "halfcheetah"), "expected none whose `fast` has no noise in rollouts"),
         (("--study", "sac", "--tasks", "pusher"), "no results of fast for pusher"),
     ],
 )
@@ -181,7 +185,7 @@ def test_the_report_has_a_row_for_each() -> None:
     fast = [result("fast", 0, [1.0, 180.0, 20.0], asked_at=400), result("fast", 1, [3.0, 2.0, 170.0])]
     write("fast", *fast, result("fast", 0, [199.0]))  # the last one is of when the run was shorter
     write("paper", result("paper", 0, [1.5, 90.0], cpu_seconds_per_step=2.5))
-    write("ablation", result("P", 0, [1.0, 2.0]), result("P", 1, [1.0, 2.0]))
+    write("ablation", result("P", 0, [1.0, 2.0]), result("P", 1, [1.0, 2.0]), result("gone", 0, [1.0]))
     write("sac", result("sac", 0, [0.0] * 8 + [172.0], goal=170.0))
     study.report(OUTPUT, "cartpole")
     lines = (OUTPUT / "cartpole.md").read_text().splitlines()

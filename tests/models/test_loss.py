@@ -117,6 +117,15 @@ def test_with_beta_nll_the_best_deviation_stays_the_same(beta_nll):
     torch.testing.assert_close(list(model.get_parameters())[1].grad.flatten(), torch.zeros(S))
 
 
+def test_beta_nll_with_weights_and_a_mask():
+    nets, batch = linear_nets(n_modes=1), make_batch(8, weight=WEIGHT, validity_mask=MASK)
+    model = make_model(nets, n_modes=1, beta_nll=0.5, weighted_loss=True).train()
+    kept = make_batch(8, weight=torch.ones(8))[MASK]
+    rows = [model.loss(kept[i : i + 1]) if weight else 0 for i, weight in enumerate(WEIGHT[MASK])]
+    expected = sum(weight * row for weight, row in zip(WEIGHT[MASK], rows, strict=True)) / int(MASK.sum())
+    torch.testing.assert_close(model.loss(batch), expected)
+
+
 def test_beta_nll_wants_one_mode():
     with pytest.raises(ValueError, match=r"beta_nll is 0\.5 with n_modes 2"):
         make_model(linear_nets(n_modes=2), n_modes=2, beta_nll=0.5)
