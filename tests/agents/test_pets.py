@@ -1,4 +1,6 @@
+import re
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -157,6 +159,15 @@ def test_beta_nll_reaches_the_ensemble(task: str, beta_nll: float) -> None:
     dynamics = _level(PETS.presets[f"{task}-fast"].build(TASK, CPU, seed=0)).world.dynamics
     assert isinstance(dynamics, ProbabilisticEnsemble)
     assert dynamics.beta_nll == beta_nll
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [({"beta_nll": 2.0}, "beta_nll is 2.0"), ({"beta_nll": 0.5, "n_modes": 2}, "beta_nll is 0.5 with n_modes 2")],
+)
+def test_beta_nll_is_checked_before_anything_is_built(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        EnsembleConfig(**settings)
 
 
 def test_what_a_task_says_of_its_state_reaches_the_networks() -> None:
