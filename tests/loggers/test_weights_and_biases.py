@@ -3,6 +3,7 @@ import json
 import threading
 import time
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,7 +13,14 @@ import wandb
 from PIL import Image
 
 from layeredrl.loggers import WandbLogger, WandbSettings
-from tests.loggers.wandb_reader import OfflineRun, read_offline_run, read_offline_runs
+from tests.loggers.wandb_reader import (
+    CHUNK_HEADER,
+    FILE_HEADER,
+    OfflineRun,
+    read_offline_run,
+    read_offline_runs,
+    records,
+)
 
 OFFLINE = WandbSettings(mode="offline")
 ONLINE = WandbSettings(mode="online")
@@ -68,6 +76,15 @@ def test_records_longer_than_a_block_are_read_back(tmp_path: Path) -> None:
     run = read_offline_run(tmp_path)
     assert run.config == config
     assert [row["a"] for row in run.rows] == list(range(300))
+
+
+def test_a_record_may_begin_with_a_chunk_without_data() -> None:
+    """Where a block has room for a chunk's header alone, as in one run of some thousand."""
+    first = b"a" * (32 * 1024 - len(FILE_HEADER) - 2 * CHUNK_HEADER.size)
+    log = FILE_HEADER
+    for kind, data in [(1, first), (2, b""), (4, b"b")]:
+        log += CHUNK_HEADER.pack(zlib.crc32(bytes([kind]) + data), len(data), kind) + data
+    assert list(records(log)) == [first, b"b"]
 
 
 def test_figures_and_videos_are_kept_as_they_were(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from typing import Any
 
 from wandb.proto.wandb_internal_pb2 import ArtifactRecord, Record
 
-_FILE_HEADER = b":W&B\xe1\xbe\x00"
-_CHUNK_HEADER = struct.Struct("<IHB")
+FILE_HEADER = b":W&B\xe1\xbe\x00"
+CHUNK_HEADER = struct.Struct("<IHB")
 _BLOCK_SIZE = 32 * 1024
 _PATIENCE_S = 10.0
 _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
@@ -96,7 +96,7 @@ def _read_finished(folder: Path) -> OfflineRun:
 
 def _read(path: Path) -> OfflineRun:
     run = OfflineRun(files=path.parent / "files")
-    for data in _records(path.read_bytes()):
+    for data in records(path.read_bytes()):
         record = Record.FromString(data)
         match record.WhichOneof("record_type"):
             case "run":
@@ -141,24 +141,25 @@ def _values(items: Any) -> dict[str, Any]:
     return values
 
 
-def _records(log: bytes) -> Iterator[bytes]:
+def records(log: bytes) -> Iterator[bytes]:
     """Yield the records that are complete; the last may still be in writing."""
-    assert _FILE_HEADER.startswith(log[: len(_FILE_HEADER)])
-    position, record = len(_FILE_HEADER), b""
-    while position + _CHUNK_HEADER.size <= len(log):
+    assert FILE_HEADER.startswith(log[: len(FILE_HEADER)])
+    position = len(FILE_HEADER)
+    chunks: list[bytes] = []  # A list, as a first chunk is empty where just its header had room left in a block.
+    while position + CHUNK_HEADER.size <= len(log):
         left_in_block = _BLOCK_SIZE - position % _BLOCK_SIZE
-        if left_in_block < _CHUNK_HEADER.size:
+        if left_in_block < CHUNK_HEADER.size:
             position += left_in_block
             continue
-        checksum, length, kind = _CHUNK_HEADER.unpack_from(log, position)
-        start = position + _CHUNK_HEADER.size
+        checksum, length, kind = CHUNK_HEADER.unpack_from(log, position)
+        start = position + CHUNK_HEADER.size
         data = log[start : start + length]
         if len(data) < length:
             return
         assert zlib.crc32(bytes([kind]) + data) == checksum
-        assert (kind in (_FULL, _FIRST)) == (not record)
-        record += data
+        assert (kind in (_FULL, _FIRST)) == (not chunks)
+        chunks.append(data)
         if kind in (_FULL, _LAST):
-            yield record
-            record = b""
+            yield b"".join(chunks)
+            chunks = []
         position = start + length
