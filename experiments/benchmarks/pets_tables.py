@@ -75,7 +75,7 @@ def returns_table(results: Sequence[Mapping[str, Any]], within: float = math.inf
     ends = sorted({int(n) for r in results for n, _ in r["episodes"] if n <= within})
     rows = []
     for n in sorted({ends[round(i)] for i in np.linspace(0, len(ends) - 1, n_rows)}) if ends else ():
-        pasts = [[x for end, x in r["episodes"] if end <= n] for r in results]
+        pasts = [[x for end, x in r["episodes"] if end <= n <= r["n_total_env_steps"]] for r in results]
         rows.append((n, *(f"{past[-1]:.1f} / {max(past):.1f}" if past else "" for past in pasts)))
     return table(("environment steps", *(f"{r['variant']}, seed {r['seed']}" for r in results)), rows)
 

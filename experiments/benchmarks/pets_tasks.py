@@ -78,8 +78,8 @@ class PETSStudy:
     """Train PETS on its tasks, or what it is compared with."""
 
     study: Literal["fast", "paper", "ablation", "sac"] = "fast"
-    """The small budget; the released code's settings, for five planned episodes; ensembles of other kinds; or SAC,
-    until it gets to the return of `fast`, whose results it needs."""
+    """The small budget; the released code's settings with rollouts in bfloat16, for five planned episodes; ensembles of
+    other kinds; or SAC, until it got as far as `fast`, whose results it needs: see `goal_of`."""
     tasks: tuple[str, ...] = ()
     """Which, by name; those that the study is of by default."""
     seeds: tuple[int, ...] = ()
@@ -132,7 +132,7 @@ class Job:
             own = [*SAC, "--learning.n-random-steps", str(task.n_random_steps)]
         own += ["--env", task.env, "--seed", str(self.seed), "--no-pictures", "--no-tensorboard"]
         own += ["--trainer.n-total-env-steps", str(self.n_total_env_steps)]
-        # An episode with the released settings takes half an hour.
+        # An episode with the released settings takes more than twenty minutes.
         n_episodes = 1 if self.variant == "paper" else 5
         return [*own, "--trainer.checkpoint-every", str(n_episodes * task.episode)]
 
@@ -260,7 +260,7 @@ Return / running maximum:
 _PAPER = """## The released settings
 
 Five planned episodes, with rollouts in bfloat16, and as many steps of `fast`: return / running maximum. Costs are among
-the runs below, of a mean over all steps, the random ones included.
+the runs below; they are means over all steps, of which the first episode's are random and cost little.
 """
 _ABLATION = """## Ensembles
 
@@ -271,16 +271,17 @@ maximum is.
 _SAC = """## SAC
 
 Environment steps until an episode first had the return that was asked for, and that which `fast` got to: the median
-over seeds of the best return, and at least what was asked for if one of them has that. Medians over seeds; of two, the
-worse one. SAC stops once it got as far.
+over seeds of the best return. Medians over seeds; of two, the worse one. SAC stops once it has the higher of these two
+returns, the first of them only if a seed of `fast` has it; or where it was stopped, with a bound on the ratio.
 """
 _MODELS = f"""## Models
 
-After training, on {N_JUDGED} new environment steps ({N_JUDGED_PAPER} for the released settings) with random and with
-the agent's own actions. R² of the change in
+After training, on {N_JUDGED} new environment steps with random and with the agent's own actions. R² of the change in
 state, mean and worst of the dimensions that vary; residuals in predicted standard deviations, and share of outcomes
 in central 90 % intervals (1 and 0.9 are right); mean distance of observed from expected coverage. Error after k steps
 of the model's own predictions, relative to that of "nothing changes".
+"""
+_MODELS_PAPER = f"""Those of the released settings were judged on {N_JUDGED_PAPER} steps.
 """
 
 
@@ -301,7 +302,8 @@ def report(output: Path, name: str) -> None:
     lines += [_ABLATION, *pets_tables.ranking_table([*_named(AS_FAST, fast), *ablation]), ""] if ablation else []
     lines += [_SAC, *_against(task.asked, fast, sac), ""] if sac and fast else []
     lines += ["## Runs", "", *_runs(task, everything), "", f"![curves]({name}.png)", ""]
-    lines += [_MODELS, *pets_tables.model_table(everything), "", "Commands:", ""]
+    lines += [_MODELS, *([_MODELS_PAPER] if paper else ())]
+    lines += [*pets_tables.model_table(everything), "", "Commands:", ""]
     lines += [f"    {command}" for command in dict.fromkeys(r["command"] for r in everything)]
     (output / f"{name}.md").write_text("\n".join([*lines, "", everything[-1]["machine"], ""]))
 
@@ -311,15 +313,26 @@ def _named(variant: str, results: Sequence[Result]) -> list[Result]:
 
 
 def _against(asked: float, fast: Sequence[Result], sac: Sequence[Result]) -> list[str]:
-    rows = []
-    for label, value in (("asked for", asked), ("as `fast`", max(r["goal"] for r in sac))):
-        steps = [[pets_tables.reached(r["episodes"], value) or math.inf for r in group] for group in (fast, sac)]
-        own, other = (statistics.median_high(x) for x in steps)
-        least = max(r["n_total_env_steps"] for r in sac) / own  # if SAC never got there
-        ratio = f"{other / own:.1f}" if other < math.inf else f"more than {least:.1f}"
-        ratio = ratio if own < math.inf else ""
-        rows.append((label, f"{value:.1f}", *(int(n) if n < math.inf else "not" for n in (own, other)), ratio))
+    rows, goal = [], max(r["goal"] for r in sac)
+    for label, value in [("asked for", asked), ("as `fast`", goal)][: 1 if goal == asked else 2]:
+        (own, least), (other, least_other) = (_steps_until(value, group) for group in (fast, sac))
+        if own is not None and other is not None:
+            ratio = f"{other / own:.1f}"
+        elif own is not None:  # of a bound, the digits that hold
+            ratio = f"more than {math.floor(10 * least_other / own) / 10:.1f}"
+        else:
+            ratio = "" if other is None else f"less than {math.ceil(10 * other / least) / 10:.1f}"
+        rows.append((label, f"{value:.1f}", *("not" if n is None else n for n in (own, other)), ratio))
     return runs.table(("", "return", "steps of PETS", "steps of SAC", "ratio"), rows)
+
+
+def _steps_until(value: float, results: Sequence[Result]) -> tuple[int | None, int]:
+    """Environment steps until an episode had the return, None if it never had; and how many they are at least."""
+    steps = [pets_tables.reached(r["episodes"], value) for r in results]
+    median = statistics.median_high(math.inf if n is None else n for n in steps)
+    if median < math.inf:
+        return int(median), int(median)
+    return None, statistics.median_high(n or r["n_total_env_steps"] for n, r in zip(steps, results, strict=True))
 
 
 def _runs(task: Task, results: Sequence[Result]) -> list[str]:

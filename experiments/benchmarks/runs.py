@@ -119,7 +119,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
 def draw_curves(
     path: Path, panels: Mapping[str, Mapping[str, Sequence[Sequence[tuple[float, float]]]]], xlabel: str
 ) -> None:
-    """Curves of several seeds, and their median at the points that the first of them has.
+    """Curves of several seeds; of three or more their median, at the points of the first of them, as far as all go.
 
     Args:
         path: Of the PNG.
@@ -130,13 +130,16 @@ def draw_curves(
     for axis, (label, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for colour, (name, seeds) in zip(COLOURS, lines.items(), strict=False):
             curves = [np.array(points) for points in seeds]
-            for curve in curves:
-                axis.plot(*curve.T, color=colour, alpha=0.3, lw=1)
-            if curves:
+            told = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
+            strong = curves  # of two, a median would be a run that there was not
+            if len(curves) > 2:
+                for curve in curves:
+                    axis.plot(*curve.T, color=colour, alpha=0.3, lw=1)
                 x = curves[0][:, 0]
-                median = np.median([np.interp(x, *curve.T) for curve in curves], 0)
-                told = f"{name}, {len(curves)} seed{'s' * (len(curves) > 1)}"
-                axis.plot(x, median, ".-", color=colour, label=told)  # one point alone is no line
+                x = x[x <= min(curve[-1, 0] for curve in curves)]
+                strong = [np.stack([x, np.median([np.interp(x, *curve.T) for curve in curves], 0)], 1)]
+            for curve in strong:  # one point alone is no line
+                axis.plot(*curve.T, ".-", color=colour, label=told if curve is strong[0] else None)
         axis.set(xlabel=xlabel, ylabel=label)
         axis.locator_params(axis="x", nbins=6)
         axis.grid(alpha=0.3)
