@@ -83,6 +83,7 @@ def main() -> None:
             )
             if save.checkpoints.newest() is not None:
                 state = save.checkpoints.load(config.device)
+                save.checkpoints.prune()  # a run that was killed in its last save may save nothing any more
                 with restoring(save.checkpoints.folder):
                     trainer.load_state_dict(state)
         except Fault as error:

@@ -103,6 +103,10 @@ class Checkpoints:
         self._chains, self._entries = chains, entries
         for increment in increments.values():
             increment.on_saved()
+        self.prune()
+
+    def prune(self) -> None:
+        """Delete the checkpoints that need not be kept, and what an interrupted save left; `save` does so by itself."""
         try:
             self._prune()
         except OSError as error:  # the next save tries again

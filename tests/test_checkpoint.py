@@ -513,6 +513,20 @@ def test_what_is_not_ours_stays(checkpoints):
     assert checkpoints.load() == {"x": 1}
 
 
+def test_pruning_deletes_what_a_killed_save_left_and_nothing_else(checkpoints):
+    for n in range(4):
+        checkpoints.save({"x": n}, n)
+    (checkpoints.folder / "000000000000.tmp").mkdir()  # in the midst of being deleted
+    shutil.copytree(checkpoints.folder / "000000000001", checkpoints.folder / "000000000000")
+    (checkpoints.folder / "segments" / "000000000000-0123456789abcdef.pt").touch()
+    other = Checkpoints(checkpoints.folder)
+    other.prune()
+    assert_no_litter(other)
+    assert not segments_of(other)
+    assert sorted(path.name for path in other.folder.glob("0*")) == [f"{n:012d}" for n in (1, 2, 3)]
+    assert other.load() == {"x": 3}
+
+
 def saved_once(checkpoints: Checkpoints) -> list[Path]:
     """The three files of a checkpoint."""
     rings = Rings(1, 3)

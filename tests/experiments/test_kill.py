@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -127,6 +128,15 @@ def test_a_kill_in_place_of_any_change_of_a_file(call: int, saved: Path) -> None
     if checkpoints.newest() is not None:
         checkpoints.load()
     assert processes.run(*RUN, "--name", "r") == 0, Path(processes.LOG).read_text()
+    assert_same_run(FOLDER, saved)
+
+
+def test_a_run_killed_in_its_last_save_is_tidied_all_the_same(saved: Path) -> None:
+    shutil.copytree(saved, FOLDER)
+    (FOLDER / "summary.json").unlink()
+    (FOLDER / "checkpoints" / "000000000020.tmp").mkdir()  # which was in the midst of being deleted
+    run_train(*RUN, "--name", "r")
+    assert not list(FOLDER.glob("checkpoints/*.tmp"))
     assert_same_run(FOLDER, saved)
 
 
