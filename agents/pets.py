@@ -236,7 +236,7 @@ PETS.presets = {
         EnsembleConfig(
             hidden=(200, 200, 200), learning_rate=2e-3, weight_decay=(1e-3,), beta_nll=0.5, propagation="mode"
         ),
-        # With shorter and smoother plans it often ends on its back, with true dynamics too.
+        # With shorter and smoother plans some runs end on its back, with true dynamics too.
         ICEMConfig(horizon=30, n_samples=80, n_iterations=3, n_elites=12, noise_exponent=0.25, execute="mean"),
     ),
 }

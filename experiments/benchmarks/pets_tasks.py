@@ -125,11 +125,13 @@ class Job:
     def arguments(self) -> list[str]:
         """As `experiments.train` takes them."""
         task = TASKS[self.task]
-        own = ["pets", "--preset", f"{self.task}-fast", *ABLATION.get(self.variant, ())]
-        if self.variant == "paper":
-            own = ["pets", "--preset", f"{self.task}-paper", *PAPER]
-        if self.variant == "sac":
-            own = [*SAC, "--learning.n-random-steps", str(task.n_random_steps)]
+        match self.variant:
+            case "sac":
+                own = [*SAC, "--learning.n-random-steps", str(task.n_random_steps)]
+            case "paper":
+                own = ["pets", "--preset", f"{self.task}-paper", *PAPER]
+            case _:
+                own = ["pets", "--preset", f"{self.task}-fast", *ABLATION.get(self.variant, ())]
         own += ["--env", task.env, "--seed", str(self.seed), "--no-pictures", "--no-tensorboard"]
         own += ["--trainer.n-total-env-steps", str(self.n_total_env_steps)]
         # An episode with the released settings takes more than twenty minutes.
