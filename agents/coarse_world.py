@@ -5,12 +5,9 @@ from typing import Any, Literal, Protocol
 import torch
 from gymnasium import spaces
 
-from layeredrl.encoders import LearnedEncoder
-from layeredrl.ensemble_config import EnsembleConfig
-from layeredrl.objective import Objective
-from layeredrl.support import GridSupport, NeighbourSupport, Support
+from layeredrl.models.config import EnsembleConfig
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder, GridSupport, LearnedEncoder, NeighbourSupport, Objective, Support, WorldModel
 
 SupportKind = Literal["cells", "neighbours"]
 """What tells which states the data supports: visits of cells, for three dimensions or so, or the nearest states."""

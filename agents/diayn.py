@@ -8,10 +8,8 @@ from gymnasium import spaces
 
 from layeredrl.checks import require_counts
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, RandomLevel
-from layeredrl.levels.skill_level import SkillLevel
-from layeredrl.off_policy import SACConfig
-from layeredrl.skills import SkillMethod
+from layeredrl.levels import PolicyLearningConfig, RandomLevel, SACConfig
+from layeredrl.skills import SkillLevel, SkillMethod
 from layeredrl.skills.diayn import DIAYN as Method
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig

@@ -14,8 +14,6 @@ from gymnasium import spaces
 
 from agents.coarse_world import SupportKind, make_coarse_world
 from layeredrl.checks import require_choice, require_counts, require_number
-from layeredrl.ensemble_config import EnsembleConfig
-from layeredrl.goals import GoalCommands, GoalReward, Hindsight
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import (
     ExplorationConfig,
@@ -23,9 +21,11 @@ from layeredrl.levels import (
     PlannerLevel,
     PolicyLearningConfig,
     PolicyLevel,
+    SACConfig,
 )
+from layeredrl.levels.goals import GoalCommands, GoalReward, Hindsight
 from layeredrl.models import FitConfig
-from layeredrl.off_policy import SACConfig
+from layeredrl.models.config import EnsembleConfig
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig

@@ -12,11 +12,10 @@ from typing import ClassVar, Literal
 import torch
 
 from layeredrl.checks import require_number
-from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.models import FitConfig, ProbabilisticEnsemble
-from layeredrl.objective import Objective
+from layeredrl.models.config import EnsembleConfig
 from layeredrl.planners import (
     CEM,
     ICEM,
@@ -28,10 +27,9 @@ from layeredrl.planners import (
     RandomShooting,
     RandomShootingConfig,
 )
-from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder, GridSupport, Objective, WorldModel
 
 
 @dataclass(frozen=True)

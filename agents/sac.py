@@ -7,8 +7,7 @@ import torch
 from gymnasium import spaces
 
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel
-from layeredrl.off_policy import SACConfig, TD3Config
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 

@@ -11,17 +11,14 @@ from gymnasium import spaces
 
 from agents.coarse_world import SupportKind, make_coarse_world
 from layeredrl.checks import require_choice, require_counts, require_number
-from layeredrl.encoders import LearnedEncoder
-from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel
-from layeredrl.levels.skill_level import SkillLevel
-from layeredrl.off_policy import SACConfig
+from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
+from layeredrl.models.config import EnsembleConfig
 from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, Planner
-from layeredrl.skills import ModelBasedSkills, SkillModelConfig
+from layeredrl.skills import ModelBasedSkills, SkillLevel, SkillModelConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder, LearnedEncoder, WorldModel
 
 IN_A_MAZE: dict[str, Any] = {
     "model": EnsembleConfig(

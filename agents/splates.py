@@ -11,12 +11,11 @@ import torch
 
 from agents.skills import DEBUG, IN_A_MAZE, ON_LEGS, TRAINERS, SkillAgent
 from layeredrl.checks import require_choice
-from layeredrl.encoders import LearnedEncoder
 from layeredrl.skills import SkillModelConfig
 from layeredrl.skills.splates import SPlaTES as Method
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
-from layeredrl.world_model import Encoder
+from layeredrl.world_model import Encoder, LearnedEncoder
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from agents.skills import DEBUG, IN_A_MAZE
 from agents.splates import SPlaTES
 from layeredrl.checks import require_counts, require_number
-from layeredrl.goals import GoalCommands, Hindsight
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.levels.goals import GoalCommands, Hindsight
 from layeredrl.skills import ModelBasedSkills
 from layeredrl.task import TaskSpec
 

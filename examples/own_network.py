@@ -7,7 +7,7 @@ from agents.pets import PETS
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.models import ProbabilisticEnsemble
-from layeredrl.nets import mlp
+from layeredrl.models.nets import mlp
 
 
 class Newton(nn.Module):  # knows how velocities move cart and pole; learns what changes the velocities

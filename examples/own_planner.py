@@ -4,7 +4,7 @@ import torch
 from tianshou.data import Batch
 
 from agents.pets import PETS
-from layeredrl import actions
+from layeredrl import action_spaces
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.planners import Plan, Planner
@@ -16,7 +16,9 @@ class Held(Planner):  # the best of 64 random actions, each held for the whole h
         return Batch()  # nothing to remember from one decision to the next
 
     def _plan(self, score, n_envs, warm_start, generator, proposals):
-        candidates = actions.uniform(self.action_space, (n_envs, 64, 1), generator).expand(-1, -1, self.horizon, -1)
+        candidates = action_spaces.uniform(self.action_space, (n_envs, 64, 1), generator).expand(
+            -1, -1, self.horizon, -1
+        )
         best, scores = best_first(candidates, evaluate(score, candidates), 1)
         return Plan(best[:, 0], scores[:, 0], Batch(), scores.mT)
 

@@ -6,8 +6,7 @@ from gymnasium.spaces import Box
 from agents.diayn import DIAYN
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
-from layeredrl.levels import PolicyLearningConfig
-from layeredrl.off_policy import SACConfig
+from layeredrl.levels import PolicyLearningConfig, SACConfig
 from layeredrl.skills import SkillInputs, SkillMethod
 
 

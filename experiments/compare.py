@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.command_line import command_line, fail
-from experiments.report_runs import CPU_SECONDS, RETURN, SECONDS, Run, find_runs, written
+from experiments.report.runs import CPU_SECONDS, RETURN, SECONDS, Run, find_runs, written
+from experiments.run.command_line import command_line, fail
 
 FINAL_SHARE = 0.1
 """Share of a run's steps, at its end, whose mean is its final performance; the same as in a report."""

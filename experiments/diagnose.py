@@ -10,14 +10,14 @@ import tyro
 from rich import print as show
 from rich.table import Table
 
-from experiments.command_line import command_line, fail
 from experiments.evaluate import EvaluateConfig, load
-from experiments.held_out import collect, displaced, longest_episode, trajectories, transitions
-from experiments.pictures import world_model_of
-from experiments.run import DIAGNOSIS, write_whole
+from experiments.pictures.of_a_run import world_model_of
+from experiments.run.command_line import command_line, fail
+from experiments.run.held_out import collect, displaced, longest_episode, trajectories, transitions
+from experiments.run.parts import DIAGNOSIS, write_whole
 from layeredrl.checks import require_counts
-from layeredrl.models.diagnostic_figures import draw_calibration, draw_disagreement, draw_open_loop, draw_predictions
-from layeredrl.models.diagnostics import evaluate_disagreement, evaluate_one_step, evaluate_open_loop
+from layeredrl.models.diagnostics.figures import draw_calibration, draw_disagreement, draw_open_loop, draw_predictions
+from layeredrl.models.diagnostics.measures import evaluate_disagreement, evaluate_one_step, evaluate_open_loop
 
 
 @dataclass(frozen=True)

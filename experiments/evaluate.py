@@ -16,14 +16,14 @@ import gymnasium as gym
 import numpy as np
 import tyro
 
-from experiments.command_line import command_line, fail
-from experiments.config import RunConfig, from_json
-from experiments.pictures import record_episode
-from experiments.run import CHECKPOINTS, CONFIG, FAULT, build_agent, can_render, play, restoring
-from layeredrl.checkpoint import Checkpoints
+from experiments.pictures.of_a_run import record_episode
+from experiments.run.command_line import command_line, fail
+from experiments.run.config import RunConfig, from_json
+from experiments.run.parts import CHECKPOINTS, CONFIG, FAULT, build_agent, can_render, play, restoring
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
+from layeredrl.storage import Checkpoints
 from layeredrl.trainer import success_rate
 
 WANDB = "wandb:"

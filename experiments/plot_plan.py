@@ -14,16 +14,16 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from experiments.command_line import command_line, fail
 from experiments.evaluate import EvaluateConfig, load
-from layeredrl.actions import to_env
+from experiments.run.command_line import command_line, fail
+from layeredrl.action_spaces import to_env
 from layeredrl.checks import require_counts
 from layeredrl.environments import make_vector_env
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.loggers import closing_table
-from layeredrl.models.diagnostic_figures import GREY, panel_grid
+from layeredrl.models.diagnostics.figures import GREY, panel_grid
 
 
 @dataclass(frozen=True)

@@ -26,18 +26,18 @@ from torch import Tensor
 
 from envs.maze2d_drawing import draw_walls
 from envs.maze2d_layouts import Layout
-from experiments.command_line import command_line, fail
-from experiments.config import RunConfig
 from experiments.evaluate import EvaluateConfig, load
-from experiments.run import make_envs
-from layeredrl import actions
+from experiments.run.command_line import command_line, fail
+from experiments.run.config import RunConfig
+from experiments.run.parts import make_envs
+from layeredrl import action_spaces
 from layeredrl.checks import require_counts
-from layeredrl.goals import ACHIEVED_KEY
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import Decision, Level, PlannerLevel
-from layeredrl.levels.skill_level import SkillLevel
+from layeredrl.levels.goals import ACHIEVED_KEY
 from layeredrl.loggers import closing_table
 from layeredrl.randomness import fork_globals, seed_globals
+from layeredrl.skills import SkillLevel
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def some_skills(space: spaces.Box | spaces.Discrete, n: int) -> Tensor:
         angle = torch.arange(n) * (2 * torch.pi / n)
         around = torch.stack([angle.cos(), angle.sin()], -1)
         return around / around.abs().amax(-1, keepdim=True)  # on the edge of the square
-    return actions.uniform(space, (n,), torch.Generator().manual_seed(0)).sign()
+    return action_spaces.uniform(space, (n,), torch.Generator().manual_seed(0)).sign()
 
 
 @torch.no_grad()
@@ -171,7 +171,7 @@ def make_fan(config: RunConfig[Any], agent: Hierarchy, settings: PlotSkillsConfi
     rng = np.random.default_rng(settings.seed)
     n_walk = rng.integers(0, settings.walk + 1, settings.starts)
     generator = torch.Generator().manual_seed(settings.seed)
-    walks = actions.uniform(method.space, (settings.starts, settings.walk), generator)
+    walks = action_spaces.uniform(method.space, (settings.starts, settings.walk), generator)
     ways, predicted = [], []
     with fork_globals(), contextlib.closing(make_envs_here(config, len(skills))) as env:
         seed_globals(settings.seed)
@@ -208,7 +208,7 @@ def _play(
     carry, kept, over = agent.start(n, seed), [obs], np.zeros(n, bool)
     for t in range(n_skills * duration):
         acted = agent.act(obs, carry, explore=False)
-        observed, _, terminated, truncated, _ = env.step(actions.to_env(task.action_space, acted))
+        observed, _, terminated, truncated, _ = env.step(action_spaces.to_env(task.action_space, acted))
         obs = task.flatten(observed)
         step = Batch(rew=np.zeros(n), terminated=terminated, truncated=truncated, obs_next=obs)
         agent.observe(step, np.arange(n), carry, learn=False)

@@ -9,10 +9,11 @@ import warnings
 from contextlib import ExitStack
 from pathlib import Path
 
-from experiments.command_line import fail
-from experiments.config import parse
-from experiments.finish import Training, finish
-from experiments.run import (
+from experiments.pictures.of_skills import SkillPictures
+from experiments.run.command_line import fail
+from experiments.run.config import parse
+from experiments.run.finish import Training, finish
+from experiments.run.parts import (
     CHECKPOINTS,
     FAULT,
     SUMMARY,
@@ -23,12 +24,11 @@ from experiments.run import (
     play,
     restoring,
 )
-from experiments.signals import STOPPED, StopRequest
-from experiments.skill_pictures import SkillPictures
-from experiments.versions import record
-from layeredrl.checkpoint import Checkpoints
+from experiments.run.signals import STOPPED, StopRequest
+from experiments.run.versions import record
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
+from layeredrl.storage import Checkpoints
 from layeredrl.trainer import Trainer
 
 

@@ -14,11 +14,11 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
-from layeredrl.actions import choices, to_env
+from layeredrl.action_spaces import choices, to_env
+from layeredrl.environments.running_episodes import RunningEpisodes
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.replay import require_finite_rows
-from layeredrl.running_episodes import RunningEpisodes
+from layeredrl.storage.replay import require_finite_rows
 
 
 @dataclass(frozen=True)

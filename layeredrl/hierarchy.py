@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl import actions
-from layeredrl.forecasts import Forecasts
+from layeredrl import action_spaces
 from layeredrl.levels import Level
+from layeredrl.levels.forecasts import Forecasts
 from layeredrl.task import TaskSpec
 
 
@@ -143,7 +143,7 @@ class Hierarchy:
         n_obs = self.task.observation_dim
         carries = []
         for level in self.levels:
-            discrete, width = actions.is_discrete(level.action_space), actions.width(level.action_space)
+            discrete, width = action_spaces.is_discrete(level.action_space), action_spaces.width(level.action_space)
             carries.append(
                 LevelCarry(
                     memory=level.start(n_envs),

@@ -13,7 +13,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
-from layeredrl import actions
+from layeredrl import action_spaces
 from layeredrl.checks import require_count
 
 TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -162,7 +162,7 @@ class TaskSpec:
             known: Whether to keep what is known of the task; otherwise it is learned.
         """
         require_count("duration", duration)
-        width, discrete = actions.width(self.action_space), actions.is_discrete(self.action_space)
+        width, discrete = action_spaces.width(self.action_space), action_spaces.is_discrete(self.action_space)
         nothing = torch.zeros(width, dtype=torch.int64 if discrete else torch.float32)
 
         reward, termination = (self.reward, self.termination) if known else (None, None)

@@ -10,7 +10,7 @@ from tianshou.data import Batch
 
 from layeredrl.levels import Decision, Level, RandomLevel
 from layeredrl.loggers import Logger
-from layeredrl.replay import Replay
+from layeredrl.storage import Replay
 from tests.envs.counter import CounterEnv
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from layeredrl.checkpoint import Checkpoints
 from layeredrl.randomness import derive_seed, fork_globals, globals_state, restore_globals, seed_from, seed_globals
+from layeredrl.storage import Checkpoints
 
 
 def draw():

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from experiments.benchmarks.machine import machine_line
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
-from layeredrl.models.diagnostic_figures import draw_calibration, draw_disagreement, draw_open_loop
-from layeredrl.models.diagnostics import (
+from layeredrl.models.diagnostics.figures import draw_calibration, draw_disagreement, draw_open_loop
+from layeredrl.models.diagnostics.measures import (
     Disagreement,
     OneStep,
     OpenLoop,
@@ -28,7 +28,7 @@ from layeredrl.models.diagnostics import (
     evaluate_one_step,
     evaluate_open_loop,
 )
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 
 NEAR, FAR = 2.0, 4.0
 """Training states lie in the square [-NEAR, NEAR]²; those off the distribution outside of it, in [-FAR, FAR]²."""

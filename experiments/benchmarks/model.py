@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from experiments.benchmarks.machine import machine_line
 from layeredrl.models import ProbabilisticEnsemble
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 
 MEMBERS, STATE, ACTION, HIDDEN = 5, 17, 6, (200, 200, 200, 200)
 

@@ -26,11 +26,10 @@ from tianshou.utils.torch_utils import policy_within_training_step
 
 from experiments.benchmarks.machine import machine_line
 from experiments.benchmarks.planning import alternate
-from layeredrl import off_policy
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel
-from layeredrl.off_policy import OffPolicyAlgorithm, SACConfig
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel, off_policy
+from layeredrl.levels.off_policy import OffPolicyAlgorithm, SACConfig
 from layeredrl.task import TaskSpec
 
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (17,), np.float32), Box(-1.0, 1.0, (6,), np.float32)

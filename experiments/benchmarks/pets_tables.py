@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from experiments.benchmarks.runs import table
 from experiments.evaluate import EvaluateConfig, load
-from experiments.held_out import collect, displaced, longest_episode, trajectories, transitions
-from experiments.pictures import world_model_of
-from layeredrl.models.diagnostics import evaluate_disagreement, evaluate_one_step, evaluate_open_loop
+from experiments.pictures.of_a_run import world_model_of
+from experiments.run.held_out import collect, displaced, longest_episode, trajectories, transitions
+from layeredrl.models.diagnostics.measures import evaluate_disagreement, evaluate_one_step, evaluate_open_loop
 
 MODEL_NUMBERS = {
     "R²": "r2",

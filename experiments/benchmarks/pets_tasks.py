@@ -19,11 +19,11 @@ from typing import Any, Literal
 import torch
 
 from experiments.benchmarks import pets_tables, runs
-from experiments.command_line import command_line, fail
-from experiments.run import CHECKPOINTS
-from experiments.signals import STOPPED, StopRequest
-from layeredrl.checkpoint import Checkpoints
+from experiments.run.command_line import command_line, fail
+from experiments.run.parts import CHECKPOINTS
+from experiments.run.signals import STOPPED, StopRequest
 from layeredrl.checks import require_counts, require_number
+from layeredrl.storage import Checkpoints
 
 Result = Mapping[str, Any]
 N_JUDGED, N_JUDGED_PAPER = 300, 100

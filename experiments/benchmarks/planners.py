@@ -26,7 +26,6 @@ from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
-from layeredrl.models.oracle import Oracle, Simulation
 from layeredrl.planners import (
     CEM,
     ICEM,
@@ -39,6 +38,7 @@ from layeredrl.planners import (
     RandomShootingConfig,
 )
 from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model.oracle import Oracle, Simulation
 
 
 @dataclass(frozen=True)

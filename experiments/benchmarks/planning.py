@@ -22,7 +22,7 @@ from experiments.benchmarks.machine import machine_line
 from experiments.benchmarks.model import ACTION, HIDDEN, MEMBERS, STATE, box, chain
 from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.planners import CEM, ICEM, CEMConfig, ICEMConfig, Planner
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, WorldModel

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.benchmarks.machine import machine_line
-from experiments.signals import STOPPED
+from experiments.run.signals import STOPPED
 
 COLOURS = ("#3366aa", "#dd7733", "#338855", "#aa4466", "#777777", "#bbaa22")
 POLL_SECONDS = 1.0

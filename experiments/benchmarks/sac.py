@@ -15,7 +15,7 @@ import tyro
 import envs  # noqa: F401  registers the tasks
 from experiments.benchmarks.runs import columns, draw_curves, keep, kept, table, train
 from experiments.evaluate import EvaluateConfig, load
-from experiments.run import play
+from experiments.run.parts import play
 
 
 @dataclass(frozen=True)

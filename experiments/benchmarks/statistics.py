@@ -17,8 +17,8 @@ from scipy.stats import mannwhitneyu, norm
 
 from experiments.benchmarks.machine import machine_line
 from experiments.benchmarks.runs import table
-from experiments.command_line import command_line
-from experiments.report_statistics import REPS, Array, improvement, interval, iqm
+from experiments.report.statistics import REPS, Array, improvement, interval, iqm
+from experiments.run.command_line import command_line
 from layeredrl.checks import require_counts
 
 SEEDS = (2, 3, 4, 5, 7, 10, 20)

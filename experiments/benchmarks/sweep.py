@@ -15,9 +15,9 @@ from pathlib import Path
 import tyro
 
 from experiments.benchmarks.machine import machine_line
-from experiments.sweep import Sweep, open_study
-from experiments.sweep_ray import RayPool
-from experiments.sweep_study import Resources, Study
+from experiments.sweep.__main__ import Sweep, open_study
+from experiments.sweep.study import Resources, Study
+from experiments.sweep.tasks import RayPool
 
 STUB = """
 import os, sys

@@ -3,7 +3,7 @@
 A few minutes on two cores.
 """
 
-from experiments.sweep_study import Study
+from experiments.sweep import Study
 
 study = Study(
     name="cartpole",

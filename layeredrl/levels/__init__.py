@@ -1,6 +1,8 @@
 """Levels: decision makers at one time scale."""
 
+from layeredrl.levels.goals import GoalCommands, Hindsight
 from layeredrl.levels.level import Decision, Level
+from layeredrl.levels.off_policy import SACConfig, TD3Config
 from layeredrl.levels.planner_level import ExplorationConfig, ModelLearningConfig, PlannerLevel
 from layeredrl.levels.policy_level import ObservationAndCommand, PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.random_level import RandomLevel
@@ -8,6 +10,8 @@ from layeredrl.levels.random_level import RandomLevel
 __all__ = [
     "Decision",
     "ExplorationConfig",
+    "GoalCommands",
+    "Hindsight",
     "Level",
     "ModelLearningConfig",
     "ObservationAndCommand",
@@ -15,4 +19,6 @@ __all__ = [
     "PolicyLearningConfig",
     "PolicyLevel",
     "RandomLevel",
+    "SACConfig",
+    "TD3Config",
 ]

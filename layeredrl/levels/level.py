@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.replay import Replay
+from layeredrl.storage import Replay
 
 
 @dataclass(frozen=True)

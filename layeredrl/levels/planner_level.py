@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl import actions
+from layeredrl import action_spaces
 from layeredrl.checks import require_count, require_counts, require_number
-from layeredrl.encoders import LearnedEncoder
 from layeredrl.levels.level import Decision, Level
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit, fit_regression
 from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.planners import Plan, Planner, PlanningError
 from layeredrl.randomness import derive_seed, seed_from
-from layeredrl.replay import Replay
-from layeredrl.world_model import WorldModel
+from layeredrl.storage import Replay
+from layeredrl.world_model import LearnedEncoder, WorldModel
 
 
 @dataclass(frozen=True)
@@ -160,7 +159,9 @@ class PlannerLevel(Level):
         generator: torch.Generator,
     ) -> Decision:
         if explore and self.n_total_env_steps < self._n_random_steps:
-            return Decision(actions.uniform(self.action_space, (len(obs),), generator), self._durations(obs), memory)
+            return Decision(
+                action_spaces.uniform(self.action_space, (len(obs),), generator), self._durations(obs), memory
+            )
         if not explore or not self.exploration.to_random:
             return self._decide(obs, memory, explore=explore, generator=generator)
 
@@ -171,9 +172,15 @@ class PlannerLevel(Level):
         memory.random = at_random
         rows: Any = (~at_random).nonzero()[:, 0]
         if not len(rows):
-            return Decision(actions.uniform(self.action_space, (len(obs),), generator), self._durations(obs), memory)
+            return Decision(
+                action_spaces.uniform(self.action_space, (len(obs),), generator), self._durations(obs), memory
+            )
         planned = self._decide(obs[rows], memory[rows], explore=explore, generator=generator)
         return self._mixed(planned, ~at_random, memory, generator)
+
+    def _random(self, obs: Tensor, memory: Batch, generator: torch.Generator) -> Decision:
+        action = action_spaces.uniform(self.action_space, (len(obs),), generator)
+        return Decision(action, self._durations(obs), memory)
 
     def _durations(self, obs: Tensor) -> NDArray[np.int64]:
         return np.full(len(obs), self.duration, np.int64)
@@ -183,7 +190,7 @@ class PlannerLevel(Level):
 
         There is no forecast: a plan that random actions interrupt does not come to what it predicted.
         """
-        action = actions.uniform(self.action_space, (len(where),), generator)
+        action = action_spaces.uniform(self.action_space, (len(where),), generator)
         action[where] = planned.action
         told = action.new_full((len(where),), torch.nan, dtype=torch.float32)
         return Decision(
@@ -253,7 +260,7 @@ class PlannerLevel(Level):
         warnings.warn(f"{error}; they act at random", RuntimeWarning, stacklevel=3)
         plan, rows = error.plan, torch.tensor(error.env_ids, device=self.device)
         lead = (len(rows), self.planner.horizon)
-        plan.actions[rows] = actions.uniform(self.action_space, lead, generator)
+        plan.actions[rows] = action_spaces.uniform(self.action_space, lead, generator)
         fresh = self.planner.start(len(rows), self.device)
         for key in fresh.get_keys():
             plan.warm_start[key][rows] = fresh[key]
@@ -319,7 +326,7 @@ class PlannerLevel(Level):
         state, context = self.world.encode(obs)
         state_next, _ = self.world.encode(obs_next)
         terminated = torch.as_tensor(data.terminated, dtype=state.dtype, device=self.device)
-        modelled = actions.for_model(space, act)
+        modelled = action_spaces.for_model(space, act)
         transitions = Batch(state=state, context=context, act=modelled, state_next=state_next, terminated=terminated)
         # The last states of episodes are nobody's first.
         last = torch.as_tensor(data.terminated | data.truncated, device=self.device)
@@ -333,7 +340,7 @@ class PlannerLevel(Level):
         net, optimizer = self.world.reward_net, self._reward_optimizer
         if net is not None and optimizer is not None:
             reward = torch.as_tensor(data.rew, dtype=state.dtype, device=self.device)
-            inputs = torch.cat([state, context, actions.features(space, act), state_next], -1)
+            inputs = torch.cat([state, context, action_spaces.features(space, act), state_next], -1)
             net.fit_scales(inputs, reward)
             targets = net.to_units(reward)
             reward_loss, skipped = fit_regression(

@@ -13,13 +13,14 @@ from tianshou.data import Batch
 from tianshou.utils.torch_utils import policy_within_training_step, torch_train_mode
 from torch import Tensor
 
-from layeredrl import actions, off_policy
+from layeredrl import action_spaces
 from layeredrl.checks import require_count, require_counts, require_number
 from layeredrl.faults import NonFiniteError
+from layeredrl.levels import off_policy
 from layeredrl.levels.level import Decision, Level
-from layeredrl.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
+from layeredrl.levels.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
 from layeredrl.randomness import derive_seed
-from layeredrl.replay import Replay
+from layeredrl.storage import Replay
 
 Inputs = Callable[[Tensor, Batch | None], Tensor]
 """What a policy sees: (flat observations (n, O), command as `Level.act` has it) -> (n, I)."""
@@ -127,7 +128,7 @@ class PolicyLevel(Level):
     ) -> Decision:
         duration = np.full(len(obs), self.duration)
         if explore and self.acts_at_random:
-            return Decision(actions.uniform(self.action_space, (len(obs),), generator), duration, memory)
+            return Decision(action_spaces.uniform(self.action_space, (len(obs),), generator), duration, memory)
         policy = self.algorithm.policy
         batch: Any = Batch(obs=self.inputs(obs, command), info=Batch())
         with policy_within_training_step(policy, enabled=explore):
@@ -265,10 +266,10 @@ class ObservationAndCommand:
 
     def width(self, observation_dim: int) -> int:
         """Width I of what the policy sees."""
-        return observation_dim + (0 if self.command_space is None else actions.n_features(self.command_space))
+        return observation_dim + (0 if self.command_space is None else action_spaces.n_features(self.command_space))
 
     def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
         """What the policy sees, (n, I)."""
         if self.command_space is None or command is None:
             return obs
-        return torch.cat([obs, actions.features(self.command_space, command.action, obs.dtype)], -1)
+        return torch.cat([obs, action_spaces.features(self.command_space, command.action, obs.dtype)], -1)

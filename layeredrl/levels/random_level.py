@@ -8,7 +8,7 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl import actions
+from layeredrl import action_spaces
 from layeredrl.levels.level import Decision, Level
 
 
@@ -28,7 +28,7 @@ class RandomLevel(Level):
         if duration < 1:
             raise ValueError(f"duration is {duration}, expected at least 1")
         self.duration = duration
-        actions.uniform(action_space, (1,), torch.Generator())  # refuses what it cannot draw from, now
+        action_spaces.uniform(action_space, (1,), torch.Generator())  # refuses what it cannot draw from, now
 
     def start(self, n_envs: int) -> Batch:
         return Batch()
@@ -42,5 +42,5 @@ class RandomLevel(Level):
         explore: bool,
         generator: torch.Generator,
     ) -> Decision:
-        action = actions.uniform(self.action_space, (len(obs),), generator)
+        action = action_spaces.uniform(self.action_space, (len(obs),), generator)
         return Decision(action, np.full(len(obs), self.duration), memory)

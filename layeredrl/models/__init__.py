@@ -3,6 +3,5 @@
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, FitResult, fit
 from layeredrl.models.model import Model
-from layeredrl.models.oracle import Oracle
 
-__all__ = ["FitConfig", "FitResult", "Model", "Oracle", "ProbabilisticEnsemble", "fit"]
+__all__ = ["FitConfig", "FitResult", "Model", "ProbabilisticEnsemble", "fit"]

@@ -13,9 +13,6 @@ from torch import Tensor, nn
 
 from layeredrl import checks
 from layeredrl.models.density import mixture_log_prob, mixture_mean
-from layeredrl.models.graphs import GraphCache
-from layeredrl.models.interface import Interface, counted_rows, deal
-from layeredrl.models.layers import gains_from_bfloat16
 from layeredrl.models.members import Members
 from layeredrl.models.normalization import RunningScale
 from layeredrl.models.optimizer import make_optimizer
@@ -33,7 +30,10 @@ from layeredrl.models.rollout import (
     simulate,
     to_public,
 )
-from layeredrl.models.stacking import StackedNetwork
+from layeredrl.models.spaces import Interface, counted_rows, deal
+from layeredrl.models.stacked.graphs import GraphCache
+from layeredrl.models.stacked.layers import gains_from_bfloat16
+from layeredrl.models.stacked.network import StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
 
 

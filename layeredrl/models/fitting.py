@@ -13,8 +13,8 @@ from torch import Tensor
 from layeredrl.checks import require_counts
 from layeredrl.faults import NonFiniteError
 from layeredrl.models.ensemble import ProbabilisticEnsemble
-from layeredrl.models.interface import counted_rows
 from layeredrl.models.optimizer import descend
+from layeredrl.models.spaces import counted_rows
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from layeredrl.models.density import beta_log_prob, mixture_log_prob, termination_loss
-from layeredrl.models.interface import Interface
 from layeredrl.models.model import Model
 from layeredrl.models.normalization import RunningScale
 from layeredrl.models.outputs import NetOutput, StepOutput
 from layeredrl.models.rollout import StepModel
-from layeredrl.models.stacking import StackedNetwork
+from layeredrl.models.spaces import Interface
+from layeredrl.models.stacked.network import StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from layeredrl import checks
-from layeredrl.models.stacking import StackedNetwork
+from layeredrl.models.stacked.network import StackedNetwork
 
 
 def make_optimizer(

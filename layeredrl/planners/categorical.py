@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from gymnasium.spaces import Discrete, MultiDiscrete
 from torch import Tensor
 
-from layeredrl.actions import choices, width
+from layeredrl.action_spaces import choices, width
 from layeredrl.planners.noise import colored_noise, colored_noise_basis
 from layeredrl.planners.search import Belief, Search, weighted_mean
 

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.actions import is_discrete
+from layeredrl.action_spaces import is_discrete
 from layeredrl.checks import require_choice, require_number
 from layeredrl.planners.families import make_search, require_search_settings
 from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction, shift

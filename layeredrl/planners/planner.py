@@ -11,7 +11,7 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl import actions
+from layeredrl import action_spaces
 from layeredrl.checks import require_count
 from layeredrl.faults import Fault
 from layeredrl.planners.search import Search
@@ -138,7 +138,7 @@ class Planner(ABC):
                 )
         if proposals is None:
             return
-        width = actions.width(self.action_space)
+        width = action_spaces.width(self.action_space)
         if proposals.ndim != 4 or (len(proposals), *proposals.shape[2:]) != (n_envs, self.horizon, width):
             raise ValueError(
                 f"proposals has shape {tuple(proposals.shape)}, expected ({n_envs}, K, {self.horizon}, {width})"

@@ -7,7 +7,7 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl import actions
+from layeredrl import action_spaces
 from layeredrl.checks import require_counts
 from layeredrl.planners.families import make_search
 from layeredrl.planners.planner import Contest, Plan, Planner, ScoreFunction
@@ -50,6 +50,6 @@ class RandomShooting(Planner):
         generator: torch.Generator,
         proposals: Tensor | None,
     ) -> Plan:
-        candidates = actions.uniform(self.action_space, (n_envs, self.config.n_samples, self.horizon), generator)
+        candidates = action_spaces.uniform(self.action_space, (n_envs, self.config.n_samples, self.horizon), generator)
         best, scores = Contest(score, self.search, proposals).best(candidates, 1)
         return Plan(actions=best[:, 0], score=scores[:, 0], warm_start=Batch(), best_scores=scores.mT)

@@ -1,8 +1,19 @@
-"""Methods of learning skills, and the interface by which they plug in."""
+"""Skills: methods of learning them, the interface by which a method plugs in, and the level that carries them out."""
 
 from layeredrl.skills.dads import DADS
+from layeredrl.skills.diayn import DIAYN
+from layeredrl.skills.level import SkillLevel
 from layeredrl.skills.method import SkillInputs, SkillMethod
 from layeredrl.skills.model_based import ModelBasedSkills, SkillModelConfig
 from layeredrl.skills.splates import SPlaTES
 
-__all__ = ["DADS", "ModelBasedSkills", "SPlaTES", "SkillInputs", "SkillMethod", "SkillModelConfig"]
+__all__ = [
+    "DADS",
+    "DIAYN",
+    "ModelBasedSkills",
+    "SPlaTES",
+    "SkillInputs",
+    "SkillLevel",
+    "SkillMethod",
+    "SkillModelConfig",
+]

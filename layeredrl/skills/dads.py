@@ -12,8 +12,8 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_number
-from layeredrl.replay import Replay
 from layeredrl.skills.model_based import ModelBasedSkills
+from layeredrl.storage import Replay
 
 LOWEST = -50.0
 """Of a reward: where the model thinks an outcome impossible, its logarithm knows no bounds. As in the released code."""

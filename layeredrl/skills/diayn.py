@@ -10,10 +10,10 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.models.nets import mlp
 from layeredrl.models.optimizer import descend, restore_optimizer
-from layeredrl.nets import mlp
-from layeredrl.replay import Replay
 from layeredrl.skills.method import SkillInputs, SkillMethod
+from layeredrl.storage import Replay
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder
 

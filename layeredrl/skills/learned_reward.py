@@ -7,11 +7,10 @@ import torch
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl import actions
-from layeredrl.encoders import LearnedEncoder
+from layeredrl import action_spaces
+from layeredrl.models.nets import ScalarMLP
 from layeredrl.models.optimizer import descend, restore_optimizer
-from layeredrl.nets import ScalarMLP
-from layeredrl.world_model import WorldModel
+from layeredrl.world_model import LearnedEncoder, WorldModel
 
 
 class LearnedReward:
@@ -58,7 +57,7 @@ class LearnedReward:
         encode = self.world.encoder if self.encoder is None else self.encoder.with_gradients
         state, context = encode(segments.obs)
         state_next, _ = encode(segments.obs_next)
-        skill = actions.features(self.world.task.action_space, segments.act, state.dtype)
+        skill = action_spaces.features(self.world.task.action_space, segments.act, state.dtype)
         return torch.cat([state, context, skill, state_next], -1)
 
     def state_dict(self) -> dict[str, Any]:

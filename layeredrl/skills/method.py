@@ -9,11 +9,10 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl import actions
-from layeredrl.encoders import LearnedEncoder
-from layeredrl.replay import Replay
+from layeredrl import action_spaces
+from layeredrl.storage import Replay
 from layeredrl.task import GOAL_KEY, TaskSpec
-from layeredrl.world_model import WorldModel
+from layeredrl.world_model import LearnedEncoder, WorldModel
 
 AtEnd = Literal["zero", "same", "fresh"]
 """What follows the end of a skill, for the value of its last state: nothing; the same skill, again; or another one."""
@@ -113,7 +112,7 @@ class SkillInputs:
         self.space, self.duration, self.way_scale = space, duration, way_scale
         self.latent = latent if isinstance(latent, LearnedEncoder) else list(latent)
         n_latent = latent.state_dim if isinstance(latent, LearnedEncoder) else len(latent)
-        self.width = len(self.seen) + n_latent + actions.n_features(space) + 1
+        self.width = len(self.seen) + n_latent + action_spaces.n_features(space) + 1
 
     def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
         """What the policy sees, (n, I)."""
@@ -122,6 +121,6 @@ class SkillInputs:
             way = self.way_scale * (self.latent(obs)[0] - self.latent(command.obs)[0])
         else:
             way = self.way_scale * (obs[..., self.latent] - command.obs[..., self.latent])
-        skill = actions.features(self.space, command.action, obs.dtype)
+        skill = action_spaces.features(self.space, command.action, obs.dtype)
         passed = (command.elapsed / self.duration).to(obs.dtype).unsqueeze(-1)
         return torch.cat([obs[..., self.seen], way, skill, passed], -1)

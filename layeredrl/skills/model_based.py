@@ -12,17 +12,16 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice, require_count, require_counts, require_number
-from layeredrl.encoders import LearnedEncoder
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.density import mixture_log_prob
 from layeredrl.models.optimizer import restore_optimizer
-from layeredrl.replay import Replay
 from layeredrl.skills.information import fixed_log_prob, information
 from layeredrl.skills.learned_reward import LearnedReward
 from layeredrl.skills.method import SkillInputs, SkillMethod
 from layeredrl.skills.whitening import Whitening
+from layeredrl.storage import Replay
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import WorldModel
+from layeredrl.world_model import LearnedEncoder, WorldModel
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice
-from layeredrl.replay import Replay
 from layeredrl.skills.model_based import ModelBasedSkills
+from layeredrl.storage import Replay
 
 LOWEST = -10.0
 """Of a potential: where the model thinks an outcome impossible, its logarithm knows no bounds."""

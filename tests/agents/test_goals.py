@@ -10,8 +10,8 @@ from agents.goals import Goals
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.levels import PlannerLevel, PolicyLevel
-from layeredrl.support import GridSupport, NeighbourSupport
 from layeredrl.task import TaskSpec
+from layeredrl.world_model import GridSupport, NeighbourSupport
 from tests.recording import stored
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ import torch
 from gymnasium import spaces
 
 from agents.pets import PETS
-from layeredrl.ensemble_config import EnsembleConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ModelLearningConfig, PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.models.config import EnsembleConfig
 from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.planners import (
     CEM,

@@ -10,8 +10,7 @@ from tianshou.algorithm.modelfree.td3 import TD3
 
 from agents.sac import SAC
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel
-from layeredrl.off_policy import SACConfig, TD3Config
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
 from layeredrl.task import TaskSpec
 from tests.experiments.commands import QUICK, read_metrics, read_state, run_evaluate, run_train
 

@@ -17,15 +17,13 @@ from agents.splates_goals import SPlaTESOverGoals
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel
-from layeredrl.levels.skill_level import SkillLevel
-from layeredrl.off_policy import SACConfig
+from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel, SACConfig
 from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig
-from layeredrl.skills import ModelBasedSkills, SkillModelConfig
+from layeredrl.skills import ModelBasedSkills, SkillLevel, SkillModelConfig
 from layeredrl.skills.dads import DADS as DADSMethod
 from layeredrl.skills.diayn import DIAYN as DIAYNMethod
 from layeredrl.skills.splates import SPlaTES as SPlaTESMethod
-from layeredrl.support import NeighbourSupport
+from layeredrl.world_model import NeighbourSupport
 from tests.recording import stored
 
 CPU = torch.device("cpu")

@@ -15,8 +15,7 @@ pytest.importorskip("mujoco")
 import envs  # noqa: F401  registers the tasks
 from envs.half_cheetah import Simulator, dynamics_function, simulate
 from layeredrl.environments import make_task
-from layeredrl.models.oracle import Oracle
-from layeredrl.world_model import Encoder
+from layeredrl.world_model import Encoder, Oracle
 
 
 def trajectory(seed: int, n_steps: int = 30) -> tuple[Tensor, Tensor]:

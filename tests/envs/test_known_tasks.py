@@ -16,8 +16,7 @@ from torch import Tensor
 
 import envs
 from layeredrl.environments import make_env, make_task
-from layeredrl.models.oracle import Oracle
-from layeredrl.world_model import Encoder
+from layeredrl.world_model import Encoder, Oracle
 
 NO_MUJOCO = pytest.mark.skipif(importlib.util.find_spec("mujoco") is None, reason="needs the extra mujoco")
 CHEETAH = pytest.param("FullStateHalfCheetah-v0", 18, None, marks=NO_MUJOCO)

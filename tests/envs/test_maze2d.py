@@ -15,8 +15,7 @@ from envs.maze2d import Maze2D
 from envs.maze2d_layouts import CORRIDOR, MEDIUM, SIMPLE, Layout
 from envs.maze2d_rules import MazeRules
 from layeredrl.environments import make_task
-from layeredrl.models.oracle import Oracle
-from layeredrl.world_model import Encoder
+from layeredrl.world_model import Encoder, Oracle
 from tests.envs import maze_reference
 
 OPEN = Layout("open", ("....", ".#..", "...."), ((0.5, 0.5),), ((3.5, 2.5),))

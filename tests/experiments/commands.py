@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from experiments import evaluate, train
-from layeredrl.checkpoint import Checkpoints
 from layeredrl.collector import Collector
+from layeredrl.storage import Checkpoints
 
 QUICK = ("--preset", "debug", "--no-pictures", "--no-tensorboard")
 """A run of a fraction of a second."""

@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from experiments.config import from_json, to_json
-from layeredrl.checkpoint import FORMAT
+from experiments.run.config import from_json, to_json
+from layeredrl.storage.checkpoint import FORMAT
 from tests.experiments.commands import change_state, fit_manifest, newest, write_manifest
 
 FOLDER = Path("runs/r")

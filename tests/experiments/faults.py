@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from layeredrl import off_policy
-from layeredrl.levels import RandomLevel
+from layeredrl.levels import RandomLevel, off_policy
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.world_model import WorldModel
 from tests.experiments.tasks import Drift

@@ -53,7 +53,7 @@ def run(*arguments: object, die_at_call: int | None = None) -> int:
 @cache
 def _start_server() -> None:
     """Start the process that all others begin as copies of; up to Python 3.12 it does not take over `sys.path`."""
-    modules = ["tests.experiments.tasks", "experiments.train", "experiments.finish"]
+    modules = ["tests.experiments.tasks", "experiments.train", "experiments.run.finish"]
     _CONTEXT.set_forkserver_preload([*modules, "torch._dynamo"])  # which torch's optimizers import, and which is large
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(_ROOT))

@@ -14,11 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from experiments import sweep, sweep_guard
-from experiments.sweep import Sweep
-from experiments.sweep_guard import Attempt, Told
-from experiments.sweep_ray import GUARD, supervision
-from experiments.sweep_study import Study
+from experiments.sweep import __main__ as sweep
+from experiments.sweep import guard as sweep_guard
+from experiments.sweep.__main__ import Sweep
+from experiments.sweep.guard import Attempt, Told
+from experiments.sweep.study import Study
+from experiments.sweep.tasks import GUARD, supervision
 
 RUNS = Path("runs/s")
 

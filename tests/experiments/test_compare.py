@@ -3,7 +3,7 @@ import json
 import pytest
 
 from experiments import compare
-from experiments.report_runs import read_run
+from experiments.report.runs import read_run
 from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
 from tests.experiments.run_folders import write_run

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from experiments import diagnose
-from experiments.held_out import collect, displaced, longest_episode, trajectories, transitions
-from experiments.report_page import run_html
-from experiments.report_runs import read_run
-from layeredrl.models.oracle import Oracle
+from experiments.report.page import run_html
+from experiments.report.runs import read_run
+from experiments.run.held_out import collect, displaced, longest_episode, trajectories, transitions
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder, Oracle, WorldModel
 from tests.envs.counter import CounterEnv
 from tests.experiments.commands import QUICK, call, run_train
 from tests.experiments.conftest import Refusal

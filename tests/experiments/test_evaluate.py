@@ -8,7 +8,7 @@ import imageio.v3 as iio
 import pytest
 import torch
 
-from layeredrl.checkpoint import Checkpoints
+from layeredrl.storage import Checkpoints
 from tests.experiments.commands import QUICK, all_files, change_state, fit_manifest, newest, run_evaluate, run_train
 from tests.experiments.conftest import Refusal
 

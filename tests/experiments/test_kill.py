@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from layeredrl.checkpoint import Checkpoints
+from layeredrl.storage import Checkpoints
 from tests.experiments import processes
 from tests.experiments.commands import QUICK, assert_same_run, read_metrics, run_train
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from agents.pets import PETS
-from experiments.config import from_json
-from experiments.run import build_agent
-from layeredrl.checkpoint import Checkpoints
+from experiments.run.config import from_json
+from experiments.run.parts import build_agent
 from layeredrl.planners import RandomShooting
+from layeredrl.storage import Checkpoints
 from layeredrl.world_model import WorldModel
 from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train, without_time
 from tests.experiments.own_agents import Hold, Shooting

@@ -16,7 +16,7 @@ from agents.pets import PETS
 from experiments.benchmarks import pets_tables, runs
 from experiments.benchmarks import pets_tasks as study
 from experiments.benchmarks.pets_tasks import ABLATION, STUDIES, TASKS, Job, PETSStudy, jobs
-from experiments.config import parse
+from experiments.run.config import parse
 from tests.experiments.commands import QUICK, call, run_train
 
 HERE = ("--output", "out", "--runs-dir", "trained")

@@ -15,9 +15,8 @@ from experiments.plot_plan import Comparison, PlotPlanConfig, compare
 from layeredrl.environments import make_env, make_task
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
-from layeredrl.models.oracle import Oracle
 from layeredrl.planners import ICEM, ICEMConfig
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder, Oracle, WorldModel
 from tests.experiments.commands import QUICK, call, run_train
 from tests.experiments.conftest import Refusal
 from tests.experiments.tasks import Drift

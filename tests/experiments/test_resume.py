@@ -20,7 +20,7 @@ import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from layeredrl.collector import Collector
-from layeredrl.replay import Replay
+from layeredrl.storage import Replay
 from tests.experiments import processes
 from tests.experiments.commands import (
     QUICK,

@@ -7,11 +7,11 @@ import imageio.v3 as iio
 import pytest
 
 import envs  # noqa: F401  registers cart-pole
-from experiments.config import from_json, parse
-from experiments.run import build_agent
-from layeredrl.checkpoint import Checkpoints
+from experiments.run.config import from_json, parse
+from experiments.run.parts import build_agent
 from layeredrl.collector import Collector
 from layeredrl.planners import ICEM
+from layeredrl.storage import Checkpoints
 from tests.experiments.commands import QUICK, episode_returns, read_metrics, run_train, without_time
 
 PETS_FOLDER = Path("runs/pets-ContinuousCartPole-v0-0")

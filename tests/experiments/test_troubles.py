@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from layeredrl import checkpoint
 from layeredrl.loggers import CsvLogger, TensorBoardLogger
+from layeredrl.storage import checkpoint
 from tests.experiments.commands import (
     QUICK,
     assert_same,

@@ -8,7 +8,7 @@ import pytest
 import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments.config import from_json, to_dict
+from experiments.run.config import from_json, to_dict
 from tests.experiments.commands import read_metrics, run_evaluate, run_train
 from tests.experiments.conftest import Refusal
 from tests.loggers.wandb_reader import OfflineRun, read_offline_run

@@ -18,9 +18,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, ModelLearningConfig, PlannerLevel
 from layeredrl.levels import planner_level as planner_level_module
 from layeredrl.models import FitConfig, Model, ProbabilisticEnsemble
-from layeredrl.models.oracle import Oracle
-from layeredrl.nets import GaussianMixtureMLP
-from layeredrl.objective import Objective
+from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.planners import (
     CEM,
     ICEM,
@@ -35,9 +33,8 @@ from layeredrl.planners import (
     RandomShootingConfig,
 )
 from layeredrl.randomness import seed_from
-from layeredrl.support import GridSupport
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder, GridSupport, Objective, Oracle, WorldModel
 
 E = 3
 OBSERVATION, ACTION = spaces.Box(-10.0, 10.0, (2,)), spaces.Box(-1.0, 1.0, (2,))

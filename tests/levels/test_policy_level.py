@@ -12,13 +12,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tianshou.algorithm.modelfree.sac import SAC
 from tianshou.data import Batch
 
-from layeredrl import off_policy
-from layeredrl.checkpoint import Checkpoints
 from layeredrl.collector import Collector
 from layeredrl.faults import NonFiniteError
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel
-from layeredrl.off_policy import SACConfig, TD3Config
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
+from layeredrl.storage import Checkpoints
 from layeredrl.task import TaskSpec
 from tests.envs.counter import CounterEnv
 from tests.recording import FunctionLevel

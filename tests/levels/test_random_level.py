@@ -6,7 +6,7 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl import actions as action_tools
+from layeredrl import action_spaces
 from layeredrl.levels import RandomLevel
 
 LOW, HIGH = np.array([-3.0, 0.5], np.float32), np.array([-1.0, 8.0], np.float32)
@@ -22,7 +22,7 @@ def act(level, n=5, seed=0, explore=True, command=None):
 
 
 def test_box_actions_are_uniform_within_the_bounds():
-    actions = action_tools.uniform(BOX, (20_000,), seeded())
+    actions = action_spaces.uniform(BOX, (20_000,), seeded())
     assert actions.shape == (20_000, 2)
     assert actions.dtype == torch.float32
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
@@ -36,7 +36,7 @@ def test_box_actions_are_uniform_within_the_bounds():
 
 @pytest.mark.parametrize("start", [0, -2, 5])
 def test_discrete_actions_are_uniform_over_the_choices(start):
-    actions = action_tools.uniform(spaces.Discrete(3, start=start), (3000,), seeded())
+    actions = action_spaces.uniform(spaces.Discrete(3, start=start), (3000,), seeded())
     assert actions.shape == (3000, 1)
     assert not actions.is_floating_point()
     values, counts = actions.unique(return_counts=True)
@@ -45,7 +45,7 @@ def test_discrete_actions_are_uniform_over_the_choices(start):
 
 
 def test_each_discrete_action_is_uniform_over_its_choices():
-    actions = action_tools.uniform(spaces.MultiDiscrete([2, 4], start=[0, -1]), (4000,), seeded())
+    actions = action_spaces.uniform(spaces.MultiDiscrete([2, 4], start=[0, -1]), (4000,), seeded())
     assert actions.shape == (4000, 2)
     for i, values in enumerate([[0, 1], [-1, 0, 1, 2]]):
         found, counts = actions[:, i].unique(return_counts=True)
@@ -70,7 +70,7 @@ def test_a_duration_below_one_is_refused(duration):
 def test_decisions(space, explore):
     level = RandomLevel(space, duration=4)
     decision = act(level, explore=explore)
-    assert torch.equal(decision.action, action_tools.uniform(space, (5,), seeded()))
+    assert torch.equal(decision.action, action_spaces.uniform(space, (5,), seeded()))
     assert decision.duration.tolist() == [4] * 5
     assert decision.duration.dtype == np.int64
     assert decision.metrics == {}

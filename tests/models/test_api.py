@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from layeredrl.models import Model, ProbabilisticEnsemble
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 from tests.models import reference
 from tests.models.networks import DriftNet, Recorder, SequentialNet, TableNet, random_values
 from tests.models.reference import A, C, K, M, S, box, inputs, linear_nets, make_batch, make_model

@@ -10,7 +10,7 @@ from tianshou.data import Batch
 
 from layeredrl.models import FitConfig, fit
 from layeredrl.models.deterministic import DeterministicEnsemble
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 
 S, A, M, P = 2, 1, 3, 4
 

@@ -13,7 +13,7 @@ from tianshou.data import Batch
 from layeredrl.faults import NonFiniteError
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
 from layeredrl.models.fitting import fit_regression, split_holdout
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 
 S, C, A = 2, 1, 1
 NOISE_STD = torch.tensor([0.2, 0.05])

@@ -10,7 +10,7 @@ from torch.nn.functional import binary_cross_entropy
 from torch.optim import SGD
 
 from layeredrl.models import ProbabilisticEnsemble
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 from tests.models import reference
 from tests.models.networks import (
     BranchingNet,

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.models.rollout import hold
-from layeredrl.nets import GaussianMixtureMLP
 from tests.models import reference
 from tests.models.networks import (
     ConstantNet,

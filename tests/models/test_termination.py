@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from layeredrl.models.density import probability, termination_loss
-from layeredrl.nets import GaussianMixtureMLP
+from layeredrl.models.nets import GaussianMixtureMLP
 from tests.models.networks import ConstantNet, LinearNet
 from tests.models.reference import A, C, M, S, box, inputs, make_batch, make_model
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from layeredrl.checkpoint import Checkpoints
 from layeredrl.skills import diayn
 from layeredrl.skills.diayn import DIAYN
+from layeredrl.storage import Checkpoints
 from tests.skills.walk import CHOICES, ENCODER, TASK, Walk, as_batch
 
 

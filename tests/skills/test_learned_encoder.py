@@ -8,11 +8,11 @@ import torch
 
 import envs  # noqa: F401  registers the mazes
 from agents.splates import SPlaTES as Recipe
-from layeredrl.checkpoint import Checkpoints
 from layeredrl.collector import Collector
-from layeredrl.encoders import LearnedEncoder
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.skills import DADS, SkillModelConfig, SPlaTES
+from layeredrl.storage import Checkpoints
+from layeredrl.world_model import LearnedEncoder
 from tests.skills.test_learned_reward import learn_along, pay
 from tests.skills.test_model_based import flat
 from tests.skills.walk import TASK, WIDTH, Walk, as_batch, make_world

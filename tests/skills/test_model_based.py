@@ -12,10 +12,9 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checkpoint import Checkpoints
-from layeredrl.models.oracle import Oracle
 from layeredrl.skills import DADS, SkillModelConfig, SPlaTES
-from layeredrl.world_model import WorldModel
+from layeredrl.storage import Checkpoints
+from layeredrl.world_model import Oracle, WorldModel
 from tests.skills.walk import CHOICES, ENCODER, SKILLS, TASK, Walk, learn_along, make_world
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}

@@ -9,11 +9,8 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl import off_policy
-from layeredrl.levels import PolicyLearningConfig
-from layeredrl.levels.skill_level import SkillLevel
-from layeredrl.off_policy import SACConfig
-from layeredrl.skills import SkillModelConfig, SPlaTES
+from layeredrl.levels import PolicyLearningConfig, SACConfig, off_policy
+from layeredrl.skills import SkillLevel, SkillModelConfig, SPlaTES
 from layeredrl.skills.splates import LOWEST
 from tests.skills.walk import CHOICES, TASK, Row, Walk, as_batch, make_world, triples
 

@@ -9,13 +9,12 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl.encoders import LearnedEncoder
 from layeredrl.models import ProbabilisticEnsemble
-from layeredrl.nets import GaussianMixtureMLP
-from layeredrl.replay import Replay
+from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.skills import ModelBasedSkills
+from layeredrl.storage import Replay
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, WorldModel
+from layeredrl.world_model import Encoder, LearnedEncoder, WorldModel
 
 PLANE = spaces.Box(-9.0, 9.0, (2,), np.float32)
 TASK = TaskSpec(

@@ -1,0 +1,1 @@
+"""Pictures of a run: learning curve, model, policy, skills and plans."""

@@ -1,0 +1,1 @@
+"""Reports on runs: `python -m experiments.report runs`."""

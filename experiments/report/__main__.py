@@ -1,0 +1,164 @@
+"""What a study came to: `python -m experiments.report runs/a runs/b ... --output report.html`.
+
+Writes one HTML page that opens from disk, and its tables beside it, as Markdown and CSV.
+"""
+
+import html
+import importlib.util
+import os
+import shlex
+import sys
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import tyro
+
+from experiments.report.page import page, run_html, runs_table
+from experiments.report.runs import RETURN, find_runs, group_runs
+from experiments.report.statistics import compare_pairs
+from experiments.report.study import (
+    Study,
+    curves_html,
+    final_table,
+    overall_table,
+    pairs_html,
+    pairs_table,
+    settings_tables,
+)
+from experiments.report.tables import Table, notes_html
+from experiments.run.command_line import command_line, fail
+from experiments.run.parts import write_whole
+
+HOW = (
+    "A setting is all settings but the seed, the device, and those that change nothing of what is learned; --group-by "
+    "makes wider ones. Runs that are not finished do not count unless --unfinished says so.",
+    "Curves: up to 40 bins of equal width reach from 0 to where the shortest run of a setting ends; a run's value in a "
+    "bin is the mean of what it logged there, and between bins without any a straight line. The thick line is the "
+    "interquartile mean of the runs, the band its interval at each point; thin lines are single runs, binned alone.",
+    "Wall time is that of the machine each run was trained on, with whatever else that had to do: compare it only "
+    "between runs made side by side.",
+    "Final performance of a run: the mean of the metric over the last tenth of its environment steps (--final-share), "
+    "or the last value if there is none in them.",
+    "IQM: interquartile mean, without the lowest and the highest quarter of the runs, rounded down. Intervals: 95 "
+    "percent percentile intervals of a stratified bootstrap of the runs with 2000 resamples, by rliable.",
+    "P(first better): share of pairs of a run of the first and one of the second in which the first is better; ties "
+    "count half.",
+    "Difference: a two-sided Mann-Whitney test over permutations of the runs, corrected for the number of pairs in the "
+    "environment (Holm), at 5 percent.",
+)
+"""How the numbers of a page come about."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Tell what runs came to, on one page."""
+
+    runs: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of runs, or folders with runs in them."""
+    output: Path = Path("report.html")
+    """The page; its tables go beside it."""
+    metric: str = RETURN
+    """Column of metrics.csv that is compared; more is better."""
+    group_by: tuple[str, ...] = ()
+    """Settings that tell what is compared, such as agent or n_envs; all but the seed by default. Environments are
+    always apart."""
+    final_share: float = 0.1
+    """Share of a run's steps, at its end, whose mean is its final performance."""
+    unfinished: bool = False
+    """Let runs that are not finished count, with what they have so far."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise ValueError("no runs are given, expected their folders")
+        if self.output.suffix.lower() not in (".html", ".htm"):
+            raise ValueError(f"output is {self.output}, expected a name that ends in .html")
+        if not os.access(self.output.parent, os.W_OK) or self.output.is_dir():
+            raise ValueError(f"output {self.output} cannot be written: no folder to write to, or a folder itself")
+        if not 0 < self.final_share <= 1:
+            raise ValueError(f"final_share is {self.final_share}, expected more than 0 and at most 1")
+
+
+def read_study(config: ReportConfig) -> Study:
+    """Find, read and group the runs.
+
+    Raises:
+        ValueError: There are none, or none tells the metric.
+    """
+    runs = find_runs(config.runs)
+    known = sorted({name for run in runs for name in run.metrics})
+    if config.metric not in known:
+        near = get_close_matches(config.metric, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else "" if known else "; nothing was logged yet"
+        raise ValueError(f"no run has a metric {config.metric!r}{hint}")
+    groups = group_runs(runs, config.group_by)
+    return Study(runs, groups, config.metric, config.final_share, config.unfinished)
+
+
+def make_report(study: Study, command: str) -> tuple[str, list[Table]]:
+    """The page, and its tables."""
+    tables: list[Table] = []
+
+    def put(table: Table | None) -> str:
+        if table is None or not table.rows:
+            return ""
+        tables.append(table)
+        return table.html()
+
+    sections = []
+    for env in study.environments:
+        parts = [curves_html(study, env), put(final_table(study, env))]
+        pairs = compare_pairs(study.scores(env))
+        parts += [put(pairs_table(env, pairs)), pairs_html(env, pairs)] if pairs else []
+        sections.append((env, "\n".join(parts)))
+    overall = put(overall_table(study))
+    if overall:
+        sections.append(("All environments", overall))
+    settings = "\n".join(filter(None, map(put, settings_tables(study))))
+    sections.append(("Settings", settings or "<p>All runs have the same settings, but for the seed.</p>"))
+    labels = {id(run): group.label for group in study.groups for run in group.runs}
+    names = [labels.get(id(run), "") for run in study.runs]
+    every = [run_html(run, name) for run, name in zip(study.runs, names, strict=True)]
+    sections.append(("Runs", "\n".join([put(runs_table(study.runs, names, study.metric, study.final_share)), *every])))
+    sections.append(("How these numbers come about", notes_html(HOW)))
+    return page("What the runs came to", sections, _intro(study, command)), tables
+
+
+def _intro(study: Study, command: str) -> str:
+    n_finished = sum(run.finished for run in study.runs)
+    told = f"{len(study.runs)} runs, {n_finished} of them finished; compared by {study.metric}."
+    damaged = [f"{run.name}: {'; '.join(run.notes)}" for run in study.runs if run.notes]
+    warning = f'<div class="warning">{notes_html(damaged)}</div>' if damaged else ""
+    return f"<p>{html.escape(told)}</p>\n<pre>{html.escape(command)}</pre>\n{warning}"
+
+
+def write_report(study: Study, output: Path, command: str) -> list[Path]:
+    """Write the page, its tables in one Markdown file, and each table as CSV; tells which files these are."""
+    text, tables = make_report(study, command)
+    files = {
+        output: text,
+        output.with_suffix(".md"): "\n".join(["# What the runs came to", "", *map(Table.markdown, tables)]),
+    }
+    files |= {output.with_name(f"{output.stem}-{table.name}.csv"): table.csv() for table in tables}
+    for path, content in files.items():
+        write_whole(path, content)
+    return list(files)
+
+
+def main() -> None:
+    """Read, compare, write, tell."""
+    args = sys.argv[1:]
+    try:
+        config: ReportConfig = command_line(ReportConfig, args, prog="python -m experiments.report")
+        if importlib.util.find_spec("rliable") is None:
+            raise ValueError("a report needs rliable: pip install -c constraints.txt -e '.[rliable]'")
+        study = read_study(config)
+        written = write_report(study, config.output, shlex.join(["python", "-m", "experiments.report", *args]))
+    except (ValueError, OSError) as error:
+        fail(error)
+    print(f"{len(study.runs)} runs: {written[0]}")
+    print(f"tables: {', '.join(str(path) for path in written[1:])}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,222 @@
+"""What runs came to, in tables and figures: learning curves, final performance, and which setting is better."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from experiments.report.figures import Lines, draw_curves, draw_pairs, line_style
+from experiments.report.page import figure_html, pictures_html
+from experiments.report.runs import SECONDS, Group, Run, differing_settings, written
+from experiments.report.statistics import (
+    Array,
+    Pair,
+    bin_curves,
+    coverage_note,
+    interval,
+    iqm,
+    mean_improvement,
+)
+from experiments.report.tables import Cell, Table
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs in groups, and what counts of them."""
+
+    runs: Sequence[Run]
+    groups: Sequence[Group]
+    metric: str
+    """More of it is better."""
+    final_share: float = 0.1
+    """Share of a run's steps, at its end, whose mean is its final performance."""
+    unfinished: bool = False
+    """Whether runs that are not finished count."""
+
+    @property
+    def environments(self) -> list[str]:
+        """In the order of their first runs."""
+        return list(dict.fromkeys(group.env for group in self.groups))
+
+    def of(self, env: str) -> list[Group]:
+        """The groups of an environment."""
+        return [group for group in self.groups if group.env == env]
+
+    def counted(self, group: Group) -> list[Run]:
+        """The runs of a group that statistics are made of."""
+        return group.counted(self.metric, unfinished=self.unfinished)
+
+    def scores(self, env: str) -> dict[str, Array]:
+        """Final performances by label, of groups that have any."""
+        found = {}
+        for group in self.of(env):
+            finals = [run.final(self.metric, self.final_share) for run in self.counted(group)]
+            if finals:
+                found[group.label] = np.array(finals, dtype=np.float64)
+        return found
+
+    def styles(self) -> dict[str, dict[str, Any]]:
+        """How each setting is drawn, everywhere the same."""
+        return {label: line_style(i) for i, label in enumerate(dict.fromkeys(group.label for group in self.groups))}
+
+
+def curves_html(study: Study, env: str) -> str:
+    """Learning curves against steps and against time."""
+    metric, pictures = study.metric, []
+    for xlabel in ("environment steps", "wall time in seconds"):
+        lines = {}
+        for group in study.of(env):
+            points = {id(run): _points(run, metric, by_time="time" in xlabel) for run in group.runs}
+            points = {key: curve for key, curve in points.items() if len(curve)}
+            counted = [points[id(run)] for run in study.counted(group) if id(run) in points]
+            alone = [bin_curves([curve]) for curve in points.values()]
+            seeds = [curve for curve in alone if curve is not None]
+            lines[group.label] = Lines(seeds, bin_curves(counted), len(counted))
+        title = f"{env}: {metric}"
+        figure = draw_curves(lines, study.styles(), title=title, xlabel=xlabel, ylabel=metric)
+        pictures.append(figure_html(figure, f"{title} against {xlabel}, by setting"))
+    return pictures_html(pictures)
+
+
+def _points(run: Run, metric: str, *, by_time: bool) -> Array:
+    """Steps or seconds, and the metric; empty where there is none, or no times."""
+    points = run.metrics.get(metric, np.empty((0, 2)))
+    if not by_time:
+        return points
+    seconds = run.seconds(points[:, 0])
+    return np.stack([seconds, points[: len(seconds), 1]], 1)
+
+
+def final_table(study: Study, env: str) -> Table:
+    """Final performance of each setting."""
+    scores = study.scores(env)
+    rows = [_final_row(group.label, study.counted(group), scores.get(group.label)) for group in study.of(env)]
+    columns = (
+        "setting",
+        "runs",
+        "IQM",
+        "95 % from",
+        "95 % to",
+        "mean",
+        "median",
+        "least",
+        "greatest",
+        "median seconds",
+    )
+    return Table(f"final-{_slug(env)}", f"{env}: final performance", columns, rows, _final_notes(study, env))
+
+
+def _final_row(label: str, runs: Sequence[Run], scores: Array | None) -> list[Cell]:
+    if scores is None:
+        return [label, 0, *[None] * 8]
+    times = [run.metrics[SECONDS][-1, 1] for run in runs if SECONDS in run.metrics]
+    found = interval(iqm, scores[:, None])
+    return [
+        *(label, len(scores), *(float(part[0]) for part in found)),
+        *(float(scores.mean()), float(np.median(scores)), float(scores.min()), float(scores.max())),
+        float(np.median(times)) if times else None,
+    ]
+
+
+def _final_notes(study: Study, env: str) -> list[str]:
+    """What makes the numbers less than they seem."""
+    notes, steps = [], {}
+    by_number: dict[int, list[str]] = {}
+    for group in study.of(env):
+        notes += [f"{group.label}: {note}" for note in group.notes()]
+        counted = study.counted(group)
+        left_out = len(group.runs) - len(counted)
+        if left_out:
+            n = "the only run is" if len(group.runs) == 1 else f"{left_out} of {len(group.runs)} runs are"
+            notes.append(f"{group.label}: {n} left out: not finished, or without the metric")
+        if counted:
+            steps[group.label] = max(run.n_steps for run in counted)
+            by_number.setdefault(len(counted), []).append(group.label)
+    for n, labels in by_number.items():
+        note = coverage_note(n) if n > 1 else "a single run has no interval"
+        notes += [f"{', '.join(labels)}: {note}"] if note else []
+    if len(set(steps.values())) > 1:
+        told = ", ".join(f"{label} {n}" for label, n in steps.items())
+        notes.append(f"settings are compared at different numbers of environment steps: {told}")
+    return notes
+
+
+PAIR_COLUMNS = ("environment", "first", "second", "runs", "P(first better)", "95 % from", "95 % to")
+TEST_COLUMNS = ("p", "p (Holm)", "difference")
+
+
+def pairs_html(env: str, pairs: Sequence[Pair]) -> str:
+    """Probabilities of improvement as a picture."""
+    title = f"{env}: probability of improvement"
+    return pictures_html([figure_html(draw_pairs(pairs, title), f"{title}, with 95 percent intervals")])
+
+
+def pairs_table(env: str, pairs: Sequence[Pair]) -> Table:
+    """How each two settings compare in an environment."""
+    rows: list[list[Cell]] = [
+        [
+            *(env, pair.first, pair.second, f"{pair.n[0]} and {pair.n[1]}"),
+            *(float(part[0]) for part in pair.improvement),
+            *(pair.p, pair.p_holm, pair.verdict),
+        ]
+        for pair in pairs
+    ]
+    notes = ["difference: two-sided Mann-Whitney test over permutations, 5 percent, corrected for the pairs (Holm)"]
+    if any(pair.least >= 0.05 for pair in pairs):
+        notes.append(
+            "too few runs to tell: even if every run of one beat every run of the other, p would be 0.05 or more"
+        )
+    if any(min(pair.n) < 10 for pair in pairs):
+        notes.append("with few runs the interval of the probability is too narrow; go by the test")
+    title = f"{env}: probability of improvement"
+    return Table(f"improvement-{_slug(env)}", title, PAIR_COLUMNS + TEST_COLUMNS, rows, notes)
+
+
+def overall_table(study: Study) -> Table | None:
+    """How two settings compare over the environments that both have runs in; None where there are no two of them."""
+    by_env = {env: study.scores(env) for env in study.environments}
+    labels = list(dict.fromkeys(label for scores in by_env.values() for label in scores))
+    rows: list[list[Cell]] = []
+    for i, first in enumerate(labels):
+        for second in labels[i + 1 :]:
+            shared = [scores for scores in by_env.values() if first in scores and second in scores]
+            if len(shared) > 1:
+                arrays = [scores[label][:, None] for scores in shared for label in (first, second)]
+                found = interval(mean_improvement, *arrays)
+                rows.append([f"{len(shared)} of {len(by_env)}", first, second, *(float(part[0]) for part in found)])
+    columns = ("environments", "first", "second", *PAIR_COLUMNS[4:])
+    notes = [
+        "mean of the probabilities in the environments that both have runs in; seeds are resampled in each",
+        "settings of one name may differ between environments: see below",
+    ]
+    return Table("improvement-overall", "Probability of improvement over all environments", columns, rows, notes)
+
+
+def settings_tables(study: Study) -> list[Table]:
+    """Settings in which runs differ: those of one environment, and those of one name between environments."""
+    tables = []
+    for env in study.environments:
+        kinds = {group.label: group.runs for group in study.of(env)}
+        tables.append(_settings(f"settings-{_slug(env)}", f"{env}: settings that differ", kinds))
+    for label in dict.fromkeys(group.label for group in study.groups):
+        kinds = {group.env: group.runs for group in study.groups if group.label == label}
+        tables.append(
+            _settings(f"settings-{_slug(label)}", f"{label}: settings that differ between environments", kinds)
+        )
+    return tables
+
+
+def _settings(name: str, title: str, kinds: Mapping[str, Sequence[Run]]) -> Table:
+    keys = differing_settings([run for runs in kinds.values() for run in runs])
+    rows: list[list[Cell]] = [[key, *(_values(runs, key) for runs in kinds.values())] for key in keys if key != "env"]
+    return Table(name, title, ("setting", *kinds), rows)
+
+
+def _values(runs: Sequence[Run], key: str) -> str:
+    found = dict.fromkeys(written(run.settings[key]) if key in run.settings else "—" for run in runs)
+    return " / ".join(found)
+
+
+def _slug(env: str) -> str:
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in env)

@@ -1,0 +1,269 @@
+"""The settings of a run, its presets, its command line, and its config.json."""
+
+import dataclasses
+import difflib
+import importlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, cast
+
+import torch
+import tyro
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+
+from experiments.run.command_line import command_line
+from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
+from layeredrl.environments import Vectorization
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.loggers import WandbSettings
+from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
+
+AGENTS = {
+    "pets": "agents.pets:PETS",
+    "dads": "agents.dads:DADS",
+    "diayn": "agents.diayn:DIAYN",
+    "goals": "agents.goals:Goals",
+    "random": "agents.random:Random",
+    "sac": "agents.sac:SAC",
+    "splates": "agents.splates:SPlaTES",
+    "splates-goals": "agents.splates_goals:SPlaTESOverGoals",
+}
+"""Agents by their short names."""
+
+
+class AgentConfig(Protocol):
+    """What a recipe is: a dataclass of settings with a `build`.
+
+    It may offer dicts by the names of presets: `presets` of itself, and `trainers`, of how long to train.
+    """
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        """Wire the agent for a task."""
+        ...
+
+
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class RunConfig(Generic[A]):
+    """Train an agent in an environment."""
+
+    agent: tyro.conf.Positional[str] = "pets"
+    """Agent: pets, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
+    preset: str = "demo"
+    """Defaults of everything below: demo, for a first look; debug, a check of seconds; paper; or others of the agent's
+    own, such as cartpole-fast of pets."""
+    env: str = "ContinuousCartPole-v0"
+    """Environment: any id registered with gymnasium; package.module:Id imports the package first."""
+    seed: int = 0
+    """Of everything random."""
+    n_envs: int = 1
+    """Instances of the environment that run side by side."""
+    vectorization: Vectorization = "sync"
+    """How instances run: one after the other, each in a process of its own, or as the environment's own vectors."""
+    on_env_fault: Literal["stop", "restart"] = "stop"
+    """What to do when an environment raises, hangs, dies or returns what is no observation."""
+    env_timeout: float = 60.0
+    """Seconds in which an environment in a process of its own has to answer."""
+    max_env_faults: int = 100
+    """Faults after which a run stops in any case."""
+    name: str | None = None
+    """Name of the run's folder; agent, environment and seed by default."""
+    runs_dir: Path = Path("runs")
+    """Where the folders of runs are."""
+    fresh: bool = False
+    """Replace the run of the same name, if there is one."""
+    device: str = "cpu"
+    """Where the agent computes: cpu, cuda, cuda:1."""
+    threads: int = 1
+    """Threads of torch on the CPU; small networks are fastest with one."""
+    tensorboard: bool = True
+    """Write a TensorBoard log."""
+    pictures: bool = True
+    """Draw the learning curve, the model's predictions and a video of the policy at the end, and skills, and plans in
+    mazes, on the way."""
+    wandb: Literal["off", "offline", "online"] = "off"
+    """Log to Weights & Biases; online without a key or a network becomes offline."""
+    wandb_project: str = "layeredrl"
+    """Project that the run belongs to."""
+    wandb_group: str | None = None
+    """Runs that belong together, for instance the seeds of one setting."""
+    wandb_job_type: str = "train"
+    """Kind of the run within its group."""
+    wandb_name: str | None = None
+    """Name of the run; that of its folder by default."""
+    wandb_tags: tuple[str, ...] = ()
+    """Labels to find the run by."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How long to train, and how often to look up."""
+    settings: Annotated[A, tyro.conf.arg(name="")] = field(kw_only=True)
+    """Settings of the agent."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_envs", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.vectorization == "native" and self.on_env_fault != "stop":
+            raise ValueError(
+                f"on_env_fault is {self.on_env_fault!r} with native vectorization, expected 'stop': "
+                "environments that step all at once cannot be made anew one by one"
+            )
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}, expected a number in [0, 2^63)")
+        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"device is {self.device!r}, expected cpu, cuda or cuda:N")
+        if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
+            raise ValueError(f"name is {self.name!r}, expected the name of a folder, without slashes")
+
+    @property
+    def folder(self) -> Path:
+        """Where the run leaves its files."""
+        short = self.agent.rpartition(":")[2].lower()
+        return self.runs_dir / (self.name or f"{short}-{self.env.replace('/', '-').replace(':', '-')}-{self.seed}")
+
+    @property
+    def wandb_settings(self) -> WandbSettings:
+        """For the W&B logger."""
+        name = self.wandb_name or self.folder.name
+        return WandbSettings(
+            self.wandb, self.wandb_project, self.wandb_group, self.wandb_job_type, name, self.wandb_tags
+        )
+
+
+TRAINER_PRESETS = {
+    "demo": TrainerConfig(n_total_env_steps=1000),
+    "debug": TrainerConfig(n_total_env_steps=60, checkpoint_every=30),
+    "paper": TrainerConfig(n_total_env_steps=10_200),  # one random and fifty planned episodes of 200
+}
+
+
+def agent_class(name: str) -> type[Any]:
+    """The recipe of a name from `AGENTS`, or of package.module:Class.
+
+    Raises:
+        ValueError: There is no such agent.
+    """
+    path = AGENTS.get(name, name)
+    module, _, attribute = path.partition(":")
+    if not attribute:
+        near = difflib.get_close_matches(name, AGENTS, n=1, cutoff=0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown agent {name!r}{hint} (known: {', '.join(AGENTS)}, or package.module:Class)")
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no name of a module
+        raise ValueError(f"unknown agent {name!r}: {error}") from error
+    if not dataclasses.is_dataclass(found) or not callable(getattr(found, "build", None)):
+        raise ValueError(f"agent {name!r} is not a dataclass with a method build(task, device, *, seed)")
+    return cast(type[Any], found)
+
+
+def parse(args: Sequence[str]) -> RunConfig[Any]:
+    """Settings from a command line: an agent, a preset, and whatever differs from the preset.
+
+    Raises:
+        ValueError: A setting makes no sense.
+        SystemExit: The command line cannot be parsed, or asks for help.
+    """
+    args = _agent_first(list(args))
+    agent = args[0] if args and not args[0].startswith("-") else "pets"
+    cls = agent_class(agent)
+    presets, trainers = getattr(cls, "presets", {}), TRAINER_PRESETS | getattr(cls, "trainers", {})
+    preset = _preset(args, [*dict.fromkeys([*TRAINER_PRESETS, *presets])])
+    default = RunConfig(
+        agent=agent,
+        preset=preset,
+        trainer=trainers.get(preset, TrainerConfig()),
+        settings=_settings(cls, presets.get(preset)),
+    )
+    run_config: Any = RunConfig
+    words = words_of_sweep(args, default)
+    config: RunConfig[Any] = command_line(run_config[cls], words, prog="python -m experiments.train", default=default)
+    if config.agent != agent:
+        raise ValueError(f"the agent {config.agent!r} has to come first, or as --agent {config.agent}")
+    trial = SweepTrial.from_environment()
+    if trial is None:
+        return config
+    trial.check(to_dict(config))
+    return dataclasses.replace(config, name=config.name or f"{config.folder.name}-{trial.run_id}")
+
+
+def _settings(cls: type[Any], preset: Any) -> Any:
+    """A preset as settings of this class, which may have inherited it; its defaults if there is none.
+
+    What the class has other defaults for than the preset's own class stays as it says.
+    """
+    if preset is None or isinstance(preset, cls):
+        return preset or cls()
+    default, inherited = cls(), type(preset)()
+    own = {name for name in vars(inherited) if getattr(default, name) != getattr(inherited, name)}
+    return cls(**{name: value for name, value in vars(preset).items() if name not in own})
+
+
+def to_json(config: RunConfig[Any]) -> str:
+    """A run's settings as JSON."""
+    return _adapter(config.agent).dump_json(config, indent=2).decode() + "\n"
+
+
+def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
+    """A run's settings as a nested dict of plain values."""
+    return cast(dict[str, Any], _adapter(config.agent).dump_python(config, mode="json"))
+
+
+def from_json(path: Path) -> RunConfig[Any]:
+    """Settings from a config.json.
+
+    Raises:
+        ValueError: There is no such file, or it does not hold the settings of a run.
+    """
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        agent = TypeAdapter(_AgentName).validate_json(text).agent
+        config: RunConfig[Any] = _adapter(agent).validate_json(text)
+        return config
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{path} does not hold the settings of a run: {where or 'file'}: {first['msg']}") from error
+
+
+@dataclass(frozen=True)
+class _AgentName:
+    agent: str
+
+
+def _adapter(agent: str) -> TypeAdapter[Any]:
+    run_config: Any = RunConfig
+    try:
+        return TypeAdapter(run_config[agent_class(agent)])
+    except PydanticSchemaGenerationError as error:
+        raise ValueError(f"agent {agent!r} has a setting that config.json cannot hold: {error.message}") from error
+
+
+def _agent_first(args: list[str]) -> list[str]:
+    """Turn --agent X, which may stand anywhere, into the positional argument."""
+    for i, arg in enumerate(args):
+        if arg == "--agent" and i + 1 < len(args):
+            return [args[i + 1], *args[:i], *args[i + 2 :]]
+        if arg.startswith("--agent="):
+            return [arg.partition("=")[2], *args[:i], *args[i + 1 :]]
+    return args
+
+
+def _preset(args: Sequence[str], known: Sequence[str]) -> str:
+    preset = "demo"
+    for i, arg in enumerate(args):
+        if arg == "--preset" and i + 1 < len(args):
+            preset = args[i + 1]
+        if arg.startswith("--preset="):
+            preset = arg.partition("=")[2]
+    if preset not in known:
+        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}")
+    return preset

@@ -1,0 +1,128 @@
+"""The end of a run: pictures, and a table of what came out."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from experiments.pictures.of_a_run import (
+    collect_held_out,
+    draw_learning_curve,
+    draw_model,
+    record_episode,
+    world_model_of,
+)
+from experiments.run.config import RunConfig
+from experiments.run.parts import CHECKPOINTS, CONFIG, METRICS, PICTURES, SUMMARY, can_render, write_whole
+from layeredrl.collector import Episode
+from layeredrl.faults import Fault
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.loggers import Logger, closing_table
+from layeredrl.randomness import fork_globals
+from layeredrl.storage import Checkpoints
+from layeredrl.trainer import success_rate
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a training came to."""
+
+    episodes: Sequence[Episode]
+    """All that ended, in that order."""
+    n_total_env_steps: int
+    """Environment steps taken; several environments side by side may take a few more than were asked for."""
+    seconds: float
+    """Time that passed."""
+    cpu_seconds: float
+    """Time that this process computed."""
+
+
+def finish(
+    config: RunConfig[Any],
+    agent: Hierarchy,
+    folder: Path,
+    *,
+    logger: Logger,
+    training: Training,
+    save: Callable[[], object],
+) -> None:
+    """Draw the pictures that the settings ask for, log and `save` them, log the model, and print the closing table."""
+    n_steps = training.n_total_env_steps
+    rows = {
+        "agent": config.agent,
+        "environment": config.env,
+        "seed": str(config.seed),
+        "environment steps": str(n_steps),
+    }
+    returns = [episode.episode_return for episode in training.episodes]
+    if returns:
+        rows["episodes"] = str(len(returns))
+        rows["return, last three"] = ", ".join(f"{r:g}" for r in np.round(returns[-3:], 1))
+        rows["return, best"] = f"{max(returns):.1f}"
+    rate = success_rate(training.episodes[-20:])
+    if rate is not None:
+        rows["success, last twenty"] = f"{rate:.2f}"
+    rows["training time"] = (
+        f"{training.seconds:.1f} s ({training.cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
+    )
+    if config.pictures:
+        try:
+            with fork_globals():
+                rows |= _draw(config, agent, folder, logger, training)
+        except OSError as error:  # a full disk, after hours of training
+            rows["pictures"] = f"not all: {error}"
+        save()  # the logs' positions: W&B would ignore what a longer run logged where the pictures are
+    log_model(folder, logger)
+    if (folder / METRICS).exists():  # it begins with the first finished episode or fit
+        rows["metrics"] = str(folder / METRICS)
+    rows["checkpoints"] = str(folder / CHECKPOINTS)
+    try:
+        write_whole(folder / SUMMARY, json.dumps(rows, indent=2) + "\n")
+    except OSError as error:
+        rows["summary"] = f"none: {error}"
+    logger.close()  # ends the live display before the table
+    closing_table(rows)
+
+
+def log_model(folder: Path, logger: Logger) -> None:
+    """Log all that `experiments.evaluate` needs: the settings, and the newest checkpoint without its replay."""
+    newest = Checkpoints(folder / CHECKPOINTS).newest()
+    if newest is not None:
+        checkpoint = f"{CHECKPOINTS}/{newest:012d}"
+        names = (CONFIG, f"{checkpoint}/manifest.json", f"{checkpoint}/state.pt")
+        logger.log_model({name: folder / name for name in names}, newest)
+
+
+def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, training: Training) -> dict[str, str]:
+    """Draw, log, and say where the pictures are and what they show."""
+    rows: dict[str, str] = {}
+    n_steps = training.n_total_env_steps
+    title = f"{config.agent} on {config.env}, seed {config.seed}"
+    curve = folder / "learning_curve.png"
+    draw_learning_curve(curve, [(e.n_total_env_steps, e.episode_return) for e in training.episodes], title)
+    logger.log_figure("env/learning_curve", curve, n_steps)
+    rows["learning curve"] = str(curve)
+    if (folder / PICTURES).is_dir():
+        rows["skills"] = str(folder / PICTURES)
+    world = world_model_of(agent)
+    if world is not None:
+        picture = folder / "model.png"
+        data = collect_held_out(config, agent, seed=config.seed + 2)
+        names = [f"state {i}" for i in range(world.encoder.state_space.shape[0])]
+        scores = draw_model(picture, world, data, names, f"{title}: the model on held-out transitions")
+        logger.log_figure("model/predictions", picture, n_steps)
+        rows["model"] = f"{picture} (R² {min(scores.values()):.3f} or better)"
+    if can_render(config.env):
+        video = folder / "policy.gif"
+        try:
+            episode_return = record_episode(config, agent, video, seed=config.seed + 3)
+        except (gym.error.Error, Fault) as error:  # a package for drawing is not installed, for instance
+            rows["video"] = f"none: {error}"
+        else:
+            logger.log_video("env/policy", video, n_steps)
+            rows["video"] = f"{video} (return {episode_return:.1f})"
+    return rows

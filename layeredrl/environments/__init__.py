@@ -1,0 +1,15 @@
+"""Vector environments: how they are made, and how they are kept alive when instances fail."""
+
+from layeredrl.environments.making import UnknownEnvironmentError, Vectorization, make_env, make_task, make_vector_env
+from layeredrl.environments.pool import EnvironmentFault, EnvPool, OnFault
+
+__all__ = [
+    "EnvPool",
+    "EnvironmentFault",
+    "OnFault",
+    "UnknownEnvironmentError",
+    "Vectorization",
+    "make_env",
+    "make_task",
+    "make_vector_env",
+]

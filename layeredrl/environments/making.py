@@ -1,0 +1,145 @@
+"""Vector environments made the way the rest of the library wants them."""
+
+import contextlib
+import difflib
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
+from gymnasium.wrappers import RescaleAction
+from gymnasium.wrappers.vector import RescaleAction as VectorRescaleAction
+
+from layeredrl.checks import require_choice
+from layeredrl.environments.pool import EnvPool, OnFault
+from layeredrl.faults import Fault
+from layeredrl.task import TaskSpec, check_action_box
+
+Vectorization = Literal["sync", "async", "native"]
+
+
+class UnknownEnvironmentError(ValueError):
+    """No environment is registered under the id that was asked for."""
+
+
+def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make one environment, its Box actions scaled to [-1, 1].
+
+    Args:
+        env_id: An id registered with gymnasium.
+        **kwargs: For the environment, such as `render_mode`.
+    """
+    env = _make_unscaled(env_id, **kwargs)
+    if isinstance(env.action_space, spaces.Box):
+        check_action_box(env.action_space)
+        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+    return env
+
+
+def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
+    """Read the task from an instance that is made for that and closed again.
+
+    Args:
+        env_id: An id registered with gymnasium.
+        n_envs: How many instances the agent will act in.
+        **kwargs: For the environment.
+    """
+    env = _make_unscaled(env_id, **kwargs)
+    try:
+        return TaskSpec.from_env(env, n_envs)
+    finally:
+        env.close()
+
+
+def make_vector_env(
+    env_id: str,
+    n_envs: int = 1,
+    *,
+    vectorization: Vectorization = "sync",
+    on_fault: OnFault = "raise",
+    timeout_s: float = 60.0,
+    max_faults: int = 100,
+    **kwargs: Any,
+) -> VectorEnv[Any, Any, Any]:
+    """Make instances of an environment that run side by side and are reset by the Collector alone.
+
+    Args:
+        env_id: An id registered with gymnasium.
+        n_envs: How many.
+        vectorization: "sync": one after the other; "async": each in a process of its own; "native": the vector
+            environment that is registered under the id, which steps them all at once.
+        on_fault: What to do about one that fails; see `EnvPool`. A native one cannot be mended.
+        timeout_s: Seconds in which a process has to answer.
+        max_faults: Faults, all instances together, beyond which one is raised in any case.
+        **kwargs: For the environments.
+
+    Raises:
+        UnknownEnvironmentError: The environment is not registered, or not as a vector environment.
+    """
+    if n_envs < 1:
+        raise ValueError(f"n_envs is {n_envs}, expected at least 1")
+    require_choice("vectorization", vectorization, get_args(Vectorization))
+    if vectorization == "native":
+        if on_fault != "raise":
+            raise ValueError(f"on_fault is {on_fault!r} with native vectors, expected 'raise': they cannot be mended")
+        return _Native(_make_native(env_id, n_envs, **kwargs))
+    makers = [partial(make_env, env_id, **kwargs)] * n_envs
+    return EnvPool(
+        makers, asynchronous=vectorization == "async", on_fault=on_fault, timeout_s=timeout_s, max_faults=max_faults
+    )
+
+
+class _Native(VectorWrapper):
+    """A vector environment whose errors are faults, so that a run ends by saving."""
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        with _faults("reset"):
+            return self.env.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        with _faults("step"):
+            return self.env.step(actions)
+
+
+@contextlib.contextmanager
+def _faults(call: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        raise Fault(f"{call} of the environments raised {type(error).__name__}: {error}") from error
+
+
+def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
+    _make_unscaled(env_id, **kwargs).close()  # an unknown id gets its hint, and a module its import
+    spec = gym.spec(env_id.rpartition(":")[2])
+    if spec.vector_entry_point is None:
+        raise UnknownEnvironmentError(f"environment {env_id!r} is not registered as a vector environment")
+    try:
+        env = gym.make_vec(
+            spec, n_envs, vectorization_mode="vector_entry_point", autoreset_mode=AutoresetMode.DISABLED, **kwargs
+        )
+    except TypeError as error:
+        raise UnknownEnvironmentError(
+            f"the vector environment of {env_id!r} cannot be made to leave resets to others, by autoreset_mode: {error}"
+        ) from error
+    space = env.single_action_space
+    if isinstance(space, spaces.Box):
+        check_action_box(space)
+        if not ((space.low == -1) & (space.high == 1)).all():
+            one = np.ones(space.shape, np.float32)
+            env = VectorRescaleAction(env, -one, one)
+    return env
+
+
+def _make_unscaled(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+    try:
+        return gym.make(env_id, **kwargs)
+    except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
+        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else "; it is not registered with gymnasium"
+        raise UnknownEnvironmentError(f"unknown environment {env_id!r}{hint}") from error
+    except (gym.error.Error, ModuleNotFoundError) as error:
+        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be made: {error}") from error

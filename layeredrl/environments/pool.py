@@ -1,0 +1,403 @@
+"""Vector environments whose single environments may fail and are made anew one by one."""
+
+import math
+import multiprocessing
+import multiprocessing.util
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from typing import Any, Literal, get_args
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import (
+    batch_space,
+    concatenate,
+    create_empty_array,
+    iterate,
+)
+from numpy.typing import NDArray
+
+from layeredrl.environments.answers import Failure, all_finite, fitted, flag, number, require_finite, unpacked
+from layeredrl.environments.workers import CLOSE_S, Local, Maker, Patience, Remote, close_all, close_members
+from layeredrl.faults import Fault
+
+OnFault = Literal["raise", "restart"]
+
+_MAX_RETRIES = 3  # of a reset: whoever fails four times in a row will fail for ever
+
+
+class EnvironmentFault(Fault):
+    """An environment failed."""
+
+    def __init__(self, env_id: int, n_steps: int, message: str) -> None:
+        super().__init__(message)
+        self.env_id = env_id
+        """Index of the environment."""
+        self.n_steps = n_steps
+        """Steps of the episode, the one that failed included; 0 where it failed before the first."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.env_id, self.n_steps, str(self))
+
+
+class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
+    """Environments side by side that the caller resets, as in gymnasium's `AutoresetMode.DISABLED`.
+
+    An environment is at fault if `reset` or `step` raises, if its process dies or hangs, or if it returns an
+    observation that is not of its space's structure, shape and kind of number or not finite, a reward that is not a
+    finite number, or flags that are not booleans. Bounds of the space are not checked. With `on_fault="restart"` its
+    episode ends as truncated, with its last good observation and reward 0, and the next `reset` makes it anew. The
+    infos of the call have `fault`, a mask (n,), and `fault_message`, a list of n messages or None; without a fault
+    they have neither.
+
+    A faulty `reset` is tried again with the same seed. After any exception from a call, `close` works, and so does
+    `reset`, which makes anew what is lost. An environment that cannot draw a frame raises, whatever `on_fault` says.
+
+    Args:
+        makers: Make one environment each; called again after a fault.
+        asynchronous: Each environment in a process of its own, instead of one after the other in this one. The
+            processes ignore SIGINT and SIGTERM: what Ctrl-C means is for this process to decide.
+        timeout_s: Seconds in which a process has to answer.
+        on_fault: Raise an `EnvironmentFault`, or go on.
+        max_faults: With "restart", the number of faults in all beyond which one is raised.
+    """
+
+    def __init__(
+        self,
+        makers: Sequence[Maker],
+        *,
+        asynchronous: bool = False,
+        timeout_s: float = 60.0,
+        on_fault: OnFault = "raise",
+        max_faults: int = 100,
+    ) -> None:
+        if not makers:
+            raise ValueError("makers is empty, expected at least one")
+        if not 0 < timeout_s < math.inf:
+            raise ValueError(f"timeout_s is {timeout_s}, expected a positive number")
+        if on_fault not in get_args(OnFault):
+            raise ValueError(f"on_fault is {on_fault!r}, expected one of {', '.join(get_args(OnFault))}")
+        if max_faults < 0:
+            raise ValueError(f"max_faults is {max_faults}, expected at least 0")
+        self.num_envs = len(makers)
+        self.n_faults = 0
+        """Faults so far."""
+        self._makers, self._asynchronous, self._timeout_s = list(makers), asynchronous, timeout_s
+        self._on_fault, self._max_faults = on_fault, max_faults
+        # None where one is lost; the next reset makes it anew.
+        self._members: list[Any] = [None] * self.num_envs  # Local or Remote
+        # Before multiprocessing's own hook at exit, which would wait for ever for processes that ignore SIGTERM.
+        self._finalizer = multiprocessing.util.Finalize(self, close_all, (self._members, timeout_s), exitpriority=10)
+        try:
+            first = self._make_all()
+        except BaseException:
+            self.close()
+            raise
+        self.single_observation_space, self.single_action_space, metadata, self.render_mode = first
+        # No spec, as in gymnasium's own: it could not make this vector environment.
+        self.metadata = {**metadata, "autoreset_mode": AutoresetMode.DISABLED}
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+        # Two arrays in turn: one holds the last good observations, the next ones are gathered in the other.
+        self._obs: Any
+        self._spare: Any
+        self._obs, self._spare = (create_empty_array(self.single_observation_space, self.num_envs) for _ in range(2))
+        self._n_steps = np.zeros(self.num_envs, np.int64)
+        self._waiting = set(range(self.num_envs))  # for a reset
+        self._unborn = True
+        self._frames: list[Any] = [None] * self.num_envs
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin episodes.
+
+        Args:
+            seed: One for each environment, or the first one's, from which they count upwards.
+            options: For the environments; `reset_mask`, bool (n,), says which ones, if not all.
+
+        Returns:
+            The current observations of all environments, and infos.
+        """
+        self._require_open()
+        seeds = self._seeds(seed)
+        ids = range(self.num_envs) if options is None or "reset_mask" not in options else self._masked(options)
+        if self._unborn and len(ids) < self.num_envs:
+            raise gym.error.ResetNeeded("the first reset has a reset_mask, expected one of all environments")
+        rest = None if options is None else {k: v for k, v in options.items() if k != "reset_mask"}
+        try:
+            return self._reset(ids, seeds, rest)
+        except BaseException as error:
+            self._interrupt(error)
+            raise
+
+    def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        """Take one step everywhere.
+
+        Args:
+            actions: An element of `action_space`.
+        """
+        self._require_open()
+        if self._waiting:
+            raise gym.error.ResetNeeded(f"environments {sorted(self._waiting)} have no episode, expected a reset")
+        parts = self._split(actions)
+        try:
+            return self._step(parts)
+        except BaseException as error:
+            self._interrupt(error)
+            raise
+
+    def render(self) -> tuple[Any, ...]:
+        """Return a frame of each environment; of one that is lost until the next reset, its last one."""
+        self._require_open()
+        try:
+            self._render()
+        except BaseException as error:
+            self._interrupt(error)
+            raise
+        return tuple(self._frames)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self._finalizer()
+
+    def _make_all(self) -> tuple[Any, ...]:
+        """Make all environments; returns what they have in common."""
+        for i in range(self.num_envs):
+            self._members[i] = self._make(i)
+        patience = Patience(self._timeout_s)
+        first: tuple[Any, ...] | None = None
+        for i, member in enumerate(self._members):
+            try:
+                described = member.finish(patience)
+            except Failure as failure:
+                if failure.error is not None:
+                    raise failure.error from None  # of the type that whoever wrote the maker expects
+                raise EnvironmentFault(i, 0, f"environment {i}, when it was made, {failure}") from None
+            first = described if first is None else first
+            for name, space, common in zip(("observation", "action"), described, first, strict=False):
+                if space != common:
+                    raise ValueError(
+                        f"environment {i} has the {name} space {space}, expected environment 0's, {common}"
+                    )
+        assert first is not None
+        return first
+
+    def _make(self, i: int) -> "Local | Remote":
+        return Remote(self._makers[i], i) if self._asynchronous else Local(self._makers[i])
+
+    def _reset(
+        self, ids: Sequence[int], seeds: list[int | None], options: dict[str, Any] | None
+    ) -> tuple[Any, dict[str, Any]]:
+        infos: dict[str, Any] = {}
+        faults: dict[int, Failure] = {}
+        self._waiting.update(ids)
+        self._n_steps[list(ids)] = 0
+        todo = list(ids)
+        for trial in range(_MAX_RETRIES + 1):
+            results, failures = self._try_reset(todo, seeds, options)
+            self._place({i: obs for i, (obs, _) in results.items()})
+            for i, (_, info) in results.items():
+                infos = self._add_info(infos, info, i)
+            if not failures:
+                break
+            faults |= failures
+            todo = list(failures)
+            self._take(failures, f", {trial + 1} times in a row" if trial == _MAX_RETRIES else None)
+        self._waiting.difference_update(ids)
+        self._unborn = False
+        return self._copied(), self._told(infos, faults)
+
+    def _try_reset(
+        self, ids: Sequence[int], seeds: list[int | None], options: dict[str, Any] | None
+    ) -> tuple[dict[int, tuple[Any, dict[str, Any]]], "dict[int, Failure]"]:
+        """Reset environments, those that are lost made anew; returns results of some and failures of the others."""
+        results: dict[int, tuple[Any, dict[str, Any]]] = {}
+        failures: dict[int, Failure] = {}
+        made = [i for i in ids if self._members[i] is None]
+        for i in made:
+            self._members[i] = self._make(i)
+        patience = Patience(self._timeout_s)
+        for i in made:
+            try:
+                if self._members[i].finish(patience)[:2] != (self.single_observation_space, self.single_action_space):
+                    raise Failure("was made anew with other spaces")
+            except Failure as failure:
+                failures[i] = failure
+        members = {i: self._members[i] for i in ids if i not in failures}
+        for i, member in members.items():
+            member.start("reset", seed=seeds[i], options=options)
+        patience = Patience(self._timeout_s)
+        for i, member in members.items():
+            try:
+                obs, info = unpacked("reset", member.finish(patience), 2)
+                obs = fitted(self.single_observation_space, obs)
+                require_finite(self.single_observation_space, obs)
+                results[i] = obs, info
+            except Failure as failure:
+                failures[i] = failure
+        return results, failures
+
+    def _step(self, actions: Iterable[Any]) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        space, n = self.single_observation_space, self.num_envs
+        shape, dtype = (space.shape, space.dtype) if isinstance(space, spaces.Box) else (None, None)
+        rows: list[Any] = [None] * n
+        rewards, terminated, truncated = np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
+        infos: dict[str, Any] = {}
+        failures: dict[int, Failure] = {}
+        patience = Patience(self._timeout_s)
+        self._n_steps += 1
+        for member, action in zip(self._members, actions, strict=True):
+            member.start("step", action)
+        for i, member in enumerate(self._members):
+            try:
+                obs, reward, ends, is_cut, info = unpacked("step", member.finish(patience), 5)
+                is_plain = type(obs) is np.ndarray and obs.dtype is dtype and obs.shape == shape
+                rows[i] = obs if is_plain else fitted(space, obs)
+                rewards[i] = reward if type(reward) is float and math.isfinite(reward) else number(reward)
+                if ends is not False:
+                    terminated[i] = flag("terminated", ends)
+                if is_cut is not False:
+                    truncated[i] = flag("truncated", is_cut)
+            except Failure as failure:
+                failures[i] = failure
+                continue
+            if info:
+                infos = self._add_info(infos, info, i)
+        self._gather(rows, failures)
+        if failures:
+            faulty = list(failures)
+            rewards[faulty], terminated[faulty], truncated[faulty] = 0.0, False, True
+        done = terminated | truncated
+        if np.count_nonzero(done):
+            self._waiting.update(np.flatnonzero(done).tolist())
+        if failures:
+            self._take(failures)
+        return self._copied(), rewards, terminated, truncated, self._told(infos, failures)
+
+    def _render(self) -> None:
+        present = {i: member for i, member in enumerate(self._members) if member is not None}
+        for member in present.values():
+            member.start("render")
+        patience, faults = Patience(self._timeout_s), []
+        for i, member in present.items():
+            try:
+                self._frames[i] = member.finish(patience)
+            except Failure as failure:
+                faults.append(self._fault(i, failure, "drawn after"))
+                faults[-1].__cause__ = failure.error
+        for fault in faults:
+            if present[fault.env_id].pending:  # dead or hung
+                self._waiting.add(fault.env_id)
+                self._lose(fault.env_id)
+        if faults:
+            raise faults[0]
+
+    def _copied(self) -> Any:
+        return self._obs.copy() if isinstance(self._obs, np.ndarray) else deepcopy(self._obs)
+
+    def _place(self, rows: dict[int, Any]) -> None:
+        """Make rows the current observations of some environments."""
+        if isinstance(self._obs, np.ndarray):
+            for i, row in rows.items():
+                self._obs[i] = row
+        else:
+            last = iterate(self.observation_space, self._obs)
+            self._gather([rows.get(i, row) for i, row in enumerate(last)], {})
+
+    def _gather(self, rows: list[Any], failures: "dict[int, Failure]") -> None:
+        """Make rows the current observations; where there are failures, and those it adds, the last one stays."""
+        space = self.single_observation_space
+        if failures:
+            last = list(iterate(self.observation_space, self._obs))
+            rows = [last[i] if i in failures else row for i, row in enumerate(rows)]
+        obs: Any = self._spare
+        if isinstance(obs, np.ndarray):  # the same as concatenate, in a third of the time
+            for i, row in enumerate(rows):
+                obs[i] = row
+        else:
+            obs = concatenate(space, rows, obs)
+        if not all_finite(space, obs):
+            for i, row in enumerate(rows):
+                try:
+                    require_finite(space, row)
+                except Failure as failure:
+                    failures[i] = failure
+            self._gather(rows, failures)
+            return
+        self._obs, self._spare = obs, self._obs
+
+    def _take(self, failures: "Mapping[int, Failure]", verdict: str | None = None) -> None:
+        """Count failures and lose the environments that had them; raise if that is asked for, or with a verdict."""
+        for i, failure in sorted(failures.items()):
+            self.n_faults += 1
+            self._lose(i)
+            failure.message = str(self._fault(i, failure))
+        if self._on_fault == "raise":
+            verdict = ""
+        elif self.n_faults > self._max_faults:
+            verdict = f"; there were {self.n_faults} faults, more than max_faults, {self._max_faults}"
+        if verdict is not None:
+            i, failure = min(failures.items())
+            raise self._fault(i, failure, verdict=verdict) from failure.error
+
+    def _fault(self, i: int, failure: "Failure", when: str = "in", verdict: str = "") -> EnvironmentFault:
+        n = int(self._n_steps[i])
+        where = f"{when} step {n} of its episode" if n else f"{when} reset"
+        return EnvironmentFault(i, n, f"environment {i}, {where}, {failure}{verdict}")
+
+    def _told(self, infos: dict[str, Any], failures: "Mapping[int, Failure]") -> dict[str, Any]:
+        if failures:
+            infos["fault"] = np.isin(np.arange(self.num_envs), list(failures))
+            infos["fault_message"] = [failures[i].message if i in failures else None for i in range(self.num_envs)]
+        return infos
+
+    def _lose(self, i: int) -> None:
+        """Close an environment, or kill it, so that the next reset makes it anew."""
+        member, self._members[i] = self._members[i], None
+        if member is not None:
+            close_members({i: member}, min(self._timeout_s, CLOSE_S))  # its complaints would only hide the fault
+
+    def _interrupt(self, error: BaseException) -> None:
+        """If Ctrl-C, say, ends a call halfway: all need a reset, and no answer under way reaches a later call."""
+        if not isinstance(error, EnvironmentFault):
+            self._waiting.update(range(self.num_envs))
+            for i, member in enumerate(self._members):
+                if member is not None and member.pending:
+                    self._lose(i)
+
+    def _split(self, actions: Any) -> Iterable[Any]:
+        shape = self.action_space.shape
+        if shape is None:
+            parts = list(iterate(self.action_space, actions))
+            if len(parts) != self.num_envs:
+                raise ValueError(f"there are {len(parts)} actions, expected {self.num_envs}")
+            return parts
+        array = np.asarray(actions)
+        if array.shape != shape:
+            raise ValueError(f"actions have shape {array.shape}, expected {shape}")
+        return array
+
+    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"there are {len(seed)} seeds, expected {self.num_envs}")
+        return [None if s is None else int(s) for s in seed]
+
+    def _masked(self, options: dict[str, Any]) -> list[int]:
+        mask = options["reset_mask"]
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            raise TypeError(f"options['reset_mask'] is {mask!r}, expected an array of booleans")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f"options['reset_mask'] is {mask}, expected shape ({self.num_envs},) and at least one True"
+            )
+        return [int(i) for i in np.flatnonzero(mask)]
+
+    def _require_open(self) -> None:
+        if self.closed:
+            raise gym.error.ClosedEnvironmentError("the environments are closed")

@@ -1,0 +1,1 @@
+"""Measures and figures of how good a dynamics model is."""

@@ -1,0 +1,294 @@
+"""Default networks: what a recipe uses when a person brings none of their own."""
+
+import math
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from gymnasium.spaces import Box, Discrete, flatdim
+from torch import Tensor, nn
+
+from layeredrl.checks import require_number
+from layeredrl.models.density import probability
+from layeredrl.models.normalization import pooled
+from layeredrl.models.outputs import StepOutput
+from layeredrl.models.stacked.layers import StackedSequential
+
+MIN_STD = 1e-12
+"""Input dimensions that vary less than this are only centred (the rule of the released PETS code)."""
+
+
+def mlp(
+    widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU, *, layer_norm: bool = False
+) -> nn.Sequential:
+    """Linear layers with an activation between every two, none after the last.
+
+    Weights are drawn from a normal distribution of standard deviation 1 / (2 sqrt(fan_in)), cut at two standard
+    deviations, and biases start at zero, as in PETS.
+
+    Args:
+        widths: Input width, hidden widths, output width.
+        activation: Makes the activation module.
+        layer_norm: Whether to normalise the hidden layers before their activation.
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(widths):
+        linear = nn.Linear(fan_in, fan_out)
+        std = 0.5 / max(fan_in, 1) ** 0.5
+        nn.init.trunc_normal_(linear.weight, std=std, a=-2 * std, b=2 * std)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.LayerNorm(fan_out), activation()] if layer_norm else [linear, activation()]
+    return nn.Sequential(*layers[: -2 if layer_norm else -1])
+
+
+class InputStandardizer(nn.Module):
+    """Subtracts a mean and divides by a standard deviation that were fitted to data; the identity until then.
+
+    Args:
+        width: Number of dimensions.
+        alike: Groups of dimensions that have one mean and one deviation, those of all their values together.
+    """
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def __init__(self, width: int, alike: Sequence[Sequence[int]] = ()) -> None:
+        super().__init__()
+        self.alike = alike
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("inverse_std", torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) * self.inverse_std
+
+    @torch.no_grad()
+    def fit(self, x: Tensor) -> None:
+        """Take the statistics of `x`, shape (N, width)."""
+        std, mean = torch.std_mean(x, dim=0, correction=0)
+        if self.alike:
+            common = pooled(mean, self.alike)
+            std, mean = pooled(std.square() + (mean - common).square(), self.alike).sqrt(), common
+        self.mean.copy_(mean)
+        self.inverse_std.copy_(torch.where(std > MIN_STD, std, 1.0).reciprocal())
+
+
+class BoundedStd(nn.Module):
+    """A standard deviation between two learned bounds (PETS, appendix A.1).
+
+    PETS bounds the log-variance `raw` softly, first from above, `v = upper - softplus(upper - raw)`, then from below,
+    `lower + softplus(v - lower)`. The exponential of that is `exp(lower) + exp(upper) * sigmoid(raw - upper)`. Here
+    the network's output stands for `raw - upper`: the same functions, with the last layer's bias shifted.
+    """
+
+    def __init__(self, width: int, lower: float = -10.0, upper: float = 0.5) -> None:
+        super().__init__()
+        self.lower = nn.Parameter(torch.full((width,), lower))
+        self.upper = nn.Parameter(torch.full((width,), upper))
+
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """The two factors `exp(lower)` and `exp(upper)`, (width,)."""
+        return self.lower.exp(), self.upper.exp()
+
+    def forward(self, share: Tensor) -> Tensor:
+        """Standard deviation (..., width) for `share`, sigmoid(raw - upper), between 0 and 1."""
+        lowest, room = self.variances()
+        return torch.addcmul(lowest, room, share).sqrt()
+
+    def penalty(self) -> Tensor:
+        """Sum of the distances between the bounds; small when the bounds hug what the data needs."""
+        return self.upper.sum() - self.lower.sum()
+
+
+class FixedStd(nn.Module):
+    """A standard deviation that is not learned, in the place of a `BoundedStd`."""
+
+    lowest: Tensor
+    room: Tensor
+
+    def __init__(self, width: int, std: float) -> None:
+        super().__init__()
+        self.register_buffer("lowest", torch.full((width,), std**2))
+        self.register_buffer("room", torch.zeros(width))
+
+    def variances(self) -> tuple[Tensor, Tensor]:
+        """The variance, and how much more the network may make of it: none, (width,) each."""
+        return self.lowest, self.room
+
+    def forward(self, share: Tensor) -> Tensor:
+        """The standard deviation (..., width), whatever `share` (..., width) is."""
+        return torch.addcmul(self.lowest, self.room, share).sqrt()
+
+    def penalty(self) -> Tensor:
+        """Zero."""
+        return self.room.sum()
+
+
+class GaussianMixtureMLP(nn.Module):
+    """Predicts a mixture of diagonal Gaussians and a termination probability.
+
+    Satisfies the network contract of `layeredrl.models`; use it as
+    `partial_net=functools.partial(GaussianMixtureMLP, hidden=(200, 200))`.
+
+    Args:
+        state_space: Box of shape (S,).
+        context_space: Box of shape (C,), C may be zero.
+        action_space: Box of shape (A,), or Discrete (one-hot encoded inside).
+        n_modes: Number of Gaussians K.
+        hidden: Widths of the hidden layers.
+        activation: Makes the activation module.
+        layer_norm: Whether to normalise the hidden layers before their activation.
+        bound_penalty: Weight of the penalty that pulls the log-variance bounds together (PETS: 0.01).
+        frequencies: Of sines and cosines of each dimension of the state, in radians per unit of it, which the network
+            sees beside the state itself: what changes within a short distance, such as at a wall, is learned faster
+            (Tancik et al. 2020, arXiv 2006.10739).
+        angle_dims: Dimensions of the state that are angles, in radians: the network sees their sine and cosine
+            instead. They are predicted as they are.
+        unseen_dims: Dimensions of the state that the network does not see; it predicts them all the same.
+        alike_dims: Groups of dimensions of the state, neither angles nor unseen, that are standardised alike.
+        fixed_std: Standard deviation of every prediction, in the network's units, instead of a learned one. Fitting is
+            then by least squares.
+    """
+
+    def __init__(
+        self,
+        state_space: Box,
+        context_space: Box,
+        action_space: Box | Discrete,
+        n_modes: int = 1,
+        *,
+        hidden: Sequence[int] = (200, 200, 200, 200),
+        activation: Callable[[], nn.Module] = nn.SiLU,
+        layer_norm: bool = False,
+        bound_penalty: float = 0.01,
+        frequencies: Sequence[float] = (),
+        angle_dims: Sequence[int] = (),
+        unseen_dims: Sequence[int] = (),
+        alike_dims: Sequence[Sequence[int]] = (),
+        fixed_std: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_modes = n_modes
+        self.frequencies = tuple(frequencies)
+        self.state_dim = flatdim(state_space)
+        self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else 0
+        self.bound_penalty = bound_penalty
+        for name, dims in (("angle_dims", angle_dims), ("unseen_dims", unseen_dims)):
+            if not set(dims) <= set(range(self.state_dim)):
+                raise ValueError(f"{name} is {tuple(dims)}, expected numbers from 0 to {self.state_dim - 1}")
+        if fixed_std is not None:
+            require_number("fixed_std", fixed_std, 0, math.inf, open_low=True)
+        # Slices, because indexing with a list or a tensor costs more in every step of a rollout.
+        self.angles = _runs(set(angle_dims))
+        self.raw = _runs(set(range(self.state_dim)) - set(angle_dims) - set(unseen_dims))
+        n_raw = sum(stop - start for start, stop in self.raw)
+        n_seen = n_raw * (1 + 2 * len(self.frequencies)) + 2 * len(set(angle_dims))
+        n_inputs = n_seen + flatdim(context_space) + flatdim(action_space)
+        self.n_gaussian = n_modes * self.state_dim
+        # Means, shares of the variance, termination, modes; and some unused ones, because matrix products of odd widths
+        # are slow: an output layer of 16 is done in a third of the time of one of 9.
+        parts = [self.n_gaussian, self.n_gaussian, 1, n_modes if n_modes > 1 else 0]
+        self.parts = [*parts, -sum(parts) % 16]
+        seen = {dim: place for place, dim in enumerate(dim for start, stop in self.raw for dim in range(start, stop))}
+        grouped = [dim for group in alike_dims for dim in group]
+        if not set(grouped) <= seen.keys() or len(set(grouped)) < len(grouped):
+            raise ValueError(f"alike_dims is {alike_dims}, expected groups of {sorted(seen)}, each in one at the most")
+        groups = tuple(tuple(seen[dim] for dim in group) for group in alike_dims)
+        self.standardizer = InputStandardizer(n_inputs, groups)
+        self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)
+        self.bounds = BoundedStd(self.n_gaussian) if fixed_std is None else FixedStd(self.n_gaussian, fixed_std)
+
+    def _inputs(self, state: Tensor, context: Tensor, action: Tensor) -> Tensor:
+        if self.n_choices:
+            action = self._one_hot(action, state.dtype)
+        raw, angles = ([state[..., start:stop] for start, stop in runs] for runs in (self.raw, self.angles))
+        parts = [part * frequency for frequency in self.frequencies for part in raw] + angles
+        if not parts:
+            return torch.cat([*raw, context, action], dim=-1)
+        phases = torch.cat(parts, dim=-1)
+        return torch.cat([*raw, phases.sin(), phases.cos(), context, action], dim=-1)
+
+    def _one_hot(self, action: Tensor, dtype: torch.dtype) -> Tensor:
+        return F.one_hot(action.long().squeeze(-1), self.n_choices).to(dtype)
+
+    def forward(self, state: Tensor, context: Tensor, action: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
+        """Predict, for state (..., S), context (..., C) and action (..., A) or (..., 1) of integers.
+
+        Returns:
+            ((mean, std), weights, term_prob) of shapes (..., K, S), (..., K, S), (..., K), (...).
+        """
+        modes = (self.n_modes, self.state_dim)
+        out: Tensor = self.layers(self.standardizer(self._inputs(state, context, action)))
+        mean, share, logit, gates, _ = torch.split(out, self.parts, -1)
+        lead = out.shape[:-1]
+        std = self.bounds(torch.sigmoid(share)).view(*lead, *modes)
+        weights = torch.softmax(gates, -1) if self.n_modes > 1 else out.new_ones(()).expand(*lead, 1)
+        return (mean.view(*lead, *modes), std), weights, probability(logit.squeeze(-1))
+
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]:
+        """`forward` for the steps of a rollout: what stays the same is computed beforehand, the rest in few calls."""
+        n, k, modes = self.n_gaussian, self.n_modes, (self.n_modes, self.state_dim)
+        means, shares, gates = (..., slice(n)), (..., slice(n, 2 * n + 1)), (..., slice(2 * n + 1, 2 * n + 1 + k))
+        center, inverse_std = self.standardizer.mean, self.standardizer.inverse_std
+        layers = self.layers.prepared() if isinstance(self.layers, StackedSequential) else self.layers
+        lowest, room = self.bounds.variances()
+
+        def step(state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
+            out = layers((self._inputs(state, context, action) - center).mul_(inverse_std))
+            share = torch.sigmoid(out[shares])  # one call for the deviations and the termination
+            mean, std, term_prob = out[means], torch.addcmul(lowest, room, share[means]).sqrt_(), share[..., n]
+            if k == 1:
+                return StepOutput(mean, std, None, term_prob)
+            mean, std = (x.view(*x.shape[:-1], *modes) for x in (mean, std))
+            return StepOutput(mean, std, torch.softmax(out[gates], -1), term_prob)
+
+        return step
+
+    def regularization(self) -> Tensor:
+        """The penalty on the log-variance bounds, a scalar (PETS, appendix A.1)."""
+        return self.bound_penalty * self.bounds.penalty()
+
+    def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
+        """Take input statistics from data of shapes (N, S), (N, C), (N, A) or (N, 1)."""
+        self.standardizer.fit(self._inputs(state, context, action))
+
+
+def _runs(dims: AbstractSet[int]) -> tuple[tuple[int, int], ...]:
+    """Dimensions as runs from start to stop: {0, 2, 3} is ((0, 1), (2, 4))."""
+    starts = [dim for dim in sorted(dims) if dim - 1 not in dims]
+    stops = [dim + 1 for dim in sorted(dims) if dim + 1 not in dims]
+    return tuple(zip(starts, stops, strict=True))
+
+
+class ScalarMLP(nn.Module):
+    """Predicts one number from a transition, such as its reward: (..., S), (..., C), (..., A), (..., S) -> (...).
+
+    Inputs are standardised with statistics of the fitted data and the output is scaled to the fitted targets, so
+    that one learning rate serves rewards of any size.
+    """
+
+    def __init__(self, n_inputs: int, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        self.inputs = InputStandardizer(n_inputs)
+        self.targets = InputStandardizer(1)
+        self.layers = mlp([n_inputs, *hidden, 1])
+
+    def fit_scales(self, inputs: Tensor, targets: Tensor) -> None:
+        """Take the statistics of inputs (N, n_inputs) and targets (N,)."""
+        self.inputs.fit(inputs)
+        self.targets.fit(targets.unsqueeze(-1))
+
+    def to_units(self, targets: Tensor) -> Tensor:
+        """Targets (N,) in the units of `normalized`."""
+        scaled: Tensor = self.targets(targets.unsqueeze(-1))
+        return scaled.squeeze(-1)
+
+    def normalized(self, inputs: Tensor) -> Tensor:
+        """Output in units of the fitted targets' standard deviation, (..., n_inputs) -> (...)."""
+        out: Tensor = self.layers(self.inputs(inputs))
+        return out.squeeze(-1)
+
+    def forward(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        inputs = torch.cat([state, context, action, next_state], dim=-1)
+        return self.normalized(inputs) / self.targets.inverse_std + self.targets.mean

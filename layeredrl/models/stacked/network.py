@@ -1,0 +1,389 @@
+"""Members of an ensemble, evaluated together.
+
+The parameters of M networks of one architecture are stacked, one tensor per parameter with the member axis first.
+How they are evaluated depends on what the network is made of; the choice is made once, by trying, and is checked
+against the members run one by one:
+
+* "broadcast": the network's own `forward` runs once on inputs of shape (M, R, width). Its linear and layer-norm
+  layers are exchanged for ones with a member axis; every other parameter of shape `s` becomes (M, 1, *s), which
+  broadcasts over the rows. No overhead beyond the batched products themselves.
+* "vmap": `torch.vmap` over the members, for networks that broadcasting does not fit.
+* "loop": member by member, for what cannot be batched at all (data-dependent control flow).
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from layeredrl.models.outputs import NetOutput, StepOutput
+from layeredrl.models.stacked.layers import StackedLinear, StackedSequential, stack_modules
+
+Evaluation = Literal["broadcast", "vmap", "loop"]
+
+
+class _Regularized(Protocol):
+    """What a network may offer: a term for the loss."""
+
+    def regularization(self) -> Tensor: ...
+
+
+class _FitsInputs(Protocol):
+    """What a network may offer: a look at the data before fitting."""
+
+    def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None: ...
+
+
+class _Prepared(Protocol):
+    """What a network may offer: its forward for the steps of a rollout."""
+
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]: ...
+
+
+class StackedNetwork(nn.Module):
+    """M networks that satisfy the network contract of `layeredrl.models`, as one.
+
+    Args:
+        members: The networks, alike but for their parameters and buffers.
+        n_modes: Number of mixture modes K that the networks predict.
+        probe: Makes random inputs (state, context, action) of a given number of rows.
+
+    Attributes:
+        evaluation: How the members are evaluated: "broadcast", "vmap" or "loop".
+        row_multiple: With this many rows, or a multiple of it, equal members give equal results to the last bit.
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        n_modes: int,
+        probe: Callable[[int], tuple[Tensor, Tensor, Tensor]],
+    ) -> None:
+        super().__init__()
+        _require_alike(members)
+        self.n_members = len(members)
+        self.n_modes = n_modes
+        self.net = stack_modules(members)
+        self._linear_weights = {
+            f"{name}.weight".lstrip(".")  # the root has no name
+            for name, module in self.net.named_modules()
+            if isinstance(module, StackedLinear)
+        }
+        # One member as it is, for evaluation with other parameters; in a list, so that it is not a submodule.
+        self._template = [members[0]]
+        self._needs_loop_in_training = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in members[0].modules())
+        self._regularizes = callable(getattr(members[0], "regularization", None))
+        self._warned = False
+        self._may_prepare = False
+        self.evaluation: Evaluation = self._choose(members, probe)
+        self.row_multiple = self._row_multiple()
+
+    def forward(self, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
+        """Predict with every member for its own rows: inputs (M, R, S), (M, R, C), (M, R, A)."""
+        evaluation = self.evaluation
+        if evaluation != "loop" and self.training and self._needs_loop_in_training:
+            evaluation = "loop"
+            self._warn("batch normalisation in training mode")
+        return self._evaluate(evaluation, state, context, action)
+
+    @contextmanager
+    def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
+        """Let chains of layers compute in another type, where they can; inputs and outputs keep theirs."""
+        chains: list[StackedSequential] = []
+        if dtype is not None:
+            chains = [module for module in self.net.modules() if isinstance(module, StackedSequential)]
+        for chain in chains:
+            chain.reduced = dtype
+        try:
+            yield
+        finally:
+            for chain in chains:
+                chain.reduced = None
+
+    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]:
+        """`forward` as a function that has looked up and computed what stays the same during a rollout.
+
+        A network may offer such a function itself, by a method `prepared`; it gives a `StepOutput`. It is used if it
+        gave the same as `forward` when it was tried, and as long as there are no hooks, which it knows nothing of.
+        """
+        if self._may_prepare and not self.training and not self.is_hooked:
+            return cast(_Prepared, self.net).prepared()
+        return lambda state, context, action: StepOutput.of(self(state, context, action))
+
+    @property
+    def is_hooked(self) -> bool:
+        """Whether somebody has registered a hook on a forward, which then has to be called."""
+        return any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
+
+    def forward_member(self, member: int, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
+        """Predict with one member for rows (R, S), (R, C), (R, A); the member axis of the output has length one."""
+        out = self._call_member(member, state, context, action)
+        return NetOutput(*(x.unsqueeze(0) for x in self._unpack(out, state.ndim)))
+
+    def regularization(self) -> Tensor | None:
+        """Sum over the members of what the networks want added to the loss; None if they offer nothing."""
+        if not self._regularizes:
+            return None
+        if self.evaluation == "broadcast":
+            # Sums over a member axis are sums over members; `_choose` has checked that this holds here.
+            return cast(_Regularized, self.net).regularization()
+        terms = [
+            functional_call(_Regularization(self._template[0]), self._member_state(i, "net."), (), tie_weights=False)
+            for i in range(self.n_members)
+        ]
+        return torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
+        """Show data (N, S), (N, C), (N, A) to networks that have a `fit_inputs`, input standardisation for instance."""
+        template = self._template[0]
+        if not callable(getattr(template, "fit_inputs", None)):
+            return
+        template.to(state.device, state.dtype)
+        for i in range(self.n_members):
+            stacked = self._member_state(i)
+            template.load_state_dict(stacked)
+            cast(_FitsInputs, template).fit_inputs(state, context, action)
+            for name, tensor in template.state_dict().items():
+                stacked[name].copy_(tensor)
+
+    def linear_weights(self) -> list[Tensor]:
+        """Weights of the linear layers in order, each (M, in, out)."""
+        return [module.weight for module in self.net.modules() if isinstance(module, StackedLinear)]
+
+    def _member_state(self, member: int, prefix: str = "") -> dict[str, Tensor]:
+        """Views of one member's parameters and buffers, by the names they have in a single network."""
+        return {
+            prefix + name: tensor[member].mT if name in self._linear_weights else tensor[member, 0]
+            for name, tensor in self._tensors()
+        }
+
+    def move_template(self, device: torch.device) -> None:
+        """Move what a network keeps to itself, unregistered tensors for instance, to where the parameters are."""
+        self._template[0].to(device)
+
+    def _tensors(self) -> list[tuple[str, Tensor]]:
+        net = self.net
+        return [*net.named_parameters(remove_duplicate=False), *net.named_buffers(remove_duplicate=False)]
+
+    def _call_member(self, member: int, *inputs: Tensor) -> Any:
+        template = self._template[0].train(self.training)
+        return functional_call(template, self._member_state(member), inputs, tie_weights=False)
+
+    def _evaluate(self, evaluation: Evaluation, *inputs: Tensor) -> NetOutput:
+        if evaluation == "broadcast":
+            return self._unpack(self.net(*inputs), inputs[0].ndim)
+        if evaluation == "loop":
+            outputs = [
+                self._unpack(self._call_member(i, *(x[i] for x in inputs)), inputs[0].ndim - 1)
+                for i in range(self.n_members)
+            ]
+            return NetOutput(*(torch.stack(parts) for parts in zip(*outputs, strict=True)))
+        template = self._template[0].train(self.training)
+        parameters = {n: t.mT if n in self._linear_weights else t.squeeze(1) for n, t in self._tensors()}
+
+        def one(member: dict[str, Tensor], *member_inputs: Tensor) -> tuple[Tensor, ...]:
+            return tuple(
+                self._unpack(functional_call(template, member, member_inputs, tie_weights=False), member_inputs[0].ndim)
+            )
+
+        return NetOutput(*torch.vmap(one, randomness="different")(parameters, *inputs))
+
+    def _unpack(self, out: Any, n_dims: int) -> NetOutput:
+        """Bring what a network returned into one form, for inputs of `n_dims` dimensions."""
+        try:
+            (mean, std), *rest = out
+        except (TypeError, ValueError):
+            rest = []
+        if len(rest) not in (1, 2):
+            raise TypeError(
+                "the network made by partial_net returned something else than ((mean, std), weights, term_prob)"
+            )
+        if len(rest) == 2:
+            return NetOutput(mean, std, rest[0], rest[1])
+        if self.n_modes > 1:
+            raise ValueError(f"the network made by partial_net returned no mode weights, but n_modes is {self.n_modes}")
+        if mean.ndim == n_dims:
+            mean, std = mean.unsqueeze(-2), std.unsqueeze(-2)
+        return NetOutput(mean, std, mean.new_ones(()).expand(mean.shape[:-1]), rest[0])
+
+    @torch.no_grad()
+    def _choose(self, members: Sequence[nn.Module], probe: Callable[[int], tuple[Tensor, ...]]) -> Evaluation:
+        """Find the fastest way that gives what the members give one by one.
+
+        They are compared with parameters that are changed at random after stacking: members that start alike must not
+        hide that a network mixes them up, nor must a network see parameters that are not the stacked ones.
+        """
+        n_rows = _probe_rows(self.n_members, self.net)
+        rows = probe(n_rows * self.n_members)
+        inputs = tuple(x.view(self.n_members, n_rows, -1) for x in rows)
+        original = [tensor.clone() for _, tensor in self._tensors()]
+        first = {name: tensor.clone() for name, tensor in self._member_state(0).items()}
+        was_training = [module.training for module in self.modules()]
+        self.eval()
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            warnings.simplefilter("ignore")  # what a trial warns of concerns nobody
+            torch.manual_seed(0)
+            for _, tensor in self._tensors():
+                if tensor.is_floating_point():  # upwards and never to zero, for what must stay positive
+                    tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.1 * torch.rand_like(tensor))
+            reference = self._reference(members, inputs)
+            members[0].load_state_dict(first)  # so that whoever still looks at its tensors sees other values
+            choice = self._fastest(reference, inputs)
+            self._may_prepare = choice == "broadcast" and self._prepared_agrees(reference[0], inputs)
+        for (_, tensor), value in zip(self._tensors(), original, strict=True):
+            tensor.copy_(value)
+        for module, training in zip(self.modules(), was_training, strict=True):
+            module.training = training
+        if choice == "loop" and self.n_members > 1:
+            self._warn(self._obstacle)
+        return choice
+
+    def _reference(self, members: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> tuple[NetOutput, Tensor]:
+        """What the members give one by one, with their own code and the stacked parameters; their regularisation."""
+        outputs, penalties = [], []
+        for i, member in enumerate(members):
+            member.load_state_dict(self._member_state(i))
+            torch.manual_seed(0)
+            try:
+                out = member.eval()(*(x[i] for x in inputs))
+            except Exception as error:  # a stranger's code, which may raise anything
+                raise TypeError(
+                    "the network made by partial_net cannot be called with (state, context, action) of shapes "
+                    f"{', '.join(str(tuple(x.shape[1:])) for x in inputs)}: {type(error).__name__}: {error}"
+                ) from error
+            outputs.append(self._unpack(out, 2))
+            penalties.append(cast(_Regularized, member).regularization() if self._regularizes else torch.zeros(()))
+        self._check_shapes(outputs[0], *inputs[0].shape[1:])
+        return NetOutput(*(torch.stack(parts) for parts in zip(*outputs, strict=True))), torch.stack(penalties).sum()
+
+    def _fastest(self, reference: tuple[NetOutput, Tensor], inputs: tuple[Tensor, ...]) -> Evaluation:
+        expected, expected_penalty = reference
+
+        def agrees(evaluation: Evaluation) -> bool:
+            try:
+                torch.manual_seed(0)
+                out = self._evaluate(evaluation, *inputs)
+                penalty = expected_penalty
+                if evaluation == "broadcast" and self._regularizes:
+                    penalty = cast(_Regularized, self.net).regularization()
+            except Exception as error:  # whatever a stranger's network raises means: not this way
+                self._obstacle = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                return False
+            self._obstacle = "its batched outputs differ from those of the members one by one"
+            pairs = [*zip(out, expected, strict=True), (penalty, expected_penalty)]
+            return all(a.shape == b.shape and _close(a, b) for a, b in pairs)
+
+        if agrees("vmap"):  # refuses control flow that depends on data, which broadcasting would not notice
+            return "broadcast" if agrees("broadcast") else "vmap"
+        obstacle = self._obstacle
+        if not agrees("loop"):
+            raise ValueError("the networks made by partial_net must differ in nothing but their parameters and buffers")
+        self._obstacle = obstacle
+        return "loop"
+
+    def _prepared_agrees(self, expected: NetOutput, inputs: tuple[Tensor, ...]) -> bool:
+        """Whether the network offers a `prepared`, and it is that of its `forward`."""
+        if not callable(getattr(self.net, "prepared", None)) or _overrides_forward_alone(type(self.net)):
+            return False
+        try:
+            torch.manual_seed(0)
+            out = cast(_Prepared, self.net).prepared()(*inputs)
+            pairs = zip(out, StepOutput.of(expected), strict=True)
+            return isinstance(out, StepOutput) and all(
+                a is b if a is None or b is None else a.shape == b.shape and _close(a, b) for a, b in pairs
+            )
+        except Exception:  # a stranger's code, which may raise anything; there is another way
+            return False
+
+    def _row_multiple(self) -> int:
+        """Rows that keep members equal bit for bit.
+
+        torch computes the last elements of a tensor, those that do not fill its vector registers (32 elements for
+        float32 at the most), by other code that may differ in the last bit. They belong to the last member.
+        """
+        if self.evaluation == "loop":
+            return 1
+        widths = [weight.shape[2] for weight in self.linear_weights()]
+        return 32 // math.gcd(32, *widths) if widths else 32
+
+    def _check_shapes(self, out: NetOutput, n_rows: int, state_dim: int) -> None:
+        modes = (n_rows, self.n_modes)
+        for name, shape in zip(out._fields, [(*modes, state_dim), (*modes, state_dim), modes, (n_rows,)], strict=True):
+            actual = tuple(getattr(out, name).shape)
+            if actual != shape:
+                raise ValueError(
+                    f"the network made by partial_net returned {name} of shape {actual} for {n_rows} rows, "
+                    f"expected {shape}"
+                )
+
+    def _warn(self, obstacle: str) -> None:
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"the network made by partial_net cannot be batched over members ({obstacle}); "
+                "it is evaluated member by member, which is slower",
+                stacklevel=2,
+            )
+
+
+def _require_alike(members: Sequence[nn.Module]) -> None:
+    """Raise unless all members have the same parameters and buffers, by name and shape."""
+    shapes = [{name: tuple(tensor.shape) for name, tensor in member.state_dict().items()} for member in members]
+    for other in shapes[1:]:
+        for name in {**shapes[0], **other}:
+            if shapes[0].get(name) != other.get(name):
+                raise ValueError(
+                    f"the networks made by partial_net differ: {name} has shape {shapes[0].get(name)} in one and "
+                    f"{other.get(name)} in another"
+                )
+    for modules in zip(*(member.modules() for member in members), strict=True):
+        settings = [_settings(module) for module in modules]
+        for other in settings[1:]:
+            if other != settings[0]:
+                raise ValueError(
+                    "the networks made by partial_net must differ in nothing but their parameters and buffers, "
+                    f"but one {type(modules[0]).__name__} has {settings[0]} and another {other}"
+                )
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # float32, for numbers around one
+
+
+def _overrides_forward_alone(cls: type) -> bool:
+    """Whether a class changes an inherited `forward` but not the `prepared` that belongs to it.
+
+    What it changes need not show in a trial: it may clip states that are far out, say.
+    """
+    owner = next((c for c in cls.__mro__ if {"forward", "prepared"} & vars(c).keys()), None)
+    return owner is not None and "prepared" not in vars(owner)
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module keeps besides tensors and submodules, where it is plain enough to compare."""
+    return {name: x for name, x in vars(module).items() if isinstance(x, bool | int | float | str | tuple)}
+
+
+def _probe_rows(n_members: int, net: nn.Module) -> int:
+    """A number of rows unlike any other size in sight, so that an axis taken for another one shows."""
+    n, taken = 7, {n_members, *(size for tensor in net.state_dict().values() for size in tensor.shape)}
+    while n in taken:
+        n += 1
+    return n
+
+
+class _Regularization(nn.Module):
+    """Calls a network's `regularization` in its forward, for `functional_call`."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self) -> Tensor:
+        return cast(_Regularized, self.net).regularization()

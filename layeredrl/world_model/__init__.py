@@ -1,0 +1,18 @@
+"""World models: encoder, dynamics, reward, termination and objective, as planners and skills see them."""
+
+from layeredrl.world_model.encoders import Encoder, LearnedEncoder
+from layeredrl.world_model.objective import Objective
+from layeredrl.world_model.oracle import Oracle
+from layeredrl.world_model.support import GridSupport, NeighbourSupport, Support
+from layeredrl.world_model.world_model import WorldModel
+
+__all__ = [
+    "Encoder",
+    "GridSupport",
+    "LearnedEncoder",
+    "NeighbourSupport",
+    "Objective",
+    "Oracle",
+    "Support",
+    "WorldModel",
+]

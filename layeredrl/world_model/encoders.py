@@ -1,0 +1,153 @@
+"""Encoders: flat observations to the state that a model predicts and the context that stays constant."""
+
+from collections.abc import Sequence
+
+import torch
+from gymnasium import spaces
+from torch import Tensor, nn
+
+from layeredrl.checks import require_count
+from layeredrl.models.nets import InputStandardizer
+from layeredrl.task import GOAL_KEY, TaskSpec
+
+
+class Encoder(nn.Module):
+    """Splits a flat observation into state, which the dynamics predicts, and context, constant in an episode.
+
+    The context is the goal that the environment asks for, if the observation has one; the state is all the rest.
+
+    Args:
+        task: Whose observations.
+        parts: Names of the parts of the observation that make the state, in the order of the space; None for all
+            but the goal.
+    """
+
+    state_index: Tensor
+    context_index: Tensor
+
+    def __init__(self, task: TaskSpec, parts: Sequence[str] | None = None) -> None:
+        super().__init__()
+        where = task.slices
+        kept = [key for key in where if key != GOAL_KEY] if parts is None else list(parts)
+        if not kept or not set(kept) <= where.keys() - {GOAL_KEY}:
+            raise ValueError(f"parts is {kept}, expected some of {', '.join(k for k in where if k != GOAL_KEY)}")
+        context = [i for key in where if key == GOAL_KEY for i in range(where[key].start, where[key].stop)]
+        state = [i for key in where if key in kept for i in range(where[key].start, where[key].stop)]
+        self.register_buffer("state_index", torch.tensor(state, dtype=torch.int64), persistent=False)
+        self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
+
+    def begins_like(self, other: "Encoder") -> bool:
+        """Whether the state is the beginning of another encoder's, so that what reads only that can read either."""
+        n = self.state_dim
+        return n <= other.state_dim and torch.equal(self.state_index, other.state_index[:n])
+
+    @property
+    def state_dim(self) -> int:
+        """Width S of the state."""
+        return len(self.state_index)
+
+    @property
+    def context_dim(self) -> int:
+        """Width C of the context."""
+        return len(self.context_index)
+
+    @property
+    def state_space(self) -> spaces.Box:
+        """Box of shape (S,)."""
+        return spaces.Box(-float("inf"), float("inf"), (self.state_dim,))
+
+    @property
+    def context_space(self) -> spaces.Box:
+        """Box of shape (C,)."""
+        return spaces.Box(-float("inf"), float("inf"), (self.context_dim,))
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (..., O) to state (..., S) and context (..., C)."""
+        return obs[..., self.state_index], obs[..., self.context_index]
+
+
+class LearnedEncoder(nn.Module):
+    """Linear maps from flat observations to state and context, which learn from the reward what matters.
+
+    The state is a map of those dimensions of the observation that ever change within an episode, the context one of
+    the others; both are without bias. As in the released library of SPlaTES (Gürtler and Martius, RLC 2025), but for
+    the rows of the maps, which have length one: nothing else holds their scale, since a reward network can undo any.
+
+    What `forward` returns carries no gradient, so that only what asks `with_gradients` teaches the encoder.
+
+    Args:
+        task: Whose observations.
+        latent_dim: Width S of the state.
+        context_dim: Width C of the context, which may be zero.
+        standardize: Whether observations are standardised before, with the statistics of the first data.
+
+    Attributes:
+        changes: Which dimensions of the observation change within an episode, (O,); all of them until `fit`.
+    """
+
+    changes: Tensor
+    fitted: Tensor
+
+    def __init__(self, task: TaskSpec, latent_dim: int, context_dim: int, *, standardize: bool = True) -> None:
+        super().__init__()
+        width = task.observation_dim
+        for name, dim, lowest in (("latent_dim", latent_dim, 1), ("context_dim", context_dim, 0)):
+            require_count(name, dim, minimum=lowest)
+            if dim > width:
+                raise ValueError(f"{name} is {dim}, expected at most the observation's {width}")
+        self.state_dim, self.context_dim, self.standardize = latent_dim, context_dim, standardize
+        self.standardizer = InputStandardizer(width)
+        self.to_state = nn.Parameter(nn.init.orthogonal_(torch.empty(latent_dim, width)))
+        self.to_context = nn.Parameter(torch.zeros(context_dim, width))
+        if context_dim:
+            nn.init.orthogonal_(self.to_context)
+        self.register_buffer("changes", torch.ones(width, dtype=torch.bool))
+        self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
+        self.normalize()
+
+    @property
+    def state_space(self) -> spaces.Box:
+        """Box of shape (S,)."""
+        return spaces.Box(-float("inf"), float("inf"), (self.state_dim,))
+
+    @property
+    def context_space(self) -> spaces.Box:
+        """Box of shape (C,)."""
+        return spaces.Box(-float("inf"), float("inf"), (self.context_dim,))
+
+    @torch.no_grad()
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (..., O) to state (..., S) and context (..., C), without gradients."""
+        return self.with_gradients(obs)
+
+    def with_gradients(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with gradients."""
+        obs = self.standardizer(obs)
+        return (obs * self.changes) @ self.to_state.mT, (obs * ~self.changes) @ self.to_context.mT
+
+    @torch.no_grad()
+    def fit(self, obs: Tensor, obs_next: Tensor) -> None:
+        """Find out which dimensions change within an episode, and at the first time how the observations are spread.
+
+        A dimension that once has changed counts as one that does.
+
+        Args:
+            obs: Of transitions, (N, O).
+            obs_next: The next ones, in the same episode, (N, O).
+        """
+        changes = (obs != obs_next).any(0)
+        if self.fitted:
+            self.changes.logical_or_(changes)
+        else:
+            self.changes.copy_(changes)
+            if self.standardize:
+                self.standardizer.fit(obs_next)
+            self.fitted.fill_(True)
+        self.normalize()
+
+    @torch.no_grad()
+    def normalize(self) -> None:
+        """Give the rows length one, without what they do not see; to be called after every change of them."""
+        for weight, seen in ((self.to_state, self.changes), (self.to_context, ~self.changes)):
+            weight.mul_(seen)
+            weight.div_(weight.norm(dim=1, keepdim=True).clamp(min=1e-12))

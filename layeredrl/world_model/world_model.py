@@ -1,0 +1,170 @@
+"""Everything that planning asks of what was learned: encoding, rollouts, rewards, terminations, scores."""
+
+from collections.abc import Sequence
+
+import torch
+from tianshou.data import Batch
+from torch import Tensor, nn
+
+from layeredrl import action_spaces
+from layeredrl.checks import require_count
+from layeredrl.models import Model
+from layeredrl.models.nets import ScalarMLP
+from layeredrl.task import TaskSpec
+from layeredrl.world_model.encoders import Encoder, LearnedEncoder
+from layeredrl.world_model.objective import Objective
+
+
+class WorldModel(nn.Module):
+    """Encoder, dynamics, reward and termination in one object, so that planners and skills take one argument.
+
+    Args:
+        encoder: Observation to state and context; one that is learned needs a reward that is learned, its only teacher.
+        dynamics: Predicts the next state.
+        task: Gives the reward and termination that are known; an unknown reward is learned, an unknown termination
+            comes from the dynamics.
+        objective: What sequences are scored by; None for the sum of rewards while alive.
+        reward_hidden: Widths of the hidden layers of a learned reward.
+        repeat: Steps of the dynamics for which each action of a sequence is held.
+
+    Attributes:
+        reward_net: The learned reward; None if the reward is known.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder | LearnedEncoder,
+        dynamics: Model,
+        task: TaskSpec,
+        *,
+        objective: Objective | None = None,
+        reward_hidden: Sequence[int] = (64, 64),
+        repeat: int = 1,
+    ) -> None:
+        super().__init__()
+        require_count("repeat", repeat)
+        if isinstance(encoder, LearnedEncoder):
+            for name in ("reward", "termination"):
+                if getattr(task, name) is not None:
+                    raise ValueError(
+                        f"the task's {name} is known, of states that a LearnedEncoder changes; expected None"
+                    )
+        self.repeat = repeat
+        self.encoder = encoder.to(dynamics.device)
+        self.dynamics = dynamics
+        self.task = task
+        self.objective = (Objective(encoder.state_dim) if objective is None else objective).to(dynamics.device)
+        self.objective.check(dynamics)
+        self.reward_net: ScalarMLP | None = None
+        if task.reward is None:
+            width = 2 * encoder.state_dim + encoder.context_dim + action_spaces.n_features(task.action_space)
+            self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
+
+    def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """Observations (..., O) to state (..., S) and context (..., C)."""
+        state, context = self.encoder(obs)
+        return state, context
+
+    def rollout(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        statistics: bool = True,
+        n_alike: int = 1,
+        exploring: bool = False,
+    ) -> Batch:
+        """Follow action sequences with the dynamics, and say what they would bring.
+
+        Args:
+            obs: Shape (B, O).
+            actions: As agents have them: floats in [-1, 1], or integers; shape (B, H, A).
+            generator: Source of randomness; None for torch's global one.
+            statistics: Whether to return means and variances of the states too.
+            n_alike: Rows of the batch, one after the other, that draw the same noise.
+            exploring: Whether experience is collected, where a penalty on unsupported states does not count.
+
+        Returns:
+            What `Model.rollout` returns, with H the steps of the dynamics; `reward` and `alive` (B, M, P, H), reward
+            of step t and the probability of being alive before it; and `returns` (B, M, P), the objective of each
+            particle.
+        """
+        state, context = self.encode(obs)
+        actions = actions if self.repeat == 1 else actions.repeat_interleave(self.repeat, 1)
+        modelled = action_spaces.for_model(self.task.action_space, actions, obs.dtype)
+        result = self.dynamics.rollout(
+            state, context, modelled, generator=generator, statistics=statistics, n_alike=n_alike
+        )
+        before, after = result.state[..., :-1, :], result.state[..., 1:, :]  # (B, M, P, H, S)
+        shape = before.shape[:-1]
+        contexts = context[:, None, None, None].expand(*shape, -1)
+        taken = actions[:, None, None].expand(*shape, -1)
+        if self.task.termination is not None:
+            result.term_prob = self._known("termination", before, contexts, taken, after).to(before.dtype)
+        result.reward = self.reward(before, contexts, taken, after)
+        survival = torch.cumprod(1 - result.term_prob, -1)
+        result.alive = torch.cat([torch.ones_like(survival[..., :1]), survival[..., :-1]], -1)
+        result.returns = self.objective(result, context, exploring=exploring)
+        return result
+
+    def reward(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """Reward of a transition, known or learned: (..., S), (..., C), (..., A), (..., S) -> (...).
+
+        Actions are agents' actions: floats in [-1, 1], or integers.
+        """
+        if self.reward_net is not None:
+            action = action_spaces.features(self.task.action_space, action, state.dtype)
+            predicted: Tensor = self.reward_net(state, context, action, next_state)
+            return predicted
+        return self._known("reward", state, context, action, next_state)
+
+    def _known(self, name: str, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        function = self.task.reward if name == "reward" else self.task.termination
+        assert function is not None
+        result = function(state, context, self.task.to_env_units(action), next_state)
+        if result.shape != state.shape[:-1]:
+            raise ValueError(
+                f"the task's {name} function returned shape {tuple(result.shape)} for states of shape "
+                f"{tuple(state.shape)}, expected {tuple(state.shape[:-1])}"
+            )
+        return result
+
+    def score(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        common_noise: bool = False,
+        exploring: bool = False,
+    ) -> Tensor:
+        """The objective of candidate action sequences, averaged over members and particles: the higher the better.
+
+        Candidates that leave the finite range in any particle score minus infinity.
+
+        Args:
+            obs: Shape (E, O).
+            actions: As agents have them, shape (E, N, H, A): N candidates for each of E environments.
+            generator: Source of randomness; None for torch's global one.
+            common_noise: Whether all candidates of an environment meet the same noise, so that they differ by what
+                they do alone; instead of each its own.
+            exploring: Whether experience is collected, where a penalty on unsupported states does not count.
+
+        Returns:
+            Scores (E, N).
+        """
+        n_envs, n_candidates = actions.shape[:2]
+        rows = obs.repeat_interleave(n_candidates, 0)
+        result = self.rollout(
+            rows,
+            actions.flatten(0, 1),
+            generator=generator,
+            statistics=False,
+            n_alike=n_candidates if common_noise else 1,
+            exploring=exploring,
+        )
+        returns = result.returns.mean((1, 2))
+        failed = result.diverged.flatten(1).any(1) | ~returns.isfinite()
+        scores: Tensor = returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)
+        return scores

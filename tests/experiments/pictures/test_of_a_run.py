@@ -1,0 +1,113 @@
+from pathlib import Path
+
+import gymnasium as gym
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from tianshou.data import Batch
+from torch import Tensor
+
+import experiments.pictures.of_a_run
+from experiments.pictures.of_a_run import collect_held_out, draw_learning_curve, draw_model, record_episode, write_gif
+from experiments.run.config import from_json, parse
+from experiments.run.finish import Training, finish
+from experiments.run.parts import build_agent
+from layeredrl.loggers import LoggerList
+from layeredrl.task import DynamicsFunction, TaskSpec
+from layeredrl.world_model import Encoder, Oracle, WorldModel
+from tests.experiments.tasks import Blinking, Drift, Undrawable
+from tests.recording import RecordingLogger
+
+DRIFT = TaskSpec.from_env(Drift())
+
+
+@pytest.mark.parametrize(
+    ("fps", "skip", "duration"), [(50, 2, 40), (20, 1, 50), (25, 1, 40), (100, 4, 40), (5, 1, 200)]
+)
+def test_a_gif_shows_at_most_25_frames_a_second(fps: float, skip: int, duration: int) -> None:
+    frames = [np.full((4, 6, 3), 10 * n, np.uint8) for n in range(9)]
+    write_gif(Path("g.gif"), frames, fps)
+    read = iio.imread("g.gif")
+    np.testing.assert_array_equal(read[:, 0, 0, 0], [10 * n for n in range(0, 9, skip)])
+    assert read.shape[1:] == (4, 6, 3)
+    assert iio.immeta("g.gif", index=0)["duration"] == duration
+    assert iio.immeta("g.gif", index=0)["loop"] == 0
+
+
+def test_an_episode_is_recorded_from_its_first_frame_and_one_without_an_end_is_cut(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiments.pictures, "MAX_FRAMES", 30)
+    gym.register("Blinking-v0", Blinking)
+    config = parse(["random", "--env", "Blinking-v0"])
+    agent = build_agent(config)
+    episode_return = record_episode(config, agent, Path("p.gif"), seed=3)
+    np.testing.assert_array_equal(iio.imread("p.gif")[:, 0, 0, 0], np.arange(1, 32))  # and how it ended
+    first, again, other = (record_episode(config, agent, Path("q.gif"), seed=seed) for seed in (3, 3, 4))
+    assert episode_return == first == again != other
+    assert episode_return < 0
+
+
+def test_what_cannot_be_drawn_does_not_cost_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    gym.register("Undrawable-v0", Undrawable)
+    config = parse(["random", "--env", "Undrawable-v0"])
+    logger, training = LoggerList([RecordingLogger()]), Training([], 5, 1.0, 1.0)
+    saved: list[int] = []
+    finish(config, build_agent(config), tmp_path, logger=logger, training=training, save=lambda: saved.append(1))
+    assert saved == [1]
+    told = capsys.readouterr().out
+    assert "none: environment 0, drawn" in told
+    assert "pip install crayons" in told
+    assert not (tmp_path / "policy.gif").exists()
+
+
+@pytest.mark.parametrize("n", [0, 1, 51, 400])
+def test_learning_curves_of_any_length(n: int) -> None:
+    draw_learning_curve(Path("c.png"), [(10 * i, float(i)) for i in range(n)], "title")
+    assert iio.imread("c.png").shape[:2] == (432, 720)
+
+
+def test_held_out_data_is_half_the_agents_and_half_random(trained: Path) -> None:
+    config = from_json(trained / "config.json")
+    agent = build_agent(config)
+    data, again, other = (collect_held_out(config, agent, seed, n_steps=60) for seed in (1, 1, 2))
+    assert data.obs.shape == data.obs_next.shape == (60, 4)
+    assert data.act.shape == (60, 1)
+    np.testing.assert_array_equal(data.obs, again.obs)
+    assert not np.array_equal(data.obs, other.obs)
+    assert not len(agent.levels[0].replay)  # the model may never learn from it
+
+
+def _world(task: TaskSpec, dynamics: DynamicsFunction) -> WorldModel:
+    encoder = Encoder(task)
+    oracle = Oracle.from_step(encoder.state_space, encoder.context_space, task.action_space, dynamics)
+    return WorldModel(encoder, oracle, task)
+
+
+def _data() -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    obs, act = torch.randn(50, 2, generator=generator), torch.rand(50, 2, generator=generator)
+    return Batch(obs=obs.numpy(), act=act.numpy(), obs_next=(obs + 0.6 * act).numpy())
+
+
+def test_a_model_is_judged_by_the_change_it_predicts() -> None:
+    def half_right(state: Tensor, context: Tensor, action: Tensor) -> Tensor:
+        return state + 0.6 * action * torch.tensor([1.0, 0.0])
+
+    scores = draw_model(Path("m.png"), _world(DRIFT, half_right), _data(), ["x", "y"], "title")
+    assert list(scores) == ["x", "y"]
+    assert scores["x"] == pytest.approx(1.0, abs=1e-5)
+    assert scores["y"] < -1  # worse than the mean, although it is close to the next state
+    assert iio.imread("m.png").ndim == 3
+
+
+def test_a_picture_of_many_dimensions(tmp_path: Path) -> None:
+    space = gym.spaces.Box(-1, 1, (9,))
+    task = TaskSpec(space, DRIFT.action_space)
+    world = _world(task, lambda state, context, action: state)
+    obs = np.random.default_rng(0).normal(size=(5, 9)).astype(np.float32)
+    data = Batch(obs=obs, act=np.zeros((5, 2), np.float32), obs_next=obs)
+    scores = draw_model(tmp_path / "m.png", world, data, [str(i) for i in range(9)], "title")
+    assert len(scores) == 9  # also where nothing ever changes
+    assert np.isfinite(list(scores.values())).all()

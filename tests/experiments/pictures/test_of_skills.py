@@ -1,0 +1,302 @@
+"""Pictures of skills and plans during training: what is in them, when they are drawn, and that they change nothing."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import gymnasium as gym
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from gymnasium.wrappers import TimeLimit
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tianshou.data import Batch
+
+import envs  # noqa: F401  registers the mazes
+from envs.maze2d_layouts import SIMPLE
+from experiments import plot_skills
+from experiments.pictures import of_skills as skill_pictures
+from experiments.pictures.of_skills import SkillPictures, draw_coverage, draw_plans, make_plans
+from experiments.plot_skills import Fan, PlotSkillsConfig, draw_fan, make_fan, states_of
+from experiments.run import finish
+from experiments.run.config import RunConfig, parse
+from experiments.run.parts import build_agent, make_collector
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.loggers import Logger
+from tests.experiments.commands import assert_same, call, read_state, run_train, without_time
+from tests.experiments.tasks import Drift
+
+MAZE = ("--env", "Maze2D-Simple-v0", "--preset", "debug", "--n-envs", 2, "--vectorization", "native")
+STEPS, EVERY = "--trainer.n-total-env-steps", "--trainer.pictures-every"
+SKILLS = ("splates", "dads", "diayn", "splates-goals")
+NAMES = ("skill-fan", "skill-coverage", "plan-maze")
+FEW = PlotSkillsConfig(Path(), starts=3, skills=5, walk=4)
+
+
+class Figures(Logger):
+    """Keeps what pictures are logged."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Path, int]] = []
+
+    def log(self, metrics: Any, n_total_env_steps: int) -> None:
+        pass
+
+    def log_figure(self, name: str, path: Path, n_total_env_steps: int) -> None:
+        self.told.append((name, path, n_total_env_steps))
+
+
+@pytest.fixture(autouse=True)
+def without_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Episodes in mazes are long, and their videos are no matter of these tests."""
+    monkeypatch.setattr(finish, "can_render", lambda env_id: False)
+
+
+def trained(agent: str, *arguments: object, n_steps: int = 24) -> tuple[RunConfig[Any], Hierarchy]:
+    """An agent after some steps."""
+    config = parse([agent, *map(str, MAZE), *map(str, arguments)])
+    built = build_agent(config)
+    collector = make_collector(config, built)
+    for _ in range(n_steps):
+        collector.step(explore=True)
+        built.learn(collector.n_total_env_steps)
+    collector.env.close()
+    return config, built
+
+
+def pictures_of(folder: Path) -> set[str]:
+    return {path.name for path in (folder / "pictures").iterdir()}
+
+
+# ------------------------------------------------------------------ what is in them
+
+
+@pytest.mark.parametrize("agent", SKILLS)
+def test_a_fan_is_what_skills_do_from_common_starts(agent: str) -> None:
+    config, built = trained(agent)
+    world = getattr(built.levels[0], "world", None)
+
+    def rollout(obs: torch.Tensor, skills: torch.Tensor) -> Batch:
+        """Two particles that end on both sides of a place that the skill tells."""
+        start = obs[:, None, None, None, :2].expand(-1, 1, 2, -1, -1)
+        sides = torch.tensor([-1.0, 1.0])[:, None, None]
+        return Batch(state=torch.cat([start, start + sides + 0.1 * skills[:, None, None]], -2))
+
+    if world is not None:
+        world.rollout = rollout
+    fan = make_fan(config, built, FEW)
+    n, duration = (3, 5) if agent == "diayn" else (5, 4)
+    width = built.task.observation_dim if agent == "diayn" else 2
+    assert fan.in_place
+    assert fan.ways.shape == (3, n, duration + 1, width)
+    assert (fan.ways[:, :, 0] == fan.ways[:, :1, 0]).all()
+    assert len(np.unique(fan.ways[:, 0, 0, :2], axis=0)) == 3
+    steps = np.diff(fan.ways[..., :2], axis=2)
+    assert 0 < np.abs(steps).max() < 0.11  # metres: places, step by step
+    assert (fan.predicted is None) == (agent == "diayn")
+    if fan.predicted is not None:
+        np.testing.assert_allclose(fan.predicted, fan.ways[:, :, 0] + 0.1 * fan.skills.numpy(), rtol=1e-5)
+
+
+def test_a_fan_draws_a_line_for_each_skill_and_start() -> None:
+    ways = np.zeros((2, 3, 5, 2), np.float32)
+    ways[:] = np.arange(30).reshape(2, 3, 5, 1)
+    skills = torch.zeros(3, 2)
+    (axis,) = draw_fan(Fan(skills, ways, ways[:, :, -1] + 1, in_place=True), "title", SIMPLE).axes
+    lines = axis.lines
+    crosses = [line for line in lines if line.get_marker() == "x"]
+    starts = [line for line in lines if line.get_marker() == "o"]
+    assert (len(lines), len(crosses), len(starts), len(axis.images)) == (2 * 3 * 2 + 2, 6, 2, 1)
+    np.testing.assert_array_equal(
+        np.concatenate([line.get_xydata() for line in crosses]), ways[:, :, -1].reshape(-1, 2) + 1
+    )
+    assert [line.get_xydata()[0, 0] for line in starts] == [0, 15]
+    assert len({line.get_color() for line in crosses}) == 3
+
+    (axis,) = draw_fan(Fan(skills, ways, None, in_place=False), "title", SIMPLE).axes
+    assert (len(axis.lines), len(axis.images)) == (2 * 3 + 2, 0)  # no walls where states are no places
+    (axis,) = draw_fan(Fan(skills, ways[..., :1], ways[:, :, -1, :1], in_place=False), "title").axes
+    np.testing.assert_array_equal(axis.lines[0].get_xydata(), np.stack([np.arange(5), ways[0, 0, :, 0]], 1))
+    assert axis.lines[1].get_xydata().tolist() == [[4.0, 4.0]]
+
+
+def test_coverage_counts_what_was_visited() -> None:
+    visited = np.array([[1.0, 2.0, 9.0]] * 3 + [[8.0, 8.0, 9.0]], np.float32)
+    axis, _ = draw_coverage(visited, "title", SIMPLE).axes
+    (cells,) = [c for c in axis.collections if isinstance(c, QuadMesh)]
+    assert sorted(np.ma.compressed(np.ma.masked_invalid(cells.get_array()))) == [1.0, 3.0]
+    assert len(axis.images) == 1
+    (axis,) = draw_coverage(visited[:, :1], "title", None).axes
+    assert sorted(bar.get_height() for bar in axis.patches if bar.get_height()) == [1.0, 3.0]
+
+
+@pytest.mark.parametrize("agent", ["splates", "dads", "goals", "pets"])
+def test_plans_begin_where_episodes_do(agent: str) -> None:
+    config, built = trained(agent)
+    states, goals = make_plans(config, built, n=4)
+    level: Any = built.levels[0]
+    n_steps = level.planner.horizon * level.world.repeat
+    assert states.shape[0] == 4
+    assert states.shape[2] == n_steps + 1
+    np.testing.assert_array_equal(states[..., 0, :2], 1.5)  # where the room begins
+    np.testing.assert_array_equal(goals, 8.5)
+    figure = draw_plans(states, goals, "title", SIMPLE)
+    assert len(figure.axes) == 4
+    assert [len(axis.lines) for axis in figure.axes] == [states.shape[1] + 3] * 4
+    mean = figure.axes[0].lines[-3].get_xydata()
+    np.testing.assert_allclose(mean, states[0].mean(0)[:, :2], rtol=1e-5)
+
+
+def test_states_are_places_only_where_they_begin_with_them() -> None:
+    def in_place(*arguments: object) -> bool:
+        return states_of(build_agent(parse([*map(str, arguments)])))[1]
+
+    assert in_place("splates", *MAZE)
+    assert in_place("splates", *MAZE, "--state", "achieved_goal", "observation")
+    assert in_place("diayn", *MAZE)
+    assert not in_place("diayn", "--env", "Pendulum-v1", "--preset", "debug")
+
+
+class Short(Drift):
+    """An episode is over after a number of steps."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.spaces.Box(-np.inf, np.inf, (1,), np.float32))
+
+    def _observe(self) -> Any:
+        return self._point[:1].astype(np.float32)
+
+
+@pytest.mark.parametrize("n_envs", [1, 2])
+def test_episodes_may_end_on_the_way(n_envs: int) -> None:
+    gym.register("Short-v0", lambda: TimeLimit(Short(), 23))
+    config = parse(["diayn", "--env", "Short-v0", "--preset", "debug", "--n-envs", str(n_envs)])
+    agent = build_agent(config)
+    n_walk = np.random.default_rng(0).integers(0, 9, 20)
+    fan = make_fan(config, agent, PlotSkillsConfig(Path(), starts=20, skills=3, walk=8, seed=0))
+    assert len(fan.ways) == (n_walk <= 4).sum() < 20  # skills of five steps
+    cut = fan.ways[n_walk[n_walk <= 4] == 4]
+    assert (cut[:, :, 4:] == cut[:, :, 3:4]).all()  # the episode ends with the 23rd step
+    assert (cut[:, :, 3] != cut[:, :, 2]).any()
+    assert np.isfinite(list(fan.numbers().values())).all()
+    gym.register("Shorter-v0", lambda: TimeLimit(Short(), 1))
+    with pytest.raises(ValueError, match=r"all episodes ended within 8 skills, .*expected shorter walks"):
+        make_fan(replace(config, env="Shorter-v0"), agent, PlotSkillsConfig(Path(), starts=3, skills=3, walk=8, seed=1))
+
+
+def test_an_agent_without_skills_has_no_fan() -> None:
+    config = parse(["random", *map(str, MAZE)])
+    with pytest.raises(ValueError, match="levels are RandomLevel, expected a SkillLevel among them"):
+        make_fan(config, build_agent(config), FEW)
+
+
+# ------------------------------------------------------------------ when they are drawn, and what they leave
+
+
+@pytest.mark.parametrize("agent", ["splates", "diayn", "goals"])
+def test_pictures_come_in_training_and_at_the_end(agent: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run_train(agent, *MAZE, STEPS, 100, EVERY, 60, "--name", "r")
+    kept = {"diayn": NAMES[:2], "goals": NAMES[2:]}.get(agent, NAMES)
+    folder = Path("runs/r")
+    assert pictures_of(folder) == {f"{name}-{n:09d}.png" for name in kept for n in (60, 100)}
+    for path in (folder / "pictures").iterdir():
+        assert iio.imread(path).std() > 10
+    assert json.loads((folder / "summary.json").read_text())["skills"] == str(folder / "pictures")
+    events = EventAccumulator(str(folder / "tensorboard"), size_guidance={"images": 0})
+    events.Reload()
+    for name in kept:
+        logged = events.Images(name.replace("-", "/"))
+        assert [image.step for image in logged] == [60, 100]
+        assert logged[-1].encoded_image_string == (folder / "pictures" / f"{name}-000000100.png").read_bytes()
+
+
+@pytest.mark.parametrize("agent", ["splates", "diayn"])
+def test_training_is_the_same_without_them(agent: str) -> None:
+    arguments = (agent, *MAZE, STEPS, 90, "--no-tensorboard")
+    run_train(*arguments, EVERY, 60, "--name", "drawn")
+    run_train(*arguments, "--no-pictures", "--name", "plain")
+    assert len(pictures_of(Path("runs/drawn"))) == 2 * (2 if agent == "diayn" else 3)
+    assert not Path("runs/plain/pictures").exists()
+    assert len(without_time(Path("runs/plain"))) > 2
+    assert without_time(Path("runs/drawn")) == without_time(Path("runs/plain"))
+    assert_same(*(read_state(Path("runs") / name) for name in ("drawn", "plain")))
+
+
+def test_how_often_may_change_on_the_way() -> None:
+    arguments = ("splates", *MAZE, "--no-tensorboard", "--name", "r")
+    run_train(*arguments, STEPS, 40, EVERY, 0)
+    run_train(*arguments, STEPS, 80, EVERY, 60)
+    assert pictures_of(Path("runs/r")) == {f"{name}-{n:09d}.png" for name in NAMES for n in (60, 80)}
+
+
+def test_other_agents_leave_none() -> None:
+    run_train("sac", *MAZE, STEPS, 40, EVERY, 20, "--no-tensorboard", "--name", "r")
+    assert not Path("runs/r/pictures").exists()
+    run_train("pets", "--preset", "debug", EVERY, 20, "--no-tensorboard", "--name", "cart")
+    assert not Path("runs/cart/pictures").exists()
+
+
+@pytest.mark.parametrize("where", ["make", "write"])
+def test_what_cannot_be_drawn_is_told_of_once(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, agent = trained("splates")
+    logger = Figures()
+    pictures = SkillPictures(config, agent, tmp_path, logger)
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    def draw_twice() -> None:
+        for n in (10, 20):
+            pictures(n)
+
+    monkeypatch.setattr(*((skill_pictures, "make_fan") if where == "make" else (Figure, "savefig")), fail)
+    with pytest.warns(RuntimeWarning, match="could not be drawn, training goes on: OSError") as told:
+        draw_twice()
+    n_broken = 1 if where == "make" else 3
+    assert len([w for w in told if "could not be drawn" in str(w.message)]) == n_broken
+    assert [(name, n) for name, _, n in logger.told] == [
+        (name, n) for n in (10, 20) for name in ("skill/coverage", "plan/maze")[: 3 - n_broken]
+    ]
+
+
+def test_a_run_whose_pictures_fail_is_trained_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("no maze today")
+
+    monkeypatch.setattr(skill_pictures, "make_plans", fail)
+    with pytest.warns(RuntimeWarning, match="plan/maze could not be drawn, training goes on: RuntimeError: no maze"):
+        run_train("splates", *MAZE, STEPS, 40, EVERY, 20, "--no-tensorboard", "--name", "r")
+    assert pictures_of(Path("runs/r")) == {f"{name}-{n:09d}.png" for name in NAMES[:2] for n in (20, 40)}
+    assert json.loads(Path("runs/r/summary.json").read_text())["environment steps"] == "40"
+
+
+def test_processes_are_not_started_for_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+
+    def make_envs(config: Any, n_envs: int) -> Any:
+        made.append((config.vectorization, n_envs))
+        return SimpleNamespace()
+
+    monkeypatch.setattr(plot_skills, "make_envs", make_envs)
+    arguments = ("splates", *map(str, MAZE[:-2]))
+    for kind in ("sync", "async", "native"):
+        plot_skills.make_envs_here(parse([*arguments, "--vectorization", kind]), 3)
+    assert made == [("sync", 3), ("sync", 3), ("native", 3)]
+
+
+def test_of_a_finished_run(capsys: pytest.CaptureFixture[str], refusal: Callable[..., str]) -> None:
+    arguments = ("--no-tensorboard", "--no-pictures", "--name")
+    run_train("splates", *MAZE, STEPS, 60, *arguments, "r")
+    call(plot_skills.main, "runs/r", "--starts", 2, "--skills", 3, "--walk", 1)
+    told = capsys.readouterr().out
+    assert "error of the model" in told
+    assert "runs/r/skills.png" in told
+    assert iio.imread("runs/r/skills.png").shape[:2] == (648, 648)
+    run_train("random", *MAZE, STEPS, 10, *arguments, "other")
+    assert "expected a SkillLevel among them" in refusal(call, plot_skills.main, "runs/other")

@@ -1,0 +1,408 @@
+import base64
+import csv
+import io
+import itertools
+import json
+import math
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.report import __main__ as report
+from experiments.report.runs import find_runs, group_runs, read_run
+from experiments.report.statistics import (
+    MEASURED,
+    bin_curves,
+    compare_pairs,
+    coverage_note,
+    holm,
+    improvement,
+    interval,
+    iqm,
+    mean_improvement,
+    rank_test,
+    smallest_p,
+)
+from experiments.report.study import Study, overall_table, settings_tables
+from experiments.report.tables import Table
+from tests.experiments.commands import call
+from tests.experiments.conftest import Refusal
+from tests.experiments.run_folders import draw, write_run, write_study
+
+pytest.importorskip("rliable")
+statistics = pytest.importorskip("experiments.benchmarks.statistics")  # it needs scipy, which comes with rliable
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a test does not say how many; no number here needs more, and they take most of a report's time."""
+    monkeypatch.setitem(interval.__kwdefaults__, "reps", 200)
+
+
+class Page(HTMLParser):
+    """What a browser would see of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link", "img"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def images(self) -> dict[str, Image.Image]:
+        """By what they are said to show; each has to be in the page, and whole."""
+        found = {}
+        for attrs in self.all("img"):
+            head, data = str(attrs["src"]).split(",", 1)
+            image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)))
+            image.load()
+            assert head == f"data:image/{str(image.format).lower()};base64"
+            found[str(attrs["alt"])] = image
+        return found
+
+
+def make_report(*args: object) -> Page:
+    call(report.main, *args)
+    return Page(Path("report.html").read_text())
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    with Path(f"report-{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_report_needs_no_other_file_no_network_and_no_script(tmp_path):
+    study = write_study(tmp_path / "runs", {"pets": 100, "sac": 50}, seeds=2)
+    draw(study / "pets-0" / "model.png")
+    page = make_report(study)
+    assert page.open == []
+    assert not page.all("script")
+    assert all(attrs["href"] == "data:," for attrs in page.all("link"))
+    ids = {attrs.get("id") for _, attrs in page.tags}
+    assert all(str(attrs["href"]).startswith("#") and attrs["href"][1:] in ids for attrs in page.all("a"))
+    assert not any("src" in attrs for tag, attrs in page.tags if tag != "img")
+    style = page.all("meta")
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in style
+    assert "url(" not in Path("report.html").read_text()
+    alts = list(page.images())
+    assert alts[:2] == [
+        "ContinuousCartPole-v0: env/episode_return against environment steps, by setting",
+        "ContinuousCartPole-v0: env/episode_return against wall time in seconds, by setting",
+    ]
+    assert any("Model" in alt for alt in alts)
+
+
+def test_numbers_of_a_study_whose_answer_is_known(tmp_path):
+    write_study(tmp_path / "runs", {"pets": 100, "sac": 50})
+    page = make_report(tmp_path / "runs")
+    pets, sac = rows_of("final-ContinuousCartPole-v0")
+    assert (pets["setting"], pets["runs"], sac["setting"], sac["runs"]) == ("pets", "5", "sac", "5")
+    assert [float(pets[key]) for key in ("IQM", "mean", "median", "least", "greatest")] == pytest.approx(
+        [100.002, 100.002, 100.002, 100, 100.004]
+    )
+    assert 100 <= float(pets["95 % from"]) <= 100.002 <= float(pets["95 % to"]) <= 100.004
+    assert float(pets["median seconds"]) == 100
+    (pair,) = rows_of("improvement-ContinuousCartPole-v0")
+    assert [float(pair[key]) for key in ("P(first better)", "95 % from", "95 % to")] == [1, 1, 1]
+    assert float(pair["p (Holm)"]) == pytest.approx(2 / math.comb(10, 5))
+    assert pair["difference"] == "pets is better"
+    assert "pets, sac: the interval of 5 runs is too narrow" in page.text
+    assert "10 runs, 10 of them finished" in page.text
+    assert "| pets | 5 | 100 | 100 | 100 | 100 | 100 | 100 | 100 | 100 |" in Path("report.md").read_text()
+
+
+def test_the_same_runs_make_the_same_report(tmp_path):
+    write_study(tmp_path / "runs", {"pets": 100}, seeds=3)
+    make_report(tmp_path / "runs")
+    before = Path("report.html").read_bytes()
+    state = np.random.get_state()[1]  # noqa: NPY002
+    make_report(tmp_path / "runs")
+    assert Path("report.html").read_bytes() == before
+    np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
+
+
+def test_a_run_that_was_trained(trained):
+    page = make_report(trained)
+    assert "trained — pets, seed 0, finished" in page.text
+    assert "a single run has no interval" in page.text
+    (run,) = find_runs([trained])
+    (row,) = rows_of("final-ContinuousCartPole-v0")
+    returns = run.metrics["env/episode_return"]
+    late = returns[returns[:, 0] > 0.9 * 60, 1]
+    assert float(row["IQM"]) == pytest.approx(late.mean() if len(late) else returns[-1, 1])
+
+
+def test_unfinished_and_damaged_runs_are_told_and_do_not_count(tmp_path):
+    runs = write_study(tmp_path / "runs", {"pets": 100}, seeds=2)
+    write_run(runs / "half", seed=7, level=900, finished=False)
+    (write_run(runs / "no-settings") / "config.json").unlink()
+    (write_run(runs / "bad-settings") / "config.json").write_text("{")
+    (write_run(runs / "other-settings") / "config.json").write_text('{"lr": 1}')
+    (write_run(runs / "just-begun", seed=9) / "metrics.csv").unlink()
+    with (runs / "pets-1" / "metrics.csv").open("a") as file:
+        file.write("999,12\n1000,x,,,\n")
+    draw(runs / "pets-0" / "model.png")
+    (runs / "pets-0" / "plan.png").write_bytes((runs / "pets-0" / "model.png").read_bytes()[:200])
+    page = make_report(runs)
+    (row,) = rows_of("final-ContinuousCartPole-v0")
+    assert row["runs"] == "2"
+    assert float(row["greatest"]) < 101
+    for told in (
+        "half: not finished: 500 of 1000 environment steps",
+        "no-settings: there is no config.json",
+        "bad-settings: config.json cannot be read",
+        "other-settings: config.json holds no settings of a run",
+        "just-begun: there is no metrics.csv",
+        "pets-1: metrics.csv is damaged in line 22, 23; left out",
+        "pets: 2 of 4 runs are left out",
+        "plan.png is left out: it is damaged",
+    ):
+        assert told in page.text, told
+    assert not any("plan" in alt for alt in page.images())
+    make_report(runs, "--unfinished")
+    (row,) = rows_of("final-ContinuousCartPole-v0")
+    assert (row["runs"], float(row["greatest"])) == ("3", pytest.approx(900.007))
+
+
+def test_pictures_numbers_and_the_newest_of_those_drawn_while_training(tmp_path):
+    run = write_run(tmp_path / "runs" / "a")
+    for name in ("learning_curve", "model_calibration_agent", "plan", "skills"):
+        draw(run / f"{name}.png")
+    for step in (20, 40, 60):
+        draw(run / "pictures" / f"skill-fan-{step:09d}.png")
+    iio.imwrite(run / "policy.gif", np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3), loop=0)
+    (run / "diagnosis.json").write_text('{"random": {"one_step/r2": 0.5}, "agent": {"one_step/r2": 0.25}}')
+    (run / "code.json").write_text('{"layeredrl": "0.1 <b>"}')
+    page = make_report(run)
+    images = page.images()
+    kinds = [alt.split(":")[0] for alt in images][2:]
+    assert kinds == [
+        *("Learning curve", "Model", "A plan and what came of it", "Skills", "While training"),
+        "Video of the policy",
+    ]
+    assert "While training: skill-fan-000000060" in images
+    assert images["Video of the policy: policy"].n_frames == 3
+    for told in ("2 earlier ones are in the run's folder", "one_step/r2 0.5 0.25", "layeredrl 0.1 <b>", "model/loss"):
+        assert told in page.text, told
+
+
+def test_what_a_file_says_is_text_and_no_html(tmp_path):
+    bad = '<script>alert("x")</script>'
+    write_run(tmp_path / "runs" / "a", env=bad, settings={"x|y": bad})
+    write_run(tmp_path / "runs" / "b", env=bad, settings={"x|y": "1"}, seed=1)
+    page = make_report(tmp_path / "runs")
+    assert not page.all("script")
+    assert f"{bad}: final performance" in page.text
+    assert all(
+        line.count("|") - line.count("\\|") == 4
+        for line in Path("report.md").read_text().splitlines()
+        if "x\\|" in line and "settings." in line
+    )
+    assert "x\\|y" in Path("report.md").read_text()
+
+
+def test_settings_make_groups(tmp_path):
+    runs = tmp_path / "runs"
+    for i, (width, env) in enumerate(itertools.product((16, 32), ("A-v0", "B-v0"))):
+        for seed in range(2):
+            write_run(runs / f"p{i}-{seed}", env=env, seed=seed, settings={"width": width, "by_env": env})
+            write_run(runs / f"s{i}-{seed}", agent="sac", env=env, seed=10 * i + seed, settings={"by_env": env})
+    found = find_runs([runs, runs / "p0-0"])
+    assert len(found) == 16
+    groups = group_runs(found)
+    assert [(g.env, g.label, len(g.runs)) for g in groups] == [
+        *(("A-v0", "pets, width 16", 2), ("B-v0", "pets, width 16", 2)),
+        *(("A-v0", "pets, width 32", 2), ("B-v0", "pets, width 32", 2)),
+        *(("A-v0", "sac", 4), ("B-v0", "sac", 4)),
+    ]
+    assert [g.notes() for g in groups] == [[]] * 6
+    by_agent = group_runs(found, ["agent", "env"])
+    assert [(g.env, g.label, len(g.runs)) for g in by_agent[:2]] == [("A-v0", "pets", 4), ("B-v0", "pets", 4)]
+    seeds, mixed = by_agent[0].notes()
+    assert seeds.startswith("several runs have the seed 0, 1")
+    assert mixed == "runs that differ in more than the seed: settings.width"
+    study = Study(found, groups, "env/episode_return")
+    overall = overall_table(study)
+    assert overall is not None
+    assert [row[:3] for row in overall.rows] == [
+        ["2 of 2", "pets, width 16", "pets, width 32"],
+        ["2 of 2", "pets, width 16", "sac"],
+        ["2 of 2", "pets, width 32", "sac"],
+    ]
+    tables = {table.name: [row[0] for row in table.rows] for table in settings_tables(study)}
+    assert tables["settings-sac"] == ["settings.by_env"]
+    assert tables["settings-A-v0"] == ["agent", "settings.width"]
+
+
+def test_names_stay_short_where_many_settings_differ(tmp_path):
+    for i in range(3):
+        write_run(tmp_path / str(i), settings={"a": i, "b": i, "c": i})
+    assert [group.label for group in group_runs(find_runs([tmp_path]))] == ["pets A", "pets B", "pets C"]
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ((), "no runs are given"),
+        (("nowhere",), "nowhere is no folder"),
+        (("empty",), "empty holds no run"),
+        (("runs", "--metric", "env/episode_retrun"), "did you mean env/episode_return?"),
+        (("runs", "--group-by", "agnt"), "group-by names 'agnt'"),
+        (("runs", "--output", "report.pdf"), "expected a name that ends in .html"),
+        (("runs", "--output", "no/report.html"), "cannot be written"),
+        (("runs", "--final-share", "0"), "final_share is 0.0"),
+        (("runs", "--colour"), "--colour"),
+    ],
+)
+def test_bad_input_gets_one_line(tmp_path, refusal: Refusal, args, told):
+    Path("empty").mkdir()
+    write_run(tmp_path / "runs" / "a")
+    assert told in refusal(call, report.main, *args)
+
+
+def test_without_rliable_one_line_says_what_to_install(tmp_path, refusal: Refusal, monkeypatch):
+    write_run(tmp_path / "runs" / "a")
+    monkeypatch.setitem(sys.modules, "rliable", None)
+    assert "[rliable]" in refusal(call, report.main, "runs")
+
+
+def test_rliables_own_example():
+    """The arrays and answers of tests/rliable/metrics_test.py at github.com/google-research/rliable."""
+    x, y = np.array([[1, 2], [2, 2], [1, 1], [2, 1]]), np.array([[1, 1], [2, 2], [3, 3]])
+    assert iqm(x.reshape(-1, 1)) == pytest.approx([1.5])
+    assert iqm(y.reshape(-1, 1)) == pytest.approx([2])
+    assert improvement(x, y).mean() == pytest.approx(1 / 3)
+    assert mean_improvement(x[:, :1], y[:, :1], x[:, 1:], y[:, 1:]) == pytest.approx([1 / 3])
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 8, 11])
+def test_statistics_are_those_of_rliable(n):
+    from rliable import metrics
+
+    rng = np.random.default_rng(n)
+    x, y = rng.integers(0, 6, (n, 4)).astype(float), rng.integers(0, 6, (5, 4)).astype(float)
+    np.testing.assert_allclose(iqm(x), [metrics.aggregate_iqm(column[:, None]) for column in x.T])
+    assert improvement(x, y).mean() == pytest.approx(metrics.probability_of_improvement(x, y))
+    plain = [np.mean([(a > b) + 0.5 * (a == b) for a in x[:, t] for b in y[:, t]]) for t in range(4)]
+    np.testing.assert_allclose(improvement(x, y), plain)
+
+
+def test_interval_is_that_of_all_resamples():
+    """Of three runs there are 27 resamples: the ends are quantiles of their means."""
+    scores = np.array([0.0, 1.0, 5.0])
+    means = [np.mean(drawn) for drawn in itertools.product(scores, repeat=3)]
+    low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")
+    found = interval(iqm, scores[:, None], reps=4000)
+    assert found.point == pytest.approx([2])
+    assert (found.low, found.high) == (pytest.approx([low]), pytest.approx([high]))
+    alone = interval(iqm, scores[:1, None])
+    assert alone.point == [0]
+    assert np.isnan([alone.low, alone.high]).all()
+
+
+def test_rank_test_and_its_correction():
+    from scipy.stats import mannwhitneyu
+
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=5), rng.normal(1.5, 1, size=6)
+    assert rank_test(x, y) == pytest.approx(mannwhitneyu(x, y, method="exact").pvalue)
+    assert rank_test(np.arange(3.0), np.arange(3.0) + 9) == pytest.approx(smallest_p(3, 3)) == pytest.approx(0.1)
+    assert rank_test(x[:1], y) == 1
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    few = compare_pairs({"a": np.arange(3.0), "b": np.arange(3.0) + 9})
+    assert [pair.verdict for pair in few] == ["too few runs to tell"]
+    same = compare_pairs({"a": np.arange(8.0), "b": np.arange(8.0) + 0.5})
+    assert [pair.verdict for pair in same] == ["no difference shown"]
+
+
+def test_curves_on_a_common_grid():
+    steps = np.arange(10, 101, 10.0)
+    short = np.stack([steps, steps], 1)
+    long = np.array([[5, 1.0], [25, 3], [95, 10], [100, 12], [400, 99]])
+    curve = bin_curves([short, long], max_bins=4)  # bins (0, 25], (25, 50], (50, 75], (75, 100]
+    assert curve is not None
+    assert curve.x.tolist() == [12.5, 37.5, 62.5, 87.5]
+    assert curve.each[0].tolist() == [15, 40, 65, 90]
+    assert curve.each[1] == pytest.approx([2, 2 + 9 / 3, 2 + 18 / 3, 11])
+    assert curve.value.point == pytest.approx(curve.each.mean(0))
+    late = bin_curves([short, np.array([[60, 1.0], [100, 2.0]])])
+    assert late is not None
+    assert late.x.tolist() == [75]
+    assert bin_curves([short, np.array([[300, 1.0]])]) is None
+    assert bin_curves([]) is None
+
+
+def test_intervals_cover_what_the_study_says():
+    """The committed numbers, again with fewer simulations."""
+    kept = {row["n"]: row for row in json.loads(MEASURED.read_bytes())["coverage"]}
+    config = statistics.StatisticsConfig(simulations=400, reps=400)
+    for n in (3, 10):
+        found = statistics.coverage(n, config, np.random.default_rng(n))
+        for kind in statistics.KINDS:
+            assert found[kind] == pytest.approx(kept[n][kind], abs=0.09)
+    assert kept[3]["normal"] < 0.85 < 0.92 < kept[10]["normal"]
+
+
+def test_few_seeds_are_told_of(tmp_path):
+    told = coverage_note(3)
+    share = next(row["normal"] for row in json.loads(MEASURED.read_bytes())["coverage"] if row["n"] == 3)
+    assert told is not None
+    assert f"{share:.0%}" in told
+    assert coverage_note(30) is None
+    assert coverage_note(3, tmp_path / "none.json") == "intervals of 3 runs are too narrow"
+
+
+def test_truths_of_the_simulated_studies():
+    rng = np.random.default_rng(0)
+    for kind in statistics.KINDS.values():
+        drawn = np.sort(kind.draw(rng, (400_000, 1)).ravel())
+        assert drawn[100_000:300_000].mean() == pytest.approx(kind.truth, abs=0.01)
+
+
+def test_study_of_statistics_writes_a_page(tmp_path):
+    call(statistics.main, "--output", tmp_path / "s.md", "--simulations", 3, "--reps", 4)
+    result = json.loads((tmp_path / "s.json").read_bytes())
+    assert [row["n"] for row in result["improvement"]] == list(statistics.SEEDS)
+    assert result["command"] in (tmp_path / "s.md").read_text()
+    assert result["machine"] in (tmp_path / "s.md").read_text()
+
+
+def test_times_come_from_the_rows_that_have_them(tmp_path):
+    run = read_run(write_run(tmp_path / "a"))
+    assert run.seconds(np.array([100.0, 150.0])).tolist() == [10, 15]
+    assert run.final("model/loss", 0.1) == pytest.approx(0.1)
+    assert run.final("nothing", 0.1) is None
+
+
+def test_table_says_the_same_in_three_ways():
+    table = Table("t", "A | B", ("x", "y|z"), [["a<b", 1 / 3], ["c\nd", None], ["e", float("nan")]], ["note"])
+    assert Page(table.html()).text == "A | B x y|z a<b 0.3333 c d — e — note"
+    assert table.markdown().splitlines()[2:7] == [
+        *("| x | y\\|z |", "|---|---|", "| a<b | 0.3333 |", "| c d | — |", "| e | — |"),
+    ]
+    assert list(csv.reader(io.StringIO(table.csv()))) == [["x", "y|z"], ["a<b", str(1 / 3)], ["c\nd", ""], ["e", ""]]

@@ -1,0 +1,136 @@
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from agents.pets import PETS
+from agents.random import Random
+from experiments.run.command_line import command_line
+from experiments.run.config import AGENTS, TRAINER_PRESETS, RunConfig, agent_class, from_json, parse, to_json
+from layeredrl.trainer import TrainerConfig
+from tests.experiments.own_agents import Hold
+
+
+def test_nothing_asked_for_is_the_demo() -> None:
+    config = parse([])
+    assert (config.agent, config.preset, config.env, config.seed) == ("pets", "demo", "ContinuousCartPole-v0", 0)
+    assert config.trainer == TRAINER_PRESETS["demo"]
+    assert config.settings == PETS.presets["demo"]
+
+
+def test_an_agent_may_have_presets_of_its_own() -> None:
+    config = parse(["pets", "--preset", "cartpole-fast", "--trainer.eval-every", "7"])
+    assert config.settings == PETS.presets["cartpole-fast"]
+    assert config.trainer == replace(PETS.trainers["cartpole-fast"], eval_every=7)
+    with pytest.raises(ValueError, match=r"unknown preset 'cartpole-fast', expected one of demo, debug, paper$"):
+        parse(["sac", "--preset", "cartpole-fast"])
+
+
+@pytest.mark.parametrize("preset", ["demo", "debug", "paper"])
+@pytest.mark.parametrize("spelling", [["--preset", "{}"], ["--preset={}"]])
+def test_presets_are_defaults_that_flags_change(preset: str, spelling: list[str]) -> None:
+    config = parse(
+        ["pets", "--discount", "0.9", *(part.format(preset) for part in spelling), "--trainer.eval-every", "7"]
+    )
+    assert config.preset == preset
+    assert config.settings == replace(PETS.presets[preset], discount=0.9)
+    assert config.trainer == replace(PETS.trainers.get(preset, TRAINER_PRESETS[preset]), eval_every=7)
+
+
+@pytest.mark.parametrize(
+    "args", [["random", "--seed", "4"], ["--agent", "random", "--seed", "4"], ["--seed", "4", "--agent=random"]]
+)
+def test_an_agent_in_every_spelling(args: list[str]) -> None:
+    config = parse(args)
+    assert (config.agent, config.seed, config.settings) == ("random", 4, Random())
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["random"],
+        ["pets", "--preset", "paper", "--name", "ü 1", "--wandb-tags", "a", "b", "--runs-dir", "some/where"],
+        [
+            "pets",
+            "--planner",
+            "cem",
+            "--model.hidden",
+            "7",
+            "8",
+            "--learning.fit.holdout",
+            "0.1",
+            "--vectorization",
+            "async",
+        ],
+        ["tests.experiments.own_agents:Hold", "--duration", "9"],
+    ],
+)
+def test_settings_survive_json(args: list[str], tmp_path: Path) -> None:
+    config = parse(args)
+    path = tmp_path / "config.json"
+    path.write_text(to_json(config))
+    again = from_json(path)
+    assert again == config
+    assert type(again.settings) is type(config.settings)
+    assert to_json(again) == to_json(config)
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_agent_is_found_by_its_name(name: str) -> None:
+    assert agent_class(name) is agent_class(AGENTS[name])
+    assert agent_class(name)()
+
+
+@pytest.mark.parametrize(
+    ("changes", "folder"),
+    [
+        ({}, "runs/pets-Cart-v0-0"),
+        ({"env": "mine/Cart-v0"}, "runs/pets-mine-Cart-v0-0"),
+        ({"env": "a.b:mine/Cart-v0", "seed": 3}, "runs/pets-a.b-mine-Cart-v0-3"),
+        ({"agent": "a.b:Hold"}, "runs/hold-Cart-v0-0"),
+        ({"name": "x y", "runs_dir": Path("/tmp")}, "/tmp/x y"),
+    ],
+)
+def test_where_a_run_goes(changes: dict[str, object], folder: str) -> None:
+    assert str(replace(RunConfig(env="Cart-v0", settings=Hold()), **changes).folder) == folder
+
+
+@dataclass
+class _Command:
+    """A command."""
+
+    path: Path = Path()
+    """Where."""
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    """How."""
+
+    def __post_init__(self) -> None:
+        if self.path.name == "bad":
+            raise ValueError(f"path is {self.path}, expected something else")
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--path", "very/long/" * 12 + "bad"], f"path is {'very/long/' * 12}bad, expected something else"),
+        (["--trainer.eval-episodes", "0"], "trainer: eval_episodes is 0, expected at least 1"),
+        (["--trainer.eval-episodes", "0.5"], "--trainer.eval-episodes: invalid literal for int() with base 10: '0.5'"),
+        (["--path"], "Missing value for argument '--path'. Expected 1 values."),
+        (["--pat", "x"], "Unrecognized options: --pat, x; Perhaps you meant: --path PATH Where. (default: .)"),
+    ],
+)
+@pytest.mark.parametrize("environment", [{"COLUMNS": "400"}, {"COLUMNS": "400", "FORCE_COLOR": "1"}])
+def test_what_tyro_puts_in_a_box_becomes_one_line(
+    args: list[str], told: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
+        command_line(_Command, args, prog="command")
+    assert str(error.value) == told
+
+
+def test_a_narrow_terminal_keeps_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    with pytest.raises(ValueError, match=r"^trainer: eval_episodes is 0, expected at least 1$"):
+        command_line(_Command, ["--trainer.eval-episodes", "0"], prog="command")

@@ -1,0 +1,217 @@
+"""Studies: their trials, and how they go on whatever happens to them."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from experiments.run.config import parse
+from experiments.sweep import __main__ as sweep
+from experiments.sweep.__main__ import open_study
+from experiments.sweep.guard import Attempt, Told
+from experiments.sweep.study import Choice, Range, Search, load
+from tests.experiments.commands import without_time
+from tests.experiments.conftest import Refusal
+from tests.experiments.sweeps import RUNS, Script, Threads, a_study, make, prepare, table
+
+ROOT = Path(__file__).parents[3]
+
+
+# ------------------------------------------------------------------ from a study to its trials
+
+
+def test_a_grid_is_every_combination_under_names_that_stay() -> None:
+    grid = {"sac.learning_rate": (0.1, "1e-3"), "n_envs": (1, 4)}
+    study = a_study(agents={"sac": (), "fast": ("sac", "--preset", "debug", "--steps", 7)}, grid=grid)
+    trials = {trial.name: trial for trial in study.trials()}
+    assert len(trials) == 2 * 2 * 4
+    one = trials["fast-E-v0-learning_rate=0.1-n_envs=4-seed1"]
+    assert one.words == (
+        *("sac", "--env", "E-v0", "--seed", "1", "--steps", "7", "--preset", "debug"),
+        *("--sac.learning-rate", "0.1", "--n-envs", "4"),
+    )
+    more = replace(study, seeds=(1, 2, 0), grid={**grid, "n_envs": (2, 1, 4)}, environments=("F/x:G-v0", "E-v0"))
+    others = {trial.name: trial for trial in more.trials()}
+    assert trials.items() <= others.items()
+
+
+def test_what_is_more_special_replaces_what_is_common() -> None:
+    study = a_study(
+        agents={"mine": {"agent": "pets", "pictures": True, "icem": {"n_samples": 9}}},
+        common=("--no-pictures", "--icem.n_samples=3", "--wandb-tags", "a", "b"),
+        grid={"icem.n-samples": (5,)},
+        seeds=(0,),
+    )
+    (trial,) = study.trials()
+    assert trial.words[5:] == ("--pictures", "--icem.n-samples", "5", "--wandb-tags", "a", "b")
+    assert trial.words[0] == "pets"
+
+
+def test_a_search_draws_the_same_again() -> None:
+    kinds = {"a.b": Range(1e-5, 1e-2, log=True), "n": Range(1, 8, integer=True), "c": Choice(("x", None))}
+    study = a_study(common=(), search=Search(20, kinds), seeds=(0,))
+    drawn = [trial.settings for trial in study.trials()]
+    assert [trial.settings for trial in study.trials()] == drawn
+    assert [trial.name for trial in study.trials()][7] == "a-E-v0-draw007-seed0"
+    assert all(1e-5 <= one["a.b"] <= 1e-2 and one["n"] in range(1, 9) and one["c"] in ("x", None) for one in drawn)
+    assert len({one["a.b"] for one in drawn}) == 20
+    assert sum(one["a.b"] < 1e-3 for one in drawn) > 10  # two of three decades
+    longer = replace(study, search=Search(30, {**kinds, "d": Range(0, 1)}))
+    assert [{**one, "d": 0} for one in drawn] == [{**trial.settings, "d": 0} for trial in longer.trials()][:20]
+    assert [trial.settings for trial in replace(study, search=Search(20, kinds, seed=1)).trials()] != drawn
+
+
+def test_yaml_and_python_say_the_same() -> None:
+    Path("a.yaml").write_text(
+        "{name: s, agents: {a: [pets, --x, 1]}, environments: [E-v0], seeds: [0, 1, 2], common: {pictures: false},"
+        " search: {n_trials: 2, settings: {x: {low: 1e-3, high: 1}, y: {values: [1, b]}}}, resources: {gpus: 0.25}}"
+    )
+    Path("a.py").write_text(
+        "from experiments.sweep import Choice, Range, Resources, Search, Study\n"
+        "study = Study('s', {'a': ('pets', '--x', 1)}, ('E-v0',), range(3), {'pictures': False}, resources="
+        "Resources(gpus=0.25), search=Search(2, {'x': Range(0.001, 1), 'y': Choice((1, 'b'))}))\n"
+    )
+    assert load(Path("a.yaml")) == load(Path("a.py"))
+
+
+def test_the_study_of_cart_poles_is_what_train_takes() -> None:
+    trials = load(ROOT / "experiments/studies/cartpole.py").trials()
+    configs = {trial.name: parse(trial.arguments(Path("runs/cartpole"))) for trial in trials}
+    assert len(configs) == 9
+    assert {(config.agent, config.seed) for config in configs.values()} == {
+        (agent, seed) for agent in ("pets", "sac", "random") for seed in range(3)
+    }
+    for name, config in configs.items():
+        assert config.folder == Path("runs/cartpole") / name
+        assert not config.pictures
+
+
+GOOD = "name: s\nagents: {a: []}\nenvironments: [E]\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a: [", "cannot be read"),
+        ("[1]", "does not hold the fields of a study"),
+        ("name: s", "agents: Field required"),
+        (GOOD + "sedes: [1]", "sedes: Unexpected keyword argument"),
+        (GOOD + "seeds: [1, 1]", "seeds has a value twice: 1, 1"),
+        (GOOD + "seeds: []", "seeds is empty"),
+        (GOOD + "grid: {x: [1, 1]}", "grid: x has a value twice"),
+        (GOOD + "grid: {x: 3}", "grid.x: Input should be a list"),
+        (GOOD + "common: [--seed, 3]", "common sets seed, which a study says in another way: seeds"),
+        (GOOD + "common: {fresh: true}", "common sets fresh"),
+        (GOOD + "common: [x]", "common begins with 'x', expected an option"),
+        (GOOD + "grid: {x: [1]}\nsearch: {n_trials: 1, settings: {y: {values: [1]}}}", "a grid or a search, not both"),
+        (GOOD + "search: {n_trials: 1, settings: {y: {low: 2, high: 1}}}", "expected low < high"),
+        (GOOD + "resources: {gpus: 1.5}", "gpus is 1.5, expected a share below 1 or a whole number"),
+        (GOOD + "retries: -1", "retries is -1, expected at least 0"),
+        (GOOD.replace("name: s", "name: a/b"), "'a/b' is not the name of a folder"),
+        (GOOD.replace("[E]", "[a/b, a-b]"), "two trials would be called a-a-b-seed0"),
+    ],
+)
+def test_a_bad_study_gives_one_line(text: str, told: str, refusal: Refusal) -> None:
+    Path("bad.yaml").write_text(text)
+    assert told in refusal(sweep.main, ["bad.yaml"])
+
+
+def test_bad_arguments_give_one_line(refusal: Refusal) -> None:
+    Path("good.yaml").write_text(GOOD)
+    Path("bad.py").write_text("1 / 0")
+    Path("none.py").write_text("studies = 3")
+    assert "study.toml is no study" in refusal(sweep.main, ["study.toml"])
+    assert "missing.py is not there" in refusal(sweep.main, ["missing.py"])
+    assert "bad.py cannot be read: ZeroDivisionError" in refusal(sweep.main, ["bad.py"])
+    assert "none.py does not hold a Study called study" in refusal(sweep.main, ["none.py"])
+    assert "--cpus is 0" in refusal(sweep.main, ["good.yaml", "--cpus", "0"])
+    assert "Unrecognized options: --gpus" in refusal(sweep.main, ["good.yaml", "--gpus"])
+    RUNS.mkdir(parents=True)
+    (RUNS / "config.json").touch()
+    assert "the folder of a run, not of a study" in refusal(sweep.main, ["good.yaml"])
+
+
+def test_the_commands_of_a_study_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("good.yaml").write_text(GOOD)
+    sweep.main(["good.yaml", "--list", "--runs-dir", "a b"])
+    command = "python -m experiments.train a --env E --seed 0 --runs-dir 'a b/s' --name a-E-seed0\n"
+    assert capsys.readouterr().out == command
+
+
+# ------------------------------------------------------------------ trials that end in one way or another
+
+
+def test_trials_are_made_once() -> None:
+    pool = Threads()
+    assert make(a_study(), pool).done
+    assert [row["trial"] for row in table()] == ["a-E-v0-seed0", "a-E-v0-seed1"]
+    assert {(row["state"], row["tries"], row["steps"]) for row in table()} == {("done", "1", "5")}
+    told = json.loads((RUNS / "study.json").read_text())
+    assert told["states"] == {"done": 2}
+    assert told["trials"]["a-E-v0-seed1"]["command"].endswith("--runs-dir runs/s --name a-E-v0-seed1")
+    returns = [float(row["env/episode_return"]) for row in without_time(RUNS / "a-E-v0-seed1")]
+    assert float(table()[1]["return"]) == pytest.approx(sum(returns) / 5)
+
+    assert make(a_study(), again := Threads()).done
+    assert not again.attempts
+    assert make(a_study(common={"steps": 8}), again).done  # what is asked for now is more
+    assert {row["steps"] for row in table()} == {"8"}
+    assert len(again.attempts) == 2
+
+
+def test_a_crash_leaves_no_trace() -> None:
+    study = a_study(agents={"a": (), "b": ("a", "--fault", "once")}, seeds=(0,))
+    assert make(study, pool := Threads()).done
+    assert [attempt.trial for attempt in pool.attempts].count("b-E-v0-seed0") == 2
+    assert [row["tries"] for row in table()] == ["1", "2"]
+    assert without_time(RUNS / "a-E-v0-seed0") == without_time(RUNS / "b-E-v0-seed0")
+
+
+def test_bad_settings_are_told_and_not_tried_again() -> None:
+    study = a_study(agents={"a": ("a", "--fault", "bad")})
+    assert not make(study, pool := Threads()).done
+    assert len(pool.attempts) == 2
+    assert {(row["state"], row["message"]) for row in table()} == {("failed", "there is no such setting")}
+
+
+@pytest.mark.parametrize(("further", "n_tries"), [(False, 3), (True, 7)])
+def test_retries_end_when_nothing_gets_further(further: bool, n_tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "LONGEST_PAUSE_S", 0.0)
+
+    def tell(attempt: Attempt) -> Told:
+        n = len(pool.attempts)
+        if further and n < 6:
+            (Path(attempt.folder) / "checkpoints" / f"{n:012d}").mkdir(parents=True)
+        return {"outcome": "lost", "message": "its machine is gone"}
+
+    pool = Script(tell)
+    made = make(a_study(seeds=(0,), retries=2), pool)
+    assert len(pool.attempts) == n_tries
+    assert (made.progress[0].state, made.progress[0].message) == ("failed", "its machine is gone")
+
+
+def test_a_study_that_is_stopped_goes_on() -> None:
+    study = a_study(common={"steps": 40, "pause": 0.02})
+    first = prepare(study, Threads(), lease_s=1.0)
+    first.run(lambda: len(list(RUNS.glob("*/checkpoints/0*"))) > 4)
+    assert {one.state for one in first.progress} == {"stopped"}
+    assert not list(RUNS.glob("sweep/*.lease"))
+    assert make(study, Threads()).done
+    assert make(study, Threads(), Path("runs/whole")).done
+    for one in first.progress:
+        assert without_time(RUNS / one.trial.name) == without_time(Path("runs/whole") / one.trial.name)
+
+
+def test_a_study_has_one_driver() -> None:
+    code = f"import fcntl, time; f = open({str(RUNS / 'sweep' / 'lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
+    with open_study(RUNS):
+        pass
+    command = [sys.executable, "-S", "-c", f"{code}; print(1, flush=True); time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        with pytest.raises(ValueError, match="is in use: another process runs this study"), open_study(RUNS):
+            pass
+        other.kill()

@@ -1,0 +1,159 @@
+"""LearnedEncoder: what it maps, what it finds out of the data, and who may teach it."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from layeredrl.levels import ModelLearningConfig, PlannerLevel
+from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.models.nets import GaussianMixtureMLP
+from layeredrl.planners import ICEM, ICEMConfig
+from layeredrl.task import TaskSpec
+from layeredrl.world_model import LearnedEncoder, Oracle, WorldModel
+
+BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+SKILLS = spaces.Box(-1.0, 1.0, (2,), np.float32)
+TASK = TaskSpec(spaces.Dict(desired_goal=BOX, observation=spaces.Box(-np.inf, np.inf, (3,), np.float32)), SKILLS)
+
+
+def make(latent_dim=2, context_dim=2, **settings):
+    torch.manual_seed(0)
+    return LearnedEncoder(TASK, latent_dim, context_dim, **settings)
+
+
+def make_transitions(n=50, moving=(2, 4)):
+    """Observations (n, 5) before and after, of which some dimensions change."""
+    generator = torch.Generator().manual_seed(1)
+    obs = torch.randn((n, 5), generator=generator) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) + 7
+    obs_next = obs.clone()
+    obs_next[: n // 5, list(moving)] += 0.1
+    return obs, obs_next
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_state_and_context_are_linear_in_what_changes_and_what_does_not(standardize):
+    encoder = make(standardize=standardize)
+    obs, obs_next = make_transitions()
+    encoder.fit(obs, obs_next)
+    assert encoder.changes.tolist() == [False, False, True, False, True]
+    seen = obs
+    if standardize:
+        seen = (obs - obs_next.mean(0)) / obs_next.std(0, correction=0)
+    state, context = encoder(obs)
+    torch.testing.assert_close(state, seen[:, [2, 4]] @ encoder.to_state[:, [2, 4]].mT)
+    torch.testing.assert_close(context, seen[:, [0, 1, 3]] @ encoder.to_context[:, [0, 1, 3]].mT)
+    assert (encoder.state_space.shape, encoder.context_space.shape) == ((2,), (2,))
+    many, known = encoder(obs[:6].view(2, 3, 5))
+    torch.testing.assert_close(many, state[:6].view(2, 3, 2))
+    torch.testing.assert_close(known, context[:6].view(2, 3, 2))
+
+
+def test_before_there_is_data_everything_is_state():
+    encoder = make()
+    obs, _ = make_transitions()
+    state, context = encoder(obs)
+    torch.testing.assert_close(state, obs @ encoder.to_state.mT)
+    assert not context.any()
+
+
+def test_rows_have_length_one_without_what_they_do_not_see():
+    encoder = make()
+    torch.testing.assert_close(encoder.to_state @ encoder.to_state.mT, torch.eye(2))
+    encoder.fit(*make_transitions())
+    with torch.no_grad():
+        encoder.to_state.mul_(7.0).add_(1.0)
+        encoder.to_context.mul_(0.1).add_(1.0)
+    encoder.normalize()
+    for weight, unseen in ((encoder.to_state, [0, 1, 3]), (encoder.to_context, [2, 4])):
+        torch.testing.assert_close(weight.norm(dim=1), torch.ones(2))
+        assert not weight[:, unseen].any()
+
+
+def test_what_changes_later_is_state_from_then_on_but_the_statistics_stay():
+    encoder = make()
+    encoder.fit(*make_transitions())
+    mean = encoder.standardizer.mean.clone()
+    obs, obs_next = make_transitions(moving=(0,))
+    encoder.fit(obs + 100, obs_next + 100)
+    assert encoder.changes.tolist() == [True, False, True, False, True]
+    assert torch.equal(encoder.standardizer.mean, mean)
+    assert not encoder.to_context[:, 0].any()
+    encoder.with_gradients(obs)[0].square().sum().backward()
+    assert encoder.to_state.grad[:, 0].all()  # so that it can learn to see that
+
+
+def test_where_nothing_changes_or_everything_does_the_other_part_is_zero():
+    obs, _ = make_transitions()
+    still, moved = make(), make()
+    still.fit(obs, obs)
+    moved.fit(obs, obs + 1)
+    assert not still(obs)[0].any()
+    assert not moved(obs)[1].any()
+    assert still(obs)[1].isfinite().all()
+    assert make(context_dim=0)(obs)[1].shape == (50, 0)
+
+
+def test_only_those_who_ask_for_them_get_gradients():
+    encoder = make()
+    obs, obs_next = make_transitions()
+    encoder.fit(obs, obs_next)
+    assert not any(x.requires_grad for x in encoder(obs))
+    state, context = encoder.with_gradients(obs)
+    (state.sum() + context.sum()).backward()
+    assert encoder.to_state.grad[:, [2, 4]].all()
+    assert not encoder.to_state.grad[:, [0, 1, 3]].any()
+    assert encoder.to_context.grad[:, [0, 1, 3]].all()
+    assert not encoder.to_context.grad[:, [2, 4]].any()
+
+
+def test_it_goes_on_as_it_was_saved():
+    encoder, other = make(), make()
+    encoder.fit(*make_transitions())
+    with torch.no_grad():
+        encoder.to_state.add_(0.1)
+    other.load_state_dict(encoder.state_dict())
+    obs, obs_next = make_transitions(moving=(1,))
+    for one in (encoder, other):
+        one.fit(obs + 3, obs_next + 3)
+    for found, expected in zip(other(obs), encoder(obs), strict=True):
+        assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ((0, 1), "latent_dim is 0, expected at least 1"),
+        ((1, -1), "context_dim is -1, expected at least 0"),
+        ((6, 1), "latent_dim is 6, expected at most the observation's 5"),
+        ((1, 6), "context_dim is 6, expected at most"),
+    ],
+)
+def test_widths_out_of_range_are_named(dims, message):
+    with pytest.raises(ValueError, match=message):
+        make(*dims)
+
+
+@pytest.mark.parametrize("known", ["reward", "termination"])
+def test_what_is_known_of_other_states_is_refused(known):
+    def function(state, context, action, next_state):
+        return state[..., 0]
+
+    encoder = make()
+    dynamics = Oracle.from_step(encoder.state_space, encoder.context_space, SKILLS, lambda state, context, act: state)
+    with pytest.raises(ValueError, match=f"the task's {known} is known, of states that a LearnedEncoder changes"):
+        WorldModel(encoder, dynamics, TaskSpec(TASK.observation_space, SKILLS, **{known: function}))
+
+
+def test_a_planner_level_does_not_teach_it():
+    encoder, task = make(2, 0), replace(TASK, reward=None)
+    dynamics = ProbabilisticEnsemble(
+        encoder.state_space, encoder.context_space, SKILLS, GaussianMixtureMLP, create_optimizer=True
+    )
+    world = WorldModel(encoder, dynamics, task)
+    planner = ICEM(SKILLS, ICEMConfig(horizon=2, n_samples=4, n_elites=2))
+    with pytest.raises(TypeError, match="the encoder is a LearnedEncoder, which this level does not teach"):
+        PlannerLevel(world, planner, SKILLS, learning=ModelLearningConfig())
+    PlannerLevel(world, planner, SKILLS)
