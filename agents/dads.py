@@ -13,27 +13,26 @@ import torch
 from agents.skills import DEBUG, IN_A_MAZE, ON_LEGS, TRAINERS, SkillAgent
 from layeredrl.levels import ExplorationConfig
 from layeredrl.planners import ICEMConfig
-from layeredrl.skills import SkillModelConfig
-from layeredrl.skills.dads import DADS as Method
+from layeredrl.skills import DADS, SkillModelConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
-class DADS(SkillAgent):
+class DADSAgent(SkillAgent):
     """Planning with skills of which every step is predictable."""
 
     importance_clip: float = 1.0
     """Off-policy correction: largest weight, and inverse of the smallest, of a step that the model learns from, by how
     much likelier the policy would take it now than then; 1 for none, 10 as in the paper."""
 
-    presets: ClassVar[dict[str, "DADS"]]
+    presets: ClassVar[dict[str, "DADSAgent"]]
     trainers: ClassVar[dict[str, TrainerConfig]] = TRAINERS
 
-    def make_method(self, task: TaskSpec, device: torch.device) -> Method:
+    def make_method(self, task: TaskSpec, device: torch.device) -> DADS:
         weighted = self.importance_clip > 1
         world = self.make_world(task, device, steps=1, repeat=self.duration, weighted_loss=weighted)
-        return Method(
+        return DADS(
             task, world, self.duration, config=self.skills, hidden=self.hidden, importance_clip=self.importance_clip
         )
 
@@ -44,9 +43,9 @@ _PLANNING = {
     "exploration": ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=20_000),
 }
 
-DADS.presets = {
+DADSAgent.presets = {
     # The support counts ten times less for each of ten times as many steps.
-    "demo": DADS(**IN_A_MAZE | _PLANNING, skills=SkillModelConfig(std=1.0, final_std=1.0), support_weight=0.2),
-    "ant": DADS(**ON_LEGS | _PLANNING, skills=SkillModelConfig(n_first=5000, std=1.0, final_std=1.0)),
-    "debug": DADS(**DEBUG),
+    "demo": DADSAgent(**IN_A_MAZE | _PLANNING, skills=SkillModelConfig(std=1.0, final_std=1.0), support_weight=0.2),
+    "ant": DADSAgent(**ON_LEGS | _PLANNING, skills=SkillModelConfig(n_first=5000, std=1.0, final_std=1.0)),
+    "debug": DADSAgent(**DEBUG),
 }

@@ -9,15 +9,14 @@ from gymnasium import spaces
 from layeredrl.checks import require_counts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, RandomLevel, SACConfig
-from layeredrl.skills import SkillLevel, SkillMethod
-from layeredrl.skills.diayn import DIAYN as Method
+from layeredrl.skills import DIAYN, SkillLevel, SkillMethod
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder
 
 
 @dataclass(frozen=True)
-class DIAYN:
+class DIAYNAgent:
     """Skills without a model."""
 
     n_skills: int = 8
@@ -31,7 +30,7 @@ class DIAYN:
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the policy is learned."""
 
-    presets: ClassVar[dict[str, "DIAYN"]]
+    presets: ClassVar[dict[str, "DIAYNAgent"]]
     trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def __post_init__(self) -> None:
@@ -48,15 +47,15 @@ class DIAYN:
 
     def make_method(self, task: TaskSpec, device: torch.device) -> SkillMethod:
         """The skill method; a subclass may bring another one."""
-        return Method(task, Encoder(task, self.state or None).to(device), self.n_skills, self.duration)
+        return DIAYN(task, Encoder(task, self.state or None).to(device), self.n_skills, self.duration)
 
 
-DIAYN.presets = {
-    "demo": DIAYN(
+DIAYNAgent.presets = {
+    "demo": DIAYNAgent(
         sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
         policy=PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
     ),
-    "debug": DIAYN(
+    "debug": DIAYNAgent(
         n_skills=3,
         duration=5,
         sac=SACConfig(hidden=(16,)),

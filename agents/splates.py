@@ -11,15 +11,14 @@ import torch
 
 from agents.skills import DEBUG, IN_A_MAZE, ON_LEGS, TRAINERS, SkillAgent
 from layeredrl.checks import require_choice
-from layeredrl.skills import SkillModelConfig
-from layeredrl.skills.splates import SPlaTES as Method
+from layeredrl.skills import SkillModelConfig, SPlaTES
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder, LearnedEncoder
 
 
 @dataclass(frozen=True)
-class SPlaTES(SkillAgent):
+class SPlaTESAgent(SkillAgent):
     """Planning with skills of which the outcome is predictable."""
 
     reward: Literal["difference", "end"] = "difference"
@@ -36,7 +35,7 @@ class SPlaTES(SkillAgent):
     context_dim: int = 2
     """Width of what of an episode's constants is seen besides, such as a goal, where the state is learned."""
 
-    presets: ClassVar[dict[str, "SPlaTES"]]
+    presets: ClassVar[dict[str, "SPlaTESAgent"]]
     trainers: ClassVar[dict[str, TrainerConfig]] = TRAINERS
 
     def __post_init__(self) -> None:
@@ -48,16 +47,16 @@ class SPlaTES(SkillAgent):
             return super().make_encoder(task)
         return LearnedEncoder(task, self.latent_dim, self.context_dim)
 
-    def make_method(self, task: TaskSpec, device: torch.device) -> Method:
+    def make_method(self, task: TaskSpec, device: torch.device) -> SPlaTES:
         breaking = {"sb_start_duration": self.sb_start_duration, "sb_start_factor": self.sb_start_factor}
         world = self.make_world(task, device, steps=self.duration, **breaking)
-        return Method(task, world, self.duration, config=self.skills, hidden=self.hidden, form=self.reward)
+        return SPlaTES(task, world, self.duration, config=self.skills, hidden=self.hidden, form=self.reward)
 
 
-SPlaTES.presets = {
+SPlaTESAgent.presets = {
     # In wide cells a plan may creep through a wall, by a little that the model gets wrong with each skill. Narrow ones
     # have few visits each. With a weight of 8, fewer episodes succeeded.
-    "demo": SPlaTES(**IN_A_MAZE, support_weight=4.0, support_cell=0.1, support_visits=2),
-    "ant": SPlaTES(**ON_LEGS, skills=SkillModelConfig(n_first=5000, updates_per_skill=4.0)),
-    "debug": SPlaTES(**DEBUG),
+    "demo": SPlaTESAgent(**IN_A_MAZE, support_weight=4.0, support_cell=0.1, support_visits=2),
+    "ant": SPlaTESAgent(**ON_LEGS, skills=SkillModelConfig(n_first=5000, updates_per_skill=4.0)),
+    "debug": SPlaTESAgent(**DEBUG),
 }

@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 
 from agents.skills import DEBUG, IN_A_MAZE
-from agents.splates import SPlaTES
+from agents.splates import SPlaTESAgent
 from layeredrl.checks import require_counts, require_number
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.goals import GoalCommands, Hindsight
@@ -16,7 +16,7 @@ from layeredrl.task import TaskSpec
 
 
 @dataclass(frozen=True)
-class SPlaTESOverGoals(SPlaTES):
+class SPlaTESOverGoalsAgent(SPlaTESAgent):
     """Planning with skills that say where to go next instead of acting themselves."""
 
     goal_duration: int = 2
@@ -53,12 +53,12 @@ class SPlaTESOverGoals(SPlaTES):
         return [skills, lowest]
 
 
-SPlaTESOverGoals.presets = {
+SPlaTESOverGoalsAgent.presets = {
     # A skill decides every other step, so that each of its decisions is learned from twice as often.
-    "demo": SPlaTESOverGoals(
+    "demo": SPlaTESOverGoalsAgent(
         **IN_A_MAZE | {"policy": PolicyLearningConfig(n_random_steps=4000, updates_per_transition=0.5)},
         support_weight=2.0,
         goal_policy=PolicyLearningConfig(n_random_steps=1000, updates_per_transition=0.25),
     ),
-    "debug": SPlaTESOverGoals(**DEBUG, goal_policy=DEBUG["policy"]),
+    "debug": SPlaTESOverGoalsAgent(**DEBUG, goal_policy=DEBUG["policy"]),
 }

@@ -12,7 +12,7 @@ from layeredrl.planners.planner import best_first, evaluate
 
 
 class Held(Planner):  # the best of 64 random actions, each held for the whole horizon
-    def start(self, n_envs, device):
+    def initial_warm_start(self, n_envs, device):
         return Batch()  # nothing to remember from one decision to the next
 
     def _plan(self, score, n_envs, warm_start, generator, proposals):

@@ -3,7 +3,7 @@
 import torch
 from gymnasium.spaces import Box
 
-from agents.diayn import DIAYN
+from agents.diayn import DIAYNAgent
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.levels import PolicyLearningConfig, SACConfig
@@ -23,7 +23,7 @@ class Compass(SkillMethod):  # a skill is a direction, and is paid for the way i
         return 10 * ((batch.obs_next - batch.obs)[:, :2] * batch.command.action).sum(-1)
 
 
-class DIAYNWithCompass(DIAYN):
+class DIAYNWithCompass(DIAYNAgent):
     def make_method(self, task, device):
         return Compass(task)
 

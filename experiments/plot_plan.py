@@ -88,7 +88,7 @@ def play(
     Returns:
         What happened, and what the agent decided from at every step.
     """
-    carry = agent.start(1, seed)
+    carry = agent.initial_carry(1, seed)
     raw, _ = env.reset(seed=seed)
     seen, taken, rewards, moments = [agent.task.flatten(raw)], [], [], []
     try:

@@ -97,7 +97,7 @@ class _Script(Level):
         """Take skills (E, T, Z)."""
         self.skills, self.action_space, self.duration = skills, method_space, duration
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch(n=torch.zeros(n_envs, dtype=torch.int64), env=torch.arange(n_envs))
 
     def act(
@@ -205,7 +205,7 @@ def _play(
     task, n = agent.task, env.num_envs
     seeds: Any = [10**6 + seed] * n  # the base class's annotation knows no lists
     obs = task.flatten(env.reset(seed=seeds)[0])
-    carry, kept, over = agent.start(n, seed), [obs], np.zeros(n, bool)
+    carry, kept, over = agent.initial_carry(n, seed), [obs], np.zeros(n, bool)
     for t in range(n_skills * duration):
         acted = agent.act(obs, carry, explore=False)
         observed, _, terminated, truncated, _ = env.step(action_spaces.to_env(task.action_space, acted))

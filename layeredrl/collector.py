@@ -72,7 +72,7 @@ class Collector:
         self.n_total_env_steps = 0
         env_seeds, act_seeds = np.random.SeedSequence(seed).spawn(2)
         self._env_rng = np.random.default_rng(env_seeds)
-        self._carry = agent.start(self.n_envs, int(act_seeds.generate_state(1)[0]))
+        self._carry = agent.initial_carry(self.n_envs, int(act_seeds.generate_state(1)[0]))
         self._obs = np.zeros((self.n_envs, agent.task.observation_dim), np.float32)
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
@@ -133,7 +133,7 @@ class Collector:
         if faulty.any():
             self._abandon(np.flatnonzero(faulty), self._faults(info))
         if self.learn:
-            for name, column in self._carry.told().items():
+            for name, column in self._carry.last_metrics().items():
                 values = column[ids]  # what was decided for a step that is only a reset means nothing
                 self._told.setdefault(name, []).extend(values[np.isfinite(values)].tolist())
         if self.on_step is not None:

@@ -73,7 +73,7 @@ class Carry:
     metrics: dict[str, tuple[NDArray[np.int64], Tensor]]
     """What the last step had to tell: environments (n,) and values (n,), on the agent's device."""
 
-    def told(self) -> dict[str, NDArray[np.float32]]:
+    def last_metrics(self) -> dict[str, NDArray[np.float32]]:
         """What the last step had to tell, (E,) by name; NaN where there was nothing."""
         columns = {}
         for name, (env_ids, values) in self.metrics.items():
@@ -133,7 +133,7 @@ class Hierarchy:
         self.task = task
         self.device = torch.device(device)
 
-    def start(self, n_envs: int, seed: int) -> Carry:
+    def initial_carry(self, n_envs: int, seed: int) -> Carry:
         """Carry for environments that are about to begin.
 
         Args:
@@ -146,7 +146,7 @@ class Hierarchy:
             discrete, width = action_spaces.is_discrete(level.action_space), action_spaces.width(level.action_space)
             carries.append(
                 LevelCarry(
-                    memory=level.start(n_envs),
+                    memory=level.initial_memory(n_envs),
                     action=np.zeros((n_envs, width), np.int64 if discrete else np.float32),
                     obs=np.zeros((n_envs, n_obs), np.float32),
                     remaining=np.zeros(n_envs, np.int64),
@@ -259,7 +259,7 @@ class Hierarchy:
             own.reward[env_ids] = 0.0
             own.forecasts.drop(env_ids)
             if own.memory.get_keys():
-                _write(own.memory, rows, level.start(len(env_ids)))
+                _write(own.memory, rows, level.initial_memory(len(env_ids)))
 
     def abandon(self, carry: Carry, env_ids: NDArray[np.int64], *, learn: bool) -> None:
         """End episodes of which the rest will never be seen: what is stored of them, if it is, ends truncated."""

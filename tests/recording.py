@@ -95,7 +95,7 @@ class FunctionLevel(Level):
         self.discount = discount
         self.replay = Replay(2000 * n_envs, n_envs)
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch(n_decisions=torch.zeros(n_envs, dtype=torch.int64))
 
     def act(self, obs, command, memory, *, explore, generator) -> Decision:

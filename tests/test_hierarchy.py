@@ -214,7 +214,7 @@ def test_environments_are_independent():
 
 def test_a_reset_leaves_the_others():
     agent = Hierarchy(make_levels(("random", 3, 1)), TASK)
-    carry = agent.start(3, seed=0)
+    carry = agent.initial_carry(3, seed=0)
     obs = np.array([[0, 0], [1, 0], [2, 5]], np.float32)
     for _ in range(4):
         agent.act(obs, carry, explore=True)
@@ -226,7 +226,7 @@ def test_a_reset_leaves_the_others():
             np.testing.assert_array_equal(new[name][[0, 2]], old[name][[0, 2]], err_msg=name)
         assert new["remaining"][1] == new["elapsed"][1] == new["reward"][1] == new["n_decisions"][1] == 0
     agent.act(obs, carry, explore=True)  # all three levels decide anew there, as at an episode's start
-    fresh = agent.start(1, seed=0)
+    fresh = agent.initial_carry(1, seed=0)
     agent.act(obs[[1]], fresh, explore=True)
     for level, expected in zip(snapshot(carry), snapshot(fresh), strict=True):
         for name in level:
@@ -235,7 +235,7 @@ def test_a_reset_leaves_the_others():
 
 def test_steps_of_some_environments_leave_the_others():
     agent = Hierarchy(make_levels((5, 3, 2)), TASK)
-    carry = agent.start(3, seed=0)
+    carry = agent.initial_carry(3, seed=0)
     obs = np.zeros((3, 2), np.float32)
     agent.act(obs, carry, explore=True)
     agent.observe(one_step(obs[[0, 2]]), np.array([0, 2]), carry, learn=False)
@@ -252,13 +252,13 @@ def test_metrics_of_levels_are_nan_where_nothing_was_decided():
             return Decision(decision.action, durations, memory, {"plan/x": obs[:, 0]})
 
     agent = Hierarchy([Talking(UNIT)], TASK)
-    carry = agent.start(2, seed=0)
+    carry = agent.initial_carry(2, seed=0)
     obs = np.array([[3, 0], [4, 0]], np.float32)
     agent.act(obs, carry, explore=True)
-    np.testing.assert_array_equal(carry.told()["plan/x"], [3, 4])
+    np.testing.assert_array_equal(carry.last_metrics()["plan/x"], [3, 4])
     agent.observe(one_step(obs), np.arange(2), carry, learn=False)
     agent.act(obs, carry, explore=True)
-    np.testing.assert_array_equal(carry.told()["plan/x"], [3, np.nan])
+    np.testing.assert_array_equal(carry.last_metrics()["plan/x"], [3, np.nan])
 
 
 def assert_same(a, b):
@@ -312,7 +312,7 @@ def test_durations_below_one_step_are_refused(duration):
         RandomLevel(UNIT, duration=duration)
     agent = Hierarchy([FunctionLevel(lambda *_: ([0.0], duration), UNIT)], TASK)
     with pytest.raises(ValueError, match=f"FunctionLevel.*duration.*{duration}"):
-        agent.act(np.zeros((1, 2), np.float32), agent.start(1, seed=0), explore=True)
+        agent.act(np.zeros((1, 2), np.float32), agent.initial_carry(1, seed=0), explore=True)
 
 
 class Learner(Level):
@@ -321,7 +321,7 @@ class Learner(Level):
     def __init__(self, command_space, name):
         self.action_space, self.command_space, self.name, self.value = UNIT, command_space, name, 0.0
 
-    def start(self, n_envs):
+    def initial_memory(self, n_envs):
         return Batch()
 
     def act(self, obs, command, memory, *, explore, generator):

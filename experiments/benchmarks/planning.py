@@ -85,7 +85,7 @@ class Decider:
         self.n_envs = n_envs
         self.obs = torch.randn(n_envs, world.task.observation_dim)
         self.generator = torch.Generator().manual_seed(0)
-        self.memory = self.level.start(n_envs)
+        self.memory = self.level.initial_memory(n_envs)
         self.in_score = 0.0
         self.shapes: list[torch.Size] = []
 

@@ -111,7 +111,7 @@ def carry_out(
     """
     env = Maze2DVectorEnv(len(starts), stage.layout, autoreset_mode="Disabled", **rules)
     seen = [torch.from_numpy(stage.task.flatten(env.reset(seed=SEED, options={"start": starts})[0]))]
-    memory, generator, taken = stage.level.start(len(starts)), torch.Generator().manual_seed(SEED), []
+    memory, generator, taken = stage.level.initial_memory(len(starts)), torch.Generator().manual_seed(SEED), []
     for step in range(stage.duration):
         if actions is None:
             elapsed = torch.full((len(starts),), step)

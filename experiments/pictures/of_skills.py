@@ -134,7 +134,7 @@ def make_plans(config: RunConfig[Any], agent: Hierarchy, n: int) -> tuple[NDArra
     with contextlib.closing(make_envs_here(config, n)) as env:
         obs = torch.as_tensor(task.flatten(env.reset(seed=seeds)[0]), device=agent.device)
     generator = torch.Generator(agent.device).manual_seed(SEED)
-    chosen = level.plan(obs, level.start(n), generator).actions
+    chosen = level.plan(obs, level.initial_memory(n), generator).actions
     states = level.world.rollout(obs, chosen, generator=generator, statistics=False).state
     return states.flatten(1, 2).cpu().numpy(), obs[:, task.slices[GOAL_KEY]].cpu().numpy()
 

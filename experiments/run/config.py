@@ -23,13 +23,13 @@ from layeredrl.trainer import TrainerConfig
 
 AGENTS = {
     "pets": "agents.pets:PETS",
-    "dads": "agents.dads:DADS",
-    "diayn": "agents.diayn:DIAYN",
+    "dads": "agents.dads:DADSAgent",
+    "diayn": "agents.diayn:DIAYNAgent",
     "goals": "agents.goals:Goals",
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
-    "splates": "agents.splates:SPlaTES",
-    "splates-goals": "agents.splates_goals:SPlaTESOverGoals",
+    "splates": "agents.splates:SPlaTESAgent",
+    "splates-goals": "agents.splates_goals:SPlaTESOverGoalsAgent",
 }
 """Agents by their short names."""
 

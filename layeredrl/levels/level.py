@@ -51,7 +51,7 @@ class Level(ABC):
     replay: Replay | None = None
 
     @abstractmethod
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         """Memory for environments whose episode begins."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Level(ABC):
             command: From the level above; None for the top level. Keys `action`, what is asked for (n, C); `obs`, the
                 observation at which it was asked (n, O); `elapsed` and `remaining`, environment steps since then and
                 for which it still stands, (n,).
-            memory: From `start` or the last decision, n rows.
+            memory: From `initial_memory` or the last decision, n rows.
             explore: Whether to collect experience or to do as well as possible.
             generator: Source of randomness.
         """

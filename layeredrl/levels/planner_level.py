@@ -142,8 +142,8 @@ class PlannerLevel(Level):
                 world.reward_net.parameters(), lr=learning.reward_learning_rate, fused=True
             )
 
-    def start(self, n_envs: int) -> Batch:
-        memory = self.planner.start(n_envs, self.device)
+    def initial_memory(self, n_envs: int) -> Batch:
+        memory = self.planner.initial_warm_start(n_envs, self.device)
         memory.until_report = torch.zeros(n_envs, dtype=torch.int64, device=self.device)
         memory.random = torch.zeros(n_envs, dtype=torch.bool, device=self.device)
         return memory
@@ -168,7 +168,7 @@ class PlannerLevel(Level):
         change = torch.rand(len(obs), generator=generator, device=self.device)
         at_random = torch.where(memory.random, change >= self.exploration.to_plan, change < self.exploration.to_random)
         # A plan that was not followed tells nothing of the next one.
-        memory = _put(memory, at_random, self.start(int(at_random.sum())))
+        memory = _put(memory, at_random, self.initial_memory(int(at_random.sum())))
         memory.random = at_random
         rows: Any = (~at_random).nonzero()[:, 0]
         if not len(rows):
@@ -261,7 +261,7 @@ class PlannerLevel(Level):
         plan, rows = error.plan, torch.tensor(error.env_ids, device=self.device)
         lead = (len(rows), self.planner.horizon)
         plan.actions[rows] = action_spaces.uniform(self.action_space, lead, generator)
-        fresh = self.planner.start(len(rows), self.device)
+        fresh = self.planner.initial_warm_start(len(rows), self.device)
         for key in fresh.get_keys():
             plan.warm_start[key][rows] = fresh[key]
         return plan

@@ -113,7 +113,7 @@ class PolicyLevel(Level):
         self._sums: dict[str, float] = {}
         self._n_summed = 0
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch()
 
     @torch.no_grad()

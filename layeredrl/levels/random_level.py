@@ -30,7 +30,7 @@ class RandomLevel(Level):
         self.duration = duration
         action_spaces.uniform(action_space, (1,), torch.Generator())  # refuses what it cannot draw from, now
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch()
 
     def act(

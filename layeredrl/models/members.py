@@ -46,7 +46,7 @@ class Members(Model):
         self.beta_nll = beta_nll
         self.interface = interface
         self.state_dim, self.n_modes = interface.state_dim, network.n_modes
-        self.network, self.scale, self.start = network, scale, start
+        self.network, self.scale, self.symmetry = network, scale, start
         self._all_delta = bool(is_delta.all())
         self.register_buffer("is_delta", is_delta, persistent=False)
         self.to(self.device)
@@ -64,8 +64,8 @@ class Members(Model):
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
         super().set_n_total_env_steps(n_total_env_steps)
-        if self.start is not None:
-            self.start.set_n_total_env_steps(n_total_env_steps)
+        if self.symmetry is not None:
+            self.symmetry.set_n_total_env_steps(n_total_env_steps)
 
     def targets(self, rows: dict[str, Tensor]) -> Tensor:
         """What the networks should predict, in the state's units: change in state or next state (..., S).
@@ -142,7 +142,7 @@ class Members(Model):
 
     def start_takes_part(self, loss_mode: bool) -> bool:
         """Whether predictions come, in part at least, from the symmetry-breaking start."""
-        return not loss_mode and self.start is not None and self.start.uses_map
+        return not loss_mode and self.symmetry is not None and self.symmetry.uses_map
 
     def _step_with_start(self, state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
         return StepOutput.of(self._network_output(state, context, action, loss_mode=False))
@@ -151,7 +151,7 @@ class Members(Model):
         self, state: Tensor, context: Tensor, action: Tensor, *, loss_mode: bool, member: int | None = None
     ) -> NetOutput:
         """Prediction of all members, or of one, in the networks' units: learned, random, or a blend of the two."""
-        start = None if loss_mode else self.start
+        start = None if loss_mode else self.symmetry
         if start is not None and not start.uses_network:
             return start.predict(action, self.n_modes)
         if member is None:
@@ -163,5 +163,5 @@ class Members(Model):
 
 def _follow_start(members: Members, _: object) -> None:
     """After loading a state, let the symmetry-breaking start be where it was."""
-    if members.start is not None:
-        members.start.set_n_total_env_steps(int(members.n_total_env_steps))
+    if members.symmetry is not None:
+        members.symmetry.set_n_total_env_steps(int(members.n_total_env_steps))

@@ -42,7 +42,7 @@ class Categorical(Search):
         self.uniform = possible / self.n_choices.unsqueeze(1)  # (A, C)
         self._basis = colored_noise_basis(horizon, noise_exponent) if noise_exponent else None
 
-    def start(self, n_envs: int, device: torch.device) -> Tensor:
+    def initial_center(self, n_envs: int, device: torch.device) -> Tensor:
         return self.uniform.to(device).repeat(n_envs, self.horizon, 1, 1)
 
     def begin(self, center: Tensor) -> Belief:

@@ -63,8 +63,8 @@ class CEM(Planner):
             truncate=True,
         )
 
-    def start(self, n_envs: int, device: torch.device) -> Batch:
-        return Batch(center=self.search.start(n_envs, device))
+    def initial_warm_start(self, n_envs: int, device: torch.device) -> Batch:
+        return Batch(center=self.search.initial_center(n_envs, device))
 
     def _plan(
         self,
@@ -92,7 +92,7 @@ class CEM(Planner):
             refit = searching & (scores[:, 0] > -torch.inf)
             belief = where(refit, search.refit(belief, elites, None, config.momentum), belief)
             best = torch.where(refit[:, None, None], elites[:, 0], best)
-        last = search.start(n_envs, generator.device)[:, -1]  # PETS: the middle of the range
+        last = search.initial_center(n_envs, generator.device)[:, -1]  # PETS: the middle of the range
         return Plan(
             actions=best if config.execute == "best" else search.sequence(belief.center),
             score=best_scores[-1],

@@ -24,7 +24,7 @@ class _Gaussian(Search):
         self.low = torch.as_tensor(space.low, dtype=torch.float32)
         self.high = torch.as_tensor(space.high, dtype=torch.float32)
 
-    def start(self, n_envs: int, device: torch.device) -> Tensor:
+    def initial_center(self, n_envs: int, device: torch.device) -> Tensor:
         low, high = self._bounds(device)
         return ((low + high) / 2).repeat(n_envs, self.horizon, 1)
 

@@ -80,8 +80,8 @@ class ICEM(Planner):
             shrunk = max(2 * config.n_elites, int(self.populations[-1] / config.decay))
             self.populations.append(min(shrunk, config.n_samples))
 
-    def start(self, n_envs: int, device: torch.device) -> Batch:
-        center = self.search.start(n_envs, device)
+    def initial_warm_start(self, n_envs: int, device: torch.device) -> Batch:
+        center = self.search.initial_center(n_envs, device)
         return Batch(
             center=center,
             elites=self.search.sequence(center).unsqueeze(1).repeat(1, self.n_reused, 1, 1),

@@ -93,8 +93,8 @@ class MPPI(Planner):
             )
         self._smoother = smoothing_matrix(config.horizon, config.smoothing) if config.smoothing else None
 
-    def start(self, n_envs: int, device: torch.device) -> Batch:
-        return Batch(center=self.search.start(n_envs, device))
+    def initial_warm_start(self, n_envs: int, device: torch.device) -> Batch:
+        return Batch(center=self.search.initial_center(n_envs, device))
 
     def _plan(
         self,
@@ -130,7 +130,7 @@ class MPPI(Planner):
         return Plan(
             actions=search.sequence(belief.center) if config.execute == "mean" else chosen,
             score=best_scores[-1],
-            warm_start=Batch(center=shift(belief.center, search.start(n_envs, generator.device)[:, -1])),
+            warm_start=Batch(center=shift(belief.center, search.initial_center(n_envs, generator.device)[:, -1])),
             best_scores=torch.stack(best_scores),
         )
 

@@ -78,7 +78,7 @@ class Planner(ABC):
         return cast(Planner, make(self.action_space, fewer))
 
     @abstractmethod
-    def start(self, n_envs: int, device: torch.device) -> Batch:
+    def initial_warm_start(self, n_envs: int, device: torch.device) -> Batch:
         """Warm start of environments that have no history."""
 
     def plan(
@@ -125,7 +125,7 @@ class Planner(ABC):
     @cached_property
     def _row_shapes(self) -> dict[str, torch.Size]:
         """Shapes of a warm start's rows."""
-        one = self.start(1, torch.device("cpu"))
+        one = self.initial_warm_start(1, torch.device("cpu"))
         return {key: one[key].shape[1:] for key in one.get_keys()}
 
     def _check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:

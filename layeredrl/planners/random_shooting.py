@@ -39,7 +39,7 @@ class RandomShooting(Planner):
         self.config = config
         self.search = make_search(action_space, config.horizon, init_std=1.0, uniform_share=1.0)
 
-    def start(self, n_envs: int, device: torch.device) -> Batch:
+    def initial_warm_start(self, n_envs: int, device: torch.device) -> Batch:
         return Batch()
 
     def _plan(

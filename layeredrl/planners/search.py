@@ -20,7 +20,7 @@ class Search(ABC):
     """A family of distributions over sequences: how to begin, draw, and refit to what turned out well."""
 
     @abstractmethod
-    def start(self, n_envs: int, device: torch.device) -> Tensor:
+    def initial_center(self, n_envs: int, device: torch.device) -> Tensor:
         """Centre for environments that have no history."""
 
     @abstractmethod

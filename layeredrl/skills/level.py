@@ -67,7 +67,7 @@ class SkillLevel(PolicyLevel):
         self.method, self.calm_skills, self.fresh_skills = method, calm_skills, fresh_skills
         method.log_prob = self._log_prob
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch(calm=torch.zeros(n_envs, dtype=torch.bool, device=self.device))
 
     def act(

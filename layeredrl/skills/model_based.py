@@ -230,7 +230,7 @@ class ModelBasedSkills(SkillMethod):
 
     def _follow_whitening(self) -> None:
         """Let the symmetry-breaking start give each skill a displacement of its own in whitened coordinates."""
-        start = self.dynamics.start
+        start = self.dynamics.symmetry
         if start is not None and start.uses_map:
             start.set_transform(self.whitening.inverse / self.dynamics.unit[:, None])
 

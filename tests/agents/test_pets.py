@@ -52,7 +52,7 @@ def _level(agent: Hierarchy) -> PlannerLevel:
 
 def _actions(agent: Hierarchy, seed: int = 0) -> np.ndarray:
     observations = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
-    return agent.act(observations, agent.start(3, seed), explore=False)
+    return agent.act(observations, agent.initial_carry(3, seed), explore=False)
 
 
 def test_settings_reach_the_parts() -> None:

@@ -14,7 +14,7 @@ def test_actions_fill_the_space_and_follow_the_seed(actions: spaces.Space) -> No
     agent = Random().build(TaskSpec(OBSERVATIONS, actions), torch.device("cpu"), seed=0)
 
     def act(seed: int) -> np.ndarray:
-        return agent.act(np.zeros((500, 2), np.float32), agent.start(500, seed), explore=False)
+        return agent.act(np.zeros((500, 2), np.float32), agent.initial_carry(500, seed), explore=False)
 
     taken = act(1)
     np.testing.assert_array_equal(taken, act(1))

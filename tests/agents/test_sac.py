@@ -35,7 +35,7 @@ def _level(agent: Hierarchy) -> PolicyLevel:
 
 def _actions(agent: Hierarchy, seed: int = 0, *, explore: bool = False) -> np.ndarray:
     observations = np.random.default_rng(1).normal(size=(3, 5)).astype(np.float32)
-    return agent.act(observations, agent.start(3, seed), explore=explore)
+    return agent.act(observations, agent.initial_carry(3, seed), explore=explore)
 
 
 @pytest.mark.parametrize("algorithm", KINDS)

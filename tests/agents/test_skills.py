@@ -10,30 +10,27 @@ from gymnasium import spaces
 from tianshou.data import Batch
 
 import envs  # noqa: F401  registers the mazes
-from agents.dads import DADS
-from agents.diayn import DIAYN
-from agents.splates import SPlaTES
-from agents.splates_goals import SPlaTESOverGoals
+from agents.dads import DADSAgent
+from agents.diayn import DIAYNAgent
+from agents.splates import SPlaTESAgent
+from agents.splates_goals import SPlaTESOverGoalsAgent
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel, SACConfig
 from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig
-from layeredrl.skills import ModelBasedSkills, SkillLevel, SkillModelConfig
-from layeredrl.skills.dads import DADS as DADSMethod
-from layeredrl.skills.diayn import DIAYN as DIAYNMethod
-from layeredrl.skills.splates import SPlaTES as SPlaTESMethod
+from layeredrl.skills import DADS, DIAYN, ModelBasedSkills, SkillLevel, SkillModelConfig, SPlaTES
 from layeredrl.world_model import NeighbourSupport
 from tests.recording import stored
 
 CPU = torch.device("cpu")
 MAZE = "Maze2D-Simple-v0"
 TASK = make_task(MAZE, n_envs=2)
-DEBUG = {kind.__name__: kind.presets["debug"] for kind in (SPlaTES, DADS, DIAYN)}
-CONTINUOUS = pytest.mark.parametrize("config", [DEBUG["SPlaTES"], DEBUG["DADS"]], ids=["splates", "dads"])
+DEBUG = {kind.__name__: kind.presets["debug"] for kind in (SPlaTESAgent, DADSAgent, DIAYNAgent)}
+CONTINUOUS = pytest.mark.parametrize("config", [DEBUG["SPlaTESAgent"], DEBUG["DADSAgent"]], ids=["splates", "dads"])
 
 
-BY_MPPI = replace(DEBUG["SPlaTES"], planner="mppi", mppi=MPPIConfig(horizon=3, n_samples=8, n_iterations=2))
+BY_MPPI = replace(DEBUG["SPlaTESAgent"], planner="mppi", mppi=MPPIConfig(horizon=3, n_samples=8, n_iterations=2))
 
 
 def build(config, task=TASK):
@@ -58,21 +55,21 @@ def run(agent, n_steps=60):
 
 
 @pytest.mark.parametrize("preset", ["demo", "debug"])
-@pytest.mark.parametrize("kind", [SPlaTES, DADS, DIAYN, SPlaTESOverGoals])
+@pytest.mark.parametrize("kind", [SPlaTESAgent, DADSAgent, DIAYNAgent, SPlaTESOverGoalsAgent])
 def test_presets_fit_a_maze(kind, preset):
     agent, above, policy, *_ = build(kind.presets[preset])
     assert isinstance(agent, Hierarchy)
-    assert isinstance(above, RandomLevel if kind is DIAYN else PlannerLevel)
+    assert isinstance(above, RandomLevel if kind is DIAYNAgent else PlannerLevel)
     assert isinstance(policy, SkillLevel)
     assert above.action_space == policy.method.space
     assert above.duration == policy.method.duration == kind.presets[preset].duration
-    carry = agent.start(2, 0)
+    carry = agent.initial_carry(2, 0)
     action = agent.act(np.ones((2, TASK.observation_dim), np.float32), carry, explore=False)
     assert action.shape == (2, 2)
     assert (np.abs(action) <= 1).all()
 
 
-@pytest.mark.parametrize("kind", [SPlaTES, DADS])
+@pytest.mark.parametrize("kind", [SPlaTESAgent, DADSAgent])
 def test_presets_for_an_ant_do_not_see_where_it_is(kind):
     plane = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     parts = {"achieved_goal": plane, "desired_goal": plane, "observation": spaces.Box(-np.inf, np.inf, (27,))}
@@ -105,7 +102,7 @@ def test_settings_reach_the_parts(config):
     config = replace(config, **SETTINGS, model=replace(config.model, n_models=3, frequencies=(1.0, 2.0, 5.0)))
     _, planner, policy = build(config)
     method, world = policy.method, planner.world
-    assert isinstance(method, SPlaTESMethod if isinstance(config, SPlaTES) else DADSMethod)
+    assert isinstance(method, SPlaTES if isinstance(config, SPlaTESAgent) else DADS)
     assert method.world is world
     assert (method.duration, planner.duration) == (7, 7)
     assert (policy.calm_skills, policy.fresh_skills) == (0.75, 0.25)
@@ -113,13 +110,13 @@ def test_settings_reach_the_parts(config):
     assert method.config == SETTINGS["skills"]
     assert planner.exploration == SETTINGS["exploration"]
     assert (world.objective.support_weight, world.objective.support.cell) == (1.5, 0.5)
-    assert world.repeat == (1 if isinstance(config, SPlaTES) else 7)
+    assert world.repeat == (1 if isinstance(config, SPlaTESAgent) else 7)
     assert world.dynamics.n_models == 3
     first = world.dynamics.network.linear_weights()[0]
     assert 2 + 2 * 3 * 2 + 2 + 1 in first.shape  # state, waves, goal, skill
     state, goal = torch.tensor([[1.0, 1.0]]), torch.tensor([[4.0, 5.0]])
     reward = world.reward(state, goal, torch.zeros(1, 1), torch.tensor([[4.0, 1.0]]))
-    steps = 7 if isinstance(config, SPlaTES) else 1
+    steps = 7 if isinstance(config, SPlaTESAgent) else 1
     assert reward.item() == pytest.approx(-steps * 4.0 / (10 * 2**0.5), rel=1e-5)
     assert world.objective.support is not None
     assert build(replace(config, support_weight=0.0))[1].world.objective.support is None
@@ -138,22 +135,22 @@ def test_the_support_may_look_at_neighbours(config):
 
 
 def test_settings_of_splates_reach_its_method():
-    _, _, policy = build(replace(DEBUG["SPlaTES"], reward="end", sb_start_duration=500))
+    _, _, policy = build(replace(DEBUG["SPlaTESAgent"], reward="end", sb_start_duration=500))
     assert policy.method.form == "end"
-    assert policy.method.dynamics.start.duration == 500
-    _, _, policy = build(DEBUG["SPlaTES"])
+    assert policy.method.dynamics.symmetry.duration == 500
+    _, _, policy = build(DEBUG["SPlaTESAgent"])
     assert policy.method.form == "difference"
-    assert policy.method.dynamics.start is None
+    assert policy.method.dynamics.symmetry is None
 
 
 def test_settings_of_diayn_reach_its_method():
-    config = replace(DEBUG["DIAYN"], n_skills=6, duration=9, state=("achieved_goal",))
+    config = replace(DEBUG["DIAYNAgent"], n_skills=6, duration=9, state=("achieved_goal",))
     _, above, policy = build(config)
-    assert isinstance(policy.method, DIAYNMethod)
+    assert isinstance(policy.method, DIAYN)
     assert (above.duration, policy.method.duration, policy.method.n_skills) == (9, 9, 6)
     assert above.action_space == spaces.Discrete(6)
     assert policy.method.encoder.state_dim == 2
-    assert build(DEBUG["DIAYN"])[2].method.encoder.state_dim == 4
+    assert build(DEBUG["DIAYNAgent"])[2].method.encoder.state_dim == 4
 
 
 @pytest.mark.parametrize("config", DEBUG.values(), ids=DEBUG)
@@ -166,14 +163,14 @@ def test_tasks_with_choices_are_refused(config):
 @pytest.mark.parametrize(
     ("kind", "setting", "message"),
     [
-        (SPlaTES, {"skill_dim": 0}, "skill_dim is 0, expected at least 1"),
-        (DADS, {"n_skills": -1}, "n_skills is -1"),
-        (SPlaTES, {"duration": 0}, "duration is 0"),
-        (DADS, {"fresh_skills": 1.5}, "fresh_skills is 1.5"),
-        (SPlaTES, {"support_weight": -1.0}, "support_weight is -1.0"),
-        (DADS, {"support": "cell"}, "support is 'cell', expected one of cells, neighbours"),
-        (DIAYN, {"n_skills": 0}, "n_skills is 0"),
-        (DIAYN, {"duration": 0}, "duration is 0"),
+        (SPlaTESAgent, {"skill_dim": 0}, "skill_dim is 0, expected at least 1"),
+        (DADSAgent, {"n_skills": -1}, "n_skills is -1"),
+        (SPlaTESAgent, {"duration": 0}, "duration is 0"),
+        (DADSAgent, {"fresh_skills": 1.5}, "fresh_skills is 1.5"),
+        (SPlaTESAgent, {"support_weight": -1.0}, "support_weight is -1.0"),
+        (DADSAgent, {"support": "cell"}, "support is 'cell', expected one of cells, neighbours"),
+        (DIAYNAgent, {"n_skills": 0}, "n_skills is 0"),
+        (DIAYNAgent, {"duration": 0}, "duration is 0"),
     ],
 )
 def test_settings_out_of_range_are_named(kind, setting, message):
@@ -192,7 +189,7 @@ def test_settings_out_of_range_are_named(kind, setting, message):
 )
 def test_what_does_not_fit_the_task_is_refused(setting, message):
     with pytest.raises((TypeError, ValueError), match=message):
-        build(replace(DEBUG["SPlaTES"], **setting))
+        build(replace(DEBUG["SPlaTESAgent"], **setting))
 
 
 # ------------------------------------------------------------------ what they do
@@ -200,7 +197,7 @@ def test_what_does_not_fit_the_task_is_refused(setting, message):
 
 @pytest.mark.parametrize(
     ("config", "n_skills"),
-    [(DEBUG["SPlaTES"], 0), (BY_MPPI, 0), (DEBUG["SPlaTES"], 4), (DEBUG["DADS"], 4)],
+    [(DEBUG["SPlaTESAgent"], 0), (BY_MPPI, 0), (DEBUG["SPlaTESAgent"], 4), (DEBUG["DADSAgent"], 4)],
     ids=["splates", "splates, mppi", "splates, choices", "dads, choices"],
 )
 def test_planner_and_policy_store_what_happens_and_the_model_learns(config, n_skills):
@@ -256,8 +253,8 @@ def test_before_its_time_nothing_is_planned(config):
 
 
 def test_diayn_learns_without_a_model():
-    learning = replace(DEBUG["DIAYN"].policy, updates_per_transition=0.25)
-    agent, _, policy = build(replace(DEBUG["DIAYN"], policy=learning))
+    learning = replace(DEBUG["DIAYNAgent"].policy, updates_per_transition=0.25)
+    agent, _, policy = build(replace(DEBUG["DIAYNAgent"], policy=learning))
     before = [parameter.detach().clone() for parameter in policy.method.discriminator.parameters()]
     told = run(agent)
     assert policy.n_updates > 20
@@ -275,10 +272,10 @@ def test_diayn_learns_without_a_model():
 
 def test_a_planner_over_skills_over_goals():
     """Skills of eight steps, goals of three: the last one of each skill stands for two."""
-    config = SPlaTESOverGoals(
+    config = SPlaTESOverGoalsAgent(
         duration=8,
         goal_duration=3,
-        model=DEBUG["SPlaTES"].model,
+        model=DEBUG["SPlaTESAgent"].model,
         skills=SkillModelConfig(n_first=60, batch_size=16, n_priors=4, refresh_every=50, report_every=20),
         icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
         exploration=ExplorationConfig(to_random=0.2, to_plan=0.5, n_random_steps=100),

@@ -36,7 +36,7 @@ def _plan(run: Path, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     config, agent, _ = load(EvaluateConfig(run))
     (level,) = agent.levels
     assert isinstance(level, PlannerLevel)
-    env, carry = make_env(config.env), agent.start(1, seed)
+    env, carry = make_env(config.env), agent.initial_carry(1, seed)
     obs, _ = env.reset(seed=seed)
     actions = []
     for _ in range(step):

@@ -15,8 +15,8 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from agents.dads import DADS
-from agents.splates import SPlaTES
+from agents.dads import DADSAgent
+from agents.splates import SPlaTESAgent
 from envs.maze2d_layouts import MEDIUM, RADIUS, SIMPLE, Layout
 from envs.maze2d_vector import Maze2DVectorEnv
 from experiments.benchmarks import skills as study
@@ -46,7 +46,7 @@ class Blind(Level):
         self.speed, self.noise = speed, noise
         self.commands: list[tuple[torch.Tensor, Batch]] = []
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch(n=torch.zeros(n_envs, dtype=torch.int64))
 
     def act(
@@ -62,7 +62,7 @@ class Blind(Level):
 class Watchful(Blind):
     """Walks to where the skill leads without pushes, and takes what pushed it in the last step for a drift."""
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch(expected=torch.full((n_envs, 2), math.nan))
 
     def act(
@@ -83,7 +83,7 @@ class Top(Level):
     def __init__(self, skills: torch.Tensor) -> None:
         self.skills = skills
 
-    def start(self, n_envs: int) -> Batch:
+    def initial_memory(self, n_envs: int) -> Batch:
         return Batch()
 
     def act(
@@ -148,7 +148,7 @@ def test_skills_are_asked_for_as_a_hierarchy_does() -> None:
     agent = Hierarchy([Top(skills), asked], TASK)
     env = Maze2DVectorEnv(4, "simple", autoreset_mode="Disabled")
     now = TASK.flatten(env.reset(seed=study.SEED, options={"start": starts})[0])
-    carry = agent.start(4, 0)
+    carry = agent.initial_carry(4, 0)
     for step in range(K):
         assert np.array_equal(obs[step], now)
         action = agent.act(now, carry, explore=False)
@@ -238,7 +238,7 @@ def test_ideal_skills_tell_as_much_as_the_ceiling(repeat: int) -> None:
 def test_of_dads_it_is_the_reward() -> None:
     seed_globals(0)
     task = make_task(f"envs:{study.ENV}", 1)
-    agent = DADS.presets["debug"].build(task, torch.device("cpu"), seed=0)
+    agent = DADSAgent.presets["debug"].build(task, torch.device("cpu"), seed=0)
     stage, method = study.stage_of(agent)
     starts, skills = draw_cases(method, 40)
     obs, _ = carry_out(stage, starts, skills)
@@ -267,7 +267,7 @@ def test_spreads_are_those_of_the_noise_and_of_the_skills() -> None:
 def test_a_skill_level_spreads_with_its_noise_only() -> None:
     """However many skills it carries out without the policy's noise while it learns."""
     seed_globals(0)
-    agent = SPlaTES.presets["debug"].build(make_task(f"envs:{study.ENV}", 1), torch.device("cpu"), seed=0)
+    agent = SPlaTESAgent.presets["debug"].build(make_task(f"envs:{study.ENV}", 1), torch.device("cpu"), seed=0)
     stage, method = study.stage_of(agent)
     stage.level.n_total_env_steps = 10**6  # past the random actions
     found = []
@@ -316,7 +316,7 @@ def test_runs_are_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         """An agent that has learned nothing."""
         loaded.append(args.run)
         name = args.run.name
-        settings = {"splates": SPlaTES, "dads": DADS}[name].presets["debug"]
+        settings = {"splates": SPlaTESAgent, "dads": DADSAgent}[name].presets["debug"]
         seed_globals(0)
         agent = settings.build(make_task(f"envs:{study.ENV}", 1), torch.device("cpu"), seed=0)
         return SimpleNamespace(env=study.ENV, agent=name, seed=3, threads=1), agent, 120

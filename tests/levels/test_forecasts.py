@@ -169,7 +169,7 @@ class Pushed(gym.Env):
 class Persistent(Planner):
     """Plans what it has planned from the beginning."""
 
-    def start(self, n_envs, device):
+    def initial_warm_start(self, n_envs, device):
         return Batch(n_steps=torch.zeros(n_envs, dtype=torch.int64))
 
     def _plan(self, score, n_envs, warm_start, generator, proposals):
@@ -278,7 +278,7 @@ def test_a_hierarchy_tells_where_it_was_settled():
     """Environments that step at different times."""
     rng = np.random.default_rng(0)
     agent, envs = make_agent(3), [Pushed(100) for _ in range(3)]
-    carry, obs = agent.start(3, seed=0), np.stack([env.reset(seed=i)[0] for i, env in enumerate(envs)])
+    carry, obs = agent.initial_carry(3, seed=0), np.stack([env.reset(seed=i)[0] for i, env in enumerate(envs)])
     rows, n_settled = [[], [], []], 0
     for _ in range(40):
         actions = agent.act(obs, carry, explore=False)
@@ -302,7 +302,7 @@ def test_a_hierarchy_tells_where_it_was_settled():
             if rows[i][-1][2]:
                 obs[i], rows[i] = envs[i].reset()[0], []
         n_settled += np.isfinite(expected).sum()
-        told = carry.told()
+        told = carry.last_metrics()
         for name in ("plan/predicted_return", "plan/achieved_return"):
             np.testing.assert_allclose(told.get(name, np.full(3, np.nan)), expected, rtol=1e-5)
     assert n_settled > 10

@@ -116,7 +116,7 @@ def observe_random(level, n_steps, seed=0, env_ids=range(E)):
 
 def act(level, explore=True, seed=0, obs=None, memory=None):
     obs = torch.linspace(-1, 1, 2 * E).view(E, 2) if obs is None else obs
-    memory = level.start(len(obs)) if memory is None else memory
+    memory = level.initial_memory(len(obs)) if memory is None else memory
     return level.act(obs, None, memory, explore=explore, generator=seeded(seed))
 
 
@@ -160,7 +160,7 @@ def test_exploration_is_uniform_until_enough_steps():
         decision = act(level, obs=torch.zeros(4000, 2))
         assert not is_planned(decision)
         for key in decision.memory.get_keys():
-            assert torch.equal(decision.memory[key], level.start(4000)[key])
+            assert torch.equal(decision.memory[key], level.initial_memory(4000)[key])
         assert (decision.action.abs() <= 1).all()
         torch.testing.assert_close(decision.action.std(0), torch.full((2,), 3**-0.5), rtol=0, atol=0.03)
     level.learn(12)
@@ -182,7 +182,7 @@ def test_without_exploration_it_never_acts_at_random(common_noise):
             return level.world.score(obs, candidates, generator=generator)
         return level.world.score(obs, candidates, generator=seeded(start), common_noise=True)
 
-    plan = level.planner.plan(score, E, level.start(E), generator)
+    plan = level.planner.plan(score, E, level.initial_memory(E), generator)
     assert torch.equal(decision.action, plan.actions[:, 0])
     assert torch.equal(decision.metrics["plan/score"], plan.score)
     for key in plan.warm_start.get_keys():
@@ -248,7 +248,7 @@ def test_acting_changes_nothing_that_was_learned(explore, reward):
     before = copy.deepcopy(level.state_dict())
     n_transitions, fitting_state = len(level.replay), level._generator.get_state()
     global_state = torch.random.get_rng_state()
-    memory = level.start(E)
+    memory = level.initial_memory(E)
     for seed in range(3):
         memory = act(level, explore=explore, seed=seed, memory=memory).memory
     act(level, explore=False, obs=torch.zeros(7, 2))  # in another number of environments
@@ -309,7 +309,7 @@ def test_the_same_seed_learns_the_same():
 def closed_loop_return(level, n_steps=8):
     """Mean true return of acting from eight points on a circle."""
     angle = torch.arange(8) * torch.pi / 4
-    obs, memory, total = torch.stack([angle.cos(), angle.sin()], -1), level.start(8), torch.zeros(8)
+    obs, memory, total = torch.stack([angle.cos(), angle.sin()], -1), level.initial_memory(8), torch.zeros(8)
     for t in range(n_steps):
         decision = act(level, explore=False, seed=t, obs=obs, memory=memory)
         obs, memory = push(obs, decision.action), decision.memory
@@ -382,7 +382,7 @@ def test_a_report_is_that_of_a_plain_loop():
     level = make(reward=None, n_models=3, n_particles_per_model=4)
     level.world.objective.uncertainty_weight = 0.5  # a penalty is no part of the return
     generator, obs = seeded(), torch.linspace(-1, 1, 2 * E).view(E, 2)
-    plan = level.plan(obs, level.start(E), generator)
+    plan = level.plan(obs, level.initial_memory(E), generator)
     with torch.no_grad():
         result = level.world.rollout(obs, plan.actions, generator=generator)
     returns = np.zeros((E, 3, 4))
@@ -411,7 +411,7 @@ class Rehearsed(Planner):
         super().__init__(ACTION, horizon)
         self.best_scores = torch.tensor(best_scores)
 
-    def start(self, n_envs, device):
+    def initial_warm_start(self, n_envs, device):
         return Batch()
 
     def _plan(self, score, n_envs, warm_start, generator, proposals):
@@ -429,11 +429,11 @@ def test_every_environment_reports_once_per_horizon():
     """Environments reset at different times; the horizon is three."""
     level = make(learning=None)
     agent = Hierarchy([level], level.world.task)
-    carry, ages, lengths = agent.start(E, seed=0), np.zeros(E, int), np.array([2, 5, 100])
+    carry, ages, lengths = agent.initial_carry(E, seed=0), np.zeros(E, int), np.array([2, 5, 100])
     obs = np.zeros((E, 2), np.float32)
     for _ in range(12):
         agent.act(obs, carry, explore=True)
-        due, told = ages % 3 == 0, carry.told()
+        due, told = ages % 3 == 0, carry.last_metrics()
         assert len(told) == (4 if due.any() else 0)
         for name, values in told.items():
             np.testing.assert_array_equal(np.isfinite(values), due, err_msg=name)
@@ -446,7 +446,7 @@ def test_every_environment_reports_once_per_horizon():
 
 def test_forecasts_are_given_where_something_is_reported():
     level = make(learning=None)
-    memory = level.start(E)
+    memory = level.initial_memory(E)
     memory.until_report[:] = torch.tensor([0, 2, 1])
     due = [[True, False, False], [False, False, True], [False, True, False], [True, False, False]]
     for t, expected in enumerate(due):
@@ -459,7 +459,7 @@ def test_forecasts_are_given_where_something_is_reported():
 
 def test_reports_begin_with_the_first_plan():
     level = make()
-    memory = level.start(E)
+    memory = level.initial_memory(E)
     for _ in range(4):
         decision = act(level, memory=memory)
         memory = decision.memory
@@ -518,7 +518,7 @@ def test_what_the_end_of_an_episode_cut_short_is_not_learned_from(monkeypatch):
 def test_plans_and_random_actions_alternate_in_each_environment():
     level = make(learning=None, exploration=ExplorationConfig(to_random=0.2, to_plan=0.4))
     n, n_steps = 60, 100
-    obs, memory, generator = torch.zeros(n, 2), level.start(n), seeded(0)
+    obs, memory, generator = torch.zeros(n, 2), level.initial_memory(n), seeded(0)
     modes = []
     for _ in range(n_steps):
         decision = level.act(obs, None, memory, explore=True, generator=generator)
@@ -535,7 +535,7 @@ def test_environments_that_plan_do_as_if_they_were_alone_and_others_forget_their
     class Counting(RandomShooting):
         """Its warm start counts plans; its plan is that number."""
 
-        def start(self, n_envs, device):
+        def initial_warm_start(self, n_envs, device):
             return Batch(n=torch.zeros(n_envs, device=device))
 
         def _plan(self, score, n_envs, warm_start, generator, proposals):
@@ -546,7 +546,7 @@ def test_environments_that_plan_do_as_if_they_were_alone_and_others_forget_their
     planner = Counting(ACTION, RandomShootingConfig(horizon=2, n_samples=2))
     level = make(learning=None, planner=planner, exploration=ExplorationConfig(to_random=0.3, to_plan=0.5))
     n = 40
-    memory, generator, expected, seen = level.start(n), seeded(1), torch.zeros(n), torch.zeros(2)
+    memory, generator, expected, seen = level.initial_memory(n), seeded(1), torch.zeros(n), torch.zeros(2)
     for _ in range(30):
         decision = level.act(torch.zeros(n, 2), None, memory, explore=True, generator=generator)
         memory = decision.memory
@@ -575,7 +575,7 @@ def test_a_share_of_the_candidates_is_tried_while_exploring(kind):
     level.world.score = lambda obs, candidates, **rest: (
         tried.append(candidates.shape[1]) or score(obs, candidates, **rest)
     )
-    memory = level.start(E)
+    memory = level.initial_memory(E)
     for explore in (True, False, True):
         memory = level.act(torch.zeros(E, 2), None, memory, explore=explore, generator=seeded()).memory
     assert tried[0] == tried[2]
@@ -605,10 +605,10 @@ def test_the_support_counts_only_without_exploration():
 
     level = make(learning=None)
     level.world.objective.support, level.world.objective.support_weight = Asking((0,), 1.0), 1.0
-    level.act(torch.zeros(E, 2), None, level.start(E), explore=True, generator=seeded())
+    level.act(torch.zeros(E, 2), None, level.initial_memory(E), explore=True, generator=seeded())
     n_reports = len(asked)  # of what the plan is worth, which says all
     asked.clear()
-    level.act(torch.zeros(E, 2), None, level.start(E), explore=False, generator=seeded())
+    level.act(torch.zeros(E, 2), None, level.initial_memory(E), explore=False, generator=seeded())
     assert len(asked) > n_reports
 
 
@@ -629,7 +629,7 @@ def plan_with(planner, next_state, reward=lambda state, context, action, after: 
     encoder = Encoder(task)
     oracle = Oracle.from_step(encoder.state_space, encoder.context_space, UNIT, next_state)
     level = PlannerLevel(WorldModel(encoder, oracle, task), PLANNERS[planner], UNIT)
-    return level.plan(torch.tensor(obs, dtype=torch.float32), level.start(len(obs)), seeded())
+    return level.plan(torch.tensor(obs, dtype=torch.float32), level.initial_memory(len(obs)), seeded())
 
 
 @pytest.mark.parametrize("planner", PLANNERS)
@@ -767,7 +767,7 @@ def test_the_weight_of_uncertainty_changes_plans(space):
     def actions(weight):
         agent = make_pets(space, uncertainty_weight=weight)
         obs = np.random.default_rng(0).normal(size=(50, 2)).astype(np.float32)
-        return agent.act(obs, agent.start(50, seed=0), explore=False)
+        return agent.act(obs, agent.initial_carry(50, seed=0), explore=False)
 
     np.testing.assert_array_equal(actions(0.0), actions(0.0))
     careful, bold = actions(100.0), actions(-100.0)
@@ -791,6 +791,6 @@ def test_disagreement_is_shunned_or_sought(weight):
 
     level.world.dynamics.rollout = rollout
     level.world.objective.uncertainty_weight = weight
-    plan = level.plan(torch.zeros(64, 2), level.start(64), seeded())
+    plan = level.plan(torch.zeros(64, 2), level.initial_memory(64), seeded())
     distance = plan.actions[..., 1].cumsum(1).abs().mean()
     assert (distance < 0.3) if weight > 0 else (distance > 0.8)

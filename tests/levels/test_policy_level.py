@@ -75,7 +75,7 @@ def observe(level, n_steps, seed=0, commands=None):
 def act(level, n=E, explore=True, seed=0, obs=None, command=None):
     obs = torch.linspace(-1, 1, n * WIDTH).view(n, WIDTH) if obs is None else obs
     generator = torch.Generator().manual_seed(seed)
-    return level.act(obs, command, level.start(len(obs)), explore=explore, generator=generator)
+    return level.act(obs, command, level.initial_memory(len(obs)), explore=explore, generator=generator)
 
 
 def ask(action):
@@ -408,7 +408,7 @@ def test_two_policies_in_a_stack_both_report():
     above = make(learning=replace(LEARNING, n_random_steps=4, batch_size=2, report_every=4), n_envs=1, duration=3)
     below = make(commands=ACTIONS, learning=replace(LEARNING, n_random_steps=4, report_every=4), n_envs=1)
     agent = Hierarchy([above, below], TaskSpec(box, ACTIONS))
-    carry = agent.start(1, 0)
+    carry = agent.initial_carry(1, 0)
     metrics = {}
     for n in range(1, 25):
         agent.act(np.full((1, WIDTH), n, np.float32), carry, explore=True)

@@ -18,7 +18,7 @@ def seeded(seed=0):
 
 
 def act(level, n=5, seed=0, explore=True, command=None):
-    return level.act(torch.zeros(n, 3), command, level.start(n), explore=explore, generator=seeded(seed))
+    return level.act(torch.zeros(n, 3), command, level.initial_memory(n), explore=explore, generator=seeded(seed))
 
 
 def test_box_actions_are_uniform_within_the_bounds():

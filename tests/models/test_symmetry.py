@@ -258,7 +258,7 @@ def test_more_actions_than_states_are_refused():
 def test_a_transform_comes_after_the_map():
     model = at(0)
     before, transform = random_map(model), random_values(0, S, S)
-    model.start.set_transform(transform)
+    model.symmetry.set_transform(transform)
     torch.testing.assert_close(random_map(model), transform @ before, **CLOSE)
     with pytest.raises(ValueError, match="transform has shape"):
-        model.start.set_transform(random_values(0, S, S - 1))
+        model.symmetry.set_transform(random_values(0, S, S - 1))

@@ -60,7 +60,7 @@ def test_draws_have_the_probabilities_that_were_asked_for(space, exponent, horiz
 def test_environments_samples_and_actions_are_independent(space, exponent):
     n, n_envs = 20_000, 2
     search = Categorical(space, H, 0.5, exponent)
-    samples = search.sample(search.begin(search.start(n_envs, CPU)), n, seeded()).double()
+    samples = search.sample(search.begin(search.initial_center(n_envs, CPU)), n, seeded()).double()
     assert abs(torch.corrcoef(samples[0, :, 0, 0].view(2, -1))[0, 1]) < 5 / (n / 2) ** 0.5  # candidates
     assert abs(torch.corrcoef(samples[:, :, 1, 0])[0, 1]) < 5 / n**0.5  # environments
     if samples.shape[-1] > 1:
@@ -71,7 +71,7 @@ def test_environments_samples_and_actions_are_independent(space, exponent):
 def repetitions(space, exponent, horizon=12):
     """How often an action is the one before it, for uniform probabilities, by action."""
     search = Categorical(space, horizon, 0.5, exponent)
-    samples = search.sample(search.begin(search.start(1, CPU)), 4000, seeded())[0]
+    samples = search.sample(search.begin(search.initial_center(1, CPU)), 4000, seeded())[0]
     return (samples[:, 1:] == samples[:, :-1]).double().mean((0, 1))
 
 
@@ -98,7 +98,7 @@ def test_without_correlation_steps_are_independent():
 @pytest.mark.parametrize("exponent", [0.0, 2.0])
 def test_impossible_choices_are_never_drawn(exponent):
     search = Categorical(MULTI, H, 0.5, exponent)
-    belief = search.begin(search.start(3, CPU))
+    belief = search.begin(search.initial_center(3, CPU))
     for seed in range(3):
         samples = search.sample(belief, 500, seeded(seed))
         assert samples.amin((0, 1, 2)).tolist() == [0, 0, 0]
@@ -111,7 +111,7 @@ def test_impossible_choices_are_never_drawn(exponent):
 
 def test_draws_come_from_the_generator_alone():
     search, state = Categorical(MULTI, H, 0.5, 1.0), torch.random.get_rng_state()
-    belief = search.begin(search.start(2, CPU))
+    belief = search.begin(search.initial_center(2, CPU))
     first, again, other = (search.sample(belief, 50, seeded(seed)) for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -162,7 +162,7 @@ def test_a_refit_in_numbers():
 
 @in_both_spaces
 def test_a_start_is_uniform_over_what_is_possible(space):
-    start = Categorical(space, H, 0.5).start(2, CPU)
+    start = Categorical(space, H, 0.5).initial_center(2, CPU)
     counts = n_choices(space)
     assert start.shape == (2, H, len(counts), max(counts))
     for i, n in enumerate(counts):
@@ -177,7 +177,7 @@ def test_decisions_begin_with_a_share_of_the_uniform_distribution(space, share):
     kept = center.clone()
     search = Categorical(space, H, share)
     belief = search.begin(center)
-    torch.testing.assert_close(belief.center, (1 - share) * center + share * search.start(3, CPU))
+    torch.testing.assert_close(belief.center, (1 - share) * center + share * search.initial_center(3, CPU))
     assert torch.equal(center, kept)
 
 

@@ -190,7 +190,7 @@ def test_a_search_that_stops_late_does_not_move_one_that_stopped():
     planner = CEM(SPACE, config)
     factor = torch.tensor([1.0, 1.0, 0.0, 0.0]).unsqueeze(1)  # flat: does not converge
     plans = [
-        planner.plan(lambda x: f * score(x), E, planner.start(E, CPU), torch.Generator().manual_seed(0))  # noqa: B023
+        planner.plan(lambda x: f * score(x), E, planner.initial_warm_start(E, CPU), torch.Generator().manual_seed(0))  # noqa: B023
         for f in (factor, torch.ones(E, 1))
     ]
     assert torch.equal(plans[0].actions[:2], plans[1].actions[:2])
@@ -199,7 +199,7 @@ def test_a_search_that_stops_late_does_not_move_one_that_stopped():
 def test_samples_stop_at_two_deviations():
     planner = CEM(spaces.Box(-1.0, 1.0, (A,)), CEMConfig(**SETTINGS | {"n_samples": 4000, "init_std": 0.2}))
     recorder = Recorder(flat)
-    planner.plan(recorder, E, planner.start(E, CPU), torch.Generator().manual_seed(0))
+    planner.plan(recorder, E, planner.initial_warm_start(E, CPU), torch.Generator().manual_seed(0))
     samples = recorder.shown[0]
     assert 0.39 < samples.abs().max() <= 0.4 + 1e-6
     # Variance of a standard normal distribution that is cut off at two: 1 - 4 phi(2) / (1 - 2 Phi(-2)).
@@ -220,7 +220,7 @@ def test_near_a_bound_samples_are_narrow_instead_of_cut():
 
 def test_the_warm_start_is_the_mean_shifted_by_one_with_an_action_of_zero():
     planner = CEM(spaces.Box(-1.0, 1.0, (A,)), CEMConfig(**SETTINGS | {"execute": "mean"}))
-    plan = planner.plan(score, E, planner.start(E, CPU), torch.Generator())
+    plan = planner.plan(score, E, planner.initial_warm_start(E, CPU), torch.Generator())
     assert torch.equal(plan.warm_start.center[:, :-1], plan.actions[:, 1:])
     assert (plan.warm_start.center[:, -1] == 0).all()
 
@@ -228,7 +228,10 @@ def test_the_warm_start_is_the_mean_shifted_by_one_with_an_action_of_zero():
 def test_new_choices_start_uniform():
     planner = CEM(spaces.MultiDiscrete([3, 2]), CEMConfig(**SETTINGS | {"momentum": 0.0, "n_elites": 1}))
     plan = planner.plan(
-        lambda x: -x.float().square().sum((-1, -2)), E, planner.start(E, CPU), torch.Generator().manual_seed(0)
+        lambda x: -x.float().square().sum((-1, -2)),
+        E,
+        planner.initial_warm_start(E, CPU),
+        torch.Generator().manual_seed(0),
     )
     center = plan.warm_start.center
     assert torch.equal(center[:, :-1].argmax(-1), plan.actions[:, 1:])
@@ -238,7 +241,7 @@ def test_new_choices_start_uniform():
 def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():
     # The room at a bound is zero: a mean that starts there stays there for good.
     planner = CEM(spaces.Box(0.5, 1.5, (A,)), CEMConfig(**SETTINGS))
-    memory = planner.plan(flat, E, planner.start(E, CPU), torch.Generator()).warm_start
+    memory = planner.plan(flat, E, planner.initial_warm_start(E, CPU), torch.Generator()).warm_start
     recorder = Recorder(flat)
     planner.plan(recorder, E, memory, torch.Generator())
     assert (recorder.shown[0].std(1) > 0).all()
@@ -246,7 +249,7 @@ def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():
 
 def test_a_start_is_the_middle_of_the_bounds():
     planner = CEM(SPACE, CEMConfig(**SETTINGS))
-    close(planner.start(E, CPU).center, np.stack([middle()] * E))
+    close(planner.initial_warm_start(E, CPU).center, np.stack([middle()] * E))
 
 
 @pytest.mark.parametrize(

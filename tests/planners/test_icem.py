@@ -200,7 +200,7 @@ def test_what_is_not_finite_does_not_count(noise, n_elites, few, settings):
         return scores
 
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_samples": 100, "n_elites": n_elites} | settings))
-    memory, histories = planner.start(E, CPU), [None] * E
+    memory, histories = planner.initial_warm_start(E, CPU), [None] * E
     for _ in range(3):
         memory, histories = compare(planner, memory, histories, noise, None, counted)
     assert min(numbers) > 0
@@ -211,9 +211,9 @@ def test_what_is_not_finite_does_not_count(noise, n_elites, few, settings):
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
 def test_decisions_of_fresh_environments_are_those_of_the_reference(noise, settings):
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | settings))
-    memory, histories = planner.start(E, CPU), [None] * E
+    memory, histories = planner.initial_warm_start(E, CPU), [None] * E
     memory, histories = compare(planner, memory, histories, noise)
-    fresh = planner.start(1, CPU)
+    fresh = planner.initial_warm_start(1, CPU)
     for key in memory.get_keys():
         memory[key][1] = fresh[key][0]
     histories[1] = None
@@ -233,7 +233,7 @@ def test_decisions_of_fresh_environments_are_those_of_the_reference(noise, setti
 def test_population_schedule(settings, expected):
     recorder = Recorder(score)
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"shift_elites": False} | settings))
-    planner.plan(recorder, E, planner.start(E, CPU), torch.Generator())
+    planner.plan(recorder, E, planner.initial_warm_start(E, CPU), torch.Generator())
     assert [candidates.shape[1] for candidates in recorder.shown] == expected
 
 
@@ -280,7 +280,7 @@ def test_the_best_proposal_survives_all_iterations():
     proposals = torch.zeros(E, 1, H, A) + 0.1
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
     plan = planner.plan(
-        lambda x: 1.0 * (x == 0.1).all(-1).all(-1), E, planner.start(E, CPU), torch.Generator(), proposals
+        lambda x: 1.0 * (x == 0.1).all(-1).all(-1), E, planner.initial_warm_start(E, CPU), torch.Generator(), proposals
     )
     assert torch.equal(plan.actions, proposals[:, 0])
     assert plan.best_scores.tolist() == [[1.0] * E] * 3
@@ -291,7 +291,7 @@ def test_of_choices_too_the_last_probabilities_are_duplicated_and_elites_are_shi
     space = spaces.MultiDiscrete([3, 2])
     planner = ICEM(space, ICEMConfig(**SETTINGS | {"execute": "mean", "noise_exponent": exponent}))
     recorder = Recorder(lambda x: -x.float().square().sum((-1, -2)))
-    plan = planner.plan(recorder, E, planner.start(E, CPU), torch.Generator().manual_seed(0))
+    plan = planner.plan(recorder, E, planner.initial_warm_start(E, CPU), torch.Generator().manual_seed(0))
     memory = plan.warm_start
     assert torch.equal(memory.center[:, :-1].argmax(-1), plan.actions[:, 1:])
     assert torch.equal(memory.center[:, -1], memory.center[:, -2])
@@ -324,7 +324,7 @@ def test_noise_is_coloured_along_the_horizon():
         settings = {"noise_exponent": exponent, "n_samples": n, "init_std": 0.01, "n_iterations": 2}
         planner = ICEM(space, ICEMConfig(**SETTINGS | settings))
         recorder.shown.clear()
-        planner.plan(recorder, 1, planner.start(1, CPU), torch.Generator().manual_seed(0))
+        planner.plan(recorder, 1, planner.initial_warm_start(1, CPU), torch.Generator().manual_seed(0))
         samples = recorder.shown[0][0, :n]
         torch.testing.assert_close(samples.std(0), torch.ones(H, A), rtol=0, atol=0.06)
         jumps.append((samples[:, 1:] - samples[:, :-1]).var().item())

@@ -232,7 +232,7 @@ def test_a_quadratic_and_a_gaussian_make_a_gaussian(temperature, adapt_std):
         MPPIConfig(horizon=1, n_samples=n, n_iterations=2, adapt_std=adapt_std, **settings),
     )
     recorder = Recorder(lambda x: -(x - target).square().sum((-1, -2)))
-    plan = planner.plan(recorder, 1, planner.start(1, CPU), seeded())
+    plan = planner.plan(recorder, 1, planner.initial_warm_start(1, CPU), seeded())
     precision = 1 / std**2 + 2 / temperature
     mean, deviation = 2 / temperature * target / precision, precision**-0.5
     second = recorder.shown[1].flatten()
@@ -262,7 +262,7 @@ def test_the_temperature_leads_from_the_best_to_the_average():
 def test_in_units_of_the_spread_the_scale_of_scores_does_not_matter(factor, n_elites):
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | {"n_elites": n_elites, "temperature": 0.5}))
     plain, scaled = (
-        planner.plan(lambda x: f * x.sin().sum((-1, -2)), E, planner.start(E, CPU), seeded())  # noqa: B023
+        planner.plan(lambda x: f * x.sin().sum((-1, -2)), E, planner.initial_warm_start(E, CPU), seeded())  # noqa: B023
         for f in (1.0, factor)
     )
     torch.testing.assert_close(scaled.actions, plain.actions)
@@ -273,7 +273,7 @@ def test_in_units_of_the_spread_the_scale_of_scores_does_not_matter(factor, n_el
 def test_an_offset_of_the_scores_does_not_matter(unit):
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | {"temperature_unit": unit}))
     plain, moved = (
-        planner.plan(lambda x: x.sin().sum((-1, -2)) + offset, E, planner.start(E, CPU), seeded())  # noqa: B023
+        planner.plan(lambda x: x.sin().sum((-1, -2)) + offset, E, planner.initial_warm_start(E, CPU), seeded())  # noqa: B023
         for offset in (0.0, 64.0)
     )
     torch.testing.assert_close(moved.actions, plain.actions, rtol=0, atol=1e-4)
@@ -283,7 +283,7 @@ def test_an_offset_of_the_scores_does_not_matter(unit):
 def test_where_everything_ties_all_count_the_same(unit):
     recorder = Recorder(flat)
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | {"temperature_unit": unit, "n_iterations": 1}))
-    plan = planner.plan(recorder, E, planner.start(E, CPU), seeded())
+    plan = planner.plan(recorder, E, planner.initial_warm_start(E, CPU), seeded())
     torch.testing.assert_close(plan.actions, recorder.shown[0].mean(1))
 
 
@@ -294,7 +294,7 @@ def test_finite_scores_however_low_do_no_harm(unit, low, high):
     settings = {"temperature_unit": unit, "temperature": 0.1, "n_iterations": 1}
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | settings))
     recorder = Recorder(lambda x: torch.where(x[:, :, 0, 0] > 0, low, high))
-    plan = planner.plan(recorder, E, planner.start(E, CPU), seeded())
+    plan = planner.plan(recorder, E, planner.initial_warm_start(E, CPU), seeded())
     candidates = recorder.shown[0]
     expected = torch.stack([rows[rows[:, 0, 0] <= 0].mean(0) for rows in candidates])
     torch.testing.assert_close(plan.actions, expected, rtol=0, atol=1e-4)
@@ -308,7 +308,7 @@ def test_elites_are_drawn_by_weight(n_iterations):
     planner = MPPI(
         spaces.Box(-1.0, 1.0, (1,)), MPPIConfig(horizon=2, n_samples=5, n_iterations=n_iterations, **settings)
     )
-    plan = planner.plan(recorder, n_envs, planner.start(n_envs, CPU), seeded())
+    plan = planner.plan(recorder, n_envs, planner.initial_warm_start(n_envs, CPU), seeded())
     drawn = (recorder.shown[-1] == plan.actions.unsqueeze(1)).all(-1).all(-1)  # (E, 5); of the last iteration
     single = drawn.sum(1) == 1  # clipping to the bounds made some candidates equal
     assert single.float().mean() > 0.99
@@ -326,7 +326,7 @@ def test_only_elites_are_drawn():
     recorder = Recorder(lambda x: torch.arange(24.0).expand(x.shape[:2]))
     settings = {"n_elites": 3, "temperature": 1e6, "execute": "sample", "n_iterations": 1}
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | settings))
-    plan = planner.plan(recorder, 500, planner.start(500, CPU), seeded())
+    plan = planner.plan(recorder, 500, planner.initial_warm_start(500, CPU), seeded())
     drawn = (recorder.shown[0] == plan.actions.unsqueeze(1)).all(-1).all(-1)
     assert drawn.sum(0).nonzero().flatten().tolist() == [21, 22, 23]
 
@@ -335,7 +335,7 @@ def spread_of_the_last_iteration(score, **settings):
     recorder = Recorder(score)
     config = MPPIConfig(**SETTINGS | {"n_samples": 4000, "n_iterations": 3, "init_std": 0.01} | settings)
     planner = MPPI(spaces.Box(-100.0, 100.0, (A,)), config)
-    planner.plan(recorder, 2, planner.start(2, CPU), seeded())
+    planner.plan(recorder, 2, planner.initial_warm_start(2, CPU), seeded())
     return recorder.shown[-1].std(1)
 
 
@@ -366,7 +366,7 @@ def test_noise_is_coloured_along_the_horizon():
         recorder = Recorder(flat)
         settings = {"noise_exponent": exponent, "n_samples": 4000, "n_iterations": 1, "init_std": 0.01, "min_std": 0.0}
         planner = MPPI(spaces.Box(-100.0, 100.0, (A,)), MPPIConfig(**SETTINGS | settings))
-        planner.plan(recorder, 1, planner.start(1, CPU), seeded())
+        planner.plan(recorder, 1, planner.initial_warm_start(1, CPU), seeded())
         jumps.append(recorder.shown[0].diff(dim=2).var().item())
     assert jumps[0] == pytest.approx(2.0, abs=0.1)
     assert jumps[1] == pytest.approx(1.092, abs=0.05)  # 2 (1 - autocorrelation) of 1/f^2 over six steps
@@ -376,7 +376,7 @@ def test_noise_is_coloured_along_the_horizon():
 def test_other_environments_do_not_matter_to_the_bit(settings):
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | settings))
     target = torch.linspace(-0.4, 0.4, 8)[:, None, None, None]
-    memory = planner.start(8, CPU)
+    memory = planner.initial_warm_start(8, CPU)
     plan = planner.plan(lambda x: -(x - target).square().sum((-1, -2)), 8, memory, seeded())
     changed = target.clone()
     changed[5], changed[2] = -0.9, torch.nan
@@ -391,7 +391,7 @@ def test_choices_are_refitted_by_weight():
     values, temperature = torch.tensor([0.0, 1.0, 3.0]), 2.0
     settings = {"n_samples": 200_000, "temperature": temperature, "temperature_unit": "score", "uniform_share": 1.0}
     planner = MPPI(spaces.Discrete(3), MPPIConfig(horizon=2, n_iterations=1, **settings))
-    plan = planner.plan(lambda x: values[x[:, :, 1, 0]], 1, planner.start(1, CPU), seeded())
+    plan = planner.plan(lambda x: values[x[:, :, 1, 0]], 1, planner.initial_warm_start(1, CPU), seeded())
     # Boltzmann probabilities, of the second action; then a step on, and the new one is uniform.
     boltzmann = (values / temperature).exp() / (values / temperature).exp().sum()
     torch.testing.assert_close(plan.warm_start.center[0, 0, 0], boltzmann, rtol=0, atol=0.01)
@@ -399,7 +399,7 @@ def test_choices_are_refitted_by_weight():
 
 
 def test_a_start_is_the_middle_of_the_bounds():
-    close(MPPI(SPACE, MPPIConfig(**SETTINGS)).start(E, CPU).center, np.stack([middle()] * E))
+    close(MPPI(SPACE, MPPIConfig(**SETTINGS)).initial_warm_start(E, CPU).center, np.stack([middle()] * E))
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([3, 2])])

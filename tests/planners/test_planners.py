@@ -83,7 +83,7 @@ def iterates(kind):
 
 @pytest.fixture
 def remembers(make):
-    return bool(make().start(1, CPU).get_keys())
+    return bool(make().initial_warm_start(1, CPU).get_keys())
 
 
 def seeded(seed=0):
@@ -157,7 +157,7 @@ def assert_within(actions, space):
 
 @in_all_spaces
 def test_what_a_plan_holds(make, space):
-    planner, score, start = make(), objective(targets(3, space=space)), make().start(3, CPU)
+    planner, score, start = make(), objective(targets(3, space=space)), make().initial_warm_start(3, CPU)
     plan = planner.plan(score, 3, start, seeded())
     width = some_actions(space).shape[-1]
     assert plan.actions.shape == (3, H, width)
@@ -175,7 +175,7 @@ def test_what_a_plan_holds(make, space):
 @pytest.mark.parametrize("execute", ["best", "mean"])
 def test_choices_are_possible_ones(make, space, execute):
     planner, generator, score = make(execute=execute, n_iterations=6), seeded(), Table(targets(4, space=space))
-    memory = planner.start(4, CPU)
+    memory = planner.initial_warm_start(4, CPU)
     for _ in range(4):
         plan = planner.plan(score, 4, memory, generator)
         assert_within(plan.actions, space)
@@ -201,7 +201,7 @@ def test_bounds_are_never_violated(make, space, execute):
         shown.append(actions.clone())
         return (actions * direction).sum((-1, -2))  # the optimum is at the bounds
 
-    memory = planner.start(4, CPU)
+    memory = planner.initial_warm_start(4, CPU)
     for _ in range(4):
         plan = planner.plan(score, 4, memory, generator)
         assert_within(plan.actions, space)
@@ -213,7 +213,7 @@ def test_bounds_are_never_violated(make, space, execute):
 @in_discrete_spaces
 def test_no_choice_dies_out(make, space):
     planner, generator = make(n_samples=1000), seeded()
-    memory, score = planner.start(4, CPU), Table(targets(4, space=space))
+    memory, score = planner.initial_warm_start(4, CPU), Table(targets(4, space=space))
     for _ in range(3):
         score.shown.clear()
         memory = planner.plan(score, 4, memory, generator).warm_start
@@ -229,7 +229,7 @@ def test_no_action_gets_stuck(make):
         shown.append(actions.clone())
         return actions.new_zeros(actions.shape[:2])
 
-    memory = planner.start(4, CPU)
+    memory = planner.initial_warm_start(4, CPU)
     for _ in range(3):
         shown.clear()
         memory = planner.plan(score, 4, memory, generator).warm_start
@@ -240,7 +240,7 @@ def test_no_action_gets_stuck(make):
 @in_all_spaces
 def test_the_same_generator_gives_the_same_plan(make, space):
     planner, score = make(n_iterations=2), objective(targets(3, space=space))  # with more, both may find the optimum
-    memory = planner.plan(score, 3, planner.start(3, CPU), seeded(5)).warm_start
+    memory = planner.plan(score, 3, planner.initial_warm_start(3, CPU), seeded(5)).warm_start
     state = torch.random.get_rng_state()
     first, again, other = (planner.plan(score, 3, memory, seeded(seed)) for seed in (0, 0, 1))
     assert all(same_row(first, again, row) and not same_row(first, other, row) for row in range(3))
@@ -251,7 +251,7 @@ def test_the_same_generator_gives_the_same_plan(make, space):
 def test_arguments_are_not_modified(make, space):
     planner, proposals = make(), 3 * some_actions(space, 3, 2, H)  # not all within bounds
     score = objective(targets(3, space=space))
-    memory = planner.plan(score, 3, planner.start(3, CPU), seeded()).warm_start
+    memory = planner.plan(score, 3, planner.initial_warm_start(3, CPU), seeded()).warm_start
     kept, kept_proposals = clone(memory), proposals.clone()
     planner.plan(score, 3, memory, seeded(), proposals)
     assert all(torch.equal(memory[key], kept[key]) for key in kept.get_keys())
@@ -261,7 +261,7 @@ def test_arguments_are_not_modified(make, space):
 # iCEM once wrote into the scores that it was given.
 def test_scores_are_not_modified(make):
     planner, zero = make(), torch.zeros(1, 1)
-    planner.plan(lambda x: zero.expand(x.shape[:2]), 3, planner.start(3, CPU), seeded())
+    planner.plan(lambda x: zero.expand(x.shape[:2]), 3, planner.initial_warm_start(3, CPU), seeded())
     assert zero.item() == 0
 
 
@@ -271,7 +271,7 @@ def test_scores_may_be_of_any_kind(make, space, dtype):
     planner = make(temperature=0.7)
     count = lambda x: (x > 0).sum((-1, -2))  # noqa: E731
     plain, plan = (
-        planner.plan(lambda x: count(x).to(kind), 3, planner.start(3, CPU), seeded())  # noqa: B023
+        planner.plan(lambda x: count(x).to(kind), 3, planner.initial_warm_start(3, CPU), seeded())  # noqa: B023
         for kind in (torch.float32, dtype)
     )
     assert torch.equal(plan.actions, plain.actions)
@@ -284,7 +284,7 @@ def test_scores_may_be_of_any_kind(make, space, dtype):
 @in_all_spaces
 def test_other_environments_do_not_matter_to_the_bit(make, space):
     planner, target = make(), targets(8, space=space)
-    memory = planner.plan(objective(target), 8, planner.start(8, CPU), seeded(4)).warm_start
+    memory = planner.plan(objective(target), 8, planner.initial_warm_start(8, CPU), seeded(4)).warm_start
     plan = planner.plan(objective(target), 8, memory, seeded())
     alone = [6] if memory.get_keys() else []  # what remembers nothing does not mind another memory
     changed_target, changed_memory = target.clone(), clone(memory)
@@ -324,7 +324,9 @@ def test_eight_environments_at_once_equal_eight_alone(make, space, monkeypatch):
         n = len(env_ids)
         with monkeypatch.context() as patch:
             RowDraws(env_ids).install(patch)
-            memory = planner.plan(objective(first[env_ids]), n, planner.start(n, CPU), generator).warm_start
+            memory = planner.plan(
+                objective(first[env_ids]), n, planner.initial_warm_start(n, CPU), generator
+            ).warm_start
             return planner.plan(objective(second[env_ids]), n, memory, generator, proposals[env_ids])
 
     together = decide_twice(list(range(8)))
@@ -343,7 +345,7 @@ def test_the_warm_start_is_the_plan_one_step_on(make, iterates):
     # Far from uniform in time, so that a shift by zero or two steps shows.
     target = torch.tensor([0.6, -0.6, 0.5, -0.5, 0.4])[None, :, None].expand(3, H, A)
     planner, score = make(n_samples=2000, n_iterations=8, n_elites=50, noise_exponent=0.0), Quadratic(target)
-    memory = planner.plan(score, 3, planner.start(3, CPU), seeded()).warm_start
+    memory = planner.plan(score, 3, planner.initial_warm_start(3, CPU), seeded()).warm_start
     score.shown.clear()
     planner.plan(score, 3, memory, seeded(1))
     # The median of the first candidates is the centre that they are drawn around, also where bounds cut samples off.
@@ -358,7 +360,7 @@ def test_the_warm_start_is_the_choices_one_step_on(make, iterates, space):
     best = (torch.arange(H).unsqueeze(1) % torch.as_tensor(n_choices(space))).expand(3, -1, -1)
     planner = make(n_samples=1000, n_iterations=8, n_elites=50, noise_exponent=0.0)
     score = Quadratic(best)
-    memory = planner.plan(score, 3, planner.start(3, CPU), seeded()).warm_start
+    memory = planner.plan(score, 3, planner.initial_warm_start(3, CPU), seeded()).warm_start
     score.shown.clear()
     planner.plan(score, 3, memory, seeded(1))
     assert torch.equal(score.shown[0].mode(1).values[:, :-1], best[:, 1:])
@@ -371,7 +373,7 @@ def test_decisions_begin_with_a_share_of_the_uniform_distribution(make, iterates
         pytest.skip("is always uniform")
     n = 4000
     planner = make(uniform_share=share, n_samples=n, noise_exponent=0.0)
-    memory, counts = planner.start(1, CPU), n_choices(space)
+    memory, counts = planner.initial_warm_start(1, CPU), n_choices(space)
     memory.center = torch.zeros_like(memory.center)
     memory.center[..., 0] = 1  # certain of the first choice
     score = Table(targets(1, space=space))
@@ -387,12 +389,12 @@ def test_a_fresh_environment_has_no_history(make, remembers, space):
         pytest.skip("has no history anywhere")
     planner, target = make(), targets(3, space=space)
     earlier = objective(targets(3, seed=9, space=space))
-    memory = planner.plan(earlier, 3, planner.start(3, CPU), seeded(4)).warm_start
-    fresh = planner.start(1, CPU)
+    memory = planner.plan(earlier, 3, planner.initial_warm_start(3, CPU), seeded(4)).warm_start
+    fresh = planner.initial_warm_start(1, CPU)
     for key in memory.get_keys():
         memory[key][1] = fresh[key][0]
     one_fresh = planner.plan(objective(target), 3, memory, seeded())
-    all_fresh = planner.plan(objective(target), 3, planner.start(3, CPU), seeded())
+    all_fresh = planner.plan(objective(target), 3, planner.initial_warm_start(3, CPU), seeded())
     assert same_row(one_fresh, all_fresh, 1)
     assert not same_row(one_fresh, all_fresh, 0)
 
@@ -403,7 +405,7 @@ def test_a_quadratic_is_solved(make, iterates, execute):
     planner = make(**many, execute=execute)
     if not iterates:
         planner, target = make(spaces.Box(-1.0, 1.0, (1,)), horizon=1, n_samples=2000), target[:, :1, :1]
-    plan = planner.plan(Quadratic(target), 4, planner.start(4, CPU), seeded())
+    plan = planner.plan(Quadratic(target), 4, planner.initial_warm_start(4, CPU), seeded())
     torch.testing.assert_close(plan.actions, target, rtol=0, atol=1e-2)
 
 
@@ -414,7 +416,7 @@ def test_a_sequence_is_matched_exactly(make, iterates, space, execute):
     target = some_actions(space, 4, horizon)
     planner = make(n_samples=500, n_iterations=15, n_elites=20, execute=execute, horizon=horizon)
     matches = lambda x: (x == target.unsqueeze(1)).sum((-1, -2))  # noqa: E731
-    plan = planner.plan(matches, 4, planner.start(4, CPU), seeded())
+    plan = planner.plan(matches, 4, planner.initial_warm_start(4, CPU), seeded())
     assert torch.equal(plan.actions, target)
     assert plan.score.dtype == torch.float32  # though the number of matches is an integer
     assert plan.score.tolist() == [target[0].numel()] * 4
@@ -442,7 +444,7 @@ def test_more_of_it_is_not_worse(make, iterates, space, setting):
     for factor in (1, 3, 9):
         planner = make(**{setting: factor * {"n_samples": 16, "n_iterations": 1}[setting]})
         # The rows are independent, so that 100 environments are 100 seeds.
-        plan = planner.plan(score, 100, planner.start(100, CPU), seeded())
+        plan = planner.plan(score, 100, planner.initial_warm_start(100, CPU), seeded())
         found.append(score(plan.actions.unsqueeze(1)).mean().item())
     assert found == sorted(found)
 
@@ -456,7 +458,7 @@ def test_what_scores_nan_is_never_chosen(make, space, execute):
         first = actions[:, :, 0, 0]
         return torch.where(first > edge, torch.nan, first.float())  # the better, the closer to the abyss
 
-    plan = planner.plan(score, 6, planner.start(6, CPU), seeded())
+    plan = planner.plan(score, 6, planner.initial_warm_start(6, CPU), seeded())
     assert (plan.actions[:, 0, 0] <= edge).all()
     assert plan.best_scores.isfinite().all()
 
@@ -466,7 +468,7 @@ def test_what_scores_nan_is_never_chosen(make, space, execute):
 def test_where_everything_fails_it_says_so(make, space, value):
     planner = make()
     with pytest.raises(PlanningError, match="no candidate had a finite score in the environments 0, 1") as caught:
-        planner.plan(lambda x: torch.full(x.shape[:2], value), 2, planner.start(2, CPU), seeded())
+        planner.plan(lambda x: torch.full(x.shape[:2], value), 2, planner.initial_warm_start(2, CPU), seeded())
     plan = caught.value.plan
     assert_within(plan.actions, space)
     assert plan.actions.isfinite().all()
@@ -484,8 +486,10 @@ def test_an_iteration_that_fails_altogether_changes_nothing(make, iterates, spac
         calls.append(x)
         return objective(target)(x) if len(calls) == 1 else torch.full(x.shape[:2], torch.nan)
 
-    plan = planner.plan(score, 2, planner.start(2, CPU), seeded())
-    first = make(n_iterations=1, add_mean=False).plan(objective(target), 2, planner.start(2, CPU), seeded())
+    plan = planner.plan(score, 2, planner.initial_warm_start(2, CPU), seeded())
+    first = make(n_iterations=1, add_mean=False).plan(
+        objective(target), 2, planner.initial_warm_start(2, CPU), seeded()
+    )
     torch.testing.assert_close(plan.actions, first.actions)
 
 
@@ -496,7 +500,7 @@ def test_the_best_proposal_wins(make, space, n_proposals):
     needle = proposals[:, -1:]
     score = lambda x: 1000.0 * (x == needle).all(-1).all(-1) - x.square().sum((-1, -2))  # noqa: E731
     planner = make(n_iterations=1, execute="best")
-    plan = planner.plan(score, 4, planner.start(4, CPU), seeded(), proposals)
+    plan = planner.plan(score, 4, planner.initial_warm_start(4, CPU), seeded(), proposals)
     assert torch.equal(plan.actions, proposals[:, -1])
     torch.testing.assert_close(plan.score, score(needle)[:, 0])
 
@@ -504,7 +508,7 @@ def test_the_best_proposal_wins(make, space, n_proposals):
 @in_all_spaces
 def test_bad_proposals_do_no_harm(make, space):
     target = targets(4, space=space)
-    planner, score, memory = make(), objective(target), make().start(4, CPU)
+    planner, score, memory = make(), objective(target), make().initial_warm_start(4, CPU)
     if isinstance(space, spaces.Box):
         worst = -target.sign()
     else:
@@ -519,7 +523,7 @@ def test_bad_proposals_do_no_harm(make, space):
 @pytest.mark.parametrize("sign", [-1, 1])
 def test_proposals_beyond_the_bounds_are_brought_inside(make, space, sign):
     planner, score = make(), objective(targets(2, space=space))
-    planner.plan(score, 2, planner.start(2, CPU), seeded(), sign * (7 + 0 * some_actions(space, 2, 1, H)))
+    planner.plan(score, 2, planner.initial_warm_start(2, CPU), seeded(), sign * (7 + 0 * some_actions(space, 2, 1, H)))
     if isinstance(space, spaces.Box):
         bound = torch.as_tensor(space.low if sign < 0 else space.high)
     else:
@@ -550,9 +554,9 @@ def test_wrong_shapes_are_named(make, remembers, space, wrong):
     if wrong == "warm_start" and not remembers:
         pytest.skip("has no history anywhere")
     planner, target = make(), targets(3, space=space)
-    memory, proposals, score = planner.start(3, CPU), some_actions(space, 3, 1, H), objective(target)
+    memory, proposals, score = planner.initial_warm_start(3, CPU), some_actions(space, 3, 1, H), objective(target)
     if wrong == "warm_start":
-        memory = planner.start(1, CPU)
+        memory = planner.initial_warm_start(1, CPU)
     if wrong == "proposals":
         proposals = proposals[:, 0]
     if wrong == "score":

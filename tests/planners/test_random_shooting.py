@@ -38,7 +38,7 @@ def decide(space, n_samples, function=score, *, n_envs=E, seed=0, proposals=None
     """A plan, and the candidates that were scored."""
     planner = RandomShooting(space, RandomShootingConfig(horizon=H, n_samples=n_samples))
     recorder = Recorder(function)
-    plan = planner.plan(recorder, n_envs, planner.start(n_envs, CPU), seeded(seed), proposals)
+    plan = planner.plan(recorder, n_envs, planner.initial_warm_start(n_envs, CPU), seeded(seed), proposals)
     assert len(recorder.shown) == 1
     return plan, recorder.shown[0]
 
@@ -124,7 +124,7 @@ def test_proposals_compete(space):
 @in_all_spaces
 def test_nothing_is_remembered(space):
     planner = RandomShooting(space, RandomShootingConfig(horizon=H, n_samples=20))
-    first = planner.plan(score, E, planner.start(E, CPU), seeded(5))
+    first = planner.plan(score, E, planner.initial_warm_start(E, CPU), seeded(5))
     assert list(first.warm_start.get_keys()) == []
     after, fresh = (planner.plan(score, E, memory, seeded()) for memory in (first.warm_start, Batch()))
     assert torch.equal(after.actions, fresh.actions)

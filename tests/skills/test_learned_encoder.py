@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import envs  # noqa: F401  registers the mazes
-from agents.splates import SPlaTES as Recipe
+from agents.splates import SPlaTESAgent as Recipe
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.skills import DADS, SkillModelConfig, SPlaTES

@@ -160,14 +160,14 @@ def test_a_share_of_skills_is_carried_out_without_noise():
     n = 2000
     level = make(Recording(), calm_skills=0.3)
     level.n_total_env_steps = 10**6
-    memory, generator = level.start(n), torch.Generator().manual_seed(0)
+    memory, generator = level.initial_memory(n), torch.Generator().manual_seed(0)
     obs, skills = torch.randn(n, 7), torch.rand(n, 2) * 2 - 1
     calm = []
     for elapsed in (0, 1, 2, 0):
         command = Batch(
             action=skills, obs=obs, elapsed=torch.full((n,), elapsed), remaining=torch.full((n,), K - elapsed)
         )
-        without = level.act(obs, command, level.start(n), explore=False, generator=generator).action
+        without = level.act(obs, command, level.initial_memory(n), explore=False, generator=generator).action
         decision = level.act(obs, command, memory, explore=True, generator=generator)
         memory = decision.memory
         calm.append((decision.action == without).all(1))
@@ -187,7 +187,7 @@ def test_before_its_time_no_skill_is_calm():
             action=torch.zeros(50, 2), obs=torch.zeros(50, 7), elapsed=torch.zeros(50), remaining=torch.full((50,), K)
         ),
     )
-    decision = level.act(obs, command, level.start(50), explore=True, generator=torch.Generator())
+    decision = level.act(obs, command, level.initial_memory(50), explore=True, generator=torch.Generator())
     assert len(decision.action.unique(dim=0)) == 50
 
 
@@ -216,7 +216,7 @@ def test_what_it_emits_may_stand_for_several_steps():
     level = make(Recording(), duration=2)
     obs = torch.zeros(3, 7)
     asked = Batch(action=torch.zeros(3, 2), obs=obs, elapsed=torch.zeros(3), remaining=torch.full((3,), K))
-    decision = level.act(obs, asked, level.start(3), explore=False, generator=torch.Generator())
+    decision = level.act(obs, asked, level.initial_memory(3), explore=False, generator=torch.Generator())
     assert decision.duration.tolist() == [2, 2, 2]
     walk = Walk(2, action_steps=2).step(60)
     batch = along(walk, level).sample()

@@ -296,8 +296,8 @@ def test_after_a_stop_it_goes_on_as_if_nothing_had_been(tmp_path, kind, world):
     found, expected = flat(other.state_dict()), flat(method.state_dict())
     assert found == expected
     assert any(".optimizer.state.0.exp_avg" in key for key in expected)
-    start = method.dynamics.start
-    assert start is None or other.dynamics.start.uses_map == start.uses_map
+    start = method.dynamics.symmetry
+    assert start is None or other.dynamics.symmetry.uses_map == start.uses_map
 
 
 def test_an_optimiser_of_another_model_is_refused():

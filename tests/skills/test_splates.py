@@ -201,7 +201,7 @@ def whitened_prediction(method, skill, **how):
 def test_at_first_each_skill_has_a_displacement_of_its_own():
     """Before any update, between the first statistics and the first update, and as the whitening changes."""
     walk, method = Walk(2), make(sb_start_duration=4000)
-    start = method.dynamics.start
+    start = method.dynamics.symmetry
     skill = method.prior(20, CPU)
     torch.testing.assert_close(start.directions.mT @ start.directions, torch.eye(2))
     expected = start.factor * skill @ start.directions.mT
@@ -232,13 +232,13 @@ def test_the_number_of_environment_steps_drives_it():
 
     method.learn(walk.replay, 200)
     method.config = replace(method.config, updates_per_skill=0.05)
-    start = method.dynamics.start
+    start = method.dynamics.symmetry
     random = (start.factor * skill @ start.directions.mT)[:, None]
     for n, share in ((2000, 0.0), (2500, 0.25), (3800, 0.9), (4000, 1.0), (9000, 1.0)):
         mean, weights, learned_mean, learned_weights = predictions(n)
         torch.testing.assert_close(mean, (1 - share) * random + share * learned_mean, rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(weights, (1 - share) / 2 + share * learned_weights, rtol=1e-3, atol=1e-4)
-        assert method.dynamics.start.uses_map == (share < 1)
+        assert method.dynamics.symmetry.uses_map == (share < 1)
     transform = start.transform.clone()
     before = method.n_updates
     method.learn(walk.replay, 9500)
@@ -253,9 +253,9 @@ def test_with_it_rewards_depend_on_skills_before_anything_is_learned():
     state, context = torch.zeros(2000, 2), torch.zeros(2000, 2)
     method, without = make(config, sb_start_duration=4000), make(config)
     skill = method.prior(2000, CPU)
-    outcome = method.dynamics.start.factor * skill @ method.dynamics.start.directions.mT
+    outcome = method.dynamics.symmetry.factor * skill @ method.dynamics.symmetry.directions.mT
     told, mixed = (method.potentials(state, context, z, [outcome])[0] for z in (skill, skill.roll(1, 0)))
-    assert method.dynamics.start.factor == 1.5
+    assert method.dynamics.symmetry.factor == 1.5
     assert told.mean() == pytest.approx(2.01, rel=0.04)
     assert mixed.mean() < 0
     assert without.potentials(state, context, skill, [outcome])[0].abs().mean() < 0.3
