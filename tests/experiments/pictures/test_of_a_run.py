@@ -38,7 +38,7 @@ def test_a_gif_shows_at_most_25_frames_a_second(fps: float, skip: int, duration:
 def test_an_episode_is_recorded_from_its_first_frame_and_one_without_an_end_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(experiments.pictures, "MAX_FRAMES", 30)
+    monkeypatch.setattr(experiments.pictures.of_a_run, "MAX_FRAMES", 30)
     gym.register("Blinking-v0", Blinking)
     config = parse(["random", "--env", "Blinking-v0"])
     agent = build_agent(config)
