@@ -1,4 +1,4 @@
-"""The world model of a level whose actions others carry out, as the recipes of hierarchies make it."""
+"""The world model of an upper level, whose actions the levels below carry out."""
 
 from typing import Any, Literal, Protocol
 
@@ -7,14 +7,14 @@ from gymnasium import spaces
 
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, GridSupport, LearnedEncoder, NeighbourSupport, Objective, Support, WorldModel
+from layeredrl.world_model import Encoder, GridSupport, NeighbourSupport, Objective, Support, WorldModel
 
 SupportKind = Literal["cells", "neighbours"]
-"""What tells which states the data supports: visits of cells, for three dimensions or so, or the nearest states."""
+"""Measure of support: visits of cells, for up to about three dimensions, or the nearest states."""
 
 
 class WorldSettings(Protocol):
-    """What a recipe says of such a model."""
+    """Settings of a recipe for such a model."""
 
     model: EnsembleConfig
     support_weight: float
@@ -26,7 +26,7 @@ class WorldSettings(Protocol):
 def make_coarse_world(
     settings: WorldSettings,
     task: TaskSpec,
-    encoder: Encoder | LearnedEncoder,
+    encoder: Encoder,
     space: spaces.Box | spaces.Discrete,
     device: torch.device,
     *,
@@ -38,18 +38,18 @@ def make_coarse_world(
     """The world model; networks are drawn from torch's global generator.
 
     Args:
-        settings: Of the ensemble, and of the penalty on what the data does not support.
-        task: Of the environment.
-        encoder: What of an observation is predicted.
-        space: Of the level's actions.
-        device: Where it computes.
+        settings: Settings of the ensemble and of the penalty on unsupported states.
+        task: The task of the environment.
+        encoder: Encoder of the predicted state.
+        space: Action space of the level.
+        device: Device of the model.
         steps: Environment steps of one step of the model.
-        support_dims: Dimensions of the state that the support looks at.
+        support_dims: Dimensions of the state that the support uses.
         repeat: Steps of the model for which an action is held.
-        **model: More arguments of `EnsembleConfig.build`.
+        **model: Further arguments of `EnsembleConfig.build`.
     """
     # A known reward takes a state of all parts, and a shorter one if that is how the long one begins.
-    known = isinstance(encoder, Encoder) and encoder.begins_like(Encoder(task))
+    known = encoder.begins_like(Encoder(task))
     coarse = task.coarse(space, steps, known=known)
     dynamics = settings.model.build(encoder.state_space, encoder.context_space, space, device, **model)
     support: Support | None = None

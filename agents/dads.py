@@ -5,6 +5,7 @@ normalisation, the entropy coefficient is tuned, and the planner is iCEM. The mo
 replay.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -20,14 +21,13 @@ from layeredrl.trainer import TrainerConfig
 
 @dataclass(frozen=True)
 class DADSAgent(SkillAgent):
-    """Planning with skills of which every step is predictable."""
+    """Planning with skills of predictable steps."""
 
     importance_clip: float = 1.0
-    """Off-policy correction: largest weight, and inverse of the smallest, of a step that the model learns from, by how
-    much likelier the policy would take it now than then; 1 for none, 10 as in the paper."""
+    """Off-policy correction: largest importance weight, and inverse of the smallest, of a step that the model learns
+    from; 1 for none, 10 as in the paper."""
 
-    presets: ClassVar[dict[str, "DADSAgent"]]
-    trainers: ClassVar[dict[str, TrainerConfig]] = TRAINERS
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = TRAINERS
 
     def make_method(self, task: TaskSpec, device: torch.device) -> DADS:
         weighted = self.importance_clip > 1
@@ -45,7 +45,7 @@ _PLANNING = {
 
 DADSAgent.presets = {
     # The support counts ten times less for each of ten times as many steps.
-    "demo": DADSAgent(**IN_A_MAZE | _PLANNING, skills=SkillModelConfig(std=1.0, final_std=1.0), support_weight=0.2),
-    "ant": DADSAgent(**ON_LEGS | _PLANNING, skills=SkillModelConfig(n_first=5000, std=1.0, final_std=1.0)),
-    "debug": DADSAgent(**DEBUG),
+    "demo": {**IN_A_MAZE | _PLANNING, "skills": SkillModelConfig(std=1.0, final_std=1.0), "support_weight": 0.2},
+    "ant": {**ON_LEGS | _PLANNING, "skills": SkillModelConfig(n_first=5000, std=1.0, final_std=1.0)},
+    "debug": {**DEBUG},
 }

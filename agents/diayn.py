@@ -1,11 +1,12 @@
-"""DIAYN: skills that a discriminator can tell (Eysenbach et al. 2019, arXiv 1802.06070), drawn at random."""
+"""DIAYN: skills that a discriminator recognises (Eysenbach et al. 2019, arXiv 1802.06070), drawn at random."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from gymnasium import spaces
 
+from agents.recipe import Recipe
 from layeredrl.checks import require_counts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, RandomLevel, SACConfig
@@ -16,13 +17,13 @@ from layeredrl.world_model import Encoder
 
 
 @dataclass(frozen=True)
-class DIAYNAgent:
+class DIAYNAgent(Recipe):
     """Skills without a model."""
 
     n_skills: int = 8
-    """Skills to choose from."""
+    """Number of skills."""
     duration: int = 50
-    """Environment steps that a skill runs."""
+    """Duration of a skill in environment steps."""
     state: tuple[str, ...] = ()
     """Parts of the observation that the discriminator sees; () for all but the goal."""
     sac: SACConfig = field(default_factory=SACConfig)
@@ -30,16 +31,13 @@ class DIAYNAgent:
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the policy is learned."""
 
-    presets: ClassVar[dict[str, "DIAYNAgent"]]
-    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def __post_init__(self) -> None:
         require_counts(self, n_skills=1, duration=1)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""
-        if not isinstance(task.action_space, spaces.Box):
-            raise ValueError(f"the action space is {task.action_space}, expected a Box: SAC acts in nothing else")
         method = self.make_method(task, device)
         algorithm = self.sac.build(method.n_inputs, task.action_space, device)
         policy = SkillLevel(algorithm, method, task.action_space, n_envs=task.n_envs, learning=self.policy, seed=seed)
@@ -51,14 +49,14 @@ class DIAYNAgent:
 
 
 DIAYNAgent.presets = {
-    "demo": DIAYNAgent(
-        sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
-        policy=PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
-    ),
-    "debug": DIAYNAgent(
-        n_skills=3,
-        duration=5,
-        sac=SACConfig(hidden=(16,)),
-        policy=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
-    ),
+    "demo": {
+        "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
+        "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
+    },
+    "debug": {
+        "n_skills": 3,
+        "duration": 5,
+        "sac": SACConfig(hidden=(16,)),
+        "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    },
 }

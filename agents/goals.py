@@ -1,23 +1,23 @@
-"""A planner over goals, and a policy below that goes to them.
+"""A planner over goals, and a goal-conditioned policy below it.
 
-The upper level emits displacements that stand for some environment steps, knows from a world model where they really
-lead, and plans a sequence of them with the task's reward. The lower one is SAC with hindsight relabelling (Andrychowicz
-et al. 2017, arXiv 1707.01495). In spirit HIRO (Nachum et al. 2018, arXiv 1805.08296) with a planner on top.
+The upper level emits displacements that last some environment steps. Its world model predicts their outcomes, and it
+plans a sequence of them for the task's reward. The lower level is SAC with hindsight relabelling (Andrychowicz et al.
+2017, arXiv 1707.01495). The idea is that of HIRO (Nachum et al. 2018, arXiv 1805.08296), with a planner on top.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, pi
 from typing import ClassVar, get_args
 
 import torch
-from gymnasium import spaces
 
 from agents.coarse_world import SupportKind, make_coarse_world
+from agents.recipe import Recipe
 from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import (
     ExplorationConfig,
-    ModelLearningConfig,
     PlannerLevel,
     PolicyLearningConfig,
     PolicyLevel,
@@ -29,17 +29,17 @@ from layeredrl.models.config import EnsembleConfig
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
-from layeredrl.world_model import Encoder
+from layeredrl.world_model import Encoder, ModelLearningConfig, WorldModelLearner
 
 
 @dataclass(frozen=True)
-class Goals:
-    """Planning over goals that a policy goes to."""
+class Goals(Recipe):
+    """Planning over goals, which a policy reaches."""
 
     duration: int = 10
-    """Environment steps for which a goal stands."""
+    """Duration of a goal in environment steps."""
     radius: float = 1.0
-    """How far away a goal may be in each dimension, in its units: as far as one gets in that time."""
+    """Largest displacement to a goal in each dimension, in its units: as far as the agent gets in that time."""
     state: tuple[str, ...] = ("achieved_goal",)
     """Parts of the observation that the world model predicts; () for all but the goal."""
     model: EnsembleConfig = field(default_factory=EnsembleConfig)
@@ -51,24 +51,23 @@ class Goals:
     exploration: ExplorationConfig = field(default_factory=lambda: ExplorationConfig(to_random=0.1, to_plan=0.3))
     """How the upper level mixes plans and random goals."""
     support_weight: float = 0.0
-    """Reward lost, in planning without exploration, for each goal after which one would be where the data never was."""
+    """Penalty, in planning without exploration, for each predicted outcome that the data does not support."""
     support: SupportKind = "cells"
-    """What tells where that is: visits of cells, or, for goals of more than three dimensions, the nearest states."""
+    """Measure of support: visits of cells, or, for goals of more than three dimensions, the nearest states."""
     support_cell: float = 0.25
     """Edge length of the cells of the achieved goal, in its units."""
     support_visits: int = 3
-    """Visits, at the ends of goals, from which on a cell counts as known."""
+    """Visits, at the ends of goals, from which a cell counts as known."""
     sac: SACConfig = field(default_factory=SACConfig)
     """The lower level's algorithm."""
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the lower level learns."""
     hindsight: float = 0.5
-    """Share of the lower level's transitions that are learned from with a goal that was reached."""
+    """Share of the lower level's transitions that are relabelled with a goal that was reached."""
     goal_reward: GoalReward = "distance"
-    """What the lower level is paid."""
+    """Reward of the lower level."""
 
-    presets: ClassVar[dict[str, "Goals"]]
-    trainers: ClassVar[dict[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def __post_init__(self) -> None:
         require_counts(self, duration=1)
@@ -79,8 +78,6 @@ class Goals:
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task whose observations are a Dict with `achieved_goal` and `desired_goal`."""
-        if not isinstance(task.action_space, spaces.Box):
-            raise ValueError(f"the action space is {task.action_space}, expected a Box: SAC acts in nothing else")
         goals = GoalCommands(task, self.radius, self.duration)
         policy = PolicyLevel(
             self.sac.build(goals.n_inputs, task.action_space, device),
@@ -90,6 +87,7 @@ class Goals:
             inputs=goals.inputs,
             relabel=Hindsight(goals, share=self.hindsight, reward=self.goal_reward),
             learning=self.policy,
+            name="goals",
             seed=seed,
         )
         return Hierarchy([self._planner(task, goals, device, seed), policy], task, device)
@@ -105,35 +103,35 @@ class Goals:
             goals.space,
             duration=self.duration,
             exploration=self.exploration,
-            learning=self.learning,
+            learner=WorldModelLearner(world, self.learning, seed=seed),
             seed=seed,
         )
 
 
 Goals.presets = {
     # For mazes of a few metres, in minutes on one core.
-    "demo": Goals(
-        model=EnsembleConfig(
+    "demo": {
+        "model": EnsembleConfig(
             n_models=3,
             hidden=(128, 128),
             frequencies=(pi / 2, pi, 2 * pi),  # walls are a metre apart
             weight_decay=(1e-5,),
             propagation="expectation",
         ),
-        learning=ModelLearningConfig(
+        "learning": ModelLearningConfig(
             n_random_steps=12_000, fit_every=2000, first_epochs=50, fit=FitConfig(epochs=8, batch_size=256)
         ),
-        icem=ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
-        support_weight=2.0,
-        sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
-        policy=PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
-    ),
-    "debug": Goals(
-        duration=3,
-        model=EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(1e-5,)),
-        learning=ModelLearningConfig(n_random_steps=24, fit_every=12, fit=FitConfig(epochs=2, batch_size=16)),
-        icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
-        sac=SACConfig(hidden=(16,)),
-        policy=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
-    ),
+        "icem": ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+        "support_weight": 2.0,
+        "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
+        "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
+    },
+    "debug": {
+        "duration": 3,
+        "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(1e-5,)),
+        "learning": ModelLearningConfig(n_random_steps=24, fit_every=12, fit=FitConfig(epochs=2, batch_size=16)),
+        "icem": ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
+        "sac": SACConfig(hidden=(16,)),
+        "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    },
 }

@@ -7,13 +7,14 @@ weighted by its variance (`beta_nll`), and particles may follow their members wi
 """
 
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
+from agents.recipe import Recipe
 from layeredrl.checks import require_number
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ModelLearningConfig, PlannerLevel
+from layeredrl.levels import PlannerLevel
 from layeredrl.models import FitConfig, ProbabilisticEnsemble
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.planners import (
@@ -29,19 +30,30 @@ from layeredrl.planners import (
 )
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
-from layeredrl.world_model import Encoder, GridSupport, Objective, WorldModel
+from layeredrl.world_model import (
+    Encoder,
+    GridSupport,
+    ModelLearningConfig,
+    Objective,
+    WorldModel,
+    WorldModelLearner,
+)
 
 
 @dataclass(frozen=True)
-class PETS:
-    """Model-predictive control on a probabilistic ensemble."""
+class PETS(Recipe):
+    """Model-predictive control on a probabilistic ensemble.
+
+    Presets of PETS' own tasks as `envs` has them, cartpole, reacher, pusher and halfcheetah, have the settings of the
+    released code ("-paper") or those of a small budget ("-fast").
+    """
 
     model: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The ensemble."""
     learning: ModelLearningConfig = field(default_factory=ModelLearningConfig)
     """When and how it is fitted."""
     planner: Literal["icem", "cem", "mppi", "random_shooting"] = "icem"
-    """Which planner to use."""
+    """Planner."""
     icem: ICEMConfig = field(default_factory=ICEMConfig)
     """Settings of iCEM."""
     cem: CEMConfig = field(default_factory=CEMConfig)
@@ -51,25 +63,18 @@ class PETS:
     random_shooting: RandomShootingConfig = field(default_factory=RandomShootingConfig)
     """Settings of random shooting."""
     common_noise: bool = False
-    """Whether all candidates of a decision meet the same noise, which tells with fewer particles which is better."""
+    """If True, all candidates of a decision are rolled out with the same noise, so that fewer particles rank them."""
     discount: float = 1.0
-    """Per environment step, in planning."""
+    """Discount per environment step, in planning."""
     uncertainty_weight: float = 0.0
-    """Reward lost, in planning, for each standard deviation of the states by which the members disagree; negative: won.
-    """
+    """Penalty, in planning, for each standard deviation of the states between members; negative for a bonus."""
 
     support_weight: float = 0.0
-    """Reward lost, in planning without exploration, at each step to a state in a cell with few visits by the data."""
+    """Penalty, in planning without exploration, for each step to a state in a cell with few visits in the data."""
     support_dims: tuple[int, ...] = ()
     """Dimensions of the state that span the grid of these cells."""
     support_cell: float = 0.25
     """Edge length of a cell, in the state's units."""
-
-    presets: ClassVar[dict[str, "PETS"]]
-    """Settings by name; those of PETS' own tasks as `envs` has them: cartpole, reacher, pusher and halfcheetah, each
-    with the released code's settings, "-paper", and with a small budget, "-fast"."""
-    trainers: ClassVar[dict[str, TrainerConfig]]
-    """How long to train with them."""
 
     def __post_init__(self) -> None:
         require_number("discount", self.discount, 0, 1)
@@ -78,9 +83,9 @@ class PETS:
         """Wire the agent for a task.
 
         Args:
-            task: What is known of the environments.
-            device: Where to compute.
-            seed: Of fitting; the networks are drawn from torch's global generator.
+            task: The task of the environments.
+            device: Device of the agent.
+            seed: Seed of fits and replay; networks are drawn from torch's global generator.
         """
         encoder = Encoder(task)
         dynamics = self.make_dynamics(encoder, task, device)
@@ -97,7 +102,7 @@ class PETS:
             self.make_planner(task),
             task.action_space,
             common_noise=self.common_noise,
-            learning=self.learning,
+            learner=WorldModelLearner(world, self.learning, seed=seed),
             seed=seed,
         )
         return Hierarchy([level], task, device)
@@ -123,7 +128,7 @@ class PETS:
 _SMALL = EnsembleConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))
 
 
-def _released(n_states: int, episode: int, model: EnsembleConfig, cem: CEMConfig) -> PETS:
+def _released(n_states: int, episode: int, model: EnsembleConfig, cem: CEMConfig) -> dict[str, Any]:
     """The released code's settings for a task.
 
     Its loss is 2 / D times ours for D state dimensions (it takes the mean over dimensions and leaves the factor 1/2
@@ -140,13 +145,13 @@ def _released(n_states: int, episode: int, model: EnsembleConfig, cem: CEMConfig
     learning = ModelLearningConfig(
         n_random_steps=episode, fit_every=episode, first_epochs=5, fit=FitConfig(epochs=5, batch_size=32)
     )
-    return PETS(model=model, learning=learning, planner="cem", cem=cem)
+    return {"model": model, "learning": learning, "planner": "cem", "cem": cem}
 
 
-def _fast(learning: ModelLearningConfig, model: EnsembleConfig, icem: ICEMConfig) -> PETS:
+def _fast(learning: ModelLearningConfig, model: EnsembleConfig, icem: ICEMConfig) -> dict[str, Any]:
     """A small budget: few candidates, small networks, but fits within an episode."""
     learning = replace(learning, first_epochs=50)
-    return PETS(model=replace(model, rollout_dtype="auto"), learning=learning, icem=icem, common_noise=True)
+    return {"model": replace(model, rollout_dtype="auto"), "learning": learning, "icem": icem, "common_noise": True}
 
 
 _CARTPOLE_PAPER = _released(
@@ -158,18 +163,18 @@ _CARTPOLE_PAPER = _released(
 
 PETS.presets = {
     # Short horizon: nearly all good candidates tie, the planner then keeps its mean, and control stays calm.
-    "demo": PETS(
-        model=_SMALL,
-        learning=ModelLearningConfig(
+    "demo": {
+        "model": _SMALL,
+        "learning": ModelLearningConfig(
             n_random_steps=40, fit_every=10, first_epochs=100, fit=FitConfig(epochs=10, batch_size=96)
         ),
-        icem=ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8),
-    ),
-    "debug": PETS(
-        model=EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
-        learning=ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
-        icem=ICEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4),
-    ),
+        "icem": ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8),
+    },
+    "debug": {
+        "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
+        "learning": ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
+        "icem": ICEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4),
+    },
     "paper": _CARTPOLE_PAPER,
     "cartpole-paper": _CARTPOLE_PAPER,
     "reacher-paper": _released(

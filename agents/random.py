@@ -1,20 +1,18 @@
-"""The baseline that every agent must beat: uniformly random actions."""
+"""Uniformly random actions: the baseline that every agent must beat."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 
+from agents.recipe import Recipe
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import RandomLevel
 from layeredrl.task import TaskSpec
 
 
 @dataclass(frozen=True)
-class Random:
+class Random(Recipe):
     """Uniformly random actions."""
-
-    presets: ClassVar[dict[str, "Random"]] = {}
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task."""

@@ -1,11 +1,12 @@
-"""SAC or TD3, flat: a policy learned without a model. The baseline of everything that learns one."""
+"""SAC or TD3: a policy learned model-free, the baseline of agents that learn a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch
-from gymnasium import spaces
 
+from agents.recipe import Recipe
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
 from layeredrl.task import TaskSpec
@@ -13,11 +14,11 @@ from layeredrl.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
-class SAC:
+class SAC(Recipe):
     """Model-free reinforcement learning."""
 
     algorithm: Literal["sac", "td3"] = "sac"
-    """Which algorithm to use."""
+    """Algorithm."""
     sac: SACConfig = field(default_factory=SACConfig)
     """Settings of SAC."""
     td3: TD3Config = field(default_factory=TD3Config)
@@ -25,35 +26,31 @@ class SAC:
     learning: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how it learns."""
 
-    presets: ClassVar[dict[str, "SAC"]]
-    trainers: ClassVar[dict[str, TrainerConfig]] = {
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {
         "demo": TrainerConfig(n_total_env_steps=10_000),
         "paper": TrainerConfig(n_total_env_steps=1_000_000),
     }
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""
-        space = task.action_space
-        if not isinstance(space, spaces.Box):
-            raise ValueError(f"the action space is {space}, expected a Box: {self.algorithm} acts in nothing else")
         config = self.sac if self.algorithm == "sac" else self.td3
-        algorithm = config.build(task.observation_dim, space, device)
-        level = PolicyLevel(algorithm, space, n_envs=task.n_envs, learning=self.learning, seed=seed)
+        algorithm = config.build(task.observation_dim, task.action_space, device)
+        level = PolicyLevel(algorithm, task.action_space, n_envs=task.n_envs, learning=self.learning, seed=seed)
         return Hierarchy([level], task, device)
 
 
 SAC.presets = {
     # Small networks and a higher learning rate: tasks of the classic kind within minutes.
-    "demo": SAC(
-        sac=SACConfig(hidden=(64, 64), learning_rate=1e-3),
-        td3=TD3Config(hidden=(64, 64), learning_rate=1e-3),
-        learning=PolicyLearningConfig(n_random_steps=500),
-    ),
-    "debug": SAC(
-        sac=SACConfig(hidden=(16,)),
-        td3=TD3Config(hidden=(16,)),
-        learning=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
-    ),
+    "demo": {
+        "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
+        "td3": TD3Config(hidden=(64, 64), learning_rate=1e-3),
+        "learning": PolicyLearningConfig(n_random_steps=500),
+    },
+    "debug": {
+        "sac": SACConfig(hidden=(16,)),
+        "td3": TD3Config(hidden=(16,)),
+        "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    },
     # Haarnoja et al. 2018, arXiv 1812.05905, appendix D; 10,000 random steps as in their released code.
-    "paper": SAC(learning=PolicyLearningConfig(n_random_steps=10_000)),
+    "paper": {"learning": PolicyLearningConfig(n_random_steps=10_000)},
 }

@@ -1,4 +1,4 @@
-"""What the recipes of skill agents have in common: a planner over skills, and a policy below that carries them out."""
+"""The base of recipes of skill agents: a planner over skills, and a policy below it that carries them out."""
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from agents.coarse_world import SupportKind, make_coarse_world
+from agents.recipe import Recipe
 from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
@@ -18,7 +19,7 @@ from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, Planner
 from layeredrl.skills import ModelBasedSkills, SkillLevel, SkillModelConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
-from layeredrl.world_model import Encoder, LearnedEncoder, WorldModel
+from layeredrl.world_model import Encoder, WorldModel
 
 IN_A_MAZE: dict[str, Any] = {
     "model": EnsembleConfig(
@@ -64,29 +65,29 @@ DEBUG: dict[str, Any] = {
     "sac": SACConfig(hidden=(16,)),
     "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
 }
-"""Settings with which everything happens within some hundred steps."""
+"""Settings with which all parts learn within some hundred steps."""
 
 
 @dataclass(frozen=True)
-class SkillAgent:
-    """A planner over skills that are learned together with a model of what they lead to."""
+class SkillAgent(Recipe):
+    """A planner over skills that are learned together with a model of their outcomes."""
 
     skill_dim: int = 2
-    """Numbers that a skill is made of, each in [-1, 1]; with `n_skills`, ignored."""
+    """Dimensions of a continuous skill in [-1, 1]; ignored with `n_skills`."""
     n_skills: int = 0
-    """Skills to choose from; 0 for continuous ones."""
+    """Number of discrete skills; 0 for continuous ones."""
     duration: int = 10
-    """Environment steps that a skill runs."""
+    """Duration of a skill in environment steps."""
     state: tuple[str, ...] = ("achieved_goal",)
     """Parts of the observation that skills change and the planner predicts; () for all but the goal."""
     hidden: tuple[str, ...] = ()
-    """Parts of the observation that the policy does not see, such as where a robot is that walks everywhere alike."""
+    """Parts of the observation that the policy does not see, such as a robot's position."""
     model: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The world model."""
     skills: SkillModelConfig = field(default_factory=SkillModelConfig)
-    """When and how it is learned, and how skills are paid by it."""
+    """When and how it is learned, and how the intrinsic reward uses it."""
     planner: Literal["icem", "mppi"] = "icem"
-    """Which planner to use; horizons count skills."""
+    """Planner; horizons count skills."""
     icem: ICEMConfig = field(default_factory=ICEMConfig)
     """Settings of iCEM."""
     mppi: MPPIConfig = field(default_factory=MPPIConfig)
@@ -96,21 +97,21 @@ class SkillAgent:
     )
     """How plans and random skills mix."""
     support_weight: float = 0.0
-    """Reward lost, in planning without exploration, for each step of the model to where the data never was."""
+    """Penalty, in planning without exploration, for each step of the model to an unsupported state."""
     support: SupportKind = "cells"
-    """What tells where that is: visits of cells, or, for states of more than three dimensions, the nearest states."""
+    """Measure of support: visits of cells, or, for states of more than three dimensions, the nearest states."""
     support_cell: float = 0.25
     """Edge length of the cells, in the state's units."""
     support_visits: int = 4
-    """Visits from which on a cell counts as known."""
+    """Visits from which a cell counts as known."""
     sac: SACConfig = field(default_factory=SACConfig)
     """The policy's algorithm."""
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the policy is learned."""
     calm_skills: float = 0.5
-    """Share of the skills that are carried out without the policy's noise in training."""
+    """Share of the skills that are executed without the policy's noise in training."""
     fresh_skills: float = 0.5
-    """Share of the policy's transitions that are learned from with another skill."""
+    """Share of the policy's transitions whose skill is replaced by one from the prior."""
 
     def __post_init__(self) -> None:
         require_counts(self, skill_dim=1, n_skills=0, duration=1)
@@ -122,7 +123,7 @@ class SkillAgent:
 
     @property
     def space(self) -> spaces.Box | spaces.Discrete:
-        """Of the skills."""
+        """Skill space."""
         if self.n_skills:
             return spaces.Discrete(self.n_skills)
         return spaces.Box(-1.0, 1.0, (self.skill_dim,), np.float32)
@@ -131,8 +132,8 @@ class SkillAgent:
     def make_method(self, task: TaskSpec, device: torch.device) -> ModelBasedSkills:
         """The skill method, with its world model."""
 
-    def make_encoder(self, task: TaskSpec) -> Encoder | LearnedEncoder:
-        """What of an observation skills change and the planner predicts."""
+    def make_encoder(self, task: TaskSpec) -> Encoder:
+        """Encoder of the state that skills change and the planner predicts."""
         return Encoder(task, self.state or None)
 
     def make_world(
@@ -141,11 +142,11 @@ class SkillAgent:
         """The world model.
 
         Args:
-            task: Of the environment.
-            device: Where it computes.
+            task: The task of the environment.
+            device: Device of the model.
             steps: Environment steps of one step of the model.
             repeat: Steps of the model for which a skill is held.
-            **model: More arguments of `EnsembleConfig.build`.
+            **model: Further arguments of `EnsembleConfig.build`.
         """
         encoder = self.make_encoder(task)
         return make_coarse_world(
@@ -162,8 +163,6 @@ class SkillAgent:
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""
-        if not isinstance(task.action_space, spaces.Box):
-            raise ValueError(f"the action space is {task.action_space}, expected a Box: SAC acts in nothing else")
         method = self.make_method(task, device)
         planner = PlannerLevel(
             method.world,
@@ -182,20 +181,20 @@ class SkillAgent:
     def make_policies(
         self, method: ModelBasedSkills, task: TaskSpec, device: torch.device, seed: int
     ) -> list[PolicyLevel]:
-        """What carries out the skills, top first."""
+        """Levels that carry out the skills, top first."""
         return [self.make_skill_level(method, task.action_space, task, device, seed=seed)]
 
     def make_skill_level(
         self,
         method: ModelBasedSkills,
-        space: spaces.Box,
+        space: spaces.Space[Any],
         task: TaskSpec,
         device: torch.device,
         *,
         seed: int,
         duration: int = 1,
     ) -> SkillLevel:
-        """The level whose commands are skills; its own actions, in `space`, stand for `duration` environment steps."""
+        """The level whose commands are skills; its own actions, in `space`, last `duration` environment steps."""
         return SkillLevel(
             self.sac.build(method.n_inputs, space, device),
             method,

@@ -1,10 +1,9 @@
-"""Three levels: a planner over skills of SPlaTES, which are ways over goals, to which a policy learns to go."""
+"""Three levels: a planner over skills of SPlaTES, skills that set goals, and a policy that reaches goals."""
 
 from dataclasses import dataclass, field
 from math import inf
 
 import torch
-from gymnasium import spaces
 
 from agents.skills import DEBUG, IN_A_MAZE
 from agents.splates import SPlaTESAgent
@@ -17,14 +16,14 @@ from layeredrl.task import TaskSpec
 
 @dataclass(frozen=True)
 class SPlaTESOverGoalsAgent(SPlaTESAgent):
-    """Planning with skills that say where to go next instead of acting themselves."""
+    """Planning with skills that set goals instead of acting themselves."""
 
     goal_duration: int = 2
-    """Environment steps for which a goal stands; the last one of a skill is cut short where they do not fit."""
+    """Duration of a goal in environment steps; the last one of a skill is cut short where they do not fit."""
     goal_radius: float = 0.2
-    """How far away a goal may be in each dimension, in its units."""
+    """Largest displacement to a goal in each dimension, in its units."""
     hindsight: float = 0.5
-    """Share of the lowest level's transitions that are learned from with a goal that was reached."""
+    """Share of the lowest level's transitions that are relabelled with a goal that was reached."""
     goal_policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the lowest level learns; its algorithm has the settings of the one above."""
 
@@ -38,7 +37,6 @@ class SPlaTESOverGoalsAgent(SPlaTESAgent):
         self, method: ModelBasedSkills, task: TaskSpec, device: torch.device, seed: int
     ) -> list[PolicyLevel]:
         goals = GoalCommands(task, self.goal_radius, self.goal_duration)
-        assert isinstance(task.action_space, spaces.Box)
         lowest = PolicyLevel(
             self.sac.build(goals.n_inputs, task.action_space, device),
             task.action_space,
@@ -47,6 +45,7 @@ class SPlaTESOverGoalsAgent(SPlaTESAgent):
             inputs=goals.inputs,
             relabel=Hindsight(goals, share=self.hindsight),
             learning=self.goal_policy,
+            name="goals",
             seed=seed,
         )
         skills = self.make_skill_level(method, goals.space, task, device, seed=seed, duration=self.goal_duration)
@@ -55,10 +54,10 @@ class SPlaTESOverGoalsAgent(SPlaTESAgent):
 
 SPlaTESOverGoalsAgent.presets = {
     # A skill decides every other step, so that each of its decisions is learned from twice as often.
-    "demo": SPlaTESOverGoalsAgent(
+    "demo": {
         **IN_A_MAZE | {"policy": PolicyLearningConfig(n_random_steps=4000, updates_per_transition=0.5)},
-        support_weight=2.0,
-        goal_policy=PolicyLearningConfig(n_random_steps=1000, updates_per_transition=0.25),
-    ),
-    "debug": SPlaTESOverGoalsAgent(**DEBUG, goal_policy=DEBUG["policy"]),
+        "support_weight": 2.0,
+        "goal_policy": PolicyLearningConfig(n_random_steps=1000, updates_per_transition=0.25),
+    },
+    "debug": {**DEBUG, "goal_policy": DEBUG["policy"]},
 }

@@ -27,7 +27,7 @@ class JSONLines(Logger):  # one object for each record
 
 path = Path(tempfile.mkdtemp()) / "log.jsonl"
 logger, config = LoggerList([ConsoleLogger(250), JSONLines(path)]), TrainerConfig(n_total_env_steps=250)
-agent = PETS.presets["demo"].build(make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0)
+agent = PETS.preset("demo").build(make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0)
 with logger:
     Trainer(agent, Collector(make_vector_env("envs:ContinuousCartPole-v0"), agent, seed=0), logger, config).run()
 records = [json.loads(line) for line in path.read_text().splitlines()]

@@ -28,9 +28,7 @@ class PETSWithNewton(PETS):
         return ProbabilisticEnsemble(*spaces, Newton, n_models=3, create_optimizer=True, normalize_targets=False)
 
 
-agent = PETSWithNewton(**vars(PETS.presets["demo"])).build(
-    make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0
-)
+agent = PETSWithNewton.preset("demo").build(make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0)
 collector = Collector(make_vector_env("envs:ContinuousCartPole-v0"), agent, seed=0)
 while collector.n_total_env_steps < 250:
     for episode in collector.step(explore=True):

@@ -28,9 +28,7 @@ class PETSWithHeld(PETS):
         return Held(task.action_space, horizon=8)
 
 
-agent = PETSWithHeld(**vars(PETS.presets["demo"])).build(
-    make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0
-)
+agent = PETSWithHeld.preset("demo").build(make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0)
 collector = Collector(make_vector_env("envs:ContinuousCartPole-v0"), agent, seed=0)
 while collector.n_total_env_steps < 250:
     for episode in collector.step(explore=True):

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,43 +16,39 @@ from layeredrl.levels import Level
 from layeredrl.levels.forecasts import Forecasts
 from layeredrl.task import TaskSpec
 
+M = TypeVar("M")
+
 
 @dataclass
 class LevelCarry:
-    """What is under way at one level, one row for each environment."""
+    """State of one level in each of E environments."""
 
     memory: Batch
-    """What the level wants to see again, on its device."""
+    """Memory of the level, on its device."""
     action: NDArray[Any]
-    """Action that stands, (E, A)."""
+    """Current action, (E, A)."""
     obs: NDArray[np.float32]
     """Observation at which it was chosen, (E, O)."""
     remaining: NDArray[np.int64]
-    """Environment steps for which it still stands, (E,); zero: a decision is due."""
+    """Environment steps until the action ends, (E,); zero: a decision is due."""
     elapsed: NDArray[np.int64]
     """Environment steps since it was chosen, (E,)."""
     reward: NDArray[np.float64]
     """Reward accumulated since then, each step's discounted to the start, (E,)."""
     forecasts: Forecasts
-    """Predicted returns that wait for the real ones."""
+    """Predicted returns, until they can be compared with the achieved ones."""
 
     def state_dict(self) -> dict[str, Any]:
-        """All of it, as tensors."""
+        """The whole state, as tensors."""
         return {
-            "memory": {key: self.memory[key] for key in self.memory.get_keys()},
+            "memory": _to_dict(self.memory),
             "forecasts": self.forecasts.state_dict(),
             **{name: torch.from_numpy(getattr(self, name).copy()) for name in _ARRAYS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        if set(state["memory"]) != set(self.memory.get_keys()):
-            raise ValueError(
-                f"a level's memory holds {sorted(state['memory'])}, expected {sorted(self.memory.get_keys())}"
-            )
-        for key, value in state["memory"].items():
-            _require_shape(f"memory.{key}", value, self.memory[key].shape)
-            self.memory[key] = value.to(self.memory[key].device)
+        _restore("memory", self.memory, state["memory"])
         for name in _ARRAYS:
             _require_shape(name, state[name], getattr(self, name).shape)
             getattr(self, name)[:] = state[name].cpu().numpy()
@@ -64,17 +60,17 @@ _ARRAYS = ("action", "obs", "remaining", "elapsed", "reward")
 
 @dataclass
 class Carry:
-    """Everything that is under way in a set of environments. The caller owns it; the agent's levels keep none of it."""
+    """State of acting in a set of environments. The caller owns it; the agent's levels keep none of it."""
 
     levels: list[LevelCarry]
-    """One for each level, top first."""
+    """State of each level, top first."""
     generator: torch.Generator
     """Randomness of acting in these environments."""
     metrics: dict[str, tuple[NDArray[np.int64], Tensor]]
-    """What the last step had to tell: environments (n,) and values (n,), on the agent's device."""
+    """Metrics of the last step by name: environments (n,) and values (n,), on the agent's device."""
 
     def last_metrics(self) -> dict[str, NDArray[np.float32]]:
-        """What the last step had to tell, (E,) by name; NaN where there was nothing."""
+        """Metrics of the last step by name, each of shape (E,); NaN where a level reported none."""
         columns = {}
         for name, (env_ids, values) in self.metrics.items():
             columns[name] = np.full(len(self.levels[0].remaining), np.nan, np.float32)
@@ -82,7 +78,7 @@ class Carry:
         return columns
 
     def state_dict(self) -> dict[str, Any]:
-        """What acting goes on from."""
+        """The state from which acting continues."""
         return {
             "levels": [level.state_dict() for level in self.levels],
             "generator": self.generator.get_state(),
@@ -90,7 +86,7 @@ class Carry:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, in as many environments; on another kind of device, with other draws."""
+        """Restore what `state_dict` returned, in as many environments; another kind of device draws other numbers."""
         if len(state["levels"]) != len(self.levels):
             raise ValueError(f"the carry has {len(state['levels'])} levels, expected {len(self.levels)}")
         for level, saved in zip(self.levels, state["levels"], strict=True):
@@ -102,21 +98,26 @@ class Carry:
 class Hierarchy:
     """An agent made of levels, top first; a flat agent has one level.
 
-    Acting runs top-down, in the environments in which a level's action has run out. When a level's action ends, the
-    actions below end too. Observing runs bottom-up and hands every level the transitions that have ended at its own
+    Acting runs top-down, in the environments in which a level's action has ended. When a level's action ends, the
+    actions below end too. Observing runs bottom-up and passes every level the transitions that have ended at its own
     time scale: observation and action at the start, reward summed with the level's discount, true last observation.
 
     Args:
-        levels: Each emits what the next one takes as command; the last emits the environment's actions.
+        levels: The action space of each is the command space of the next; the last one's is the environment's.
         task: The environments' spaces.
-        device: Where the levels compute.
+        device: Device of the levels.
+
+    Attributes:
+        names: Unique names of the levels, which key their states: `Level.name`, numbered where several have the same.
     """
 
     def __init__(self, levels: Sequence[Level], task: TaskSpec, device: torch.device | str = "cpu") -> None:
         if not levels:
             raise ValueError("levels is empty, expected at least one level")
         if levels[0].command_space is not None:
-            raise ValueError(f"the top level takes commands of {levels[0].command_space}, but nothing is above it")
+            raise ValueError(
+                f"the top level takes commands of {levels[0].command_space}, but there is no level above it"
+            )
         for above, below in pairwise(levels):
             if above.action_space != below.command_space:
                 raise ValueError(
@@ -129,16 +130,17 @@ class Hierarchy:
                 f"{task.action_space}"
             )
         self.levels = list(levels)
-        self._suffixes = [f"_level{i}" if _alike(levels[:i], level) else "" for i, level in enumerate(levels)]
+        self.names = _unique([level.name for level in levels])
+        self._shares_metrics = [any(_alike(level, other) for other in levels if other is not level) for level in levels]
         self.task = task
         self.device = torch.device(device)
 
     def initial_carry(self, n_envs: int, seed: int) -> Carry:
-        """Carry for environments that are about to begin.
+        """Carry of environments whose episodes are about to begin.
 
         Args:
-            n_envs: How many environments E; it need not be the number that the agent trains in.
-            seed: Of the randomness of acting there.
+            n_envs: Number of environments E; it may differ from the number that the agent trains in.
+            seed: Seed of acting in these environments.
         """
         n_obs = self.task.observation_dim
         carries = []
@@ -162,8 +164,8 @@ class Hierarchy:
 
         Args:
             obs: Flat observations, (E, O).
-            carry: Of these environments.
-            explore: Whether to collect experience or to do as well as possible.
+            carry: Carry of these environments.
+            explore: True to collect experience, False to act as well as possible.
         """
         obs_on_device = torch.as_tensor(obs, device=self.device)
         carry.metrics = {}
@@ -205,18 +207,18 @@ class Hierarchy:
             own.remaining[due] = np.minimum(decision.duration, above.remaining[due])
         own.elapsed[due] = 0
         own.reward[due] = 0.0
-        carry.metrics |= {name: (due, values) for name, values in decision.metrics.items()}
+        carry.metrics |= {name: (due, values) for name, values in self._named(i, decision.metrics).items()}
         if decision.forecast is not None:
             own.forecasts.open(due, decision.forecast.cpu().numpy(), decision.forecast_steps)
 
     def observe(self, step: Batch, env_ids: NDArray[np.int64], carry: Carry, *, learn: bool) -> None:
-        """Account for one step of some of the environments; updates the carry.
+        """Process one step of some of the environments; updates the carry.
 
         Args:
             step: Keys `rew`, `terminated`, `truncated` (n,) and `obs_next` (n, O), the true next observation.
-            env_ids: Which environments, (n,), in ascending order.
-            carry: Of these environments.
-            learn: Whether finished transitions go to the levels' replay.
+            env_ids: Indices of the environments, (n,), in ascending order.
+            carry: Carry of all environments.
+            learn: If True, finished transitions go to the levels' replay.
         """
         done = step.terminated | step.truncated
         for i in reversed(range(len(self.levels))):
@@ -227,14 +229,15 @@ class Hierarchy:
             settled, *returns = own.forecasts.step(env_ids, step.rew, step.terminated, step.truncated)
             if len(settled):
                 names = ("plan/predicted_return", "plan/achieved_return")
-                carry.metrics |= {n: (settled, torch.as_tensor(r)) for n, r in zip(names, returns, strict=True)}
+                metrics = {name: torch.as_tensor(values) for name, values in zip(names, returns, strict=True)}
+                carry.metrics |= {name: (settled, values) for name, values in self._named(i, metrics).items()}
             ended = done | (own.remaining[env_ids] == 0)
             ids = env_ids[ended]
             if not learn or not len(ids):
                 continue
             info = Batch(duration=own.elapsed[ids])
             if i > 0:
-                above = carry.levels[i - 1]  # which has not counted this step yet
+                above = carry.levels[i - 1]  # its `elapsed` does not count this step yet
                 info.command = _command(above, ids, above.elapsed[ids] + 1 - own.elapsed[ids])
             transitions = Batch(
                 obs=own.obs[ids],
@@ -249,7 +252,7 @@ class Hierarchy:
         self.reset(carry, env_ids[done])
 
     def reset(self, carry: Carry, env_ids: NDArray[np.int64]) -> None:
-        """Begin anew in some of the environments, whose next observation is an episode's first."""
+        """Reset the carry of environments whose next observation is the first of an episode."""
         if not len(env_ids):
             return
         rows = torch.as_tensor(env_ids, device=self.device)
@@ -262,52 +265,64 @@ class Hierarchy:
                 _write(own.memory, rows, level.initial_memory(len(env_ids)))
 
     def abandon(self, carry: Carry, env_ids: NDArray[np.int64], *, learn: bool) -> None:
-        """End episodes of which the rest will never be seen: what is stored of them, if it is, ends truncated."""
+        """End episodes whose rest is never observed; their stored transitions, if any, end truncated."""
         if learn:
             for level in self.levels:
                 level.abandon(env_ids)
         self.reset(carry, env_ids)
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
-        """Let every level learn if it is time for that; returns their metrics.
+        """Let every level learn if its learning is due; returns their metrics.
 
-        Names of a level end in its number where one above it is of the same kind.
+        Metrics of levels of the same kind begin with the level's name, as do those of acting.
         """
         metrics: dict[str, float] = {}
-        for level, suffix in zip(self.levels, self._suffixes, strict=True):
-            metrics |= {f"{name}{suffix}": value for name, value in level.learn(n_total_env_steps).items()}
+        for i, level in enumerate(self.levels):
+            metrics |= self._named(i, level.learn(n_total_env_steps))
         return metrics
 
+    def _named(self, i: int, metrics: Mapping[str, M]) -> dict[str, M]:
+        """Metrics of level i, beginning with its name where another level's could have the same names."""
+        return {f"{self.names[i]}/{name}": x for name, x in metrics.items()} if self._shares_metrics[i] else {**metrics}
+
     def experience(self) -> dict[str, Any]:
-        """What the levels learn from, by level."""
-        return {str(i): level.replay.state_dict() for i, level in enumerate(self.levels) if level.replay is not None}
+        """Replays of the levels, by name."""
+        return {
+            name: level.replay.state_dict()
+            for name, level in zip(self.names, self.levels, strict=True)
+            if level.replay is not None
+        }
 
     def load_experience(self, state: Mapping[str, Any]) -> None:
         """Restore what `experience` returned."""
-        for i, level in enumerate(self.levels):
+        for name, level in zip(self.names, self.levels, strict=True):
             if level.replay is not None:
-                level.replay.load_state_dict(state[str(i)])
+                level.replay.load_state_dict(state[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything learned, by level."""
-        return {str(i): level.state_dict() for i, level in enumerate(self.levels)}
+        """Everything learned, by name of the level."""
+        return {name: level.state_dict() for name, level in zip(self.names, self.levels, strict=True)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        if len(state) != len(self.levels):
-            raise ValueError(f"the state has {len(state)} levels, expected {len(self.levels)}")
-        for i, level in enumerate(self.levels):
-            level.load_state_dict(state[str(i)])
+        if list(state) != self.names:
+            raise ValueError(f"the state has the levels {', '.join(state)}, expected {', '.join(self.names)}")
+        for name, level in zip(self.names, self.levels, strict=True):
+            level.load_state_dict(state[name])
 
 
-def _alike(levels: Sequence[Level], level: Level) -> bool:
-    """Whether one of some levels is of the same kind as another, so that their metrics have the same names."""
-    kinds = set(type(level).__mro__) - set(Level.__mro__)
-    return any(kinds & set(type(other).__mro__) for other in levels)
+def _unique(names: Sequence[str]) -> list[str]:
+    """Names, with the number of the level behind those that occur several times."""
+    return [f"{name}{i}" if names.count(name) > 1 else name for i, name in enumerate(names)]
+
+
+def _alike(level: Level, other: Level) -> bool:
+    """Return True if two levels are of the same kind, so that their metrics have the same names."""
+    return bool((set(type(level).__mro__) - set(Level.__mro__)) & set(type(other).__mro__))
 
 
 def _command(above: LevelCarry, env_ids: NDArray[np.int64], elapsed: NDArray[np.int64]) -> Batch:
-    """What a level asks of the one below when its action has stood for so many steps (n,)."""
+    """Command of a level to the one below, at `elapsed` environment steps (n,) after the level's decision."""
     return Batch(
         action=above.action[env_ids],
         obs=above.obs[env_ids],
@@ -322,5 +337,26 @@ def _require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _write(memory: Batch, rows: Tensor, values: Batch) -> None:
+    """Overwrite rows of a memory, which may be nested."""
     for key in memory.get_keys():
-        memory[key][rows] = values[key]
+        if isinstance(memory[key], Batch):
+            _write(memory[key], rows, values[key])
+        else:
+            memory[key][rows] = values[key]
+
+
+def _to_dict(memory: Batch) -> dict[str, Any]:
+    """A memory as nested dicts of tensors."""
+    return {key: _to_dict(x) if isinstance(x, Batch) else x for key, x in memory.items()}
+
+
+def _restore(name: str, memory: Batch, state: Mapping[str, Any]) -> None:
+    """Replace the tensors of a memory by those of `_to_dict`, on the same devices."""
+    if set(state) != set(memory.get_keys()):
+        raise ValueError(f"the carry's {name} holds {sorted(state)}, expected {sorted(memory.get_keys())}")
+    for key, value in state.items():
+        if isinstance(memory[key], Batch):
+            _restore(f"{name}.{key}", memory[key], value)
+        else:
+            _require_shape(f"{name}.{key}", value, memory[key].shape)
+            memory[key] = value.to(memory[key].device)

@@ -235,7 +235,7 @@ def test_a_state_with_other_keys_is_refused():
 def train_pets(*, evaluating, seed=0):
     torch.manual_seed(seed)
     task = make_task("ContinuousCartPole-v0", 2)
-    agent = PETS.presets["debug"].build(task, torch.device("cpu"), seed=seed)
+    agent = PETS.preset("debug").build(task, torch.device("cpu"), seed=seed)
     env = make_vector_env("ContinuousCartPole-v0", 2)
 
     def evaluate(n):

@@ -73,7 +73,7 @@ class Comparison:
 
 def train(hidden: tuple[int, ...], n_steps: int, seed: int) -> PlannerLevel:
     """PETS after some steps of cart-pole, with float32 rollouts."""
-    demo = PETS.presets["demo"]
+    demo = PETS.preset("demo")
     model = demo.model if hidden == demo.model.hidden else replace(demo.model, hidden=hidden, learning_rate=1e-3)
     config = RunConfig[PETS](seed=seed, settings=replace(demo, model=model))
     agent = build_agent(config)

@@ -73,7 +73,7 @@ def main() -> None:
     warnings.simplefilter("ignore")
     gym.register("Sabotaged-v0", SabotagedCartPole, max_episode_steps=200)
     before = footprint()
-    settings = PETS.presets["demo"]
+    settings = PETS.preset("demo")
     # A small replay, so that a fit does not take longer and longer.
     learning = replace(settings.learning, fit_every=10 * config.n_envs, replay_size=4000)
     agent = replace(settings, learning=learning).build(

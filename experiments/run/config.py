@@ -35,9 +35,9 @@ AGENTS = {
 
 
 class AgentConfig(Protocol):
-    """What a recipe is: a dataclass of settings with a `build`.
+    """A recipe: a dataclass of settings with a `build`.
 
-    It may offer dicts by the names of presets: `presets` of itself, and `trainers`, of how long to train.
+    It may have dicts by names of presets: `presets`, overrides of its defaults, and `trainers`, `TrainerConfig`s.
     """
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
@@ -178,7 +178,7 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
         agent=agent,
         preset=preset,
         trainer=trainers.get(preset, TrainerConfig()),
-        settings=_settings(cls, presets.get(preset)),
+        settings=cls(**presets.get(preset, {})),
     )
     run_config: Any = RunConfig
     words = words_of_sweep(args, default)
@@ -190,18 +190,6 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
         return config
     trial.check(to_dict(config))
     return dataclasses.replace(config, name=config.name or f"{config.folder.name}-{trial.run_id}")
-
-
-def _settings(cls: type[Any], preset: Any) -> Any:
-    """A preset as settings of this class, which may have inherited it; its defaults if there is none.
-
-    What the class has other defaults for than the preset's own class stays as it says.
-    """
-    if preset is None or isinstance(preset, cls):
-        return preset or cls()
-    default, inherited = cls(), type(preset)()
-    own = {name for name in vars(inherited) if getattr(default, name) != getattr(inherited, name)}
-    return cls(**{name: value for name, value in vars(preset).items() if name not in own})
 
 
 def to_json(config: RunConfig[Any]) -> str:

@@ -3,7 +3,7 @@
 from layeredrl.levels.goals import GoalCommands, Hindsight
 from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import SACConfig, TD3Config
-from layeredrl.levels.planner_level import ExplorationConfig, ModelLearningConfig, PlannerLevel
+from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, PlanningError
 from layeredrl.levels.policy_level import ObservationAndCommand, PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.random_level import RandomLevel
 
@@ -13,9 +13,9 @@ __all__ = [
     "GoalCommands",
     "Hindsight",
     "Level",
-    "ModelLearningConfig",
     "ObservationAndCommand",
     "PlannerLevel",
+    "PlanningError",
     "PolicyLearningConfig",
     "PolicyLevel",
     "RandomLevel",

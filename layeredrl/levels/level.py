@@ -17,34 +17,36 @@ from layeredrl.storage import Replay
 
 @dataclass(frozen=True)
 class Decision:
-    """What a level decided for some environments, one row each."""
+    """Decisions of a level for n environments, one row each."""
 
     action: Tensor
     """Command of the level below, or the environment's action, (n, A)."""
     duration: NDArray[np.int64]
-    """Environment steps for which the action stands, (n,); cut short where the level's own command ends first."""
+    """Environment steps for which the action lasts, (n,); cut short where the level's own command ends first."""
     memory: Batch
-    """What the level wants to see again at its next decision; tensors with the environment first."""
+    """Memory for the level's next decision; tensors, or Batches of them, with the environment first."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """What a person may want to know of it, (n,) each; NaN where there is nothing to tell."""
+    """Metrics by name, (n,) each; NaN where there is none."""
     forecast: Tensor | None = None
     """Predicted return of the next `forecast_steps` environment steps, (n,); NaN for none."""
     forecast_steps: int = 0
 
 
 class Level(ABC):
-    """Receives a command from the level above and emits actions, each of which stands for some environment steps.
+    """Receives a command from the level above and emits actions, each of which lasts some environment steps.
 
-    A level keeps what it has learned and its replay. What is under way in an environment is handed in and out with
-    every call, so that one level can act in several sets of environments at once.
+    A level keeps what it has learned and its replay. The memory of an environment is an argument and a result of every
+    call, so that one level can act in several sets of environments at once.
 
     Attributes:
-        command_space: What it takes from the level above; None for the top level.
-        action_space: What it emits.
-        discount: Per environment step, for the reward that its transitions accumulate.
-        replay: What it learns from; None if it keeps nothing.
+        name: Name of the level, in metrics and checkpoints.
+        command_space: Space of commands from the level above; None for the top level.
+        action_space: Action space of the level.
+        discount: Discount per environment step, of the reward that its transitions accumulate.
+        replay: Transitions that it learns from; None if it keeps none.
     """
 
+    name: str = "level"
     command_space: spaces.Space[Any] | None = None
     action_space: spaces.Space[Any]
     discount: float = 1.0
@@ -52,7 +54,7 @@ class Level(ABC):
 
     @abstractmethod
     def initial_memory(self, n_envs: int) -> Batch:
-        """Memory for environments whose episode begins."""
+        """Memory of environments whose episode begins."""
 
     @abstractmethod
     def act(
@@ -68,28 +70,28 @@ class Level(ABC):
 
         Args:
             obs: Flat observations, (n, O).
-            command: From the level above; None for the top level. Keys `action`, what is asked for (n, C); `obs`, the
-                observation at which it was asked (n, O); `elapsed` and `remaining`, environment steps since then and
-                for which it still stands, (n,).
+            command: Command from the level above; None for the top level. Keys `action` (n, C), the command itself;
+                `obs` (n, O), the observation at which it was given; `elapsed` and `remaining` (n,), environment steps
+                since then and until its end.
             memory: From `initial_memory` or the last decision, n rows.
-            explore: Whether to collect experience or to do as well as possible.
+            explore: True to collect experience, False to act as well as possible.
             generator: Source of randomness.
         """
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:  # noqa: B027  optional
-        """Take in finished transitions at this level's time scale, as `Replay.add` does. The default forgets them.
+        """Store finished transitions at this level's time scale, as `Replay.add` takes them. The default ignores them.
 
-        `info` holds their `duration` in environment steps and, below the top level, the `command` at their beginning,
-        as `act` was given it. Where `command.remaining` is the duration, the command ended with the transition.
+        `info` holds their `duration` in environment steps and, below the top level, the `command` at their start, as
+        given to `act`. Where `command.remaining` equals the duration, the command ended with the transition.
         """
 
     def abandon(self, env_ids: NDArray[np.int64]) -> None:
-        """Episodes end, after their last transition, without anybody seeing how: by default that was a truncation."""
+        """End episodes whose end was not observed, after their last transition; by default as truncated."""
         if self.replay is not None:
             self.replay.truncate(env_ids)
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
-        """Learn from what was observed, if it is time for that.
+        """Learn from observed transitions, if learning is due.
 
         Args:
             n_total_env_steps: Environment steps so far, all instances summed.

@@ -24,6 +24,7 @@ from tianshou.utils.net.continuous import ContinuousActorDeterministic
 from tianshou.utils.torch_utils import policy_within_training_step
 from torch import Tensor, nn
 
+from layeredrl import action_spaces
 from layeredrl.checks import require_counts, require_number
 from layeredrl.models.optimizer import restore_optimizer
 
@@ -87,23 +88,24 @@ class SACConfig(ActorCriticConfig):
             raise ValueError(f"target_entropy is {self.target_entropy}, expected a finite number")
         require_number("initial_alpha", self.initial_alpha, 0, math.inf, open_low=True)
 
-    def build(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> OffPolicyAlgorithm:
+    def build(self, n_inputs: int, action_space: spaces.Space[Any], device: torch.device) -> OffPolicyAlgorithm:
         """The algorithm, with networks drawn from torch's global generator.
 
         Args:
-            n_inputs: Width of what the policy sees.
+            n_inputs: Width of the policy's inputs.
             action_space: A flat Box of [-1, 1].
-            device: Where it computes.
+            device: Device of the networks.
         """
-        actor: Any = _GaussianActor(n_inputs, self.hidden, action_space.shape[0]).to(device)
+        space = action_spaces.require_unit_box(action_space)
+        actor: Any = _GaussianActor(n_inputs, self.hidden, space.shape[0]).to(device)
         alpha: float | AutoAlpha = 0.0
         if self.alpha is None:
-            target = -float(action_space.shape[0]) if self.target_entropy is None else self.target_entropy
+            target = -float(space.shape[0]) if self.target_entropy is None else self.target_entropy
             alpha = AutoAlpha(target, math.log(self.initial_alpha), self._adam(self.learning_rate)).to(device)
         else:
             alpha = float(self.alpha)
-        policy = _SACPolicy(actor=actor, action_space=action_space)
-        return SAC(policy=policy, alpha=alpha, **self._networks(n_inputs, action_space, device))
+        policy = _SACPolicy(actor=actor, action_space=space)
+        return SAC(policy=policy, alpha=alpha, **self._networks(n_inputs, space, device))
 
 
 @dataclass(frozen=True)
@@ -126,19 +128,20 @@ class TD3Config(ActorCriticConfig):
         require_number("noise_clip", self.noise_clip, 0, math.inf, open_low=True)  # tianshou's 0 is no limit at all
         require_counts(self, actor_every=1)
 
-    def build(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> OffPolicyAlgorithm:
+    def build(self, n_inputs: int, action_space: spaces.Space[Any], device: torch.device) -> OffPolicyAlgorithm:
         """The algorithm, as `SACConfig.build` makes it."""
+        space = action_spaces.require_unit_box(action_space)
         actor = ContinuousActorDeterministic(
-            preprocess_net=Net(state_shape=(n_inputs,), hidden_sizes=self.hidden), action_shape=action_space.shape
+            preprocess_net=Net(state_shape=(n_inputs,), hidden_sizes=self.hidden), action_shape=space.shape
         ).to(device)
         noise = GaussianNoise(sigma=self.exploration_noise) if self.exploration_noise else None
-        policy = _TD3Policy(actor=actor, exploration_noise=noise, action_space=action_space)
+        policy = _TD3Policy(actor=actor, exploration_noise=noise, action_space=space)
         return TD3(
             policy=policy,
             policy_noise=self.policy_noise,
             noise_clip=self.noise_clip,
             update_actor_freq=self.actor_every,
-            **self._networks(n_inputs, action_space, device),
+            **self._networks(n_inputs, space, device),
         )
 
 

@@ -1,4 +1,4 @@
-"""A level that acts by a policy, learned without a model by one of tianshou's off-policy algorithms."""
+"""A level that acts by a policy, learned model-free by one of tianshou's off-policy algorithms."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -19,18 +19,19 @@ from layeredrl.faults import NonFiniteError
 from layeredrl.levels import off_policy
 from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
+from layeredrl.metrics import RunningMeans
 from layeredrl.randomness import derive_seed
 from layeredrl.storage import Replay
 
 Inputs = Callable[[Tensor, Batch | None], Tensor]
-"""What a policy sees: (flat observations (n, O), command as `Level.act` has it) -> (n, I)."""
+"""Inputs of a policy: (flat observations (n, O), command as in `Level.act`) -> (n, I)."""
 
 Relabel = Callable[[Batch, Replay], Batch]
-"""Changes a sampled batch, whatever was stored, before it is learned from.
+"""Changes a sampled batch before it is learned from, independently of what was stored.
 
 Tensors, the transition first: `obs`, `obs_next` (n, O); `act` (n, A); `rew`, `discount` (n,), the latter to the power
-of the duration, zero where the episode terminated; `command` and `next_command`, as `Level.act` has them, where there
-is a level above; `duration` (n,). And `index`, an array (n,): where the transitions lie in the replay.
+of the duration and zero where the episode terminated; `command` and `next_command`, as in `Level.act`, where there is
+a level above; `duration` (n,). And `index`, an array (n,): the transitions' indices in the replay.
 """
 
 
@@ -41,15 +42,15 @@ class PolicyLearningConfig:
     n_random_steps: int = 1000
     """Environment steps with random actions before the first update."""
     updates_per_transition: float = 1.0
-    """Ratio of updates to data, counted from the first update."""
+    """Number of updates for each transition, counted from the first update."""
     batch_size: int = 256
     """Transitions of an update."""
     replay_size: int = 1_000_000
-    """Transitions kept, all environments together."""
+    """Number of transitions kept, all environments together."""
     report_every: int = 1000
-    """Environment steps between two reports of losses and the like."""
+    """Environment steps between two reports of metrics."""
     max_skipped: int = 10
-    """Updates between two reports that may be cut short because a gradient is not finite; one more is an error."""
+    """Updates between two reports that may be skipped because a gradient is not finite; one more is an error."""
 
     def __post_init__(self) -> None:
         require_counts(self, n_random_steps=0, batch_size=1, replay_size=1, report_every=1, max_skipped=0)
@@ -61,14 +62,15 @@ class PolicyLevel(Level):
 
     Args:
         algorithm: An off-policy actor-critic of tianshou, such as its SAC or TD3; its `gamma` is the level's discount.
-        action_space: Of what it emits: a flat Box of [-1, 1].
-        command_space: What it takes from above; None for the top level.
+        action_space: Action space of the level: a flat Box of [-1, 1].
+        command_space: Space of commands from the level above; None for the top level.
         n_envs: Number of environments that it learns in.
-        inputs: What the policy sees; the observation and the command by default.
+        inputs: Inputs of the policy; the observation and the command by default.
         relabel: Changes every sampled batch; None to learn from what was stored.
-        duration: Environment steps for which an action stands.
+        duration: Environment steps for which an action lasts.
         learning: When and how to learn.
-        seed: Of the replay; policies draw from the global generators of torch and numpy.
+        name: Name of the level.
+        seed: Seed of the replay; policies draw from the global generators of torch and numpy.
     """
 
     replay: Replay
@@ -84,14 +86,10 @@ class PolicyLevel(Level):
         relabel: Relabel | None = None,
         duration: int = 1,
         learning: PolicyLearningConfig | None = None,
+        name: str = "policy",
         seed: int = 0,
     ) -> None:
-        if (
-            not isinstance(action_space, spaces.Box)
-            or len(action_space.shape) != 1
-            or not ((action_space.low == -1) & (action_space.high == 1)).all()
-        ):
-            raise ValueError(f"action space is {action_space}, expected a flat Box of [-1, 1]")
+        action_spaces.require_unit_box(action_space)
         require_count("duration", duration)
         if algorithm.policy.action_space != action_space:
             raise ValueError(
@@ -99,7 +97,7 @@ class PolicyLevel(Level):
             )
         off_policy.check_algorithm(algorithm)
         off_policy.guard_gradients(algorithm)
-        self.algorithm = algorithm.eval()
+        self.algorithm, self.name = algorithm.eval(), name
         self.action_space, self.command_space = action_space, command_space
         self.discount = algorithm.gamma
         self.inputs = ObservationAndCommand(command_space) if inputs is None else inputs
@@ -110,8 +108,7 @@ class PolicyLevel(Level):
         self.n_total_env_steps = self.last_report = 0
         self.n_updates = self.n_skipped = 0
         self._first: int | None = None  # transitions before the first update
-        self._sums: dict[str, float] = {}
-        self._n_summed = 0
+        self._means = RunningMeans()
 
     def initial_memory(self, n_envs: int) -> Batch:
         return Batch()
@@ -140,7 +137,7 @@ class PolicyLevel(Level):
 
     @property
     def acts_at_random(self) -> bool:
-        """Whether exploring still means random actions."""
+        """True while exploration uses random actions."""
         return self.n_total_env_steps < self.learning.n_random_steps
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
@@ -155,15 +152,15 @@ class PolicyLevel(Level):
             self._first, self.last_report = n_transitions - 1, n_total_env_steps
         due = int(self.learning.updates_per_transition * (n_transitions - self._first)) - self.n_updates
         if due > 0:
-            with torch_train_mode(self.algorithm):  # once: it visits every module, which takes longer than one thinks
+            with torch_train_mode(self.algorithm):  # once for all: it visits every module, which takes long
                 while due > 0:
                     due -= self._updates(min(due, _AT_ONCE))
-        if n_total_env_steps - self.last_report < self.learning.report_every or not self._n_summed + self.n_skipped:
+        if n_total_env_steps - self.last_report < self.learning.report_every or not (self._means or self.n_skipped):
             return {}
         return self._report()
 
     def sample(self, n_updates: int = 1) -> Batch:
-        """What so many updates learn from, drawn from the replay, as `Relabel` sees it, after that was called."""
+        """Draw the transitions of n updates from the replay, relabelled; keys as in `Relabel`."""
         rows, index = self.replay.sample(n_updates * self.learning.batch_size)
         rows.to_torch_(device=self.device)
         duration = rows.info.duration
@@ -185,16 +182,18 @@ class PolicyLevel(Level):
                 elapsed=asked.elapsed + duration,
                 remaining=asked.remaining - duration,
             )
-        if self.relabel is None:
-            return batch
-        batch = self.relabel(batch, self.replay)
+        batch = self.relabelled(batch)
         for name in ("rew", "discount"):
             if batch[name].shape != index.shape:
                 raise ValueError(f"relabel gave {name} of shape {tuple(batch[name].shape)}, expected {index.shape}")
         return batch
 
+    def relabelled(self, batch: Batch) -> Batch:
+        """Change a sampled batch, as in `Relabel`; by default with the function given at construction."""
+        return batch if self.relabel is None else self.relabel(batch, self.replay)
+
     def _updates(self, n: int) -> int:
-        """So many updates; their batches are drawn together, which saves a good part of what small tensors cost."""
+        """Take n updates, whose batches are drawn together: small tensors cost as much as large ones."""
         batch = self.sample(n)
         whole = {
             "obs": self.inputs(batch.obs, batch.get("command")),
@@ -211,7 +210,7 @@ class PolicyLevel(Level):
 
     def _update(self, batch: Batch) -> None:
         try:
-            told = off_policy.update(self.algorithm, batch)
+            metrics = off_policy.update(self.algorithm, batch)
         except NonFiniteGradientError as error:
             self.n_skipped += 1
             if self.n_skipped > self.learning.max_skipped:
@@ -220,56 +219,52 @@ class PolicyLevel(Level):
                     f"after {self.n_skipped - 1} others since the last report"
                 ) from error
             return
-        told["reward"] = float(batch.rew.mean())
-        for name, value in told.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
-        self._n_summed += 1
+        self._means.add(metrics | {"reward": float(batch.rew.mean())})
 
     def _report(self) -> dict[str, float]:
-        """Means since the last report."""
-        metrics = {f"policy/{name}": total / self._n_summed for name, total in self._sums.items()}
+        """Return means since the last report."""
+        metrics = {f"policy/{name}": mean for name, mean in self._means.take().items()}
         if self.n_skipped:
             metrics["policy/skipped_updates"] = self.n_skipped
         metrics["policy/updates"] = self.n_updates
-        self._sums, self._n_summed, self.n_skipped = {}, 0, 0
-        self.last_report = self.n_total_env_steps
+        self.n_skipped, self.last_report = 0, self.n_total_env_steps
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "algorithm": off_policy.state_dict(self.algorithm),
-            "sums": dict(self._sums),
+            "means": self._means.state_dict(),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         off_policy.load_state_dict(self.algorithm, state["algorithm"])
-        self._sums = dict(state["sums"])
+        self._means.load_state_dict(state["means"])
         for name in _NUMBERS:
             setattr(self, name, state[name])
 
 
-_NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first", "_n_summed")
+_NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first")
 _AT_ONCE = 8
-"""Updates whose batches are drawn together, at the most; more would leave the cache."""
+"""Largest number of updates whose batches are drawn together; more would not fit into the cache."""
 
 
 class ObservationAndCommand:
-    """The flat observation, followed by what is asked for.
+    """Inputs of a policy: the flat observation, followed by the command.
 
     Args:
-        command_space: Of what is asked for; choices become one-hot features.
+        command_space: Space of commands; choices become one-hot features.
     """
 
     def __init__(self, command_space: spaces.Space[Any] | None) -> None:
         self.command_space = command_space
 
     def width(self, observation_dim: int) -> int:
-        """Width I of what the policy sees."""
+        """Width I of the inputs."""
         return observation_dim + (0 if self.command_space is None else action_spaces.n_features(self.command_space))
 
     def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
-        """What the policy sees, (n, I)."""
+        """Inputs (n, I), from observations (n, O) and the command."""
         if self.command_space is None or command is None:
             return obs
         return torch.cat([obs, action_spaces.features(self.command_space, command.action, obs.dtype)], -1)

@@ -3,7 +3,7 @@
 from layeredrl.planners.cem import CEM, CEMConfig
 from layeredrl.planners.icem import ICEM, ICEMConfig
 from layeredrl.planners.mppi import MPPI, MPPIConfig
-from layeredrl.planners.planner import Plan, Planner, PlanningError, ScoreFunction
+from layeredrl.planners.planner import Plan, Planner, ScoreFunction
 from layeredrl.planners.random_shooting import RandomShooting, RandomShootingConfig
 
 __all__ = [
@@ -15,7 +15,6 @@ __all__ = [
     "MPPIConfig",
     "Plan",
     "Planner",
-    "PlanningError",
     "RandomShooting",
     "RandomShootingConfig",
     "ScoreFunction",

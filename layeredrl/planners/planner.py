@@ -1,4 +1,4 @@
-"""The interface of planners: optimisers of action sequences that know nothing of models."""
+"""The interface of planners: optimisers of action sequences, independent of any model."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.checks import require_count
-from layeredrl.faults import Fault
 from layeredrl.planners.search import Search
 
 ScoreFunction = Callable[[Tensor], Tensor]
@@ -22,34 +21,25 @@ ScoreFunction = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Plan:
-    """What a planner found for E environments."""
+    """The result of planning for E environments."""
 
     actions: Tensor
-    """Chosen sequences, (E, H, A); of integers for discrete actions."""
+    """Chosen sequences, (E, H, A); integers for discrete actions. Meaningless where nothing was `found`."""
     score: Tensor
-    """Score of the best candidate of the last iteration, (E,). The best of many noisy scores is an optimistic one."""
+    """Score of the best candidate of the last iteration, (E,). The best of many noisy scores is optimistic."""
     warm_start: Batch
-    """What the next call of `plan` may start from; tensors with the environment first."""
+    """Warm start of the next call of `plan`; tensors with the environment first."""
     best_scores: Tensor
     """Best score of each iteration, (iterations, E)."""
 
-
-class PlanningError(Fault):
-    """No candidate of an environment had a finite score, in any iteration.
-
-    Attributes:
-        env_ids: The environments concerned, as rows of those that were planned for.
-        plan: What would have been returned; in these environments it means nothing.
-    """
-
-    def __init__(self, message: str, env_ids: list[int], plan: Plan) -> None:
-        super().__init__(message)
-        self.env_ids = env_ids
-        self.plan = plan
+    @property
+    def found(self) -> Tensor:
+        """True where a candidate had a finite score in any iteration, (E,)."""
+        return (self.best_scores > -torch.inf).any(0)
 
 
 class Planner(ABC):
-    """Finds action sequences of high score, for a whole batch of environments at once.
+    """Finds action sequences of high score, for a batch of environments at once.
 
     Environments do not influence each other. All state between calls is in the warm start, which the caller keeps.
 
@@ -64,7 +54,7 @@ class Planner(ABC):
         self.horizon = horizon
 
     def lighter(self, share: float) -> "Planner":
-        """The same planner with a share of its candidates, whose warm starts are interchangeable with its own.
+        """The same planner with a share of its candidates; both accept the warm starts of either.
 
         Raises:
             TypeError: It has no `config` with `n_samples`.
@@ -89,27 +79,23 @@ class Planner(ABC):
         generator: torch.Generator,
         proposals: Tensor | None = None,
     ) -> Plan:
-        """Find a good sequence for each of E environments.
+        """Search for a sequence of high score in each of E environments.
 
         Args:
             score: The objective.
             n_envs: E.
-            warm_start: From `start` or the previous plan, its rows in the order of the environments.
+            warm_start: From `initial_warm_start` or the previous plan, rows in the order of the environments.
             generator: Source of randomness, on the device to plan on.
-            proposals: Sequences (E, K, H, A) that somebody suggests; they compete with the planner's own candidates.
+            proposals: Suggested sequences, (E, K, H, A); they compete with the planner's own candidates.
+
+        Returns:
+            The plan. Its `found` is False in environments in which no candidate had a finite score.
 
         Raises:
-            PlanningError: An environment's candidates all had scores that are not finite.
             ValueError: Shapes do not fit together.
         """
         self._check(n_envs, warm_start, proposals)
-        plan = self._plan(score, n_envs, warm_start, generator, proposals)
-        failed = (plan.best_scores == -torch.inf).all(0)
-        if failed.any():  # the only look at a value, when all is done
-            ids = failed.nonzero().flatten().tolist()
-            named = ", ".join(map(str, ids))
-            raise PlanningError(f"no candidate had a finite score in the environments {named}", ids, plan)
-        return plan
+        return self._plan(score, n_envs, warm_start, generator, proposals)
 
     @abstractmethod
     def _plan(
@@ -124,14 +110,14 @@ class Planner(ABC):
 
     @cached_property
     def _row_shapes(self) -> dict[str, torch.Size]:
-        """Shapes of a warm start's rows."""
+        """Shapes of the rows of a warm start."""
         one = self.initial_warm_start(1, torch.device("cpu"))
         return {key: one[key].shape[1:] for key in one.get_keys()}
 
     def _check(self, n_envs: int, warm_start: Batch, proposals: Tensor | None) -> None:
         for key, row in self._row_shapes.items():
             if key not in warm_start:
-                raise ValueError(f"warm_start lacks {key}, expected one from this planner's start or plan")
+                raise ValueError(f"warm_start lacks {key}, expected one from this planner's initial_warm_start or plan")
             if warm_start[key].shape != (n_envs, *row):
                 raise ValueError(
                     f"warm_start.{key} has shape {tuple(warm_start[key].shape)}, expected {(n_envs, *row)}"
@@ -178,12 +164,12 @@ def best_first(candidates: Tensor, scores: Tensor, n: int) -> tuple[Tensor, Tens
 
 
 class Contest:
-    """Candidates against each other, and in every iteration against what somebody has proposed.
+    """Ranks candidates, together with the proposals in every iteration.
 
     Args:
         score: The objective.
-        search: Knows the action space.
-        proposals: Sequences (E, K, H, A), brought into the action space and scored once; None for none.
+        search: Projects proposals into the action space.
+        proposals: Sequences (E, K, H, A), projected and scored once; None for none.
     """
 
     def __init__(self, score: ScoreFunction, search: Search, proposals: Tensor | None) -> None:

@@ -1,7 +1,7 @@
 """DADS: dynamics-aware discovery of skills (Sharma et al. 2020, arXiv 1907.01657; off-policy: arXiv 2004.12974).
 
-Every step is paid for what it tells of the skill, by a model of single steps. A planner holds each skill for its
-duration, and lets the model predict all its steps.
+Every step is rewarded for its information about the skill, under a model of single steps. A planner holds each skill
+for its duration, and the model predicts all its steps.
 """
 
 import math
@@ -12,22 +12,23 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_number
+from layeredrl.skills.method import LogProb
 from layeredrl.skills.model_based import ModelBasedSkills
 from layeredrl.storage import Replay
 
 LOWEST = -50.0
-"""Of a reward: where the model thinks an outcome impossible, its logarithm knows no bounds. As in the released code."""
+"""Lower bound of a reward, as in the released code: log densities of excluded outcomes are unbounded."""
 
 
 class DADS(ModelBasedSkills):
-    """Skills of which every step is predictable; the world's dynamics leads from one step to the next.
+    """Skills with predictable steps; the world's dynamics leads from one step to the next.
 
     Args:
-        *args: As of `ModelBasedSkills`.
-        importance_clip: Off-policy correction (arXiv 2004.12974, section 3.2): what the model learns from a step is
-            weighted by how much likelier the policy would take it now than it did, at most this and at least its
-            inverse; 1 for none. The dynamics has to learn a weighted loss then.
-        **settings: As of `ModelBasedSkills`.
+        *args: As for `ModelBasedSkills`.
+        importance_clip: Off-policy correction (arXiv 2004.12974, section 3.2): the model's loss of a step is weighted
+            by the ratio of the action's probabilities under the current and the behaviour policy, clipped to this and
+            its inverse; 1 for none. Other values need a dynamics with `weighted_loss`.
+        **settings: As for `ModelBasedSkills`.
     """
 
     def __init__(self, *args: Any, importance_clip: float = 1.0, **settings: Any) -> None:
@@ -46,7 +47,7 @@ class DADS(ModelBasedSkills):
         after, _ = self.world.encode(batch.obs_next)
         return self.potentials(before, context, batch.command.action, [after])[0].clamp(min=LOWEST)
 
-    def segments(self, replay: Replay, n: int) -> Batch:
+    def segments(self, replay: Replay, n: int, log_prob: LogProb) -> Batch:
         rows, device = replay.rows(replay.newest(n, self.config.newest)), self.dynamics.device
         segments = Batch(
             obs=torch.as_tensor(rows.obs, device=device),
@@ -55,14 +56,13 @@ class DADS(ModelBasedSkills):
             rew=torch.as_tensor(rows.rew, dtype=torch.float32, device=device),
         )
         if self.keeps_log_prob:
-            segments.weight = self._importance(rows, device)
+            segments.weight = self._importance(rows, device, log_prob)
         return segments
 
-    def _importance(self, rows: Batch, device: torch.device) -> Tensor:
-        """Weights of transitions (n,)."""
-        assert self.log_prob is not None
-        rows = Batch(obs=rows.obs, act=rows.act, command=rows.info.command, then=rows.info.log_prob)
+    def _importance(self, rows: Batch, device: torch.device, log_prob: LogProb) -> Tensor:
+        """Importance weights of transitions, (n,): current policy over behaviour policy, clipped."""
+        rows = Batch(obs=rows.obs, act=rows.act, command=rows.info.command, behaviour=rows.info.log_prob)
         rows.to_torch_(device=device)
-        ratio: Tensor = self.log_prob(self.inputs(rows.obs, rows.command), rows.act) - rows.then
+        ratio: Tensor = log_prob(self.inputs(rows.obs, rows.command), rows.act) - rows.behaviour
         limit = math.log(self.importance_clip)
         return ratio.clamp(-limit, limit).exp()

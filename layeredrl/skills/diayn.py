@@ -1,4 +1,4 @@
-"""DIAYN: diversity is all you need (Eysenbach et al. 2019, arXiv 1802.06070). No model, and so nothing to plan with."""
+"""DIAYN: diversity is all you need (Eysenbach et al. 2019, arXiv 1802.06070). It has no model to plan with."""
 
 import math
 from collections.abc import Mapping
@@ -12,22 +12,22 @@ from torch import Tensor
 
 from layeredrl.models.nets import mlp
 from layeredrl.models.optimizer import descend, restore_optimizer
-from layeredrl.skills.method import SkillInputs, SkillMethod
+from layeredrl.skills.method import LogProb, SkillInputs, SkillMethod
 from layeredrl.storage import Replay
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder
 
 
 class DIAYN(SkillMethod):
-    """Pays for states from which a discriminator tells the skill: log q(z | s') - log p(z), equation 3.
+    """Rewards states from which a discriminator recognises the skill: log q(z | s') - log p(z), equation 3.
 
     Args:
-        task: Of the environment.
-        encoder: What of an observation the discriminator sees.
+        task: The task of the environment.
+        encoder: Encoder of the discriminator's inputs.
         n_skills: Number of skills.
-        duration: Environment steps that a skill runs.
+        duration: Duration of a skill in environment steps.
         hidden: Widths of the discriminator's hidden layers.
-        learning_rate: Of the discriminator.
+        learning_rate: Learning rate of the discriminator.
     """
 
     at_end = "same"
@@ -57,7 +57,7 @@ class DIAYN(SkillMethod):
         loss: Tensor = F.cross_entropy(logits, batch.command.action[:, 0], reduction="none")
         return math.log(self.n_skills) - loss
 
-    def learn(self, replay: Replay, n_total_env_steps: int) -> dict[str, float]:
+    def learn(self, replay: Replay, n_total_env_steps: int, log_prob: LogProb) -> dict[str, float]:
         rows, _ = replay.sample(256)
         state, _ = self.encoder(torch.as_tensor(rows.obs_next, device=self.encoder.state_index.device))
         skill = torch.as_tensor(rows.info.command.action[:, 0], device=state.device)

@@ -1,4 +1,4 @@
-"""How much an outcome tells of the skill that led to it."""
+"""Information of an outcome about the skill that led to it."""
 
 import math
 
@@ -24,13 +24,13 @@ def information(log_probs: Tensor) -> Tensor:
 
 
 def fixed_log_prob(target: Tensor, mean: Tensor, weights: Tensor, std: float) -> Tensor:
-    """Log density, but for a constant, of a mixture whose Gaussians all have one standard deviation.
+    """Log density, up to a constant, of a mixture whose Gaussians all have the same standard deviation.
 
     Args:
         target: Shape (..., S).
         mean: Shape (..., K, S).
         weights: Shape (..., K).
-        std: Of every dimension.
+        std: Standard deviation of every dimension.
 
     Returns:
         Shape (...).

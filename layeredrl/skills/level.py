@@ -18,23 +18,23 @@ from layeredrl.levels.level import Decision
 from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.skills.method import AtEnd, SkillMethod
-from layeredrl.storage import Replay
 
 
 class SkillLevel(PolicyLevel):
-    """Carries out skills, and learns them by the rewards that a `SkillMethod` pays.
+    """Carries out skills, and learns them from the intrinsic reward of a `SkillMethod`.
 
     Args:
-        algorithm: As of `PolicyLevel`; its networks see `method.n_inputs` numbers.
-        method: What makes the commands skills.
-        action_space: Of what it emits.
+        algorithm: As for `PolicyLevel`; its networks take `method.n_inputs` numbers.
+        method: Defines the skills and their reward.
+        action_space: Action space of the level.
         n_envs: Number of environments that it learns in.
-        calm_skills: Share of the skills that are carried out without the policy's noise while exploring, as they will
-            be when it is over: a model of what they lead to has to have seen that.
-        fresh_skills: Share of the sampled transitions for which another skill is assumed than that which was asked for.
-        duration: Environment steps for which what it emits stands.
+        calm_skills: Share of the skills that are executed without the policy's noise while exploring, as they are
+            when not exploring: a model of their outcomes needs such data.
+        fresh_skills: Share of the sampled transitions whose skill is replaced by one from the prior.
+        duration: Environment steps for which an action lasts.
         learning: When and how the policy is learned.
-        seed: Of the replay.
+        name: Name of the level.
+        seed: Seed of the replay.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class SkillLevel(PolicyLevel):
         fresh_skills: float = 0.0,
         duration: int = 1,
         learning: PolicyLearningConfig | None = None,
+        name: str = "skills",
         seed: int = 0,
     ) -> None:
         require_number("calm_skills", calm_skills, 0, 1)
@@ -59,13 +60,12 @@ class SkillLevel(PolicyLevel):
             method.space,
             n_envs=n_envs,
             inputs=method.inputs,
-            relabel=self._relabel,
             duration=duration,
             learning=learning,
+            name=name,
             seed=seed,
         )
         self.method, self.calm_skills, self.fresh_skills = method, calm_skills, fresh_skills
-        method.log_prob = self._log_prob
 
     def initial_memory(self, n_envs: int) -> Batch:
         return Batch(calm=torch.zeros(n_envs, dtype=torch.bool, device=self.device))
@@ -93,27 +93,28 @@ class SkillLevel(PolicyLevel):
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         if self.method.keeps_log_prob:
-            transitions.info.log_prob = self._log_prob_then(transitions)
+            transitions.info.log_prob = self._behaviour_log_prob(transitions)
         super().observe(transitions, env_ids)
 
     @torch.no_grad()
-    def _log_prob(self, inputs: Tensor, action: Tensor) -> Tensor:
+    def log_prob(self, inputs: Tensor, action: Tensor) -> Tensor:
+        """Log-probability (n,) of actions (n, A) under the current policy, for inputs (n, I)."""
         return off_policy.log_prob(self.algorithm, inputs, action)
 
-    def _log_prob_then(self, transitions: Batch) -> NDArray[np.float32]:
-        """Log density of actions (n,) as they were drawn; the policy has not learned since."""
+    def _behaviour_log_prob(self, transitions: Batch) -> NDArray[np.float32]:
+        """Log-probability of actions (n,) under the policy that drew them, which has not learned since."""
         if self.acts_at_random:
             return np.full(len(transitions.act), -transitions.act.shape[1] * math.log(2), np.float32)
         rows = Batch(obs=transitions.obs, act=transitions.act, command=transitions.info.command)
         rows.to_torch_(device=self.device)
-        told: NDArray[np.float32] = self._log_prob(self.inputs(rows.obs, rows.command), rows.act).cpu().numpy()
-        return told
+        log_prob: NDArray[np.float32] = self.log_prob(self.inputs(rows.obs, rows.command), rows.act).cpu().numpy()
+        return log_prob
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
-        metrics = self.method.learn(self.replay, n_total_env_steps) if self.replay else {}
+        metrics = self.method.learn(self.replay, n_total_env_steps, self.log_prob) if self.replay else {}
         return metrics | super().learn(n_total_env_steps)
 
-    def _relabel(self, batch: Batch, replay: Replay) -> Batch:
+    def relabelled(self, batch: Batch) -> Batch:
         n, device = len(batch.rew), batch.rew.device
         if self.fresh_skills:
             other = (torch.rand(n, device=device) < self.fresh_skills)[:, None]
@@ -121,22 +122,22 @@ class SkillLevel(PolicyLevel):
             batch.command.action, batch.next_command.action = skill, skill
         with torch.no_grad():
             batch.rew = self.method.reward(batch)
-        self._go_on(batch)
+        self._continue(batch)
         return batch
 
-    def _go_on(self, batch: Batch) -> None:
-        """Say what follows where a skill has ended."""
-        over = batch.next_command.remaining == 0
+    def _continue(self, batch: Batch) -> None:
+        """Set what the bootstrap assumes after the end of a skill: nothing, the same skill, or a fresh one."""
+        ended = batch.next_command.remaining == 0
         if self.method.at_end == "zero":
-            batch.discount = batch.discount * ~over
+            batch.discount = batch.discount * ~ended
             return
         following = batch.next_command
         if self.method.at_end == "fresh":
-            skills = self.method.prior(len(over), over.device)
-            following.action = torch.where(over[:, None], skills, following.action)
-        following.obs = torch.where(over[:, None], batch.obs_next, following.obs)
-        following.elapsed = torch.where(over, 0, following.elapsed)
-        following.remaining = torch.where(over, self.method.duration, following.remaining)
+            skills = self.method.prior(len(ended), ended.device)
+            following.action = torch.where(ended[:, None], skills, following.action)
+        following.obs = torch.where(ended[:, None], batch.obs_next, following.obs)
+        following.elapsed = torch.where(ended, 0, following.elapsed)
+        following.remaining = torch.where(ended, self.method.duration, following.remaining)
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "method": self.method.state_dict()}

@@ -12,24 +12,26 @@ from torch import Tensor
 from layeredrl import action_spaces
 from layeredrl.storage import Replay
 from layeredrl.task import GOAL_KEY, TaskSpec
-from layeredrl.world_model import LearnedEncoder, WorldModel
+from layeredrl.world_model import Encoder, WorldModel
 
 AtEnd = Literal["zero", "same", "fresh"]
-"""What follows the end of a skill, for the value of its last state: nothing; the same skill, again; or another one."""
+"""Continuation after a skill's end, for the bootstrap: none; the same skill again; or a fresh skill from the prior."""
+
+LogProb = Callable[[Tensor, Tensor], Tensor]
+"""Log-probability of actions under the current policy: (inputs (n, I), actions (n, A)) -> (n,)."""
 
 
 class SkillMethod(ABC):
-    """What makes a policy's commands skills: what they are, how long they run, and what the policy is paid for.
+    """Defines a skill space, the duration of a skill, and the intrinsic reward of the skill policy.
 
     Attributes:
-        space: Of the skills: a Box of [-1, 1], or Discrete.
-        duration: Environment steps that a skill runs.
-        at_end: How the value goes on after a skill's end.
-        n_inputs: Width I of what `inputs` returns.
-        world: What a planner over skills plans with; None if the method has no model.
-        keeps_log_prob: Whether transitions are stored with `info.log_prob`, the log density of their actions under the
-            policy as it was.
-        log_prob: The same under the policy as it is: (what it sees (n, I), actions (n, A)) -> (n,); set by the level.
+        space: Skill space: a Box of [-1, 1], or Discrete.
+        duration: Duration of a skill in environment steps.
+        at_end: Continuation of the value after a skill's end.
+        n_inputs: Width I of the policy's inputs.
+        world: World model over skills that a planner uses; None if the method has no model.
+        keeps_log_prob: If True, transitions are stored with `info.log_prob`, the log-probability of the action under
+            the behaviour policy.
     """
 
     space: spaces.Box | spaces.Discrete
@@ -38,29 +40,29 @@ class SkillMethod(ABC):
     n_inputs: int
     world: WorldModel | None = None
     keeps_log_prob: bool = False
-    log_prob: Callable[[Tensor, Tensor], Tensor] | None = None
 
     @abstractmethod
     def inputs(self, obs: Tensor, command: Batch | None) -> Tensor:
-        """What the policy sees, (n, I), of flat observations (n, O) and its command, as `Level.act` has it."""
+        """Inputs of the policy, (n, I), from flat observations (n, O) and its command, as in `Level.act`."""
 
     @abstractmethod
     def reward(self, batch: Batch) -> Tensor:
-        """What the policy is paid for transitions, (n,); asked anew whenever they are sampled.
+        """Intrinsic reward of transitions, (n,), recomputed whenever they are sampled.
 
         Args:
-            batch: As `layeredrl.levels.policy_level.Relabel` says. In `command`, `obs` is where the skill began.
+            batch: As in `layeredrl.levels.policy_level.Relabel`. `command.obs` is the observation at the skill's start.
         """
 
-    def learn(self, replay: Replay, n_total_env_steps: int) -> dict[str, float]:
-        """Learn what the method needs of its own, a model for instance; called after every step of the environments.
+    def learn(self, replay: Replay, n_total_env_steps: int, log_prob: LogProb) -> dict[str, float]:
+        """Learn the method's own parts, such as a model; called after every step of the environments.
 
         Args:
-            replay: Of the policy's transitions.
+            replay: Transitions of the skill policy.
             n_total_env_steps: Environment steps so far, all instances summed.
+            log_prob: Log-probability of actions under the current policy.
 
         Returns:
-            Metrics by name; empty if there is nothing to tell.
+            Metrics by name; empty if there is nothing to report.
         """
         return {}
 
@@ -81,17 +83,17 @@ class SkillMethod(ABC):
 
 
 class SkillInputs:
-    """What a policy sees that carries out skills: where it is, which skill, how far it has come, and when.
+    """Inputs of a skill policy: observation, displacement since the skill's start, skill, and elapsed share of it.
 
     Args:
-        task: Whose observations.
-        space: Of the skills.
-        duration: Environment steps that a skill runs.
-        latent: Indices into the flat observation of what skills change, or an encoder to that; the way since the
-            skill's start is seen too.
-        hidden: Parts of the observation that the policy is not to see, such as the position; the goal of the task it
-            never sees.
-        way_scale: Factor of the way since the start.
+        task: Gives the parts of the observation.
+        space: Skill space.
+        duration: Duration of a skill in environment steps.
+        encoder: Encoder of the state that skills change; its displacement since the skill's start is an input. None
+            for no such input.
+        hidden: Parts of the observation that the policy does not see, such as the position. It never sees the task's
+            goal.
+        displacement_scale: Factor of the displacement.
     """
 
     def __init__(
@@ -100,27 +102,26 @@ class SkillInputs:
         space: spaces.Box | spaces.Discrete,
         duration: int,
         *,
-        latent: Sequence[int] | LearnedEncoder = (),
+        encoder: Encoder | None = None,
         hidden: Sequence[str] = (),
-        way_scale: float = 2.0,
+        displacement_scale: float = 2.0,
     ) -> None:
         parts = task.slices
         if not set(hidden) <= parts.keys():
             raise ValueError(f"hidden is {list(hidden)}, expected parts of the observation: {', '.join(parts)}")
         seen = [part for key, part in parts.items() if key != GOAL_KEY and key not in hidden]
         self.seen = [i for part in seen for i in range(part.start, part.stop)]
-        self.space, self.duration, self.way_scale = space, duration, way_scale
-        self.latent = latent if isinstance(latent, LearnedEncoder) else list(latent)
-        n_latent = latent.state_dim if isinstance(latent, LearnedEncoder) else len(latent)
-        self.width = len(self.seen) + n_latent + action_spaces.n_features(space) + 1
+        self.space, self.duration = space, duration
+        self.encoder, self.displacement_scale = encoder, displacement_scale
+        n_state = 0 if encoder is None else encoder.state_dim
+        self.width = len(self.seen) + n_state + action_spaces.n_features(space) + 1
 
     def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
-        """What the policy sees, (n, I)."""
+        """Inputs (n, I), from observations (n, O) and the command, as in `Level.act`."""
         assert command is not None
-        if isinstance(self.latent, LearnedEncoder):
-            way = self.way_scale * (self.latent(obs)[0] - self.latent(command.obs)[0])
-        else:
-            way = self.way_scale * (obs[..., self.latent] - command.obs[..., self.latent])
+        inputs = [obs[..., self.seen]]
+        if self.encoder is not None:
+            inputs.append(self.displacement_scale * (self.encoder(obs)[0] - self.encoder(command.obs)[0]))
         skill = action_spaces.features(self.space, command.action, obs.dtype)
-        passed = (command.elapsed / self.duration).to(obs.dtype).unsqueeze(-1)
-        return torch.cat([obs[..., self.seen], way, skill, passed], -1)
+        elapsed = (command.elapsed / self.duration).to(obs.dtype).unsqueeze(-1)
+        return torch.cat([*inputs, skill, elapsed], -1)

@@ -1,7 +1,7 @@
 """SPlaTES: predictable, diverse skills for long-horizon planning (Gürtler and Martius, RLC 2025).
 
-A skill is paid for what its outcome, the state at its end, tells of it, as seen from the state in which it began; so it
-gains by correcting what pushes it off its way. The same model of outcomes is what the planner plans with.
+A skill is rewarded for the information of its outcome, the state at its end, about the skill, given the state in which
+it began; so a skill policy gains by correcting perturbations. The planner uses the same model of outcomes.
 """
 
 from typing import Any, Literal
@@ -13,22 +13,23 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice
+from layeredrl.skills.method import LogProb
 from layeredrl.skills.model_based import ModelBasedSkills
 from layeredrl.storage import Replay
 
 LOWEST = -10.0
-"""Of a potential: where the model thinks an outcome impossible, its logarithm knows no bounds."""
+"""Lower bound of a potential: the log density of an outcome that the model excludes is unbounded."""
 
 
 class SPlaTES(ModelBasedSkills):
-    """Skills of which the outcome is predictable.
+    """Skills with predictable outcomes.
 
     Args:
-        *args: As of `ModelBasedSkills`; the world's dynamics leads from a skill's start to its end.
-        form: `difference`: every step is paid by how much more the state reached tells of the skill than the one
-            before. `end`: the last step is paid by what the outcome tells. The sums are the same, but for what the
-            skill's start tells, which is little.
-        **settings: As of `ModelBasedSkills`.
+        *args: As for `ModelBasedSkills`; the world's dynamics leads from a skill's start to its end.
+        form: `difference`: every step is rewarded by the increase of the potential, the information of the state about
+            the skill. `end`: the last step is rewarded by the potential of the outcome. The sums over a skill are the
+            same, but for the potential of its start, which is small.
+        **settings: As for `ModelBasedSkills`.
     """
 
     def __init__(self, *args: Any, form: Literal["difference", "end"] = "difference", **settings: Any) -> None:
@@ -41,25 +42,25 @@ class SPlaTES(ModelBasedSkills):
         after, _ = self.world.encode(batch.obs_next)
         skill = batch.command.action
         if self.form == "end":
-            (gained,) = self.potentials(start, context, skill, [after])
-            paid: Tensor = gained.clamp(min=LOWEST) * (batch.next_command.remaining == 0)
-            return paid
+            (potential,) = self.potentials(start, context, skill, [after])
+            reward: Tensor = potential.clamp(min=LOWEST) * (batch.next_command.remaining == 0)
+            return reward
         before, _ = self.world.encode(batch.obs)
         at_end, at_start = self.potentials(start, context, skill, [after, before])
         gain: Tensor = at_end.clamp(min=LOWEST) - at_start.clamp(min=LOWEST)
         return gain
 
-    def segments(self, replay: Replay, n: int) -> Batch:
+    def segments(self, replay: Replay, n: int, log_prob: LogProb) -> Batch:
         index = replay.newest(n, self.config.newest)
         info = replay.column("info", index)
-        # Transitions until the skill's end: the policy's actions may stand for several steps, the last one for fewer.
+        # Transitions until the skill's end: the policy's actions may last several steps, the last one fewer.
         left = -((info.duration - info.command.remaining) // info.duration)
         stored = left <= replay.steps_left(index)
         ends = replay.later(index[stored], left[stored])
         last = replay.rows(ends)
         whole = last.info.command.remaining == last.info.duration  # not cut short by the end of the episode
         device, kept = self.dynamics.device, {}
-        if self.learned_reward is not None:
+        if self.learner.reward is not None:
             rewards, known = _rewards(replay, ends, last.info.command.elapsed)
             whole &= known
             kept["rew"] = torch.as_tensor(rewards[whole], dtype=torch.float32, device=device)
@@ -73,23 +74,23 @@ class SPlaTES(ModelBasedSkills):
 def _rewards(
     replay: Replay, ends: NDArray[np.int64], elapsed: NDArray[np.int64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Sums of what the environment paid during skills.
+    """Sums of the environment's rewards during skills.
 
-    They are sums, not means, because that is what a known reward of a coarse step stands for (`TaskSpec.coarse`). Of
-    actions that stand for several steps the replay has discounted sums, and so they count.
+    They are sums, not means, as a known reward of a coarse step is (`TaskSpec.coarse`). For actions that last several
+    steps the replay holds discounted sums, which are added up.
 
     Args:
-        replay: Of the policy's transitions.
-        ends: Where the skills' last transitions lie, (n,).
+        replay: Transitions of the skill policy.
+        ends: Indices of the skills' last transitions, (n,).
         elapsed: Environment steps of the skills before these, (n,).
 
     Returns:
-        Sums (n,), and whether all transitions since the skill's start are still stored, (n,).
+        Sums (n,), and True where all transitions since the skill's start are still stored, (n,).
     """
-    # All of a skill's actions but the last stand for equally many steps.
+    # All of a skill's actions but the last one last equally many steps.
     each = replay.column("info", replay.later(ends, np.array(-1))).duration
     n_before = -(-elapsed // np.maximum(each, 1))
     known = replay.steps_left(replay.later(ends, -n_before)) >= n_before
     back = np.arange(int(n_before[known].max(initial=0)) + 1)
-    paid = replay.column("rew", replay.later(ends[:, None], -back))
-    return (paid * (back <= n_before[:, None])).sum(1), known
+    rewards = replay.column("rew", replay.later(ends[:, None], -back))
+    return (rewards * (back <= n_before[:, None])).sum(1), known

@@ -1,11 +1,11 @@
-"""Coordinates in which what skills change varies alike in all directions."""
+"""Whitening: coordinates in which displacements by skills have unit covariance."""
 
 import torch
 from torch import Tensor, nn
 
 
 class Whitening(nn.Module):
-    """The inverse square root of a running covariance: deltas times `matrix` have unit covariance.
+    """Inverse square root of a running covariance: displacements times `matrix` have unit covariance.
 
     Args:
         width: Number of dimensions S.
@@ -27,7 +27,7 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def update(self, deltas: Tensor) -> None:
-        """Take in deltas (N, S); fewer than two change nothing."""
+        """Update the covariance with displacements (N, S); fewer than two change nothing."""
         if len(deltas) < 2:
             return
         covariance = torch.cov(deltas.mT).reshape(self.covariance.shape)
@@ -40,5 +40,5 @@ class Whitening(nn.Module):
         self.inverse.copy_(vectors * roots @ vectors.mT)
 
     def forward(self, delta: Tensor) -> Tensor:
-        """Whiten deltas (..., S)."""
+        """Whiten displacements (..., S)."""
         return delta @ self.matrix.mT

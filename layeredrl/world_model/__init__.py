@@ -1,6 +1,7 @@
 """World models: encoder, dynamics, reward, termination and objective, as planners and skills see them."""
 
 from layeredrl.world_model.encoders import Encoder, LearnedEncoder
+from layeredrl.world_model.learner import ModelLearningConfig, OnlineLearningConfig, WorldModelLearner
 from layeredrl.world_model.objective import Objective
 from layeredrl.world_model.oracle import Oracle
 from layeredrl.world_model.support import GridSupport, NeighbourSupport, Support
@@ -10,9 +11,12 @@ __all__ = [
     "Encoder",
     "GridSupport",
     "LearnedEncoder",
+    "ModelLearningConfig",
     "NeighbourSupport",
     "Objective",
+    "OnlineLearningConfig",
     "Oracle",
     "Support",
     "WorldModel",
+    "WorldModelLearner",
 ]

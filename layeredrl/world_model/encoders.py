@@ -17,39 +17,31 @@ class Encoder(nn.Module):
     The context is the goal that the environment asks for, if the observation has one; the state is all the rest.
 
     Args:
-        task: Whose observations.
+        task: Gives the parts of the observation.
         parts: Names of the parts of the observation that make the state, in the order of the space; None for all
             but the goal.
+
+    Attributes:
+        state_dim: Width S of the state.
+        context_dim: Width C of the context.
+        learned: True if the encoder has parameters, so that the state moves while they learn.
     """
 
     state_index: Tensor
     context_index: Tensor
+    learned = False
 
     def __init__(self, task: TaskSpec, parts: Sequence[str] | None = None) -> None:
         super().__init__()
-        where = task.slices
-        kept = [key for key in where if key != GOAL_KEY] if parts is None else list(parts)
-        if not kept or not set(kept) <= where.keys() - {GOAL_KEY}:
-            raise ValueError(f"parts is {kept}, expected some of {', '.join(k for k in where if k != GOAL_KEY)}")
-        context = [i for key in where if key == GOAL_KEY for i in range(where[key].start, where[key].stop)]
-        state = [i for key in where if key in kept for i in range(where[key].start, where[key].stop)]
+        slices = task.slices
+        kept = [key for key in slices if key != GOAL_KEY] if parts is None else list(parts)
+        if not kept or not set(kept) <= slices.keys() - {GOAL_KEY}:
+            raise ValueError(f"parts is {kept}, expected some of {', '.join(k for k in slices if k != GOAL_KEY)}")
+        context = [i for key in slices if key == GOAL_KEY for i in range(slices[key].start, slices[key].stop)]
+        state = [i for key in slices if key in kept for i in range(slices[key].start, slices[key].stop)]
         self.register_buffer("state_index", torch.tensor(state, dtype=torch.int64), persistent=False)
         self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
-
-    def begins_like(self, other: "Encoder") -> bool:
-        """Whether the state is the beginning of another encoder's, so that what reads only that can read either."""
-        n = self.state_dim
-        return n <= other.state_dim and torch.equal(self.state_index, other.state_index[:n])
-
-    @property
-    def state_dim(self) -> int:
-        """Width S of the state."""
-        return len(self.state_index)
-
-    @property
-    def context_dim(self) -> int:
-        """Width C of the context."""
-        return len(self.context_index)
+        self.state_dim, self.context_dim = len(state), len(context)
 
     @property
     def state_space(self) -> spaces.Box:
@@ -62,34 +54,54 @@ class Encoder(nn.Module):
         return spaces.Box(-float("inf"), float("inf"), (self.context_dim,))
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations (..., O) to state (..., S) and context (..., C)."""
+        """Observations (..., O) to state (..., S) and context (..., C), without gradients for parameters."""
+        return self.with_gradients(obs)
+
+    def with_gradients(self, obs: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, with gradients for the parameters of an encoder that learns."""
         return obs[..., self.state_index], obs[..., self.context_index]
 
+    def fit(self, obs: Tensor, obs_next: Tensor) -> None:
+        """Take statistics of transitions (N, O) before learning begins; an encoder without any ignores them."""
 
-class LearnedEncoder(nn.Module):
-    """Linear maps from flat observations to state and context, which learn from the reward what matters.
+    def normalize(self) -> None:
+        """Restore constraints on the parameters after a gradient step."""
+
+    def check(self, task: TaskSpec) -> None:
+        """Raise if what is known of the task cannot be applied to the encoder's states."""
+
+    def begins_like(self, other: "Encoder") -> bool:
+        """Return True if the state equals the first dimensions of another encoder's state."""
+        n = self.state_dim
+        return n <= other.state_dim and torch.equal(self.state_index, other.state_index[:n])
+
+
+class LearnedEncoder(Encoder):
+    """Linear maps from flat observations to state and context, learned from the reward.
 
     The state is a map of those dimensions of the observation that ever change within an episode, the context one of
     the others; both are without bias. As in the released library of SPlaTES (Gürtler and Martius, RLC 2025), but for
-    the rows of the maps, which have length one: nothing else holds their scale, since a reward network can undo any.
+    the rows of the maps, which have length one: nothing else determines their scale, because a reward network can
+    undo any.
 
-    What `forward` returns carries no gradient, so that only what asks `with_gradients` teaches the encoder.
+    `forward` returns tensors without gradients, so that only callers of `with_gradients` train the encoder.
 
     Args:
-        task: Whose observations.
+        task: Gives the width of observations.
         latent_dim: Width S of the state.
         context_dim: Width C of the context, which may be zero.
-        standardize: Whether observations are standardised before, with the statistics of the first data.
+        standardize: If True, observations are standardised first, with the statistics of the first data.
 
     Attributes:
-        changes: Which dimensions of the observation change within an episode, (O,); all of them until `fit`.
+        changes: True for dimensions of the observation that change within an episode, (O,); all of them until `fit`.
     """
 
     changes: Tensor
     fitted: Tensor
+    learned = True
 
     def __init__(self, task: TaskSpec, latent_dim: int, context_dim: int, *, standardize: bool = True) -> None:
-        super().__init__()
+        super().__init__(task)
         width = task.observation_dim
         for name, dim, lowest in (("latent_dim", latent_dim, 1), ("context_dim", context_dim, 0)):
             require_count(name, dim, minimum=lowest)
@@ -105,35 +117,23 @@ class LearnedEncoder(nn.Module):
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         self.normalize()
 
-    @property
-    def state_space(self) -> spaces.Box:
-        """Box of shape (S,)."""
-        return spaces.Box(-float("inf"), float("inf"), (self.state_dim,))
-
-    @property
-    def context_space(self) -> spaces.Box:
-        """Box of shape (C,)."""
-        return spaces.Box(-float("inf"), float("inf"), (self.context_dim,))
-
     @torch.no_grad()
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """Observations (..., O) to state (..., S) and context (..., C), without gradients."""
         return self.with_gradients(obs)
 
     def with_gradients(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with gradients."""
         obs = self.standardizer(obs)
         return (obs * self.changes) @ self.to_state.mT, (obs * ~self.changes) @ self.to_context.mT
 
     @torch.no_grad()
     def fit(self, obs: Tensor, obs_next: Tensor) -> None:
-        """Find out which dimensions change within an episode, and at the first time how the observations are spread.
+        """Find the dimensions that change within an episode and, the first time, the statistics of observations.
 
-        A dimension that once has changed counts as one that does.
+        A dimension that has once changed counts as changing from then on.
 
         Args:
-            obs: Of transitions, (N, O).
-            obs_next: The next ones, in the same episode, (N, O).
+            obs: First observations of transitions, (N, O).
+            obs_next: Next observations in the same episode, (N, O).
         """
         changes = (obs != obs_next).any(0)
         if self.fitted:
@@ -147,7 +147,15 @@ class LearnedEncoder(nn.Module):
 
     @torch.no_grad()
     def normalize(self) -> None:
-        """Give the rows length one, without what they do not see; to be called after every change of them."""
+        """Give the rows of both maps length one, and zeros for the dimensions that they do not use."""
         for weight, seen in ((self.to_state, self.changes), (self.to_context, ~self.changes)):
             weight.mul_(seen)
             weight.div_(weight.norm(dim=1, keepdim=True).clamp(min=1e-12))
+
+    def check(self, task: TaskSpec) -> None:
+        for name in ("reward", "termination"):
+            if getattr(task, name) is not None:
+                raise ValueError(f"the task's {name} is known, of states that a LearnedEncoder changes; expected None")
+
+    def begins_like(self, other: Encoder) -> bool:
+        return False

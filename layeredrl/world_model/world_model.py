@@ -11,7 +11,7 @@ from layeredrl.checks import require_count
 from layeredrl.models import Model
 from layeredrl.models.nets import ScalarMLP
 from layeredrl.task import TaskSpec
-from layeredrl.world_model.encoders import Encoder, LearnedEncoder
+from layeredrl.world_model.encoders import Encoder
 from layeredrl.world_model.objective import Objective
 
 
@@ -33,7 +33,7 @@ class WorldModel(nn.Module):
 
     def __init__(
         self,
-        encoder: Encoder | LearnedEncoder,
+        encoder: Encoder,
         dynamics: Model,
         task: TaskSpec,
         *,
@@ -43,12 +43,7 @@ class WorldModel(nn.Module):
     ) -> None:
         super().__init__()
         require_count("repeat", repeat)
-        if isinstance(encoder, LearnedEncoder):
-            for name in ("reward", "termination"):
-                if getattr(task, name) is not None:
-                    raise ValueError(
-                        f"the task's {name} is known, of states that a LearnedEncoder changes; expected None"
-                    )
+        encoder.check(task)
         self.repeat = repeat
         self.encoder = encoder.to(dynamics.device)
         self.dynamics = dynamics

@@ -15,7 +15,7 @@ from layeredrl.world_model import GridSupport, NeighbourSupport
 from tests.recording import stored
 
 CPU = torch.device("cpu")
-DEBUG = Goals.presets["debug"]
+DEBUG = Goals.preset("debug")
 TASK = make_task("Maze2D-Simple-v0", n_envs=2)
 
 

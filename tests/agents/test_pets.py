@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 from agents.pets import PETS
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ModelLearningConfig, PlannerLevel
+from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.models.deterministic import DeterministicEnsemble
@@ -24,6 +24,7 @@ from layeredrl.planners import (
     RandomShootingConfig,
 )
 from layeredrl.task import StateDims, TaskSpec
+from layeredrl.world_model import ModelLearningConfig
 
 CPU = torch.device("cpu")
 TASK = TaskSpec(
@@ -120,7 +121,7 @@ def test_actions_follow_the_seeds_and_keep_the_bounds(planner: str) -> None:
 
 @pytest.mark.parametrize("name", PETS.presets)
 def test_every_preset_builds_and_plans(name: str) -> None:
-    preset = PETS.presets[name]
+    preset = PETS.preset(name)
     agent = preset.build(TASK, CPU, seed=0)
     state = agent.state_dict()
     preset.build(TASK, CPU, seed=1).load_state_dict(state)
@@ -130,7 +131,7 @@ def test_every_preset_builds_and_plans(name: str) -> None:
 
 @pytest.mark.parametrize("task", ["cartpole", "reacher", "pusher", "halfcheetah"])
 def test_presets_of_petss_tasks(task: str) -> None:
-    paper, fast = PETS.presets[f"{task}-paper"], PETS.presets[f"{task}-fast"]
+    paper, fast = PETS.preset(f"{task}-paper"), PETS.preset(f"{task}-fast")
     # planning horizon, candidates, elites, hidden layers, weight decays, learning rate, steps of an episode, episodes
     horizon, n_samples, n_elites, hidden, decays, learning_rate, n_steps, n_episodes = {
         "cartpole": (25, 400, 40, (500,) * 3, (1e-4, 2.5e-4, 2.5e-4, 5e-4), 1e-3, 200, 51),
@@ -156,7 +157,7 @@ def test_presets_of_petss_tasks(task: str) -> None:
 
 @pytest.mark.parametrize(("task", "beta_nll"), [("reacher", 0.0), ("pusher", 0.5), ("halfcheetah", 0.5)])
 def test_beta_nll_reaches_the_ensemble(task: str, beta_nll: float) -> None:
-    dynamics = _level(PETS.presets[f"{task}-fast"].build(TASK, CPU, seed=0)).world.dynamics
+    dynamics = _level(PETS.preset(f"{task}-fast").build(TASK, CPU, seed=0)).world.dynamics
     assert isinstance(dynamics, ProbabilisticEnsemble)
     assert dynamics.beta_nll == beta_nll
 
@@ -208,7 +209,7 @@ def test_ablations_of_the_paper(name: str) -> None:
 
 
 def test_the_paper_preset_has_the_released_settings() -> None:
-    paper = PETS.presets["paper"]
+    paper = PETS.preset("paper")
     assert paper.planner == "cem"
     assert (paper.cem.n_samples, paper.cem.n_iterations, paper.cem.n_elites) == (400, 5, 40)
     assert (paper.cem.horizon, paper.model.n_models * paper.model.n_particles_per_model) == (25, 20)

@@ -85,7 +85,7 @@ def test_actions_follow_the_seeds_and_keep_the_bounds(algorithm: str) -> None:
 @pytest.mark.parametrize("algorithm", KINDS)
 @pytest.mark.parametrize("name", SAC.presets)
 def test_every_preset_builds_and_acts(name: str, algorithm: str) -> None:
-    preset = replace(SAC.presets[name], algorithm=algorithm)
+    preset = replace(SAC.preset(name), algorithm=algorithm)
     agent, other = preset.build(TASK, CPU, seed=0), preset.build(TASK, CPU, seed=1)
     assert not np.array_equal(_actions(agent), _actions(other))
     other.load_state_dict(agent.state_dict())
@@ -93,7 +93,7 @@ def test_every_preset_builds_and_acts(name: str, algorithm: str) -> None:
 
 
 def test_the_paper_preset_has_the_published_settings() -> None:
-    paper = SAC.presets["paper"]
+    paper = SAC.preset("paper")
     assert (paper.sac.hidden, paper.sac.learning_rate, paper.sac.discount, paper.sac.tau) == (
         (256, 256),
         3e-4,

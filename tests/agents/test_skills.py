@@ -26,7 +26,7 @@ from tests.recording import stored
 CPU = torch.device("cpu")
 MAZE = "Maze2D-Simple-v0"
 TASK = make_task(MAZE, n_envs=2)
-DEBUG = {kind.__name__: kind.presets["debug"] for kind in (SPlaTESAgent, DADSAgent, DIAYNAgent)}
+DEBUG = {kind.__name__: kind.preset("debug") for kind in (SPlaTESAgent, DADSAgent, DIAYNAgent)}
 CONTINUOUS = pytest.mark.parametrize("config", [DEBUG["SPlaTESAgent"], DEBUG["DADSAgent"]], ids=["splates", "dads"])
 
 
@@ -57,12 +57,12 @@ def run(agent, n_steps=60):
 @pytest.mark.parametrize("preset", ["demo", "debug"])
 @pytest.mark.parametrize("kind", [SPlaTESAgent, DADSAgent, DIAYNAgent, SPlaTESOverGoalsAgent])
 def test_presets_fit_a_maze(kind, preset):
-    agent, above, policy, *_ = build(kind.presets[preset])
+    agent, above, policy, *_ = build(kind.preset(preset))
     assert isinstance(agent, Hierarchy)
     assert isinstance(above, RandomLevel if kind is DIAYNAgent else PlannerLevel)
     assert isinstance(policy, SkillLevel)
     assert above.action_space == policy.method.space
-    assert above.duration == policy.method.duration == kind.presets[preset].duration
+    assert above.duration == policy.method.duration == kind.preset(preset).duration
     carry = agent.initial_carry(2, 0)
     action = agent.act(np.ones((2, TASK.observation_dim), np.float32), carry, explore=False)
     assert action.shape == (2, 2)
@@ -74,7 +74,7 @@ def test_presets_for_an_ant_do_not_see_where_it_is(kind):
     plane = spaces.Box(-np.inf, np.inf, (2,), np.float32)
     parts = {"achieved_goal": plane, "desired_goal": plane, "observation": spaces.Box(-np.inf, np.inf, (27,))}
     task = replace(TASK, observation_space=spaces.Dict(parts))
-    _, planner, policy = build(kind.presets["ant"], task)
+    _, planner, policy = build(kind.preset("ant"), task)
     command = Batch(
         action=torch.zeros(1, 2), obs=torch.zeros(1, 31), elapsed=torch.tensor([5]), remaining=torch.tensor([15])
     )
@@ -201,7 +201,7 @@ def test_what_does_not_fit_the_task_is_refused(setting, message):
     ids=["splates", "splates, mppi", "splates, choices", "dads, choices"],
 )
 def test_planner_and_policy_store_what_happens_and_the_model_learns(config, n_skills):
-    skills = replace(config.skills, updates_per_skill=2.0)
+    skills = replace(config.skills, updates_per_segment=2.0)
     policy = replace(config.policy, updates_per_transition=0.25)
     agent, planner, policy = build(replace(config, n_skills=n_skills, skills=skills, policy=policy))
     assert type(planner.planner) is (MPPI if config is BY_MPPI else ICEM)

@@ -108,7 +108,7 @@ def test_a_subclass_of_a_recipe_takes_its_presets_and_stays_what_it_is() -> None
     run_train("tests.experiments.own_agents:Shooting", *QUICK)
     config = from_json(Path("runs/shooting-ContinuousCartPole-v0-0/config.json"))
     assert type(config.settings) is Shooting
-    assert vars(config.settings) == vars(PETS.presets["debug"]) | {"discount": 0.9}
+    assert vars(config.settings) == vars(PETS.preset("debug")) | {"discount": 0.9}
     planner = build_agent(config).levels[0].planner
     assert isinstance(planner, RandomShooting)
     assert planner.horizon == 5

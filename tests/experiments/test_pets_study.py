@@ -85,7 +85,7 @@ def test_every_command_can_be_parsed(name: str) -> None:
 
 def test_the_released_settings_are_rolled_out_in_bfloat16_and_saved_after_each_episode() -> None:
     config = parse(jobs(PETSStudy(study="paper"))[0].arguments)
-    released = PETS.presets["cartpole-paper"]
+    released = PETS.preset("cartpole-paper")
     assert config.settings == replace(released, model=replace(released.model, rollout_dtype="bfloat16"))
     assert config.trainer.checkpoint_every == 200
 
@@ -98,7 +98,7 @@ def test_ensembles_differ_as_their_names_say() -> None:
     assert {name for name, model in settings.items() if model.deterministic} == {"DE"}
     assert {name for name, model in settings.items() if model.n_models == 1} == {"P"}
     assert {name for name, model in settings.items() if model.propagation == "ts1"} == {"PE-TS1"}
-    without_noise = {name for name in TASKS if PETS.presets[f"{name}-fast"].model.propagation != "tsinf"}
+    without_noise = {name for name in TASKS if PETS.preset(f"{name}-fast").model.propagation != "tsinf"}
     assert without_noise == {"halfcheetah"}  # where `fast` is no PE-TSinf
 
 

@@ -238,7 +238,7 @@ def test_ideal_skills_tell_as_much_as_the_ceiling(repeat: int) -> None:
 def test_of_dads_it_is_the_reward() -> None:
     seed_globals(0)
     task = make_task(f"envs:{study.ENV}", 1)
-    agent = DADSAgent.presets["debug"].build(task, torch.device("cpu"), seed=0)
+    agent = DADSAgent.preset("debug").build(task, torch.device("cpu"), seed=0)
     stage, method = study.stage_of(agent)
     starts, skills = draw_cases(method, 40)
     obs, _ = carry_out(stage, starts, skills)
@@ -267,7 +267,7 @@ def test_spreads_are_those_of_the_noise_and_of_the_skills() -> None:
 def test_a_skill_level_spreads_with_its_noise_only() -> None:
     """However many skills it carries out without the policy's noise while it learns."""
     seed_globals(0)
-    agent = SPlaTESAgent.presets["debug"].build(make_task(f"envs:{study.ENV}", 1), torch.device("cpu"), seed=0)
+    agent = SPlaTESAgent.preset("debug").build(make_task(f"envs:{study.ENV}", 1), torch.device("cpu"), seed=0)
     stage, method = study.stage_of(agent)
     stage.level.n_total_env_steps = 10**6  # past the random actions
     found = []

@@ -15,7 +15,7 @@ from tianshou.data import Batch
 from agents.pets import PETS
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ExplorationConfig, ModelLearningConfig, PlannerLevel
+from layeredrl.levels import ExplorationConfig, PlannerLevel
 from layeredrl.levels import planner_level as planner_level_module
 from layeredrl.models import FitConfig, Model, ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
@@ -34,7 +34,7 @@ from layeredrl.planners import (
 )
 from layeredrl.randomness import seed_from
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, GridSupport, Objective, Oracle, WorldModel
+from layeredrl.world_model import Encoder, GridSupport, ModelLearningConfig, Objective, Oracle, WorldModel
 
 E = 3
 OBSERVATION, ACTION = spaces.Box(-10.0, 10.0, (2,)), spaces.Box(-1.0, 1.0, (2,))
@@ -704,7 +704,7 @@ def make_pets(action_space, **settings):
     """A small PETS, whose reward is to be learned."""
     torch.manual_seed(0)
     task = TaskSpec(Switches.observation_space, action_space, n_envs=2)
-    return replace(PETS.presets["debug"], **settings).build(task, torch.device("cpu"), seed=0)
+    return replace(PETS.preset("debug"), **settings).build(task, torch.device("cpu"), seed=0)
 
 
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4])], ids=["discrete", "multi"])
@@ -774,7 +774,7 @@ def test_the_weight_of_uncertainty_changes_plans(space):
     assert not np.array_equal(careful, actions(0.0))
     assert not np.array_equal(careful, bold)
     with pytest.raises(ValueError, match=r"uncertainty_weight is 1\.0, but the dynamics has one member"):
-        make_pets(space, uncertainty_weight=1.0, model=replace(PETS.presets["debug"].model, n_models=1))
+        make_pets(space, uncertainty_weight=1.0, model=replace(PETS.preset("debug").model, n_models=1))
 
 
 @pytest.mark.parametrize("weight", [2.0, -2.0])

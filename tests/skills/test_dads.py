@@ -23,7 +23,7 @@ from layeredrl.skills.dads import LOWEST
 from tests.skills.walk import CHOICES, TASK, Walk, as_batch, make_world, triples
 
 CPU = torch.device("cpu")
-CONFIG = SkillModelConfig(n_first=40, batch_size=32, n_priors=5, std=1.0, final_std=1.0, updates_per_skill=15)
+CONFIG = SkillModelConfig(n_first=40, batch_size=32, n_priors=5, std=1.0, final_std=1.0, updates_per_segment=15)
 
 
 def make(config=CONFIG, **world):

@@ -18,7 +18,7 @@ from tests.skills.test_model_based import flat
 from tests.skills.walk import TASK, WIDTH, Walk, as_batch, make_world
 
 CONFIG = SkillModelConfig(
-    n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_skill=4, refresh_every=20, report_every=20
+    n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_segment=4, refresh_every=20, report_every=20
 )
 METHODS = pytest.mark.parametrize("kind", [SPlaTES, DADS])
 GOAL = [2, 3]
@@ -77,7 +77,7 @@ def test_only_the_reward_teaches_it(kind):
 @METHODS
 def test_it_finds_what_the_reward_depends_on(kind):
     """The position, rotated into dimensions that change as much, and the goal."""
-    config = SkillModelConfig(n_first=2000, updates_per_skill=1, newest=1.0, reward_learning_rate=1e-2)
+    config = SkillModelConfig(n_first=2000, updates_per_segment=1, newest=1.0, reward_learning_rate=1e-2)
     method, mix = make(kind, config), mixing()
     walk = Walk(32, noise=0.2, mix=mix, pay=pay)
     torch.manual_seed(1)
@@ -105,7 +105,7 @@ def test_what_is_relative_to_the_state_follows_it():
     learn_along(method, walk, 30)
     with torch.no_grad():
         method.world.encoder.to_state.copy_(torch.tensor([[0.0] * 6 + [1.0], [0.0] * 5 + [1.0, 0.0]]))
-    method.config = replace(method.config, updates_per_skill=0.0)
+    method.config = replace(method.config, updates_per_segment=0.0)
     learn_along(method, walk, 10)
     assert method.last_refresh == 80
     rows = method._transitions(method.segments(walk.replay, 4000))
@@ -158,7 +158,7 @@ def test_after_a_stop_it_goes_on_as_if_nothing_had_been(kind, tmp_path):
 
 
 def test_the_recipe_learns_it_in_a_maze():
-    config = replace(Recipe.presets["debug"], encoder="learned", latent_dim=3, context_dim=1)
+    config = replace(Recipe.preset("debug"), encoder="learned", latent_dim=3, context_dim=1)
     torch.manual_seed(0)
     agent = config.build(make_task("Maze2D-Simple-v0", n_envs=2), torch.device("cpu"), seed=0)
     world = agent.levels[1].method.world
@@ -180,7 +180,7 @@ def test_the_recipe_learns_it_in_a_maze():
 
 def test_the_recipe_learns_a_reward_that_nobody_knows_of_parts_of_the_observation():
     task = replace(make_task("Maze2D-Simple-v0", n_envs=2), reward=None)
-    agent = Recipe.presets["debug"].build(task, torch.device("cpu"), seed=0)
+    agent = Recipe.preset("debug").build(task, torch.device("cpu"), seed=0)
     method = agent.levels[1].method
     assert method.learned_reward is not None
     assert method.learned_reward.encoder is None
@@ -196,4 +196,4 @@ def test_the_recipe_learns_a_reward_that_nobody_knows_of_parts_of_the_observatio
 )
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        replace(Recipe.presets["debug"], **settings).build(make_task("Maze2D-Simple-v0"), torch.device("cpu"), seed=0)
+        replace(Recipe.preset("debug"), **settings).build(make_task("Maze2D-Simple-v0"), torch.device("cpu"), seed=0)

@@ -12,7 +12,7 @@ from layeredrl.skills import DADS, SkillModelConfig, SPlaTES
 from tests.skills.walk import CHOICES, SKILLS, TASK, Walk, learn_along, make_world
 
 CONFIG = SkillModelConfig(
-    n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_skill=4, refresh_every=20, report_every=20
+    n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_segment=4, refresh_every=20, report_every=20
 )
 METHODS = pytest.mark.parametrize("kind", [SPlaTES, DADS])
 
@@ -87,7 +87,7 @@ def test_where_the_reward_is_known_nothing_is_asked_for():
 @METHODS
 def test_it_comes_to_what_a_known_reward_would_have_said(kind):
     """Of skills that stay where they are, for which a coarse step's reward at its end is exact."""
-    method = make(kind, replace(CONFIG, updates_per_skill=4, report_every=40, reward_learning_rate=1e-2))
+    method = make(kind, replace(CONFIG, updates_per_segment=4, report_every=40, reward_learning_rate=1e-2))
     walk = Walk(16, spread=2.0, pay=pay)
     told = learn_along(method, walk, 40)
     state, context = 2 * torch.randn(200, 2), 2 * torch.randn(200, 2)
@@ -114,7 +114,7 @@ def test_scales_are_those_of_the_newest_data_when_they_are_refreshed():
 
 
 def test_reports_tell_the_mean_loss_of_every_tenth_update(monkeypatch):
-    method, walk = make(config=replace(CONFIG, updates_per_skill=12)), Walk(2, pay=pay)
+    method, walk = make(config=replace(CONFIG, updates_per_segment=12)), Walk(2, pay=pay)
     losses, learn = [], method.learned_reward.learn
     monkeypatch.setattr(method.learned_reward, "learn", lambda *args: losses.append(learn(*args)) or losses[-1])
     told, n_told = learn_along(method, walk, 40), 0

@@ -19,7 +19,7 @@ from tests.skills.walk import CHOICES, ENCODER, SKILLS, TASK, Walk, learn_along,
 
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
 CONFIG = SkillModelConfig(
-    n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_skill=4, refresh_every=20, report_every=20
+    n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_segment=4, refresh_every=20, report_every=20
 )
 METHODS = pytest.mark.parametrize("kind", [SPlaTES, DADS])
 
@@ -113,7 +113,7 @@ def test_potentials_compare_the_skill_with_others_that_are_the_same_for_all_outc
     [(100, 0.8, 1), (150, 0.6, 1), (200, 0.4, 1), (225, 0.3, 0.8), (250, 0.2, 0.6), (300, 0.2, 0.2), (999, 0.2, 0.2)],
 )
 def test_the_assumed_deviation_and_the_learning_rate_fall(n, std, factor):
-    steps = {"std_decay": (100, 250), "decay": (200, 300), "n_first": 1, "updates_per_skill": 0.1}
+    steps = {"std_decay": (100, 250), "decay": (200, 300), "n_first": 1, "updates_per_segment": 0.1}
     method, walk = make(config=replace(CONFIG, std=0.8, final_std=0.2, final_rate=0.2, **steps)), Walk().step(30)
     assert method.std == 0.8
     method.learn(walk.replay, 1)
@@ -130,7 +130,7 @@ def test_the_assumed_deviation_and_the_learning_rate_fall(n, std, factor):
 @pytest.mark.parametrize("n_envs", [1, 3])
 @pytest.mark.parametrize("ratio", [0, 0.5, 4])
 def test_updates_keep_their_ratio_to_the_skills_that_were_carried_out(kind, ratio, n_envs):
-    method, walk = make(kind, replace(CONFIG, updates_per_skill=ratio, batch_size=8)), Walk(n_envs)
+    method, walk = make(kind, replace(CONFIG, updates_per_segment=ratio, batch_size=8)), Walk(n_envs)
     before = flat(method.state_dict()["world"] | {"dynamics.n_total_env_steps": 0})
     began = None
     for _ in range(90 // n_envs):
@@ -163,7 +163,7 @@ def test_actions_that_last_longer_do_not_change_how_often_it_learns():
 @METHODS
 @torch.no_grad()
 def test_it_learns_where_skills_lead(kind):
-    method, walk = make(kind, replace(CONFIG, updates_per_skill=4, report_every=40)), Walk(16)
+    method, walk = make(kind, replace(CONFIG, updates_per_segment=4, report_every=40)), Walk(16)
     state, context = torch.zeros(200, 2), torch.zeros(200, 2)
     skill = method.prior(200, torch.device("cpu"))
     truth = 0.3 * (5 if kind is SPlaTES else 1) * skill
@@ -235,7 +235,7 @@ def test_what_the_data_supports_is_counted_from_time_to_time():
 
 
 def test_reports_are_means_of_every_tenth_update(monkeypatch):
-    method, walk = make(config=replace(CONFIG, updates_per_skill=12)), Walk(2)
+    method, walk = make(config=replace(CONFIG, updates_per_segment=12)), Walk(2)
     losses, information = [], []
     learn, potentials = method.dynamics.learn, method.potentials
     monkeypatch.setattr(method.dynamics, "learn", lambda rows: losses.append(learn(rows)) or losses[-1])
@@ -335,8 +335,8 @@ def test_a_dynamics_that_cannot_learn_is_refused():
         ({"report_every": 2.5}, "report_every is 2.5"),
         ({"newest": 0.0}, "newest is 0.0"),
         ({"newest": 1.1}, "newest is 1.1"),
-        ({"updates_per_skill": -1.0}, "updates_per_skill is -1.0"),
-        ({"updates_per_skill": math.inf}, "updates_per_skill is inf"),
+        ({"updates_per_segment": -1.0}, "updates_per_segment is -1.0"),
+        ({"updates_per_segment": math.inf}, "updates_per_segment is inf"),
         ({"final_rate": -0.1}, "final_rate is -0.1"),
         ({"std": 0.0}, "std is 0.0"),
         ({"final_std": math.nan}, "final_std is nan"),

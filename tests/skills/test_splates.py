@@ -15,7 +15,7 @@ from layeredrl.skills.splates import LOWEST
 from tests.skills.walk import CHOICES, TASK, Row, Walk, as_batch, make_world, triples
 
 CPU = torch.device("cpu")
-CONFIG = SkillModelConfig(n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_skill=4)
+CONFIG = SkillModelConfig(n_first=40, batch_size=32, n_priors=3, std=0.5, updates_per_segment=4)
 
 
 def make(config=CONFIG, *, steps=5, form="difference", **world):
@@ -24,7 +24,7 @@ def make(config=CONFIG, *, steps=5, form="difference", **world):
 
 def learned(method, walk, n_updates=30):
     """After some updates, so that rewards tell skills apart."""
-    method.config = replace(method.config, updates_per_skill=n_updates)
+    method.config = replace(method.config, updates_per_segment=n_updates)
     for n in (100, 100 + method.duration):
         method.learn(walk.replay, n)
     return method
@@ -231,7 +231,7 @@ def test_the_number_of_environment_steps_drives_it():
         return mean, weights, *whitened_prediction(method, skill, loss_mode=True)
 
     method.learn(walk.replay, 200)
-    method.config = replace(method.config, updates_per_skill=0.05)
+    method.config = replace(method.config, updates_per_segment=0.05)
     start = method.dynamics.symmetry
     random = (start.factor * skill @ start.directions.mT)[:, None]
     for n, share in ((2000, 0.0), (2500, 0.25), (3800, 0.9), (4000, 1.0), (9000, 1.0)):

@@ -7,12 +7,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from layeredrl.levels import ModelLearningConfig, PlannerLevel
+from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import LearnedEncoder, Oracle, WorldModel
+from layeredrl.world_model import LearnedEncoder, ModelLearningConfig, Oracle, WorldModel
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 SKILLS = spaces.Box(-1.0, 1.0, (2,), np.float32)

@@ -11,12 +11,12 @@ import envs  # noqa: F401  registers the tasks
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ModelLearningConfig, PlannerLevel, RandomLevel
+from layeredrl.levels import PlannerLevel, RandomLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, Objective, Oracle, WorldModel
+from layeredrl.world_model import Encoder, ModelLearningConfig, Objective, Oracle, WorldModel
 from tests.models.networks import DriftNet, ExplodingNet, Members
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}

@@ -15,12 +15,12 @@ def test_nothing_asked_for_is_the_demo() -> None:
     config = parse([])
     assert (config.agent, config.preset, config.env, config.seed) == ("pets", "demo", "ContinuousCartPole-v0", 0)
     assert config.trainer == TRAINER_PRESETS["demo"]
-    assert config.settings == PETS.presets["demo"]
+    assert config.settings == PETS.preset("demo")
 
 
 def test_an_agent_may_have_presets_of_its_own() -> None:
     config = parse(["pets", "--preset", "cartpole-fast", "--trainer.eval-every", "7"])
-    assert config.settings == PETS.presets["cartpole-fast"]
+    assert config.settings == PETS.preset("cartpole-fast")
     assert config.trainer == replace(PETS.trainers["cartpole-fast"], eval_every=7)
     with pytest.raises(ValueError, match=r"unknown preset 'cartpole-fast', expected one of demo, debug, paper$"):
         parse(["sac", "--preset", "cartpole-fast"])
@@ -33,7 +33,7 @@ def test_presets_are_defaults_that_flags_change(preset: str, spelling: list[str]
         ["pets", "--discount", "0.9", *(part.format(preset) for part in spelling), "--trainer.eval-every", "7"]
     )
     assert config.preset == preset
-    assert config.settings == replace(PETS.presets[preset], discount=0.9)
+    assert config.settings == replace(PETS.preset(preset), discount=0.9)
     assert config.trainer == replace(PETS.trainers.get(preset, TRAINER_PRESETS[preset]), eval_every=7)
 
 

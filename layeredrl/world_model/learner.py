@@ -1,0 +1,326 @@
+"""The learner of a world model: the one place where its dynamics, reward and statistics are fitted to data."""
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl import action_spaces
+from layeredrl.checks import require_counts, require_number
+from layeredrl.metrics import RunningMeans
+from layeredrl.models.ensemble import ProbabilisticEnsemble
+from layeredrl.models.fitting import FitConfig, fit
+from layeredrl.models.optimizer import restore_optimizer
+from layeredrl.randomness import derive_seed
+from layeredrl.storage import Replay
+from layeredrl.world_model.reward import RewardLearner
+from layeredrl.world_model.world_model import WorldModel
+
+N_STATISTICS = 4096
+"""Newest transitions from which online learning takes the statistics of inputs and targets."""
+
+MEASURE_EVERY = 10
+"""Online updates from one whose losses are recorded to the next: waiting for all of them takes too long."""
+
+
+@dataclass(frozen=True)
+class ModelLearningConfig:
+    """When and how a world model is fitted to all transitions, in epochs."""
+
+    n_random_steps: int = 200
+    """Environment steps with random actions before the first fit."""
+    fit_every: int = 200
+    """Environment steps from one fit to the next; with several environments, at least as many."""
+    first_epochs: int = 5
+    """Passes over the data in the first fit, which starts from random parameters; `fit.max_steps` bounds it too."""
+    fit: FitConfig = field(default_factory=FitConfig)
+    """Settings of a fit."""
+    reward_learning_rate: float = 1e-3
+    """Learning rate of the reward network, where the task's reward is not known."""
+    max_failed_plans: int = 10
+    """Number of decisions between two fits that may be random because no plan has a finite score; one more is an
+    error."""
+    replay_size: int = 1_000_000
+    """Number of transitions kept, all environments together."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, n_random_steps=1, fit_every=1, first_epochs=1, max_failed_plans=0, replay_size=1)
+        require_number("reward_learning_rate", self.reward_learning_rate, 0, math.inf, open_low=True)
+
+
+@dataclass(frozen=True)
+class OnlineLearningConfig:
+    """When and how a world model is learned from batches of the newest transitions, while they are collected."""
+
+    n_first: int = 2000
+    """Environment steps before the first update."""
+    updates_per_segment: float = 2.0
+    """Number of updates for each transition at the model's time scale, such as an executed skill."""
+    batch_size: int = 256
+    """Transitions of an update."""
+    newest: float = 0.5
+    """Share of the replay, the newest, from which batches are drawn: the policy below changes, and outcomes with it."""
+    final_rate: float = 0.1
+    """Factor of the learning rate at the end of `decay`."""
+    decay: tuple[int, int] = (60_000, 120_000)
+    """Environment steps between which the learning rate falls linearly."""
+    refresh_every: int = 2000
+    """Environment steps between two updates of the supported states, and of the statistics of a learned reward."""
+    reward_learning_rate: float = 1e-3
+    """Learning rate of the reward network and of a learned encoder, where the task's reward is not known."""
+    report_every: int = 1000
+    """Environment steps between two reports of metrics."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, n_first=1, batch_size=2, refresh_every=1, report_every=1)
+        require_number("newest", self.newest, 0, 1, open_low=True)
+        for name in ("updates_per_segment", "final_rate"):
+            require_number(name, getattr(self, name), 0, sys.float_info.max)
+        require_number("reward_learning_rate", self.reward_learning_rate, 0, sys.float_info.max, open_low=True)
+        require_span("decay", self.decay)
+
+
+class WorldModelLearner:
+    """Learns a world model, in one of two modes: `fit` in epochs, or `updates` in batches ("online").
+
+    Whoever learns the model owns one learner, and nobody else saves the model or sets its number of environment steps.
+    Transitions are at the time scale of the dynamics: a Batch of tensors `obs` and `obs_next` (N, O) and `act` (N, A);
+    `rew` (N,) where the reward is learned; optionally `terminated` (N,) and `weight` (N,).
+
+    Args:
+        world: The world model; its dynamics is an ensemble with an optimiser.
+        config: `ModelLearningConfig` for the mode "fit", `OnlineLearningConfig` for the mode "online".
+        segment_steps: Environment steps of an executed segment, of which `updates_per_segment` counts.
+        seed: Seed of fits.
+
+    Attributes:
+        n_total_env_steps: Environment steps so far, all instances summed.
+        n_updates: Number of online updates so far.
+    """
+
+    def __init__(
+        self,
+        world: WorldModel,
+        config: ModelLearningConfig | OnlineLearningConfig,
+        *,
+        segment_steps: int = 1,
+        seed: int = 0,
+    ) -> None:
+        dynamics = world.dynamics
+        if not isinstance(dynamics, ProbabilisticEnsemble):
+            raise TypeError(f"the dynamics is {type(dynamics).__name__}, expected a ProbabilisticEnsemble to learn")
+        if dynamics.optimizer is None:
+            raise ValueError("the dynamics has no optimizer to learn with: construct it with create_optimizer=True")
+        if world.encoder.learned and isinstance(config, ModelLearningConfig):
+            raise TypeError("the encoder is a LearnedEncoder, which fits do not train, expected an Encoder")
+        self.world, self.dynamics, self.optimizer = world.eval(), dynamics, dynamics.optimizer
+        self.config, self.segment_steps, self.device = config, segment_steps, dynamics.device
+        self.reward: RewardLearner | None = None
+        if world.reward_net is not None:
+            self.reward = RewardLearner(world, world.reward_net, config.reward_learning_rate)
+        self.n_total_env_steps = self.last_fit = self.last_refresh = self.last_report = self.n_updates = 0
+        self._first: int | None = None  # environment steps at the first online update
+        self._means = RunningMeans()
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self._generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "fit"))
+
+    def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
+        """Set the number of environment steps so far, also that of the dynamics."""
+        self.n_total_env_steps = n_total_env_steps
+        self.dynamics.set_n_total_env_steps(n_total_env_steps)
+
+    # ------------------------------------------------------------------ fits in epochs
+
+    @property
+    def fit_is_due(self) -> bool:
+        """True if it is time for the next fit."""
+        config = self._fit_config()
+        since = self.n_total_env_steps - self.last_fit
+        return self.n_total_env_steps >= config.n_random_steps and (not self.last_fit or since >= config.fit_every)
+
+    def fit(self, data: Batch) -> dict[str, float]:
+        """Fit dynamics, reward and statistics to all transitions; returns metrics.
+
+        Args:
+            data: Transitions. `last` (N,) is True for the last one of an episode.
+        """
+        config = self._fit_config()
+        settings = config.fit if self.last_fit else replace(config.fit, epochs=config.first_epochs)
+        self.last_fit = self.n_total_env_steps
+        if not len(data.obs):
+            return {}
+        rows = self._rows(data)
+        # The last states of episodes are no transition's first state.
+        self.world.objective.fit_statistics(torch.cat([rows.state, rows.state_next[data.last]]))
+        result = fit(self.dynamics, rows, settings, generator=self._generator)
+        metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(data.obs)}
+        skipped = result.skipped
+        if result.holdout_loss is not None:
+            metrics["model/holdout_loss"] = float(result.holdout_loss.mean())
+        if self.reward is not None:
+            metrics["model/reward_loss"], skipped_reward = self.reward.fit(data, settings, self._generator)
+            skipped += skipped_reward
+        return metrics | ({"model/skipped_steps": skipped} if skipped else {})
+
+    def _fit_config(self) -> ModelLearningConfig:
+        assert isinstance(self.config, ModelLearningConfig), "fits need a ModelLearningConfig"
+        return self.config
+
+    # ------------------------------------------------------------------ online updates
+
+    def updates(self, draw: Callable[[int], Batch], replay: Replay) -> Iterator[Batch]:
+        """Take the online updates that are due, and yield the rows of each after its step.
+
+        Rows have the keys `state`, `state_next` (n, S), `context` (n, C) and `act` (n, A). `measuring` is True while a
+        row is yielded whose losses are recorded: `record` then takes more metrics of the same update.
+
+        Args:
+            draw: Draws at most n transitions from the replay, where n is its argument.
+            replay: Replay of the observations.
+        """
+        config = self._online_config()
+        n = self.n_total_env_steps
+        if n < config.n_first:
+            return
+        if self._first is None:
+            if not self._fit_statistics(draw, replay):
+                return
+            self._first = self.last_report = n
+        n_segments = (n - self._first) / self.segment_steps
+        due = int(config.updates_per_segment * n_segments)
+        if self.n_updates < due:
+            self.dynamics.train()
+            try:
+                while self.n_updates < due:
+                    rows = self._update(draw(config.batch_size))
+                    if rows is not None:
+                        yield rows
+                    self.n_updates += 1
+            finally:
+                self.dynamics.eval()
+        if n - self.last_refresh >= config.refresh_every:
+            self.last_refresh = n
+            self._refresh(draw, replay)
+
+    @property
+    def measuring(self) -> bool:
+        """True if the losses of the current update are recorded."""
+        return self.n_updates % MEASURE_EVERY == 0
+
+    def record(self, metrics: Mapping[str, float | Tensor]) -> None:
+        """Add metrics to the next report, which shows their means."""
+        self._means.add(metrics)
+
+    def report(self) -> dict[str, float]:
+        """Return mean metrics since the last report if the next one is due; empty otherwise."""
+        if self.n_total_env_steps - self.last_report < self._online_config().report_every or not self._means:
+            return {}
+        self.last_report = self.n_total_env_steps
+        return self._means.take() | {"model/updates": self.n_updates}
+
+    def _online_config(self) -> OnlineLearningConfig:
+        assert isinstance(self.config, OnlineLearningConfig), "online updates need an OnlineLearningConfig"
+        return self.config
+
+    def _update(self, data: Batch) -> Batch | None:
+        """Take one step of the dynamics and one of the reward; None if there are no transitions to learn from."""
+        rows = self._rows(data)
+        if not len(rows.state):
+            return None
+        config = self._online_config()
+        factor = 1 + (config.final_rate - 1) * share_of_span(config.decay, self.n_total_env_steps)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        losses = {"model/loss": self.dynamics.learn([rows])}
+        if self.reward is not None:
+            losses["model/reward_loss"] = self.reward.step(data, factor)
+        if self.measuring:
+            self.record(losses)
+        return rows
+
+    @torch.no_grad()
+    def _fit_statistics(self, draw: Callable[[int], Batch], replay: Replay) -> bool:
+        """Take the statistics of inputs and targets; those of a fixed encoder's states only once.
+
+        Returns:
+            True if there were enough transitions.
+        """
+        data = draw(N_STATISTICS)
+        if len(data.obs) < 2:
+            return False
+        encoder = self.world.encoder
+        if encoder.learned:
+            encoder.fit(*(torch.as_tensor(replay.column(x), device=self.device) for x in ("obs", "obs_next")))
+        if self._first is None or encoder.learned:
+            rows = self._rows(data)
+            self.dynamics.fit_statistics({key: rows[key] for key in ("state", "context", "act", "state_next")})
+        if self.reward is not None:
+            self.reward.fit_scales(data)
+        return True
+
+    @torch.no_grad()
+    def _refresh(self, draw: Callable[[int], Batch], replay: Replay) -> None:
+        """Update which states the data supports, and the statistics that move."""
+        if self.reward is not None:
+            self._fit_statistics(draw, replay)
+        states, _ = self.world.encode(torch.as_tensor(replay.column("obs_next"), device=self.device))
+        self.world.objective.fit_statistics(states)
+
+    # ------------------------------------------------------------------ both
+
+    @torch.no_grad()
+    def _rows(self, data: Batch) -> Batch:
+        """Encoded transitions, as `ProbabilisticEnsemble.loss` takes them."""
+        state, context = self.world.encode(data.obs)
+        state_next, _ = self.world.encode(data.obs_next)
+        act = action_spaces.for_model(self.world.task.action_space, data.act)
+        terminated = data.terminated.to(state.dtype) if "terminated" in data else state.new_zeros(len(state))
+        rows = Batch(state=state, context=context, act=act, state_next=state_next, terminated=terminated)
+        if "weight" in data:
+            rows.weight = data.weight
+        return rows
+
+    def state_dict(self) -> dict[str, Any]:
+        """The world model, the optimisers, the schedule and the metrics since the last report."""
+        return {
+            "world": self.world.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **({} if self.reward is None else {"reward_optimizer": self.reward.state_dict()}),
+            "means": self._means.state_dict(),
+            "generator": self._generator.get_state(),
+            "device": self.device.type,
+            **{name: getattr(self, name) for name in _NUMBERS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.world.load_state_dict(state["world"])
+        restore_optimizer("the model's optimizer", self.optimizer, state["optimizer"])
+        if self.reward is not None:
+            self.reward.load_state_dict(state["reward_optimizer"])
+        self._means.load_state_dict(state["means"])
+        if state["device"] == self.device.type:  # another device draws other numbers anyway
+            self._generator.set_state(state["generator"].cpu())
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+
+
+_NUMBERS = ("n_total_env_steps", "last_fit", "last_refresh", "last_report", "n_updates", "_first")
+
+
+def require_span(name: str, span: tuple[int, int]) -> None:
+    """Raise unless a span of environment steps begins at zero or later and does not end before it begins."""
+    start, stop = span
+    if not 0 <= start <= stop:
+        raise ValueError(f"{name} is {(start, stop)}, expected two increasing numbers of steps")
+
+
+def share_of_span(span: tuple[int, int], n_total_env_steps: int) -> float:
+    """Elapsed share of a span of environment steps, in [0, 1]."""
+    start, stop = span
+    return min(max((n_total_env_steps - start) / max(stop - start, 1), 0.0), 1.0)
