@@ -297,7 +297,7 @@ def _table() -> str:
     lines = ["| input | message |", "|---|---|"]
     for name, message in rows:
         text = re.sub(r"[0-9a-f]{64}", "…", re.sub(r"-[0-9a-f]{16}\.pt", "-….pt", message.strip()))
-        lines.append(_row(name, text))
+        lines.append(_row(name, text.replace("](", "]\\(")))  # gymnasium's "[namespace/](env-name)" is no link
     return "\n".join(lines)
 
 
