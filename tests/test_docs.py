@@ -1,4 +1,5 @@
 import re
+from importlib.util import find_spec
 from pathlib import Path
 
 import gymnasium as gym
@@ -93,3 +94,9 @@ def test_files_named_in_the_text_exist():
         missing += [f"{page.name}: {path}" for path in paths if not (ROOT / path).exists()]
     assert missing == []
     assert n_in_architecture > 10
+
+
+def test_commands_name_modules_that_exist():
+    modules = {name for page in LINKED for name in re.findall(r"python -m (\w+(?:\.\w+)*)", page.read_text())}
+    assert "experiments.train" in modules
+    assert [name for name in sorted(modules) if find_spec(name) is None] == []
