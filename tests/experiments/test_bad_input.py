@@ -256,11 +256,11 @@ def test_an_environment_that_cannot_begin_leaves_no_folder(tmp_path: Path, capfd
 # ------------------------------------------------------------------ the table
 
 
-_INTRODUCTION = """# Bad inputs, and what is said about them
+_INTRODUCTION = """# Bad inputs and their error messages
 
-`python -m tests.experiments.test_bad_input > experiments/results/bad_inputs.md`. Each message is all that is written to
-stderr, in one line; the exit code is 2, and nothing on the disk has changed. For what goes wrong in training it is 3,
-and the run is saved. Checksums are left out.
+`python -m tests.experiments.test_bad_input > experiments/results/bad_inputs.md` writes this table. Each message is one
+line, the whole output on stderr. The exit code is 2, and nothing on the disk has changed. For faults during training it
+is 3, and the run is saved. Checksums are left out.
 
 """
 
@@ -297,7 +297,7 @@ def _table() -> str:
     lines = ["| input | message |", "|---|---|"]
     for name, message in rows:
         text = re.sub(r"[0-9a-f]{64}", "…", re.sub(r"-[0-9a-f]{16}\.pt", "-….pt", message.strip()))
-        lines.append(_row(name, text))
+        lines.append(_row(name, text.replace("](", "]\\(")))  # gymnasium's "[namespace/](env-name)" is no link
     return "\n".join(lines)
 
 
