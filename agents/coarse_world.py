@@ -4,7 +4,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 from gymnasium import spaces
+from torch import Tensor
 
+from layeredrl import action_spaces
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, GridSupport, NeighbourSupport, Objective, Support, WorldModel
@@ -21,6 +23,36 @@ class WorldSettings(Protocol):
     support: SupportKind
     support_cell: float
     support_visits: int
+
+
+def reads_state_of(task: TaskSpec, encoder: Encoder) -> bool:
+    """Return True if what is known of a task gives the same for the shorter state of an encoder as for the full one.
+
+    Known functions take a state of all parts. They can be used with its first dimensions if they read only these,
+    which is tried on random states: reading from the end, for instance, gives another number or an error.
+    """
+    full = Encoder(task)
+    if not encoder.begins_like(full):
+        return False
+    n, width = encoder.state_dim, full.state_dim
+    if n == width:
+        return True
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(size: int) -> Tensor:  # from close together to far apart: functions may have thresholds
+        return torch.randn(256, size, generator=generator) * torch.logspace(-2, 2, 256)[:, None]
+
+    discrete, action_dim = action_spaces.is_discrete(task.action_space), action_spaces.width(task.action_space)
+    action = torch.zeros((256, action_dim), dtype=torch.int64 if discrete else torch.float32)
+    state, after, context = draw(width), draw(width), draw(full.context_dim)
+    try:
+        return all(
+            torch.equal(known(state, context, action, after), known(state[:, :n], context, action, after[:, :n]))
+            for known in (task.reward, task.termination)
+            if known is not None
+        )
+    except Exception:  # a function of the user's may raise anything for a state that is too short
+        return False
 
 
 def make_coarse_world(
@@ -48,9 +80,7 @@ def make_coarse_world(
         repeat: Steps of the model for which an action is held.
         **model: Further arguments of `EnsembleConfig.build`.
     """
-    # A known reward takes a state of all parts, and a shorter one if that is how the long one begins.
-    known = encoder.begins_like(Encoder(task))
-    coarse = task.coarse(space, steps, known=known)
+    coarse = task.coarse(space, steps, known=reads_state_of(task, encoder))
     dynamics = settings.model.build(encoder.state_space, encoder.context_space, space, device, **model)
     support: Support | None = None
     if settings.support_weight and settings.support == "neighbours":

@@ -1,8 +1,8 @@
 """DADS: dynamics-aware discovery of skills (Sharma et al. 2020, arXiv 1907.01657; off-policy: arXiv 2004.12974).
 
 Deviations from the released code: outcomes are whitened by the inverse root of their covariance instead of by batch
-normalisation, the entropy coefficient is tuned, and the planner is iCEM. The model learns from the newest half of the
-replay.
+normalisation, an outcome is compared with 16 skills from the prior instead of 100, the entropy coefficient is tuned,
+and the planner is iCEM. The model learns from the newest half of the replay.
 """
 
 from collections.abc import Mapping
@@ -33,7 +33,13 @@ class DADSAgent(SkillAgent):
         weighted = self.importance_clip > 1
         world = self.make_world(task, device, steps=1, repeat=self.duration, weighted_loss=weighted)
         return DADS(
-            task, world, self.duration, config=self.skills, hidden=self.hidden, importance_clip=self.importance_clip
+            task,
+            world,
+            self.duration,
+            config=self.skills,
+            hidden=self.hidden,
+            at_end=self.at_end,
+            importance_clip=self.importance_clip,
         )
 
 

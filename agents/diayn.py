@@ -11,6 +11,7 @@ from layeredrl.checks import require_counts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, RandomLevel, SACConfig
 from layeredrl.skills import DIAYN, SkillLevel, SkillMethod
+from layeredrl.skills.diayn import DiscriminatorConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder
@@ -26,6 +27,8 @@ class DIAYNAgent(Recipe):
     """Duration of a skill in environment steps."""
     state: tuple[str, ...] = ()
     """Parts of the observation that the discriminator sees; () for all but the goal."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """Network of the discriminator, and when and how it learns."""
     sac: SACConfig = field(default_factory=SACConfig)
     """The policy's algorithm."""
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
@@ -45,7 +48,8 @@ class DIAYNAgent(Recipe):
 
     def make_method(self, task: TaskSpec, device: torch.device) -> SkillMethod:
         """The skill method; a subclass may bring another one."""
-        return DIAYN(task, Encoder(task, self.state or None).to(device), self.n_skills, self.duration)
+        encoder = Encoder(task, self.state or None).to(device)
+        return DIAYN(task, encoder, self.n_skills, self.duration, config=self.discriminator)
 
 
 DIAYNAgent.presets = {
@@ -56,6 +60,7 @@ DIAYNAgent.presets = {
     "debug": {
         "n_skills": 3,
         "duration": 5,
+        "discriminator": DiscriminatorConfig(hidden=(16,), batch_size=16, report_every=20),
         "sac": SACConfig(hidden=(16,)),
         "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
     },

@@ -16,7 +16,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, Planner
-from layeredrl.skills import ModelBasedSkills, SkillLevel, SkillModelConfig
+from layeredrl.skills import AtEnd, ModelBasedSkills, SkillLevel, SkillModelConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder, WorldModel
@@ -108,6 +108,9 @@ class SkillAgent(Recipe):
     """The policy's algorithm."""
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the policy is learned."""
+    at_end: AtEnd | None = None
+    """Continuation of the policy's value after a skill's end: `zero`, the `same` skill again, or a `fresh` one; by
+    default the method's own, fresh for SPlaTES and the same for DADS."""
     calm_skills: float = 0.5
     """Share of the skills that are executed without the policy's noise in training."""
     fresh_skills: float = 0.5
@@ -119,6 +122,8 @@ class SkillAgent(Recipe):
             require_number(name, getattr(self, name), 0, 1)
         require_number("support_weight", self.support_weight, 0, inf)
         require_choice("support", self.support, get_args(SupportKind))
+        if self.at_end is not None:
+            require_choice("at_end", self.at_end, get_args(AtEnd))
         require_choice("planner", self.planner, ("icem", "mppi"))
 
     @property

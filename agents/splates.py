@@ -1,7 +1,10 @@
 """SPlaTES: planning with predictable, temporally extended skills (Gürtler and Martius, RLC 2025).
 
-Deviations from the released library: the skills are carried out by SAC instead of TD-MPC2, rewards are differences of
-potentials by default, and the latent state is a part of the observation by default.
+Deviations from the released library: the skills are executed by SAC instead of TD-MPC2, rewards are differences of
+potentials by default, the latent state is a part of the observation by default, an outcome is compared with 16 skills
+from the prior instead of 100, potentials are clipped at -10 instead of -50, rewards are neither standardised nor
+offset, displacements are whitened by their covariance instead of a learned map, and a skill's end bootstraps with one
+fresh skill instead of a learned value averaged over skills.
 """
 
 from collections.abc import Mapping
@@ -51,7 +54,9 @@ class SPlaTESAgent(SkillAgent):
     def make_method(self, task: TaskSpec, device: torch.device) -> SPlaTES:
         breaking = {"sb_start_duration": self.sb_start_duration, "sb_start_factor": self.sb_start_factor}
         world = self.make_world(task, device, steps=self.duration, **breaking)
-        return SPlaTES(task, world, self.duration, config=self.skills, hidden=self.hidden, form=self.reward)
+        return SPlaTES(
+            task, world, self.duration, config=self.skills, hidden=self.hidden, at_end=self.at_end, form=self.reward
+        )
 
 
 SPlaTESAgent.presets = {

@@ -126,14 +126,26 @@ class PolicyLevel(Level):
         duration = np.full(len(obs), self.duration)
         if explore and self.acts_at_random:
             return Decision(action_spaces.uniform(self.action_space, (len(obs),), generator), duration, memory)
+        inputs = self.inputs(obs, command)
+        if not explore:
+            return Decision(self.best_action(inputs), duration, memory)
         policy = self.algorithm.policy
-        batch: Any = Batch(obs=self.inputs(obs, command), info=Batch())
-        with policy_within_training_step(policy, enabled=explore):
+        batch: Any = Batch(obs=inputs, info=Batch())
+        with policy_within_training_step(policy):
             action = policy(batch).act
-        if explore:  # TD3's policy is deterministic; SAC's has no noise to add
-            noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
-            action = torch.as_tensor(noisy, dtype=torch.float32, device=self.device)
+        # TD3's policy is deterministic; SAC's has no noise to add.
+        noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
+        action = torch.as_tensor(noisy, dtype=torch.float32, device=self.device)
         return Decision(action.clamp(-1, 1), duration, memory)
+
+    @torch.no_grad()
+    def best_action(self, inputs: Tensor) -> Tensor:
+        """Actions of the policy without noise, (n, A), for inputs (n, I)."""
+        policy = self.algorithm.policy
+        batch: Any = Batch(obs=inputs, info=Batch())
+        with policy_within_training_step(policy, enabled=False):
+            action: Tensor = policy(batch).act
+        return action.clamp(-1, 1)
 
     @property
     def acts_at_random(self) -> bool:

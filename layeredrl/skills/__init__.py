@@ -3,13 +3,14 @@
 from layeredrl.skills.dads import DADS
 from layeredrl.skills.diayn import DIAYN
 from layeredrl.skills.level import SkillLevel
-from layeredrl.skills.method import SkillInputs, SkillMethod
+from layeredrl.skills.method import AtEnd, SkillInputs, SkillMethod
 from layeredrl.skills.model_based import ModelBasedSkills, SkillModelConfig
 from layeredrl.skills.splates import SPlaTES
 
 __all__ = [
     "DADS",
     "DIAYN",
+    "AtEnd",
     "ModelBasedSkills",
     "SPlaTES",
     "SkillInputs",

@@ -31,6 +31,8 @@ class DADS(ModelBasedSkills):
         **settings: As for `ModelBasedSkills`.
     """
 
+    at_end = "same"
+
     def __init__(self, *args: Any, importance_clip: float = 1.0, **settings: Any) -> None:
         super().__init__(*args, **settings)
         require_number("importance_clip", importance_clip, 1, math.inf)
@@ -65,4 +67,5 @@ class DADS(ModelBasedSkills):
         rows.to_torch_(device=device)
         ratio: Tensor = log_prob(self.inputs(rows.obs, rows.command), rows.act) - rows.behaviour
         limit = math.log(self.importance_clip)
-        return ratio.clamp(-limit, limit).exp()
+        # The log density of an action without noise is unbounded: such steps have no importance ratio, and count fully.
+        return torch.where(rows.behaviour.isinf(), 1.0, ratio.clamp(-limit, limit).exp())

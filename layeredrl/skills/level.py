@@ -19,6 +19,9 @@ from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.skills.method import AtEnd, SkillMethod
 
+SAME_ACTION = 1e-6
+"""Actions in [-1, 1] that differ by less are the same but for rounding."""
+
 
 class SkillLevel(PolicyLevel):
     """Carries out skills, and learns them from the intrinsic reward of a `SkillMethod`.
@@ -102,13 +105,19 @@ class SkillLevel(PolicyLevel):
         return off_policy.log_prob(self.algorithm, inputs, action)
 
     def _behaviour_log_prob(self, transitions: Batch) -> NDArray[np.float32]:
-        """Log-probability of actions (n,) under the policy that drew them, which has not learned since."""
+        """Log-probability of actions (n,) under the policy that drew them, which has not learned since.
+
+        Infinite for actions of skills that are executed without noise.
+        """
         if self.acts_at_random:
             return np.full(len(transitions.act), -transitions.act.shape[1] * math.log(2), np.float32)
         rows = Batch(obs=transitions.obs, act=transitions.act, command=transitions.info.command)
         rows.to_torch_(device=self.device)
-        log_prob: NDArray[np.float32] = self.log_prob(self.inputs(rows.obs, rows.command), rows.act).cpu().numpy()
-        return log_prob
+        inputs = self.inputs(rows.obs, rows.command)
+        log_prob = self.log_prob(inputs, rows.act)
+        without_noise = (self.best_action(inputs) - rows.act).abs().amax(-1) < SAME_ACTION
+        result: NDArray[np.float32] = torch.where(without_noise, torch.inf, log_prob).cpu().numpy()
+        return result
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         metrics = self.method.learn(self.replay, n_total_env_steps, self.log_prob) if self.replay else {}

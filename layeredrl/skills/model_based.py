@@ -1,6 +1,7 @@
 """Skills that are learned together with a model of their outcomes, which a planner then uses."""
 
 import sys
+import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 from layeredrl.checks import require_choice, require_count, require_counts, require_number
 from layeredrl.models.density import mixture_log_prob
 from layeredrl.skills.information import fixed_log_prob, information
-from layeredrl.skills.method import LogProb, SkillInputs, SkillMethod
+from layeredrl.skills.method import AtEnd, LogProb, SkillInputs, SkillMethod
 from layeredrl.skills.whitening import Whitening
 from layeredrl.storage import Replay
 from layeredrl.task import TaskSpec
@@ -61,6 +62,7 @@ class ModelBasedSkills(SkillMethod):
         config: Settings.
         inputs: Inputs of the policy; by default all but the goal, with the displacement since the skill's start.
         hidden: Parts of the observation that the default inputs leave out, as in `SkillInputs`.
+        at_end: Continuation of the value after a skill's end; the method's own by default.
 
     Attributes:
         learner: Learns the world model.
@@ -78,8 +80,11 @@ class ModelBasedSkills(SkillMethod):
         config: SkillModelConfig | None = None,
         inputs: SkillInputs | None = None,
         hidden: Sequence[str] = (),
+        at_end: AtEnd | None = None,
     ) -> None:
         require_count("duration", duration)
+        if at_end is not None:
+            self.at_end = at_end
         space = world.task.action_space
         if not isinstance(space, spaces.Box | spaces.Discrete):
             raise TypeError(f"the world's action space is {space}, expected skills of a Box or Discrete")
@@ -92,6 +97,7 @@ class ModelBasedSkills(SkillMethod):
         self._inputs = inputs
         self.n_inputs = inputs.width
         self.whitening = Whitening(world.encoder.state_dim).to(self.dynamics.device)
+        self._n_directions = world.encoder.state_dim
 
     def inputs(self, obs: Tensor, command: Batch | None) -> Tensor:
         return self._inputs(obs, command)
@@ -153,7 +159,7 @@ class ModelBasedSkills(SkillMethod):
         learner = self.learner
         learner.set_n_total_env_steps(n_total_env_steps)
         for rows in learner.updates(partial(self.segments, replay, log_prob=log_prob), replay):
-            self.whitening.update(rows.state_next - rows.state)
+            self.whitening.update(rows.state_next - rows.state, decompose=learner.measuring)
             self._follow_whitening()
             if learner.measuring:
                 with torch.no_grad():
@@ -162,8 +168,22 @@ class ModelBasedSkills(SkillMethod):
         self._follow_whitening()  # statistics may have changed, too
         metrics = learner.report()
         if metrics:
+            self._warn_of_null_directions()
             metrics |= {"skill/std": self.std, "skill/length": float(self.whitening.covariance.trace().sqrt())}
         return metrics
+
+    def _warn_of_null_directions(self) -> None:
+        """Warn, once for each number of them, about directions of the state that skills do not change."""
+        n, width = self.whitening.n_directions, self.world.encoder.state_dim
+        if n < width and n != self._n_directions:
+            still = self.whitening.dropped.nonzero().flatten().tolist()
+            dims = f"; dimensions {still} do not change at all" if still else ""
+            warnings.warn(
+                f"skills change the state in {n} of {width} directions{dims}: the others do not count in the reward",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self._n_directions = n
 
     def _follow_whitening(self) -> None:
         """Let the symmetry-breaking start give each skill a displacement of its own in whitened coordinates."""

@@ -32,6 +32,8 @@ class SPlaTES(ModelBasedSkills):
         **settings: As for `ModelBasedSkills`.
     """
 
+    at_end = "fresh"
+
     def __init__(self, *args: Any, form: Literal["difference", "end"] = "difference", **settings: Any) -> None:
         super().__init__(*args, **settings)
         require_choice("form", form, ("difference", "end"))

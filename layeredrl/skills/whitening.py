@@ -3,18 +3,33 @@
 import torch
 from torch import Tensor, nn
 
+NULL = 1e-5
+"""Directions are dropped whose share of the variance, in standardised dimensions, is at most this, relative to the
+largest: nothing changes along them but by rounding, or a quantity appears twice."""
+
 
 class Whitening(nn.Module):
-    """Inverse square root of a running covariance: displacements times `matrix` have unit covariance.
+    """Whitens displacements with a running covariance; directions in which nothing changes become zero.
+
+    Each dimension is standardised first, so that units do not matter: with D the diagonal matrix of standard
+    deviations and R the correlation matrix, `matrix` is R^(-1/2) D^(-1), where null directions are left out
+    (a pseudo-inverse).
 
     Args:
         width: Number of dimensions S.
         momentum: Weight of a new batch.
+
+    Attributes:
+        covariance: Running covariance of the displacements, (S, S).
+        matrix: Displacements to whitened ones, (S, S).
+        inverse: Whitened displacements to displacements, (S, S), the pseudo-inverse of `matrix`.
+        dropped: True for dimensions that are zero after whitening, (S,).
     """
 
     covariance: Tensor
     matrix: Tensor
     inverse: Tensor
+    dropped: Tensor
     initialized: Tensor
 
     def __init__(self, width: int, momentum: float = 0.02) -> None:
@@ -23,21 +38,44 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(width))
         self.register_buffer("matrix", torch.eye(width))
         self.register_buffer("inverse", torch.eye(width))
+        self.register_buffer("dropped", torch.zeros(width, dtype=torch.bool))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def update(self, deltas: Tensor) -> None:
-        """Update the covariance with displacements (N, S); fewer than two change nothing."""
+    def update(self, deltas: Tensor, *, decompose: bool = True) -> None:
+        """Update the covariance with displacements (N, S); fewer than two change nothing.
+
+        Args:
+            deltas: Displacements.
+            decompose: If False, the coordinates stay until a later update: a decomposition makes a GPU wait.
+        """
         if len(deltas) < 2:
             return
         covariance = torch.cov(deltas.mT).reshape(self.covariance.shape)
         weight = self.momentum if self.initialized else 1.0
         self.covariance.lerp_(covariance, weight)
         self.initialized.fill_(True)
-        values, vectors = torch.linalg.eigh(self.covariance)
-        roots = values.clamp(min=1e-8 * float(values.max().clamp(min=1e-12))).sqrt()
-        self.matrix.copy_(vectors / roots @ vectors.mT)
-        self.inverse.copy_(vectors * roots @ vectors.mT)
+        if decompose:
+            self._decompose()
+
+    def _decompose(self) -> None:
+        covariance = self.covariance.double()
+        std = covariance.diagonal().clamp(min=0).sqrt()
+        moves = std > 1e-12 * std.max().clamp(min=1e-30)
+        scale = torch.where(moves, 1 / std, 0.0)
+        values, vectors = torch.linalg.eigh(scale[:, None] * covariance * scale)
+        kept = values > NULL * values.max().clamp(min=1e-30)
+        roots = torch.where(kept, values, 1.0).sqrt()
+        whiten = vectors * torch.where(kept, 1 / roots, 0.0) @ vectors.mT
+        colour = vectors * torch.where(kept, roots, 0.0) @ vectors.mT
+        self.matrix.copy_(whiten * scale)
+        self.inverse.copy_(std[:, None] * colour)
+        self.dropped.copy_(~moves)
+
+    @property
+    def n_directions(self) -> int:
+        """Number of directions that are not dropped."""
+        return int(torch.linalg.matrix_rank(self.matrix.double(), rtol=1e-9))
 
     def forward(self, delta: Tensor) -> Tensor:
         """Whiten displacements (..., S)."""

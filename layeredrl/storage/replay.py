@@ -88,8 +88,13 @@ class Replay:
         return sum(ring.n_added for ring in self.buffer.rings)
 
     def sample(self, n: int) -> tuple[Batch, NDArray[np.int64]]:
-        """Draw n transitions uniformly, with replacement; returns them, as they were added, and where they lie."""
-        indices = self.buffer.sample_indices(n)
+        """Draw n transitions uniformly, with replacement, in random order.
+
+        Returns:
+            The transitions, as they were added, and their indices (n,).
+        """
+        # tianshou draws ring by ring: parts of the sample, as batches of several updates, would mix few environments.
+        indices = self.buffer.generators[0].permutation(self.buffer.sample_indices(n))
         return self.rows(indices), indices
 
     def rows(self, indices: NDArray[np.int64]) -> Batch:

@@ -245,7 +245,7 @@ class WorldModelLearner:
 
     @torch.no_grad()
     def _fit_statistics(self, draw: Callable[[int], Batch], replay: Replay) -> bool:
-        """Take the statistics of inputs and targets; those of a fixed encoder's states only once.
+        """Take the statistics of inputs and targets.
 
         Returns:
             True if there were enough transitions.
@@ -256,18 +256,16 @@ class WorldModelLearner:
         encoder = self.world.encoder
         if encoder.learned:
             encoder.fit(*(torch.as_tensor(replay.column(x), device=self.device) for x in ("obs", "obs_next")))
-        if self._first is None or encoder.learned:
-            rows = self._rows(data)
-            self.dynamics.fit_statistics({key: rows[key] for key in ("state", "context", "act", "state_next")})
+        rows = self._rows(data)
+        self.dynamics.fit_statistics({key: rows[key] for key in ("state", "context", "act", "state_next")})
         if self.reward is not None:
             self.reward.fit_scales(data)
         return True
 
     @torch.no_grad()
     def _refresh(self, draw: Callable[[int], Batch], replay: Replay) -> None:
-        """Update which states the data supports, and the statistics that move."""
-        if self.reward is not None:
-            self._fit_statistics(draw, replay)
+        """Update the statistics, and which states the data supports: both move as the policy improves."""
+        self._fit_statistics(draw, replay)
         states, _ = self.world.encode(torch.as_tensor(replay.column("obs_next"), device=self.device))
         self.world.objective.fit_statistics(states)
 
