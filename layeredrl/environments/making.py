@@ -14,6 +14,7 @@ from gymnasium.wrappers import RescaleAction
 from gymnasium.wrappers.vector import RescaleAction as VectorRescaleAction
 
 from layeredrl.checks import require_choice
+from layeredrl.environments.known import without_contradicted
 from layeredrl.environments.pool import EnvPool, OnFault
 from layeredrl.faults import Fault
 from layeredrl.task import TaskSpec, check_action_box
@@ -40,16 +41,19 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
 
 
 def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
-    """Read the task from an instance that is made for that and closed again.
+    """Read the task from an instance of an environment, which is closed afterwards.
+
+    What the environment declares of itself is tried in a few random steps, and left out where these contradict it:
+    wrappers may change the observations, actions or rewards.
 
     Args:
         env_id: An id registered with gymnasium.
-        n_envs: How many instances the agent will act in.
-        **kwargs: For the environment.
+        n_envs: Number of instances that the agent will act in.
+        **kwargs: Arguments of the environment.
     """
     env = _make_unscaled(env_id, **kwargs)
     try:
-        return TaskSpec.from_env(env, n_envs)
+        return without_contradicted(TaskSpec.from_env(env, n_envs), env)
     finally:
         env.close()
 
