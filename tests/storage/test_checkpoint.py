@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 import torch
 
-from layeredrl.storage.checkpoint import FORMAT, CheckpointError, Checkpoints, _manifest_bytes
+from layeredrl.storage import CheckpointError, Checkpoints
+from layeredrl.storage.files import FORMAT, manifest_bytes
 from layeredrl.storage.segments import Increment
 
 STATE = {
@@ -642,7 +643,7 @@ def rewritten(path: Path, **changes) -> None:
     manifest = json.loads(path.read_bytes())
     del manifest["sha256"]
     manifest |= changes
-    path.write_bytes(_manifest_bytes({key: value for key, value in manifest.items() if value != "absent"}))
+    path.write_bytes(manifest_bytes({key: value for key, value in manifest.items() if value != "absent"}))
 
 
 def entries(path: Path) -> dict:
