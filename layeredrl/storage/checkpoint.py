@@ -1,4 +1,4 @@
-"""Checkpoints: complete whenever the process dies, and read without running code."""
+"""Checkpoints of a run: complete at any moment the process may die, and read without running code."""
 
 import os
 import re
@@ -31,13 +31,13 @@ class Checkpoints:
     """The checkpoints of a run, in one folder.
 
     A checkpoint is a folder named after its environment steps, with `state.pt` and `manifest.json`, which holds the
-    checksums of all files that belong to it. It appears there in one step, when it is complete. Rows of the state's
-    `Increment`s lie in the folder `segments`, which all checkpoints share. One process at a time may write. Neither
-    folder may be a symbolic link: what is deleted there has to be this run's.
+    checksums of all its files. It appears in one step, when it is complete. The rows of the state's `Increment`s lie
+    in the folder `segments`, which all checkpoints share. One process at a time may write. Neither folder may be a
+    symbolic link, so that only files of this run are ever deleted.
 
     Args:
-        folder: Created by the first save.
-        keep: How many of the last checkpoints are kept, besides the one of the best score.
+        folder: Folder of the checkpoints; created by the first save.
+        keep: Number of newest checkpoints to keep, besides the one of the best score.
     """
 
     def __init__(self, folder: Path, *, keep: int = 3) -> None:
@@ -48,22 +48,23 @@ class Checkpoints:
         self._entries: dict[str, Entry] = {}  # of the chains' files
 
     def newest(self) -> int | None:
-        """The newest checkpoint's number of environment steps; None if there is none."""
+        """Return the number of environment steps of the newest checkpoint; None if there is none."""
         return max(self._found(), default=None)
 
     def save(self, state: Mapping[str, Any], n_total_env_steps: int, *, score: float | None = None) -> None:
-        """Add a checkpoint, then delete those that are no longer to be kept.
+        """Add a checkpoint, then delete those that need not be kept.
 
         Args:
             state: Nested dicts, lists and tuples of tensors, numbers, strings and `Increment`s.
-            n_total_env_steps: At least that of the newest checkpoint, which it replaces if it is the same.
-            score: Of which the greatest is best, and the first of equals; None if there is none.
+            n_total_env_steps: Environment steps so far, at least those of the newest checkpoint. An equal number
+                replaces that checkpoint.
+            score: Score of the run, the greatest is best; among equals the first counts. None if there is none.
 
         Raises:
             CheckpointError: A folder is a symbolic link.
-            OSError: It could not be written. The checkpoints before are as they were.
-            TypeError: The state holds something that could not be read back.
-            ValueError: An increment does not go on where the one before stopped.
+            OSError: The checkpoint could not be written. Earlier checkpoints are unchanged.
+            TypeError: The state holds a value that could not be read back.
+            ValueError: An increment does not continue the one before.
         """
         require_count("n_total_env_steps", n_total_env_steps, 0)
         newest = self.newest()
@@ -103,7 +104,7 @@ class Checkpoints:
         self.prune()
 
     def prune(self) -> None:
-        """Delete the checkpoints that need not be kept, and what an interrupted save left; `save` does so by itself."""
+        """Delete checkpoints that need not be kept and leftovers of interrupted saves; `save` does so itself."""
         try:
             self._prune()
         except OSError as error:  # the next save tries again
@@ -118,7 +119,7 @@ class Checkpoints:
         files.write_bytes(temporary / "manifest.json", files.manifest_bytes({**manifest, "files": {"state.pt": entry}}))
         files.sync(temporary)
         if final.exists():
-            os.rename(final, final.with_suffix(".old"))  # which counts as the checkpoint until there is another
+            os.rename(final, final.with_suffix(".old"))  # counts as the checkpoint until the new one is in place
         os.rename(temporary, final)
 
     def load(
@@ -130,16 +131,17 @@ class Checkpoints:
         environment, and `start` and `stop`, the numbers of each environment's first row and one past its last.
 
         Args:
-            device: Where tensors go.
-            best: Read that of the best score instead of the newest.
-            increments: Whether to read those too, from which the next `save` goes on. Otherwise None is in their place.
+            device: Device of the tensors.
+            best: If True, read the checkpoint of the best score instead of the newest.
+            increments: If True, read the increments too; the next `save` continues them. Otherwise None is in their
+                place.
 
         Raises:
-            CheckpointError: There is none, or it is damaged or of another format.
-            OSError, MemoryError, RuntimeError: It could not be read now, for want of permission, memory or a working
-                disk, say, which is no fault of its own.
+            CheckpointError: There is no checkpoint, or it is damaged or has another format.
+            OSError, MemoryError, RuntimeError: The checkpoint may be intact but could not be read, for want of
+                permission, memory or a working disk.
         """
-        torch.empty(0, device=device)  # raises if there is no such device, which is no fault of the checkpoint
+        torch.empty(0, device=device)  # a missing device raises here, not as a damaged checkpoint
         found = self._found()
         if not found:
             raise CheckpointError(f"there is no checkpoint in {self.folder}")
@@ -184,19 +186,19 @@ class Checkpoints:
             for place, chain in chains.items() if increments else ():
                 state = put_back(state, place, chain.merge(read))
             return dict(state), chains, entries
-        except Exception as error:  # whatever happens when types and shapes are not what `save` had written
+        except Exception as error:  # any error that wrong types and shapes cause
             if isinstance(error, CheckpointError) or files.is_shortage(error):
                 raise
             raise CheckpointError(f"{path / 'state.pt'} is not a readable checkpoint: {error!r}") from error
 
     def _found(self) -> dict[int, Path]:
-        """All checkpoints, whole or damaged."""
+        """Return all checkpoints, intact or damaged."""
         for folder in (self.folder, self._segments):
             if folder.is_symlink():
                 raise CheckpointError(f"{folder} is a symbolic link, expected a folder of its own")
         names = {path.name for path in self.folder.iterdir()} if self.folder.is_dir() else set()
-        whole = {int(name[:-4]): self.folder / name for name in names if re.fullmatch(r"\d{12,}\.old", name)}
-        return whole | {int(name): self.folder / name for name in names if re.fullmatch(r"\d{12,}", name)}
+        replaced = {int(name[:-4]): self.folder / name for name in names if re.fullmatch(r"\d{12,}\.old", name)}
+        return replaced | {int(name): self.folder / name for name in names if re.fullmatch(r"\d{12,}", name)}
 
     def _create_folders(self) -> None:
         if not self._segments.is_dir():
@@ -218,7 +220,7 @@ class Checkpoints:
         self._remove_unused_segments()
 
     def _remove_unfinished(self) -> None:
-        """Delete what an interrupted save left."""
+        """Delete leftovers of an interrupted save."""
         for path in self.folder.glob("[0-9]*.tmp"):
             shutil.rmtree(path)
         for path in self.folder.glob("[0-9]*.old"):
@@ -235,13 +237,13 @@ class Checkpoints:
             try:
                 used |= files.read_manifest(path)["segments"].keys()
             except CheckpointError:
-                return  # there is no telling which ones it needs
+                return  # any segment may be one that it needs
         for path in self._segments.iterdir():
             if FILE_NAME.fullmatch(path.name) and path.name not in used:
                 path.unlink()
 
 
 def _best(scores: Mapping[int, float | None]) -> int | None:
-    """The number with the greatest score, the first of equals; None without scores."""
+    """Return the number with the greatest score, the first of equals; None without scores."""
     scored = [(score, -n) for n, score in scores.items() if score is not None]
     return -max(scored)[1] if scored else None
