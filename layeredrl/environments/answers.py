@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from layeredrl.faults import Fault
+
 
 class Failure(Exception):
     """What an environment did, as a phrase to follow its name."""
@@ -16,6 +18,20 @@ class Failure(Exception):
         super().__init__(phrase)
         self.error = error
         self.message = phrase
+
+
+class EnvironmentFault(Fault):
+    """An environment failed."""
+
+    def __init__(self, env_id: int, n_steps: int, message: str) -> None:
+        super().__init__(message)
+        self.env_id = env_id
+        """Index of the environment."""
+        self.n_steps = n_steps
+        """Steps of the episode, the one that failed included; 0 where it failed before the first."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.env_id, self.n_steps, str(self))
 
 
 def unpacked(name: str, answer: Any, n: int) -> Any:

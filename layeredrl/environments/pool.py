@@ -4,42 +4,22 @@ import math
 import multiprocessing
 import multiprocessing.util
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import (
-    batch_space,
-    concatenate,
-    create_empty_array,
-    iterate,
-)
+from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
-from layeredrl.environments.answers import Failure, all_finite, fitted, flag, number, require_finite, unpacked
+from layeredrl.environments.answers import EnvironmentFault, Failure, fitted, flag, number, require_finite, unpacked
+from layeredrl.environments.observations import LastObservations
 from layeredrl.environments.workers import CLOSE_S, Local, Maker, Patience, Remote, close_all, close_members
-from layeredrl.faults import Fault
 
 OnFault = Literal["raise", "restart"]
 
 _MAX_RETRIES = 3  # of a reset: whoever fails four times in a row will fail for ever
-
-
-class EnvironmentFault(Fault):
-    """An environment failed."""
-
-    def __init__(self, env_id: int, n_steps: int, message: str) -> None:
-        super().__init__(message)
-        self.env_id = env_id
-        """Index of the environment."""
-        self.n_steps = n_steps
-        """Steps of the episode, the one that failed included; 0 where it failed before the first."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.env_id, self.n_steps, str(self))
 
 
 class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
@@ -100,10 +80,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         self.metadata = {**metadata, "autoreset_mode": AutoresetMode.DISABLED}
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        # Two arrays in turn: one holds the last good observations, the next ones are gathered in the other.
-        self._obs: Any
-        self._spare: Any
-        self._obs, self._spare = (create_empty_array(self.single_observation_space, self.num_envs) for _ in range(2))
+        self._obs = LastObservations(self.single_observation_space, self.num_envs)
         self._n_steps = np.zeros(self.num_envs, np.int64)
         self._waiting = set(range(self.num_envs))  # for a reset
         self._unborn = True
@@ -197,7 +174,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         todo = list(ids)
         for trial in range(_MAX_RETRIES + 1):
             results, failures = self._try_reset(todo, seeds, options)
-            self._place({i: obs for i, (obs, _) in results.items()})
+            self._obs.place({i: obs for i, (obs, _) in results.items()})
             for i, (_, info) in results.items():
                 infos = self._add_info(infos, info, i)
             if not failures:
@@ -207,7 +184,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             self._take(failures, f", {trial + 1} times in a row" if trial == _MAX_RETRIES else None)
         self._waiting.difference_update(ids)
         self._unborn = False
-        return self._copied(), self._told(infos, faults)
+        return self._obs.copy(), self._told(infos, faults)
 
     def _try_reset(
         self, ids: Sequence[int], seeds: list[int | None], options: dict[str, Any] | None
@@ -265,7 +242,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
                 continue
             if info:
                 infos = self._add_info(infos, info, i)
-        self._gather(rows, failures)
+        self._obs.gather(rows, failures)
         if failures:
             faulty = list(failures)
             rewards[faulty], terminated[faulty], truncated[faulty] = 0.0, False, True
@@ -274,7 +251,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             self._waiting.update(np.flatnonzero(done).tolist())
         if failures:
             self._take(failures)
-        return self._copied(), rewards, terminated, truncated, self._told(infos, failures)
+        return self._obs.copy(), rewards, terminated, truncated, self._told(infos, failures)
 
     def _render(self) -> None:
         present = {i: member for i, member in enumerate(self._members) if member is not None}
@@ -293,40 +270,6 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
                 self._lose(fault.env_id)
         if faults:
             raise faults[0]
-
-    def _copied(self) -> Any:
-        return self._obs.copy() if isinstance(self._obs, np.ndarray) else deepcopy(self._obs)
-
-    def _place(self, rows: dict[int, Any]) -> None:
-        """Make rows the current observations of some environments."""
-        if isinstance(self._obs, np.ndarray):
-            for i, row in rows.items():
-                self._obs[i] = row
-        else:
-            last = iterate(self.observation_space, self._obs)
-            self._gather([rows.get(i, row) for i, row in enumerate(last)], {})
-
-    def _gather(self, rows: list[Any], failures: "dict[int, Failure]") -> None:
-        """Make rows the current observations; where there are failures, and those it adds, the last one stays."""
-        space = self.single_observation_space
-        if failures:
-            last = list(iterate(self.observation_space, self._obs))
-            rows = [last[i] if i in failures else row for i, row in enumerate(rows)]
-        obs: Any = self._spare
-        if isinstance(obs, np.ndarray):  # the same as concatenate, in a third of the time
-            for i, row in enumerate(rows):
-                obs[i] = row
-        else:
-            obs = concatenate(space, rows, obs)
-        if not all_finite(space, obs):
-            for i, row in enumerate(rows):
-                try:
-                    require_finite(space, row)
-                except Failure as failure:
-                    failures[i] = failure
-            self._gather(rows, failures)
-            return
-        self._obs, self._spare = obs, self._obs
 
     def _take(self, failures: "Mapping[int, Failure]", verdict: str | None = None) -> None:
         """Count failures and lose the environments that had them; raise if that is asked for, or with a verdict."""

@@ -101,7 +101,7 @@ class Faulty(CounterEnv):
 
 
 MESSAGES = {
-    "raise": r"raised ValueError: boom \(test_env_pool.py:\d+\)",
+    "raise": r"raised ValueError: boom \(test_pool.py:\d+\)",
     "nan": r"returned the observation \[nan,? 1\.0?\], expected finite numbers",
     "inf": r"returned the observation \[ *1\. -inf\], expected finite",
     "shape": r"returned the observation \[0\. 0\. 0\.\] of shape \(3,\), expected \(2,\)",
