@@ -147,7 +147,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         first: tuple[Any, ...] | None = None
         for i, member in enumerate(self._members):
             try:
-                described = member.finish(patience)
+                described = member.receive(patience)
             except Failure as failure:
                 if failure.error is not None:
                     raise failure.error from None  # of the type that whoever wrote the maker expects
@@ -198,17 +198,17 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         patience = Patience(self._timeout_s)
         for i in made:
             try:
-                if self._members[i].finish(patience)[:2] != (self.single_observation_space, self.single_action_space):
+                if self._members[i].receive(patience)[:2] != (self.single_observation_space, self.single_action_space):
                     raise Failure("was made anew with other spaces")
             except Failure as failure:
                 failures[i] = failure
         members = {i: self._members[i] for i in ids if i not in failures}
         for i, member in members.items():
-            member.start("reset", seed=seeds[i], options=options)
+            member.send("reset", seed=seeds[i], options=options)
         patience = Patience(self._timeout_s)
         for i, member in members.items():
             try:
-                obs, info = unpacked("reset", member.finish(patience), 2)
+                obs, info = unpacked("reset", member.receive(patience), 2)
                 obs = fitted(self.single_observation_space, obs)
                 require_finite(self.single_observation_space, obs)
                 results[i] = obs, info
@@ -226,10 +226,10 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         patience = Patience(self._timeout_s)
         self._n_steps += 1
         for member, action in zip(self._members, actions, strict=True):
-            member.start("step", action)
+            member.send("step", action)
         for i, member in enumerate(self._members):
             try:
-                obs, reward, ends, is_cut, info = unpacked("step", member.finish(patience), 5)
+                obs, reward, ends, is_cut, info = unpacked("step", member.receive(patience), 5)
                 is_plain = type(obs) is np.ndarray and obs.dtype is dtype and obs.shape == shape
                 rows[i] = obs if is_plain else fitted(space, obs)
                 rewards[i] = reward if type(reward) is float and math.isfinite(reward) else number(reward)
@@ -256,11 +256,11 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
     def _render(self) -> None:
         present = {i: member for i, member in enumerate(self._members) if member is not None}
         for member in present.values():
-            member.start("render")
+            member.send("render")
         patience, faults = Patience(self._timeout_s), []
         for i, member in present.items():
             try:
-                self._frames[i] = member.finish(patience)
+                self._frames[i] = member.receive(patience)
             except Failure as failure:
                 faults.append(self._fault(i, failure, "drawn after"))
                 faults[-1].__cause__ = failure.error

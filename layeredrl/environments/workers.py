@@ -57,13 +57,13 @@ class Local:
         self._kwargs: dict[str, Any] = {}
         self.pending = True
 
-    def start(self, name: str, *args: Any, **kwargs: Any) -> None:
+    def send(self, name: str, *args: Any, **kwargs: Any) -> None:
         # Without an environment, because it could not be made, all that comes is "close".
         self._call = _nothing if self._env is None else getattr(self._env, name)
         self._args, self._kwargs = args, kwargs
         self.pending = True
 
-    def finish(self, patience: Patience | None = None) -> Any:
+    def receive(self, patience: Patience | None = None) -> Any:
         try:
             answer = self._call(*self._args, **self._kwargs)
         except Exception as error:
@@ -111,13 +111,13 @@ class Remote:
             self._process.start()
         theirs.close()
 
-    def start(self, name: str, *args: Any, **kwargs: Any) -> None:
+    def send(self, name: str, *args: Any, **kwargs: Any) -> None:
         call = pickle.dumps((name, args, kwargs), pickle.HIGHEST_PROTOCOL)
         self.pending = True
         with contextlib.suppress(OSError):  # it is dead, as finish will find out
             self._connection.send_bytes(call)
 
-    def finish(self, patience: Patience) -> Any:
+    def receive(self, patience: Patience) -> Any:
         try:
             patience.wait(self._is_ready)
             data = self._connection.recv_bytes()
@@ -168,14 +168,14 @@ def _serve(maker: Maker, connection: "Connection[Any, Any]") -> None:
         while True:
             reply: tuple[Any, str | None, Exception | None]
             try:
-                reply = env.finish(), None, None
+                reply = env.receive(), None, None
             except Failure as failure:
                 reply = None, str(failure), _portable(failure)
             connection.send_bytes(_dumped(reply))
             if name == "close":
                 return
             name, args, kwargs = pickle.loads(connection.recv_bytes())
-            env.start(name, *args, **kwargs)
+            env.send(name, *args, **kwargs)
     except (EOFError, OSError):  # the parent is gone
         env.end()
 
@@ -215,11 +215,11 @@ def close_members(members: "Mapping[int, Local | Remote]", timeout_s: float) -> 
     try:
         idle = {i: member for i, member in members.items() if not member.pending}
         for member in idle.values():
-            member.start("close")
+            member.send("close")
         patience = Patience(timeout_s)
         for i, member in idle.items():
             try:
-                member.finish(patience)
+                member.receive(patience)
             except Failure as failure:
                 complaints.append(f"environment {i}, when it was closed, {failure}")
     finally:

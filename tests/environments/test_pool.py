@@ -598,7 +598,7 @@ if __name__ == "__main__":
         time.sleep(0.3)
         assert "fault" not in env.step(np.zeros((2, 1)))[4] and interrupted
     if sys.argv[1] == "hang":
-        env._members[1].start("step", np.array([16]))
+        env._members[1].send("step", np.array([16]))
     print(*pids(env), *pids(other), flush=True)
     if sys.argv[1] in ("idle", "hang"):
         time.sleep(1000)
