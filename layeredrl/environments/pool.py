@@ -1,4 +1,4 @@
-"""Vector environments whose single environments may fail and are made anew one by one."""
+"""Vector environments whose single environments may fail and are rebuilt one by one."""
 
 import math
 import multiprocessing
@@ -15,33 +15,33 @@ from numpy.typing import NDArray
 
 from layeredrl.environments.answers import EnvironmentFault, Failure, fitted, flag, number, require_finite, unpacked
 from layeredrl.environments.observations import LastObservations
-from layeredrl.environments.workers import CLOSE_S, Local, Maker, Patience, Remote, close_all, close_members
+from layeredrl.environments.workers import CLOSE_S, Local, Maker, Remote, Timeout, close_all, close_members
 
 OnFault = Literal["raise", "restart"]
 
-_MAX_RETRIES = 3  # of a reset: whoever fails four times in a row will fail for ever
+_MAX_RETRIES = 3  # of a reset; four failures in a row will hardly end
 
 
 class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
-    """Environments side by side that the caller resets, as in gymnasium's `AutoresetMode.DISABLED`.
+    """Parallel environments that the caller resets, as in gymnasium's `AutoresetMode.DISABLED`.
 
-    An environment is at fault if `reset` or `step` raises, if its process dies or hangs, or if it returns an
-    observation that is not of its space's structure, shape and kind of number or not finite, a reward that is not a
-    finite number, or flags that are not booleans. Bounds of the space are not checked. With `on_fault="restart"` its
-    episode ends as truncated, with its last good observation and reward 0, and the next `reset` makes it anew. The
-    infos of the call have `fault`, a mask (n,), and `fault_message`, a list of n messages or None; without a fault
-    they have neither.
+    A fault of an environment is one of these: `reset` or `step` raises; its process dies or hangs; its observation
+    has another structure, shape or kind of number than its space, or is not finite; its reward is not a finite
+    number; its flags are not booleans. Bounds of the space are not checked. With `on_fault="restart"` the episode
+    ends as truncated, with the last good observation and reward 0, and the next `reset` rebuilds the environment.
+    The infos of the call have `fault`, a mask (n,), and `fault_message`, a list of n messages or None; without a
+    fault they have neither.
 
-    A faulty `reset` is tried again with the same seed. After any exception from a call, `close` works, and so does
-    `reset`, which makes anew what is lost. An environment that cannot draw a frame raises, whatever `on_fault` says.
+    A faulty `reset` is repeated with the same seed. After any exception from a call, `close` works, and so does
+    `reset`, which rebuilds lost environments. A failure to draw a frame raises with any `on_fault`.
 
     Args:
-        makers: Make one environment each; called again after a fault.
-        asynchronous: Each environment in a process of its own, instead of one after the other in this one. The
-            processes ignore SIGINT and SIGTERM: what Ctrl-C means is for this process to decide.
+        makers: Functions that make one environment each; called again after a fault.
+        asynchronous: If True, each environment runs in a process of its own, otherwise one after the other in this
+            process. The processes ignore SIGINT and SIGTERM: this process decides on Ctrl-C.
         timeout_s: Seconds in which a process has to answer.
-        on_fault: Raise an `EnvironmentFault`, or go on.
-        max_faults: With "restart", the number of faults in all beyond which one is raised.
+        on_fault: "raise" an `EnvironmentFault`, or "restart" the environment.
+        max_faults: With "restart", largest number of faults in total; the next one is raised.
     """
 
     def __init__(
@@ -63,12 +63,12 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             raise ValueError(f"max_faults is {max_faults}, expected at least 0")
         self.num_envs = len(makers)
         self.n_faults = 0
-        """Faults so far."""
+        """Number of faults so far."""
         self._makers, self._asynchronous, self._timeout_s = list(makers), asynchronous, timeout_s
         self._on_fault, self._max_faults = on_fault, max_faults
-        # None where one is lost; the next reset makes it anew.
+        # None where one is lost; the next reset rebuilds it.
         self._members: list[Any] = [None] * self.num_envs  # Local or Remote
-        # Before multiprocessing's own hook at exit, which would wait for ever for processes that ignore SIGTERM.
+        # Runs before multiprocessing's own hook at exit, which would wait for ever for processes that ignore SIGTERM.
         self._finalizer = multiprocessing.util.Finalize(self, close_all, (self._members, timeout_s), exitpriority=10)
         try:
             first = self._make_all()
@@ -76,14 +76,14 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             self.close()
             raise
         self.single_observation_space, self.single_action_space, metadata, self.render_mode = first
-        # No spec, as in gymnasium's own: it could not make this vector environment.
+        # No spec, as in gymnasium's own vector environments: it could not make this one.
         self.metadata = {**metadata, "autoreset_mode": AutoresetMode.DISABLED}
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._obs = LastObservations(self.single_observation_space, self.num_envs)
         self._n_steps = np.zeros(self.num_envs, np.int64)
-        self._waiting = set(range(self.num_envs))  # for a reset
-        self._unborn = True
+        self._waiting = set(range(self.num_envs))  # environments that need a reset
+        self._never_reset = True
         self._frames: list[Any] = [None] * self.num_envs
 
     def reset(
@@ -92,8 +92,8 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         """Begin episodes.
 
         Args:
-            seed: One for each environment, or the first one's, from which they count upwards.
-            options: For the environments; `reset_mask`, bool (n,), says which ones, if not all.
+            seed: One seed for each environment, or that of the first one, from which they count upwards.
+            options: Options of the environments; `reset_mask`, bool (n,), selects those to reset, by default all.
 
         Returns:
             The current observations of all environments, and infos.
@@ -101,7 +101,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         self._require_open()
         seeds = self._seeds(seed)
         ids = range(self.num_envs) if options is None or "reset_mask" not in options else self._masked(options)
-        if self._unborn and len(ids) < self.num_envs:
+        if self._never_reset and len(ids) < self.num_envs:
             raise gym.error.ResetNeeded("the first reset has a reset_mask, expected one of all environments")
         rest = None if options is None else {k: v for k, v in options.items() if k != "reset_mask"}
         try:
@@ -111,7 +111,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             raise
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Take one step everywhere.
+        """Take one step in every environment.
 
         Args:
             actions: An element of `action_space`.
@@ -127,7 +127,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             raise
 
     def render(self) -> tuple[Any, ...]:
-        """Return a frame of each environment; of one that is lost until the next reset, its last one."""
+        """Return a frame of each environment; the last frame of one that is lost until the next reset."""
         self._require_open()
         try:
             self._render()
@@ -140,17 +140,17 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         self._finalizer()
 
     def _make_all(self) -> tuple[Any, ...]:
-        """Make all environments; returns what they have in common."""
+        """Make all environments; returns their common spaces, metadata and render mode."""
         for i in range(self.num_envs):
             self._members[i] = self._make(i)
-        patience = Patience(self._timeout_s)
+        timeout = Timeout(self._timeout_s)
         first: tuple[Any, ...] | None = None
         for i, member in enumerate(self._members):
             try:
-                described = member.receive(patience)
+                described = member.receive(timeout)
             except Failure as failure:
                 if failure.error is not None:
-                    raise failure.error from None  # of the type that whoever wrote the maker expects
+                    raise failure.error from None  # its own type, which the maker's author expects
                 raise EnvironmentFault(i, 0, f"environment {i}, when it was made, {failure}") from None
             first = described if first is None else first
             for name, space, common in zip(("observation", "action"), described, first, strict=False):
@@ -181,34 +181,34 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
                 break
             faults |= failures
             todo = list(failures)
-            self._take(failures, f", {trial + 1} times in a row" if trial == _MAX_RETRIES else None)
+            self._record(failures, f", {trial + 1} times in a row" if trial == _MAX_RETRIES else None)
         self._waiting.difference_update(ids)
-        self._unborn = False
-        return self._obs.copy(), self._told(infos, faults)
+        self._never_reset = False
+        return self._obs.copy(), self._with_faults(infos, faults)
 
     def _try_reset(
         self, ids: Sequence[int], seeds: list[int | None], options: dict[str, Any] | None
     ) -> tuple[dict[int, tuple[Any, dict[str, Any]]], "dict[int, Failure]"]:
-        """Reset environments, those that are lost made anew; returns results of some and failures of the others."""
+        """Reset environments after rebuilding lost ones; returns results of some and failures of the others."""
         results: dict[int, tuple[Any, dict[str, Any]]] = {}
         failures: dict[int, Failure] = {}
         made = [i for i in ids if self._members[i] is None]
         for i in made:
             self._members[i] = self._make(i)
-        patience = Patience(self._timeout_s)
+        timeout = Timeout(self._timeout_s)
         for i in made:
             try:
-                if self._members[i].receive(patience)[:2] != (self.single_observation_space, self.single_action_space):
-                    raise Failure("was made anew with other spaces")
+                if self._members[i].receive(timeout)[:2] != (self.single_observation_space, self.single_action_space):
+                    raise Failure("was rebuilt with other spaces")
             except Failure as failure:
                 failures[i] = failure
         members = {i: self._members[i] for i in ids if i not in failures}
         for i, member in members.items():
             member.send("reset", seed=seeds[i], options=options)
-        patience = Patience(self._timeout_s)
+        timeout = Timeout(self._timeout_s)
         for i, member in members.items():
             try:
-                obs, info = unpacked("reset", member.receive(patience), 2)
+                obs, info = unpacked("reset", member.receive(timeout), 2)
                 obs = fitted(self.single_observation_space, obs)
                 require_finite(self.single_observation_space, obs)
                 results[i] = obs, info
@@ -223,13 +223,13 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         rewards, terminated, truncated = np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         infos: dict[str, Any] = {}
         failures: dict[int, Failure] = {}
-        patience = Patience(self._timeout_s)
+        timeout = Timeout(self._timeout_s)
         self._n_steps += 1
         for member, action in zip(self._members, actions, strict=True):
             member.send("step", action)
         for i, member in enumerate(self._members):
             try:
-                obs, reward, ends, is_cut, info = unpacked("step", member.receive(patience), 5)
+                obs, reward, ends, is_cut, info = unpacked("step", member.receive(timeout), 5)
                 is_plain = type(obs) is np.ndarray and obs.dtype is dtype and obs.shape == shape
                 rows[i] = obs if is_plain else fitted(space, obs)
                 rewards[i] = reward if type(reward) is float and math.isfinite(reward) else number(reward)
@@ -250,32 +250,32 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         if np.count_nonzero(done):
             self._waiting.update(np.flatnonzero(done).tolist())
         if failures:
-            self._take(failures)
-        return self._obs.copy(), rewards, terminated, truncated, self._told(infos, failures)
+            self._record(failures)
+        return self._obs.copy(), rewards, terminated, truncated, self._with_faults(infos, failures)
 
     def _render(self) -> None:
         present = {i: member for i, member in enumerate(self._members) if member is not None}
         for member in present.values():
             member.send("render")
-        patience, faults = Patience(self._timeout_s), []
+        timeout, faults = Timeout(self._timeout_s), []
         for i, member in present.items():
             try:
-                self._frames[i] = member.receive(patience)
+                self._frames[i] = member.receive(timeout)
             except Failure as failure:
                 faults.append(self._fault(i, failure, "drawn after"))
                 faults[-1].__cause__ = failure.error
         for fault in faults:
             if present[fault.env_id].pending:  # dead or hung
                 self._waiting.add(fault.env_id)
-                self._lose(fault.env_id)
+                self._discard(fault.env_id)
         if faults:
             raise faults[0]
 
-    def _take(self, failures: "Mapping[int, Failure]", verdict: str | None = None) -> None:
-        """Count failures and lose the environments that had them; raise if that is asked for, or with a verdict."""
+    def _record(self, failures: "Mapping[int, Failure]", verdict: str | None = None) -> None:
+        """Count failures and discard their environments; raise if `on_fault` or a verdict says so."""
         for i, failure in sorted(failures.items()):
             self.n_faults += 1
-            self._lose(i)
+            self._discard(i)
             failure.message = str(self._fault(i, failure))
         if self._on_fault == "raise":
             verdict = ""
@@ -290,25 +290,25 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         where = f"{when} step {n} of its episode" if n else f"{when} reset"
         return EnvironmentFault(i, n, f"environment {i}, {where}, {failure}{verdict}")
 
-    def _told(self, infos: dict[str, Any], failures: "Mapping[int, Failure]") -> dict[str, Any]:
+    def _with_faults(self, infos: dict[str, Any], failures: "Mapping[int, Failure]") -> dict[str, Any]:
         if failures:
             infos["fault"] = np.isin(np.arange(self.num_envs), list(failures))
             infos["fault_message"] = [failures[i].message if i in failures else None for i in range(self.num_envs)]
         return infos
 
-    def _lose(self, i: int) -> None:
-        """Close an environment, or kill it, so that the next reset makes it anew."""
+    def _discard(self, i: int) -> None:
+        """Close an environment, or kill it, so that the next reset rebuilds it."""
         member, self._members[i] = self._members[i], None
         if member is not None:
-            close_members({i: member}, min(self._timeout_s, CLOSE_S))  # its complaints would only hide the fault
+            close_members({i: member}, min(self._timeout_s, CLOSE_S))  # problems of closing would only hide the fault
 
     def _interrupt(self, error: BaseException) -> None:
-        """If Ctrl-C, say, ends a call halfway: all need a reset, and no answer under way reaches a later call."""
+        """After an interrupted call: all need a reset, and no later call receives an answer that is still due."""
         if not isinstance(error, EnvironmentFault):
             self._waiting.update(range(self.num_envs))
             for i, member in enumerate(self._members):
                 if member is not None and member.pending:
-                    self._lose(i)
+                    self._discard(i)
 
     def _split(self, actions: Any) -> Iterable[Any]:
         shape = self.action_space.shape

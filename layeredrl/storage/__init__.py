@@ -1,4 +1,4 @@
-"""Replay of transitions, and checkpoints of runs."""
+"""Replay of transitions and checkpoints of runs."""
 
 from layeredrl.storage.checkpoint import Checkpoints
 from layeredrl.storage.files import CheckpointError
