@@ -57,8 +57,7 @@ class Faulty(CounterEnv):
         fault = self.STEPS[int(action[0])]
         return self.spoil(fault, obs, reward, terminated, truncated, info)
 
-    def spoil(self, fault, *result):
-        obs, *others = result
+    def spoil(self, fault, obs, *others):
         if fault == "raise":
             raise ValueError("boom")
         if fault == "exit":
@@ -67,18 +66,15 @@ class Faulty(CounterEnv):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
             time.sleep(1000)
-        if fault == "tuple":
-            return result[:-2]
-        if fault == "info":
-            return (*result[:-1], None)
-        changed = {"nan": [np.nan, 1.0], "inf": np.array([1, -np.inf], np.float32), "shape": np.zeros(3, np.float32)}
-        changed |= {"dtype": np.array(["a", "b"]), "ragged": [[1.0], [1.0, 2.0]]}
-        obs = changed.get(fault, obs)
+        if fault in ("tuple", "info"):
+            return (obs, *others[:-1], None)[: None if fault == "info" else -2]
+        bad = {"nan": [np.nan, 1.0], "inf": np.array([1, -np.inf], np.float32), "shape": np.zeros(3, np.float32)}
+        bad |= {"dtype": np.array(["a", "b"]), "ragged": [[1.0], [1.0, 2.0]]}
         if len(others) == 4:
-            reward = {"reward nan": np.float32(np.nan), "reward text": "1", "reward array": np.ones(1)}
-            others[0] = reward.get(fault, others[0])
-            others[1] = {"flag": None, "flag float": 1.0}.get(fault, others[1])
-        return obs, *others
+            rewards = {"reward nan": np.float32(np.nan), "reward text": "1", "reward array": np.ones(1)}
+            flags = {"flag": None, "flag float": 1.0}
+            others = rewards.get(fault, others[0]), flags.get(fault, others[1]), *others[2:]
+        return bad.get(fault, obs), *others
 
     def render(self):
         return np.full((2, 2, 3), self._count % 256, np.uint8)

@@ -33,7 +33,7 @@ STATE = {
 
 
 class Trap:
-    """Creates a file when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -75,29 +75,15 @@ def assert_refused(checkpoints: Checkpoints, message: str, **kwargs) -> None:
         checkpoints.load(**kwargs)
 
 
-def test_a_restored_module_and_optimiser_continue_alike(checkpoints):
-    def make():
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
-        return net, torch.optim.AdamW(net.parameters(), lr=0.1)
-
-    def train(net, optimizer, n):
-        for i in range(n):
-            optimizer.zero_grad()
-            net(torch.eye(3) + i).square().sum().backward()
-            optimizer.step()
-
-    net, optimizer = make()
-    train(net, optimizer, 3)
-    checkpoints.save({"net": net.state_dict(), "optimizer": optimizer.state_dict()}, 3)
-    train(net, optimizer, 2)
-    other, other_optimizer = make()
-    state = checkpoints.load()
-    other.load_state_dict(state["net"])
-    other_optimizer.load_state_dict(state["optimizer"])
-    train(other, other_optimizer, 2)
-    assert state["optimizer"]["param_groups"][0]["betas"] == (0.9, 0.999)
-    assert_equal(dict(net.state_dict()), dict(other.state_dict()))
+def test_states_of_modules_and_optimisers_come_back(checkpoints):
+    net = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+    optimizer = torch.optim.AdamW(net.parameters())
+    net(torch.eye(3)).square().sum().backward()
+    optimizer.step()
+    state = {"net": net.state_dict(), "optimizer": optimizer.state_dict()}
+    checkpoints.save(state, 3)
+    assert_equal(checkpoints.load(), state)
+    assert state["optimizer"]["state"][0]["exp_avg"].any()
 
 
 def save_until_killed(folder: Path) -> None:
@@ -164,17 +150,11 @@ class Rings:
         return Increment(columns, start, stop, keep_from, lambda: setattr(self, "saved", stop))
 
     def check(self, loaded: dict) -> None:
-        kept = [rows[-self.size :] for rows in self.rows]
-        assert loaded.keys() == {"start", "stop", "rows"}
-        assert loaded["stop"] == [len(rows) for rows in self.rows]
-        assert loaded["start"] == [max(0, len(rows) - self.size) for rows in self.rows]
-        if not sum(kept, []):  # noqa: RUF017
-            assert loaded["rows"] == {}
-            return
-        values = torch.tensor(sum(kept, []), dtype=torch.float64)  # noqa: RUF017
-        assert_equal(loaded["rows"]["x"], values)
-        assert_equal(loaded["rows"]["pair"], torch.stack([values, -values], 1).to(torch.bfloat16))
-        assert_equal(loaded["rows"]["even"], values % 2 == 0)
+        values = torch.tensor([x for rows in self.rows for x in rows[-self.size :]], dtype=torch.float64)
+        columns = {"x": values, "pair": torch.stack([values, -values], 1).to(torch.bfloat16), "even": values % 2 == 0}
+        stop = [len(rows) for rows in self.rows]
+        start = [max(0, n - self.size) for n in stop]
+        assert_equal(loaded, {"start": start, "stop": stop, "rows": columns if len(values) else {}})
 
 
 def segments_of(checkpoints: Checkpoints) -> set[str]:
@@ -202,9 +182,6 @@ def test_the_newest_comes_back(checkpoints):
         assert reader.newest() == 1000
         assert_equal(reader.load(), state)
     assert {path.name for path in checkpoints.folder.iterdir()} == {"000000000000", "000000001000", "segments"}
-    other = np.random.default_rng(1)
-    other.bit_generator.state = checkpoints.load()["generator"]
-    assert other.random() == np.random.default_rng(0).random()
 
 
 def test_the_last_and_the_best_are_kept(tmp_path):
@@ -229,16 +206,17 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     ]:
         checkpoints.save({"n": n}, n, score=score)
         assert kept() == expected
-    with pytest.raises(ValueError, match="n_total_env_steps is 10, expected at least 11, the newest checkpoint's"):
-        checkpoints.save({}, 10)
-    with pytest.raises(ValueError, match="n_total_env_steps is -1"):
-        Checkpoints(tmp_path / "other").save({}, -1)
-    with pytest.raises(ValueError, match="score is nan"):
-        checkpoints.save({}, 12, score=float("nan"))
-    with pytest.raises(ValueError, match="keep is 0"):
-        Checkpoints(tmp_path, keep=0)
+    other = Checkpoints(tmp_path / "other")
+    for call, message in [
+        (lambda: checkpoints.save({}, 10), "n_total_env_steps is 10, expected at least 11, the newest checkpoint's"),
+        (lambda: other.save({}, -1), "n_total_env_steps is -1"),
+        (lambda: checkpoints.save({}, 12, score=float("nan")), "score is nan"),
+        (lambda: Checkpoints(tmp_path, keep=0), "keep is 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            call()
     assert kept() == [9, 10, 11]
-    assert not (tmp_path / "other").exists()
+    assert not other.folder.exists()
 
 
 def test_values_that_could_not_be_read_back_are_not_written(checkpoints):
@@ -664,6 +642,15 @@ def test_hostile_checkpoints_with_right_checksums_run_no_code(checkpoints, part)
             assert victim.exists()
 
 
+def assert_state_refused(checkpoints, message, content, change=lambda content: None):
+    path, manifest, _ = saved_once(checkpoints)
+    content = torch.load(path, weights_only=True) if content is None else content
+    change(content)
+    torch.save(content, path)
+    rewritten(manifest, files=entries(path))
+    assert_refused(checkpoints, f"{path} {message}")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -676,10 +663,7 @@ def test_hostile_checkpoints_with_right_checksums_run_no_code(checkpoints, part)
     ],
 )
 def test_a_state_of_another_format_is_refused(checkpoints, content, message):
-    path, manifest, _ = saved_once(checkpoints)
-    torch.save(content, path)
-    rewritten(manifest, files=entries(path))
-    assert_refused(checkpoints, f"{path} {message}")
+    assert_state_refused(checkpoints, message, content)
 
 
 @pytest.mark.parametrize(
@@ -688,22 +672,22 @@ def test_a_state_of_another_format_is_refused(checkpoints, content, message):
         lambda state: state.pop("tree"),
         lambda state: state.update(increments=None),
         lambda state: state["increments"].append({}),
-        lambda state: state["increments"][0].update(place=("nowhere", 0)),
-        lambda state: state["increments"][0].update(files=[]),
-        lambda state: state["increments"][0].update(end=torch.tensor([4])),
-        lambda state: state["increments"][0].update(end=torch.tensor([3, 3])),
-        lambda state: state["increments"][0].update(start=torch.tensor([[1]])),
-        lambda state: state["increments"][0].update(layout={}),
         lambda state: state["increments"][0]["layout"].update(x=("torch.int64", ())),
+        *(
+            lambda state, part=part: state["increments"][0].update(part)
+            for part in (
+                {"place": ("nowhere", 0)},
+                {"files": []},
+                {"end": torch.tensor([4])},
+                {"end": torch.tensor([3, 3])},
+                {"start": torch.tensor([[1]])},
+                {"layout": {}},
+            )
+        ),
     ],
 )
 def test_inconsistent_files_are_refused(checkpoints, change):
-    path, manifest, _ = saved_once(checkpoints)
-    content = torch.load(path, weights_only=True)
-    change(content["state"])
-    torch.save(content, path)
-    rewritten(manifest, files=entries(path))
-    assert_refused(checkpoints, f"{path} is not a readable checkpoint")
+    assert_state_refused(checkpoints, "is not a readable checkpoint", None, lambda content: change(content["state"]))
 
 
 def test_an_absent_device_is_not_reported_as_damage(checkpoints):
