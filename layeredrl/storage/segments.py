@@ -211,7 +211,7 @@ def extend(
         try:
             extended[place] = before.extended(increment, file)
         except ValueError as error:
-            raise ValueError(f"{name_of(place)} does not go on from what was saved: {error}") from None
+            raise ValueError(f"{name_of(place)} does not continue the saved rows: {error}") from None
         if file in extended[place].files:
             new[file] = increment
     return extended, new

@@ -570,7 +570,7 @@ def run(ending):
 if __name__ == "__main__":
     method, *endings = sys.argv[1:]
     multiprocessing.set_start_method(method)
-    workers.CLOSE_S = 0.1  # that is how long a worker that hangs outlives this process
+    workers.CLOSE_S = 0.1  # seconds that a hanging worker outlives this process
     for ending in endings[1:]:  # each in a process of its own
         child = os.fork()
         if not child:

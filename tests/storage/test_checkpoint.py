@@ -316,9 +316,7 @@ def test_increments_that_do_not_continue_the_last_one_are_refused(checkpoints):
     ]:
         for writer in (checkpoints, Checkpoints(checkpoints.folder)):
             assert writer.load()["part"][0]["stop"] == [5]
-            with pytest.raises(
-                ValueError, match=r"state\['part'\]\[0\] does not go on from what was saved: .*" + message
-            ):
+            with pytest.raises(ValueError, match=rf"state\['part'\]\[0\] does not continue .*: .*{message}"):
                 writer.save({"part": [increment]}, 1)
     assert checkpoints.newest() == 0
     assert_no_litter(checkpoints)

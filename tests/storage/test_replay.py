@@ -290,47 +290,43 @@ def test_only_new_transitions_are_saved(tmp_path):
     assert state["truncated"] == [[], [3]]  # the other truncated transition is overwritten
 
 
-def test_a_key_that_is_added_later_is_saved_for_all_rows(tmp_path):
+def with_a_late_key(batch, t):
+    if t >= 5:
+        batch.info.late = Batch(value=np.arange(2, dtype=np.int8) + t)
+
+
+def with_unusual_dtypes(batch, t):
+    batch.obs = np.full((2, 3, 4, 4), t, np.uint8)
+    batch.obs_next = np.full((2, 3, 4, 4), t + 1, np.uint8)
+    batch.act = np.array([t, 2], np.int32)
+    batch.rew = batch.rew.astype(np.float32)
+    batch.info = Batch(half=np.ones((2, 1), np.float16), wide=np.ones(2, np.uint64), done=np.ones(2, bool))
+
+
+def without_info(batch, t):
+    del batch.info
+
+
+@pytest.mark.parametrize(
+    ("change", "dtypes"),
+    [
+        (with_a_late_key, {"info.late.value": "int8"}),
+        (with_unusual_dtypes, {"obs": "uint8", "act": "int32", "rew": "float64", "info.half": "float16"}),
+        (without_info, {}),
+    ],
+)
+def test_columns_survive_restarts(tmp_path, change, dtypes):
     twin = Twin(tmp_path, 2, 12)
     for t in range(12):
         batch = transitions([t, 100 + t])
-        if t >= 5:
-            batch.info.late = Batch(value=np.arange(2, dtype=np.int8) + t)
+        change(batch, t)
         twin.add(batch, np.arange(2))
         twin.save()
         if t % 2:
             twin.restart()
             twin.check()
-    assert twin.replay.all().info.late.value.dtype == np.int8
-
-
-def test_dtypes_and_shapes_are_kept(tmp_path):
-    twin = Twin(tmp_path, 2, 6)
-    for t in range(5):
-        batch = transitions([t, 100 + t])
-        batch.obs = np.full((2, 3, 4, 4), t, np.uint8)
-        batch.obs_next = np.full((2, 3, 4, 4), t + 1, np.uint8)
-        batch.act = np.array([t, 2], np.int32)
-        batch.rew = batch.rew.astype(np.float32)
-        batch.info = Batch(half=np.ones((2, 1), np.float16), wide=np.ones(2, np.uint64), done=np.ones(2, bool))
-        twin.add(batch, np.arange(2))
-        twin.save()
-        twin.restart()
-        twin.check()
-    rows = twin.replay.all()
-    assert (rows.obs.dtype, rows.act.dtype, rows.rew.dtype) == (np.uint8, np.int32, np.float64)
-    assert (rows.info.half.dtype, rows.info.wide.dtype) == (np.float16, np.uint64)
-
-
-def test_transitions_without_info(tmp_path):
-    twin = Twin(tmp_path, 1, 3)
-    for t in range(4):
-        batch = transitions([t])
-        del batch.info
-        twin.add(batch, np.arange(1))
-        twin.save()
-        twin.restart()
-        twin.check()
+    columns = flat(twin.replay.all())
+    assert {name: columns[name][0] for name in dtypes} == dtypes
 
 
 def test_keys_that_cannot_be_saved_are_named():
