@@ -277,8 +277,7 @@ class Collector:
         self.n_total_env_steps = index(state["n_total_env_steps"])
         self.n_abandoned, self.n_faults = index(state["n_abandoned"]), index(state["n_faults"])
         self._env_rng.bit_generator.state = state["env_rng"]
-        # Older checkpoints have no metrics.
-        self._metrics = {name: list(values) for name, values in state.get("metrics", {}).items()}
+        self._metrics = {name: list(values) for name, values in state.get("metrics", {}).items()}  # none in older ones
         self._carry.load_state_dict(state["carry"])
         lost = np.ones(self.n_envs, bool)
         if self._running is not None and state["running"] is not None:

@@ -40,8 +40,8 @@ class StateDims:
     """Dimensions whose next value is predicted instead of the change."""
     alike: tuple[tuple[int, ...], ...] = ()
     """Groups of dimensions that measure the same quantity from the same origin, such as the x positions of a hand and
-    of an object: networks see and predict those of a group on one scale (but not the waves of `frequencies`). The
-    scale of an object that has hardly moved yet is therefore not magnified."""
+    of an object: networks see and predict those of a group on one scale (but not the waves of `frequencies`), so
+    that an object that has hardly moved yet is not magnified."""
 
     def __post_init__(self) -> None:
         groups = tuple(self.alike) if isinstance(self.alike, Iterable) else None
@@ -154,8 +154,8 @@ class TaskSpec:
         """Return the task of a higher level, each of whose actions lasts some environment steps.
 
         A known reward becomes `duration` times that of the state at the end, for an action of zeros; a known
-        termination is that of the state at the end. Both are approximations that suit rewards which depend on
-        positions.
+        termination is that of the state at the end. Both are approximations that suit rewards of the reached
+        state.
 
         Args:
             action_space: Action space of that level.

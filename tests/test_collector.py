@@ -379,6 +379,8 @@ def test_a_restored_collector_continues(mode, at):
     whole_level = make(40)[1]
     first, first_level = make(at)
     state, n_before = first.state_dict(), [len(ring) for ring in first_level.replay.buffer.buffers]
+    if at == 1:
+        del state["metrics"]  # as in older checkpoints
     second, level = make(0)
     level.replay = first_level.replay
     if replays:
