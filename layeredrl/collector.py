@@ -1,4 +1,4 @@
-"""Between vector environments and an agent: steps, resets, true last observations, finished episodes."""
+"""Steps and resets vector environments for an agent, with true last observations and finished episodes."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -32,23 +32,23 @@ class Episode:
     length: int
     """Environment steps."""
     n_total_env_steps: int
-    """Environment steps that the Collector had taken when it ended."""
+    """Environment steps that the Collector had taken when the episode ended."""
     success: bool | None = None
-    """Whether the environment called any of its steps a success; None if it never spoke of that."""
+    """True if the environment reported success in any of its steps; None if it never reported success or failure."""
 
 
 class Collector:
     """Lets an agent act in vector environments, in any of gymnasium's three autoreset modes.
 
-    Where the environments do not reset themselves, the Collector does, with a seed of its own for every episode.
+    It resets environments that do not reset themselves, with a new seed for every episode.
 
     Args:
         env: The environments.
-        agent: Acts, and learns from what is collected if it is told to.
-        seed: Of the environments and of acting in them.
-        learn: Whether the agent may store what happens.
-        on_step: Sees every step: a Batch with `obs`, `act`, `rew`, `terminated`, `truncated` and the true `obs_next`,
-            and the environments (n,) that its n rows come from.
+        agent: Acts, and stores the transitions if `learn` is True.
+        seed: Seed of the environments and of acting in them.
+        learn: If True, the agent stores the transitions.
+        on_step: Called after every step with a Batch of `obs`, `act`, `rew`, `terminated`, `truncated` and the true
+            `obs_next`, and the indices of the environments (n,) of its n rows.
     """
 
     def __init__(
@@ -76,22 +76,22 @@ class Collector:
         self._obs = np.zeros((self.n_envs, agent.task.observation_dim), np.float32)
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
-        self._succeeded = np.full(self.n_envs, np.nan)  # not a number: the environment has not spoken of success
-        self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: environments whose next step is only their reset
-        self._over = np.zeros(self.n_envs, bool)  # DISABLED: environments whose episode has ended
-        self._told: dict[str, list[float]] = {}
-        # Where the environments reset themselves, nobody knows the seed of an episode.
+        self._succeeded = np.full(self.n_envs, np.nan)  # NaN: no success or failure was reported
+        self._resetting = np.zeros(self.n_envs, bool)  # NEXT_STEP: the next step of these is only a reset
+        self._over = np.zeros(self.n_envs, bool)  # DISABLED: the episode of these has ended
+        self._metrics: dict[str, list[float]] = {}
+        # The seeds of episodes are unknown where the environments reset themselves.
         self._running = RunningEpisodes(self.n_envs) if mode == AutoresetMode.DISABLED else None
         self.n_abandoned = self.n_faults = 0
         self._begin()
 
     def take_metrics(self) -> dict[str, float]:
-        """What decisions had to tell, and how their predictions turned out: means since the last call.
+        """Return mean decision metrics and predicted and achieved returns since the last call.
 
-        And how many episodes had to be abandoned and environments rebuilt since the beginning, if any.
+        Also the numbers of abandoned episodes and of faults since the beginning, unless they are 0.
         """
-        means = {name: float(np.mean(values)) for name, values in self._told.items()}
-        self._told = {}
+        means = {name: float(np.mean(values)) for name, values in self._metrics.items()}
+        self._metrics = {}
         counts = {"env/abandoned_episodes": self.n_abandoned, "env/faults": self.n_faults}
         return means | {name: float(count) for name, count in counts.items() if count}
 
@@ -99,7 +99,7 @@ class Collector:
         """Take one step in every environment.
 
         Args:
-            explore: Whether the agent should collect experience or do as well as possible.
+            explore: If True, the agent explores; if False, it acts as well as it can.
 
         Returns:
             The episodes that ended, in the order of the environments.
@@ -109,7 +109,7 @@ class Collector:
         self._require_actions(actions)
         obs, rewards, terminated, truncated, info = self.env.step(to_env(self.agent.task.action_space, actions))
         next_obs = self.agent.task.flatten(obs)
-        faulty = np.asarray(info.get("fault", np.zeros(self.n_envs, bool)))  # an EnvPool has rebuilt these
+        faulty = np.asarray(info.get("fault", np.zeros(self.n_envs, bool)))  # an EnvPool rebuilds these
         ids = np.flatnonzero(~self._resetting & ~faulty)
         self.agent.reset(self._carry, np.flatnonzero(self._resetting))
         done = (terminated | truncated) & ~self._resetting & ~faulty
@@ -117,7 +117,7 @@ class Collector:
         rewards = np.asarray(rewards, np.float64)
         _require_finite("the observation", true_next[ids], ids)
         _require_finite("the reward", rewards[ids], ids)
-        with np.errstate(over="ignore"):  # which is what is looked for
+        with np.errstate(over="ignore"):  # overflow is reported below
             _require_finite("the reward as float32, in which agents learn,", rewards[ids].astype(np.float32), ids)
         step = Batch(
             obs=self._obs[ids],
@@ -134,8 +134,8 @@ class Collector:
             self._abandon(np.flatnonzero(faulty), self._faults(info))
         if self.learn:
             for name, column in self._carry.last_metrics().items():
-                values = column[ids]  # what was decided for a step that is only a reset means nothing
-                self._told.setdefault(name, []).extend(values[np.isfinite(values)].tolist())
+                values = column[ids]  # without steps that are only resets
+                self._metrics.setdefault(name, []).extend(values[np.isfinite(values)].tolist())
         if self.on_step is not None:
             self.on_step(step, ids)
         self.n_total_env_steps += len(ids)
@@ -151,7 +151,7 @@ class Collector:
         return episodes
 
     def _finish(self, env_ids: NDArray[np.int64]) -> list[Episode]:
-        """The episodes that are over, which are not under way any more."""
+        """Return the episodes that ended, and reset the counters of their environments."""
         episodes = [
             Episode(
                 env_id=int(i),
@@ -166,14 +166,14 @@ class Collector:
         return episodes
 
     def _forget(self, env_ids: NDArray[np.int64]) -> None:
-        """What was counted of these environments' episodes begins anew."""
+        """Reset the counters of the running episodes of some environments."""
         self._returns[env_ids], self._lengths[env_ids], self._succeeded[env_ids] = 0.0, 0, np.nan
 
     def collect_episodes(self, n: int, *, explore: bool = False) -> list[Episode]:
-        """Play n episodes, all from their beginning.
+        """Play n episodes from their beginning.
 
-        Every environment plays its share of them, and what it plays beyond is dropped: the first n to end anywhere
-        would be the shortest.
+        Every environment plays an equal share, and further episodes are dropped: the first n to end in any
+        environment would be the shortest.
         """
         shares = [n // self.n_envs + (i < n % self.n_envs) for i in range(self.n_envs)]
         episodes: list[Episode] = []
@@ -187,16 +187,16 @@ class Collector:
         return episodes
 
     def _require_actions(self, actions: NDArray[Any]) -> None:
-        """Raise if an agent's action is none of its space; an environment would do anything with it."""
+        """Raise if an action is not in the action space, where the behaviour of environments is undefined."""
         low, high = self._action_bounds
-        unfit = ~((actions >= low) & (actions <= high)).all(1)  # also what is not a number
+        unfit = ~((actions >= low) & (actions <= high)).all(1)  # also NaN
         if unfit.any():
-            self._carry.levels[-1].remaining[unfit] = 0  # a run that goes on decides anew
+            self._carry.levels[-1].remaining[unfit] = 0  # decide again if the run continues
             i, space = int(unfit.argmax()), self.agent.task.action_space
             raise Fault(f"the action of environment {i} is {actions[i].tolist()}, expected one of {space}")
 
     def _begin(self) -> None:
-        """Begin episodes everywhere."""
+        """Begin episodes in all environments."""
         obs, _ = self._reset()
         self._obs = self.agent.task.flatten(obs)
         self._resetting[:], self._over[:] = False, False
@@ -206,7 +206,7 @@ class Collector:
     def _true_last(
         self, next_obs: NDArray[np.float32], done: NDArray[np.bool_], info: dict[str, Any]
     ) -> NDArray[np.float32]:
-        """The observations that the step led to, also where the environment has already begun another episode."""
+        """Return the observations that the step led to, also where a new episode has already begun."""
         if self.mode != AutoresetMode.SAME_STEP or not done.any():
             return next_obs
         result = next_obs.copy()
@@ -218,7 +218,7 @@ class Collector:
         return result
 
     def _begin_due(self) -> None:
-        """Begin episodes where the last one is over; not in the step that ended it, which an error here would spoil."""
+        """Begin episodes where the last one ended; a step later, so that an error of a reset loses no step."""
         if self._over.any():
             obs, _ = self._reset({"reset_mask": self._over.copy()})
             self._obs = np.where(self._over[:, None], self.agent.task.flatten(obs), self._obs)
@@ -227,23 +227,23 @@ class Collector:
     def _reset(self, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Reset environments, each with a new seed."""
         seeds = self._env_rng.integers(2**31, size=self.n_envs)
-        as_list: Any = [int(seed) for seed in seeds]  # the base class's annotation knows no lists
+        as_list: Any = [int(seed) for seed in seeds]  # the base class's annotation lacks lists
         ids = np.arange(self.n_envs) if options is None else np.flatnonzero(options["reset_mask"])
         obs, info = self.env.reset(seed=as_list, options=options)
         for reason in self._faults(info):
-            warnings.warn(f"an environment was made anew: {reason}", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"an environment was rebuilt: {reason}", RuntimeWarning, stacklevel=4)
         if self._running is not None:
             self._running.begin(ids, seeds[ids])
         return obs, info
 
     def _faults(self, info: Mapping[str, Any]) -> list[str]:
-        """What an EnvPool tells of environments that failed in a call; counted."""
+        """Count and return the fault messages of an EnvPool."""
         reasons = [str(message) for message in info.get("fault_message", ()) if message is not None]
         self.n_faults += len(reasons)
         return reasons
 
     def _abandon(self, env_ids: NDArray[np.int64], reasons: Sequence[str]) -> None:
-        """End episodes that cannot go on; nobody sees their end, so that they count as truncated."""
+        """End episodes that cannot continue, as truncated: their last step is unknown."""
         self.agent.abandon(self._carry, env_ids, learn=self.learn)
         self._forget(env_ids)
         self.n_abandoned += len(env_ids)
@@ -251,23 +251,23 @@ class Collector:
             warnings.warn(f"an episode is closed as truncated: {reason}", RuntimeWarning, stacklevel=3)
 
     def state_dict(self) -> dict[str, Any]:
-        """All that collecting goes on from, between two steps; the environments as seeds and actions."""
+        """Return the state between two steps, with the environments as seeds and actions."""
         return {
             "n_total_env_steps": self.n_total_env_steps,
             "n_abandoned": self.n_abandoned,
             "n_faults": self.n_faults,
             "env_rng": self._env_rng.bit_generator.state,
             "carry": self._carry.state_dict(),
-            "told": self._told,
+            "metrics": self._metrics,
             "running": None if self._running is None else self._running.state_dict(),
             **{name: torch.from_numpy(getattr(self, f"_{name}").copy()) for name in _ARRAYS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned.
+        """Restore the result of `state_dict`.
 
-        The running episodes are played again from their seeds. Where that does not lead to the same observation, the
-        environment is not deterministic: the episode is closed as truncated, with a warning, and another one begins.
+        The running episodes are replayed from their seeds. If a replay ends in another observation, the environment
+        is not deterministic: the episode is closed as truncated, with a warning, and another one begins.
         """
         for name in _ARRAYS:
             array, saved = getattr(self, f"_{name}"), state[name].cpu().numpy()
@@ -277,16 +277,16 @@ class Collector:
         self.n_total_env_steps = index(state["n_total_env_steps"])
         self.n_abandoned, self.n_faults = index(state["n_abandoned"]), index(state["n_faults"])
         self._env_rng.bit_generator.state = state["env_rng"]
-        self._told = {name: list(values) for name, values in state["told"].items()}
+        self._metrics = {name: list(values) for name, values in state.get("metrics", {}).items()}  # none in older ones
         self._carry.load_state_dict(state["carry"])
         lost = np.ones(self.n_envs, bool)
         if self._running is not None and state["running"] is not None:
             self._running.load_state_dict(state["running"])
             obs, lost = self._running.play_again(self.env, partial(to_env, self.agent.task.action_space))
             lost = (lost | (self.agent.task.flatten(obs) != self._obs).any(1)) & ~self._over
-            why = "played again, environment {} did not come to the observation that it had; it is not deterministic"
+            why = "the replay of environment {} ended in another observation than before; it is not deterministic"
         else:
-            why = "environment {} resets itself, so that its episode cannot be played again"
+            why = "environment {} resets itself, so that its episode cannot be replayed"
         if not lost.any():
             return
         ids = np.flatnonzero(lost)
@@ -303,13 +303,13 @@ _ARRAYS = ("obs", "returns", "lengths", "succeeded", "resetting", "over")
 
 
 def _success(info: Mapping[str, Any], n_envs: int) -> NDArray[np.float64]:
-    """What environments say of success in a step, (E,): 1 or 0, and not a number where they say nothing.
+    """Return the success of a step, (E,): 1, 0, or NaN where an environment reported neither.
 
-    `success` counts before `is_success`, and what is neither yes nor no does not; where an environment has already
-    begun another episode, what it said at the end of the last one does.
+    `success` has priority over `is_success`; values other than yes and no do not count. Where a new episode has
+    already begun, the final info of the last one counts.
     """
-    told = np.full(n_envs, np.nan)
-    ended = np.asarray(info.get("_final_info", np.zeros(n_envs, bool)), bool)  # the rest of info is of the next episode
+    success = np.full(n_envs, np.nan)
+    ended = np.asarray(info.get("_final_info", np.zeros(n_envs, bool)), bool)  # other infos are the next episode's
     for source, where in ((info, ~ended), (info.get("final_info") or {}, ended)):
         for key in ("is_success", "success"):
             if key not in source:
@@ -318,12 +318,12 @@ def _success(info: Mapping[str, Any], n_envs: int) -> NDArray[np.float64]:
             is_flat = column.shape == (n_envs,) and column.dtype.kind in "bif"
             if is_flat and ((column == 0) | (column == 1)).all():
                 mask = where & np.asarray(source.get(f"_{key}", where), bool)
-                told[mask] = column[mask]
-    return told
+                success[mask] = column[mask]
+    return success
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Lowest and highest actions, (A,)."""
+    """Return the lowest and highest actions, (A,) each."""
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         counts, starts = (np.array(x) for x in choices(space))
         return starts, starts + counts - 1

@@ -1,9 +1,9 @@
-"""What can go wrong in a long run without anybody having made a mistake at its start."""
+"""Failures at run time of a run whose settings were valid."""
 
 
 class Fault(RuntimeError):
-    """Training cannot go on. What has been learned is whole, so that it is worth saving."""
+    """Training cannot continue. The learned state is intact and worth saving."""
 
 
 class NonFiniteError(Fault):
-    """Too many training steps had a loss or gradient that is not a finite number."""
+    """Too many training steps had a non-finite loss or gradient."""

@@ -1,4 +1,4 @@
-"""The global random generators, which dependencies and the initialisation of networks draw from."""
+"""Seeds, and the global random generators that dependencies and the initialisation of networks draw from."""
 
 import hashlib
 import random
@@ -20,21 +20,21 @@ def seed_globals(seed: int) -> None:
 
 
 def derive_seed(seed: int, purpose: str) -> int:
-    """A seed for one of several streams of randomness that one seed drives; without it they would be alike."""
+    """Return an independent seed for one purpose; with the same seed for all, their random streams would be equal."""
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
 
 
 def seed_from(generator: torch.Generator) -> int:
-    """A seed that follows from a generator's state: of draws that have nothing to do with its own. It stays as it is.
+    """Return a seed derived from a generator's state, which is unchanged; its stream is unrelated to the generator's.
 
-    Unlike a number drawn from the generator, it does not make a GPU wait.
+    Unlike a number drawn from the generator, it needs no synchronisation with a GPU.
     """
     return int.from_bytes(hashlib.blake2b(generator.get_state().numpy().tobytes(), digest_size=7).digest())
 
 
 @contextmanager
 def fork_globals() -> Iterator[None]:
-    """Let a block draw from the global generators without a trace: afterwards they are as they were."""
+    """Restore the global generators after a block that draws from them."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
         gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
@@ -46,7 +46,7 @@ def fork_globals() -> Iterator[None]:
 
 
 def globals_state() -> dict[str, Any]:
-    """States of the global generators of Python, numpy and torch, as plain values and tensors."""
+    """Return the states of the global generators of Python, numpy and torch, as plain values and tensors."""
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     state = {
@@ -60,10 +60,10 @@ def globals_state() -> dict[str, Any]:
 
 
 def restore_globals(state: Mapping[str, Any]) -> None:
-    """Set the global generators to what `globals_state` returned. GPUs that are not here keep their own.
+    """Restore the result of `globals_state`; generators of GPUs only if the number of GPUs is the same.
 
     Raises:
-        ValueError: It is no state of theirs.
+        ValueError: The state is not one of these generators.
     """
     version, numbers, gauss = state["python"]
     if not all(type(number) is int for number in numbers):
@@ -83,14 +83,14 @@ def restore_globals(state: Mapping[str, Any]) -> None:
 
 
 def require_twister(name: str, words: NDArray[Any], position: object, has_gauss: object, gauss: object) -> None:
-    """Raise unless the numbers are a state of the Mersenne Twister; numpy takes any, and reads out of bounds then.
+    """Raise unless the numbers are a state of the Mersenne Twister: numpy accepts any, and may read out of bounds.
 
     Args:
-        name: Of the generator, for the message.
+        name: Name of the generator, for the message.
         words: 624 integers of 32 bits.
-        position: Of the next one, at most 624.
-        has_gauss: Whether a normal number is left over.
-        gauss: That number.
+        position: Index of the next word, at most 624.
+        has_gauss: 1 if a normally distributed number is left over, otherwise 0.
+        gauss: The number that is left over.
     """
     in_range = words.shape == (624,) and words.dtype.kind in "iuO" and words.min() >= 0 and words.max() < 2**32
     if not in_range:

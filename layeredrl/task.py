@@ -1,4 +1,4 @@
-"""What an agent needs to know about the environments it acts in."""
+"""Task of an agent: spaces, known functions and special dimensions of its environments."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +17,10 @@ from layeredrl import action_spaces
 from layeredrl.checks import require_count
 
 TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""(state (..., S), context (..., C), action (..., A), next_state (..., S)) -> (...)."""
+"""Function of (state (..., S), context (..., C), action (..., A), next_state (..., S)) to (...)."""
 
 DynamicsFunction = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(state (..., S), context (..., C), action (..., A)) -> next_state (..., S)."""
+"""Function of (state (..., S), context (..., C), action (..., A)) to the next state (..., S)."""
 
 GOAL_KEY = "desired_goal"
 
@@ -30,18 +30,18 @@ _FLAT = ("angle", "unseen", "absolute")
 
 @dataclass(frozen=True)
 class StateDims:
-    """Dimensions of the state that networks see or predict in a way of their own."""
+    """Dimensions of the state with a special representation in the networks' inputs or predictions."""
 
     angle: tuple[int, ...] = ()
-    """Angles in radians, of which networks see the sine and the cosine instead; what is predicted is their change."""
+    """Angles in radians: networks see their sine and cosine, and predict their change."""
     unseen: tuple[int, ...] = ()
-    """Those that networks do not see: nothing depends on them, such as how far a robot has walked."""
+    """Dimensions that networks do not see, because nothing depends on them, such as how far a robot has walked."""
     absolute: tuple[int, ...] = ()
-    """Those of which the next value itself is predicted, not the change."""
+    """Dimensions whose next value is predicted instead of the change."""
     alike: tuple[tuple[int, ...], ...] = ()
-    """Groups of those that measure the same from the same origin, such as where a hand is and where a thing is along
-    x: networks see and predict those of a group on one scale (but not the waves of `frequencies`). So a thing that has
-    hardly moved yet is not magnified."""
+    """Groups of dimensions that measure the same quantity from the same origin, such as the x positions of a hand and
+    of an object: networks see and predict those of a group on one scale (but not the waves of `frequencies`), so
+    that an object that has hardly moved yet is not magnified."""
 
     def __post_init__(self) -> None:
         groups = tuple(self.alike) if isinstance(self.alike, Iterable) else None
@@ -61,7 +61,7 @@ class StateDims:
                 raise ValueError(f"alike_dims holds {group}, of which absolute_dims has some, expected all or none")
 
     def check(self, width: int, goal: slice) -> None:
-        """Raise unless all are dimensions of vectors of this width, once each, and outside of the goal."""
+        """Raise unless all are distinct dimensions of vectors of this width, outside of the goal."""
         for name, dims in (*((name, getattr(self, name)) for name in _FLAT), ("alike", sum(self.alike, ()))):
             if len(set(dims)) < len(dims) or not all(0 <= dim < width for dim in dims):
                 raise ValueError(f"{name}_dims is {dims}, expected different numbers from 0 to {width - 1}")
@@ -69,7 +69,7 @@ class StateDims:
                 raise ValueError(f"{name}_dims is {dims}, but {goal.start} to {goal.stop - 1} are the goal's")
 
     def among(self, kept: Sequence[int]) -> "StateDims":
-        """The same dimensions of a state that keeps only some of them, as these are numbered there."""
+        """Return these dimensions with the numbers that they have in a state of only the `kept` dimensions."""
         place = {dim: i for i, dim in enumerate(kept)}
 
         def kept_of(dims: Sequence[int]) -> tuple[int, ...]:
@@ -88,29 +88,29 @@ def _integers(name: str, dims: object) -> tuple[int, ...]:
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
 class TaskSpec:
-    """The spaces of an environment, and what else is known of it; what is not known is learned.
+    """Spaces of an environment and its known functions; unknown ones are learned.
 
     Observations that are a Dict of Boxes are flattened into one vector, keys in the space's own order.
     """
 
     observation_space: spaces.Box | spaces.Dict
-    """Of a single environment, as the environment has it."""
+    """Observation space of a single environment."""
     action_space: spaces.Space[Any]
-    """Of a single environment, as agents see it: a Box is [-1, 1]."""
+    """Action space of a single environment in agents' units: a Box is [-1, 1]."""
     n_envs: int = 1
-    """How many instances run side by side."""
+    """Number of parallel instances."""
     reward: TransitionFunction | None = None
     """Known reward of a transition, for actions in the environment's own units."""
     termination: TransitionFunction | None = None
-    """Known termination of a transition: bool, or a probability; actions in the environment's own units."""
+    """Known termination of a transition, a bool or a probability, for actions in the environment's own units."""
     action_low: NDArray[np.floating[Any]] | None = None
-    """Lower bounds of the environment's own actions, (A,); None if they are agents' actions already."""
+    """Lower bounds of actions in the environment's own units, (A,); None if these equal agents' units."""
     action_high: NDArray[np.floating[Any]] | None = None
-    """Upper bounds, (A,)."""
+    """Upper bounds of actions in the environment's own units, (A,)."""
     dynamics: DynamicsFunction | None = None
     """Known next state, for actions in the environment's own units; for an `Oracle`."""
     dims: StateDims = StateDims()
-    """Dimensions of the flat observation that networks see or predict in a way of their own."""
+    """Dimensions of the flat observation with a special representation in the networks."""
 
     def __post_init__(self) -> None:
         check_observation_space(self.observation_space)
@@ -128,10 +128,10 @@ class TaskSpec:
 
         Args:
             env: An environment whose action space is in its own units.
-            n_envs: How many instances the agent will act in.
+            n_envs: Number of instances that the agent will act in.
 
         Raises:
-            ValueError: A space is not supported, or what the environment says of itself does not fit it.
+            ValueError: A space is not supported, or an attribute does not fit the environment.
         """
         unwrapped = env.unwrapped
         spec = cls(
@@ -151,15 +151,16 @@ class TaskSpec:
         return replace(spec, action_space=unit, action_low=action_space.low, action_high=action_space.high)
 
     def coarse(self, action_space: spaces.Space[Any], duration: int, *, known: bool = True) -> "TaskSpec":
-        """The task as a level sees it whose actions others carry out, each for some environment steps.
+        """Return the task of a higher level, each of whose actions lasts some environment steps.
 
         A known reward becomes `duration` times that of the state at the end, for an action of zeros; a known
-        termination is that of the state at the end. Both are approximations, which suit rewards of where one is.
+        termination is that of the state at the end. Both are approximations that suit rewards of the reached
+        state.
 
         Args:
-            action_space: Of that level.
+            action_space: Action space of that level.
             duration: Environment steps of an action.
-            known: Whether to keep what is known of the task; otherwise it is learned.
+            known: If True, keep known reward and termination; otherwise they are learned.
         """
         require_count("duration", duration)
         width, discrete = action_spaces.width(self.action_space), action_spaces.is_discrete(self.action_space)
@@ -178,7 +179,7 @@ class TaskSpec:
 
     @property
     def slices(self) -> dict[str, slice]:
-        """Where each part of the observation lies in the flat vector; a Box is the part "observation"."""
+        """Slice of each part of the observation in the flat vector; a Box is the part "observation"."""
         space = self.observation_space
         parts = space.spaces if isinstance(space, spaces.Dict) else {"observation": space}
         result, start = {}, 0
@@ -194,10 +195,10 @@ class TaskSpec:
         return spaces.flatdim(self.observation_space)
 
     def flatten(self, observation: Any) -> NDArray[np.float32]:
-        """Observations of all environments as one array (n_envs, observation_dim).
+        """Return the observations of all environments as one array (n_envs, observation_dim).
 
         Args:
-            observation: What a vector environment returned: an array, or a dict of arrays, the environment first.
+            observation: Observation of a vector environment: an array, or a dict of arrays, the environment first.
         """
         space = self.observation_space
         parts = [observation[k] for k in space.spaces] if isinstance(space, spaces.Dict) else [observation]
@@ -206,7 +207,7 @@ class TaskSpec:
         return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
     def to_env_units(self, action: Tensor) -> Tensor:
-        """Actions in [-1, 1] (..., A) in the environment's own units."""
+        """Convert actions in [-1, 1] (..., A) to the environment's own units."""
         key = (action.device, action.dtype)
         if key not in self._units:
             self._units[key] = self._middle_and_half_range(action)
@@ -215,14 +216,14 @@ class TaskSpec:
 
     @cached_property
     def _units(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor] | None]:
-        """Middle and half the range of the environment's actions, by device and type; None: nothing to do."""
+        """Middle and half the range of the environment's actions (A,), by device and dtype; None if nothing changes."""
         return {}
 
     def _middle_and_half_range(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
         low, high = self.action_low, self.action_high
         if low is None or high is None or ((low == -1).all() and (high == 1).all()):
             return None
-        with torch.inference_mode(False):  # made while planning, used later where there are gradients
+        with torch.inference_mode(False):  # made in planning, used later with gradients
             middle, half_range = (
                 torch.as_tensor(x).to(like.device, like.dtype) for x in ((low + high) / 2, (high - low) / 2)
             )
@@ -231,12 +232,12 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class _AtEnd:
-    """A task's function of a longer transition, as if nothing had been done in it but at its end."""
+    """A task's function of a long transition: its value at the end, for an action of zeros, times a factor."""
 
     function: TransitionFunction
     factor: int
     nothing: Tensor
-    """The action that does nothing, (A,)."""
+    """Action of zeros, (A,)."""
 
     def __call__(self, state: Tensor, context: Tensor, action: Tensor, after: Tensor) -> Tensor:
         nothing = self.nothing.to(state.device).expand(*state.shape[:-1], -1)
@@ -245,7 +246,7 @@ class _AtEnd:
 
 
 def _known_function(env: gym.Env[Any, Any], name: str, arguments: str) -> Any:
-    """What an environment knows of itself, None if it does not; found wrong here, not after the first fit."""
+    """Return a known function of an environment, or None; a wrong signature raises here, not after the first fit."""
     function = getattr(env, f"{name}_function", None)
     if function is None:
         return None

@@ -1,4 +1,4 @@
-"""The trainer: what it logs and when, that seeds decide everything, and that looking on changes nothing."""
+"""The trainer: its logs and schedules, determinism, and evaluation and pictures that do not change training."""
 
 from functools import partial
 
@@ -39,7 +39,7 @@ def counters(n_envs=3):
 
 
 def train(seed=0, n_envs=3, level=RecordingRandomLevel, save=None, evaluating=True, draw=None, **settings):
-    """Returns the trainer after its run."""
+    """Return the trainer after its run."""
     torch.manual_seed(seed)
     np.random.seed(seed)  # noqa: NPY002
     env = counters(n_envs)
@@ -64,7 +64,7 @@ def train(seed=0, n_envs=3, level=RecordingRandomLevel, save=None, evaluating=Tr
 
 
 def records(trainer, prefixes=PREFIXES):
-    """What was logged under some prefixes, but for the clock."""
+    """Records under some prefixes, without clocks."""
     result = []
     for n, metrics in trainer.logger.records:
         kept = {k: v for k, v in metrics.items() if k.startswith(prefixes) and not k.startswith("time/")}
@@ -79,7 +79,7 @@ def assert_same_trajectory(a, b):
         np.testing.assert_array_equal(a.all()[key], b.all()[key])
 
 
-def test_episodes_are_logged_where_they_ended():
+def test_episodes_are_logged_at_the_step_of_their_end():
     trainer = train(evaluating=False)
     assert trainer.collector.n_total_env_steps == 201  # the first multiple of 3 from 200 on
     assert len(trainer.logger.records) == len(trainer.episodes) > 20
@@ -107,15 +107,20 @@ def test_the_same_seed_gives_the_same_metrics():
 
 
 @pytest.mark.parametrize("level", [RecordingRandomLevel, GlobalLevel])
-def test_evaluation_does_not_change_training(level):
-    with_evaluation, without = train(level=level), train(level=level, evaluating=False)
-    assert len(records(with_evaluation, "eval/")) == 6
-    assert_same_trajectory(with_evaluation.agent.levels[0].replay, without.agent.levels[0].replay)
-    assert records(with_evaluation, ("env/", "model/")) == records(without)
-    assert with_evaluation.episodes == without.episodes
+def test_evaluation_and_pictures_do_not_change_training(level):
+    def draw(n):
+        torch.rand(3), np.random.rand()  # noqa: NPY002
+
+    plain = train(level=level, evaluating=False)
+    evaluated, drawn = train(level=level), train(level=level, evaluating=False, draw=draw, pictures_every=20)
+    assert len(records(evaluated, "eval/")) == 6
+    for other in (evaluated, drawn):
+        assert_same_trajectory(other.agent.levels[0].replay, plain.agent.levels[0].replay)
+        assert records(other, ("env/", "model/")) == records(plain)
+        assert other.episodes == plain.episodes
 
 
-@pytest.mark.parametrize(("n_envs", "every"), [(1, 7), (3, 10), (3, 1), (4, 50), (8, 1000)])
+@pytest.mark.parametrize(("n_envs", "every"), [(1, 30), (3, 20), (4, 1), (8, 1000)])
 def test_evaluations_and_checkpoints_come_in_time(n_envs, every):
     saved = []
     trainer = train(
@@ -137,23 +142,13 @@ def test_evaluations_and_checkpoints_come_in_time(n_envs, every):
     assert all(metrics.keys() == {"eval/episode_return"} for _, metrics in records(trainer, "eval/"))
 
 
-@pytest.mark.parametrize(("n_envs", "every"), [(1, 7), (3, 10), (3, 1), (4, 50), (8, 1000), (3, 0)])
+@pytest.mark.parametrize(("n_envs", "every"), [(1, 30), (3, 20), (4, 1), (8, 1000), (3, 0)])
 def test_pictures_come_in_time_and_at_the_end(n_envs, every):
     drawn = []
     trainer = train(n_envs=n_envs, draw=drawn.append, n_total_env_steps=100, pictures_every=every, evaluating=False)
     total = trainer.collector.n_total_env_steps
     crossed = [n for n in range(n_envs, total + 1, n_envs) if every and n // every > (n - n_envs) // every]
     assert drawn == (sorted({*crossed, total}) if every else [])
-
-
-@pytest.mark.parametrize("level", [RecordingRandomLevel, GlobalLevel])
-def test_pictures_do_not_change_training(level):
-    def draw(n):
-        torch.rand(3), np.random.rand()  # noqa: NPY002
-
-    drawn, plain = train(level=level, draw=draw, pictures_every=20), train(level=level)
-    assert_same_trajectory(drawn.agent.levels[0].replay, plain.agent.levels[0].replay)
-    assert records(drawn) == records(plain)
 
 
 def test_a_longer_run_draws_at_the_same_steps():
@@ -182,7 +177,7 @@ def test_settings_are_checked(name):
         TrainerConfig(**{name: -1})
 
 
-def test_a_fault_is_passed_on_after_saving():
+def test_a_fault_is_raised_after_saving():
     saved = []
     with pytest.raises(Fault):
         train(level=Failing, save=lambda trainer: saved.append(trainer.collector.n_total_env_steps) or True)
@@ -196,8 +191,8 @@ class Failing(RecordingRandomLevel):
         return {}
 
 
-def test_it_stops_after_the_step_in_which_it_is_asked_to():
-    saved, asked = [], iter([False] * 10 + [True])
+def test_training_stops_after_the_step_of_the_request():
+    saved, stop = [], iter([False] * 10 + [True])
     env = counters(3)
     task = TaskSpec(env.single_observation_space, env.single_action_space, 3)
     agent = Hierarchy([RecordingRandomLevel(env.single_action_space, 3)], task)
@@ -207,7 +202,7 @@ def test_it_stops_after_the_step_in_which_it_is_asked_to():
         RecordingLogger(),
         TrainerConfig(n_total_env_steps=200),
         save=lambda trainer: saved.append(trainer.collector.n_total_env_steps) or True,
-        stop=lambda: next(asked),
+        stop=lambda: next(stop),
     )
     trainer.run()
     assert not trainer.finished
@@ -215,8 +210,8 @@ def test_it_stops_after_the_step_in_which_it_is_asked_to():
 
 
 def test_the_score_is_the_last_evaluation_or_the_last_ten_episodes():
-    looked_at, alone = train(), train(evaluating=False)
-    assert looked_at.score == records(looked_at, "eval/")[-1][1]["eval/episode_return"]
+    evaluated, alone = train(), train(evaluating=False)
+    assert evaluated.score == records(evaluated, "eval/")[-1][1]["eval/episode_return"]
     assert alone.score == np.mean([episode.episode_return for episode in alone.episodes[-10:]])
     assert train(evaluating=False, n_total_env_steps=1, n_envs=1).score in (None, 1.0)
 
@@ -229,9 +224,6 @@ def test_a_state_with_other_keys_is_refused():
             trainer.load_state_dict(other)
 
 
-# ------------------------------------------------------------------ with an agent that learns
-
-
 def train_pets(*, evaluating, seed=0):
     torch.manual_seed(seed)
     task = make_task("ContinuousCartPole-v0", 2)
@@ -239,9 +231,10 @@ def train_pets(*, evaluating, seed=0):
     env = make_vector_env("ContinuousCartPole-v0", 2)
 
     def evaluate(n):
-        return Collector(make_vector_env("ContinuousCartPole-v0", 2), agent, seed=5, learn=False).collect_episodes(n)
+        short = make_vector_env("ContinuousCartPole-v0", 2, max_episode_steps=10)
+        return Collector(short, agent, seed=5, learn=False).collect_episodes(n)
 
-    config = TrainerConfig(n_total_env_steps=80, eval_every=20, eval_episodes=2)
+    config = TrainerConfig(n_total_env_steps=60, eval_every=20, eval_episodes=2)
     trainer = Trainer(
         agent, Collector(env, agent, seed=seed), RecordingLogger(), config, evaluate=evaluate if evaluating else None
     )
@@ -249,34 +242,29 @@ def train_pets(*, evaluating, seed=0):
     return trainer
 
 
-def test_looking_at_pets_does_not_change_it():
-    looked_at, alone = train_pets(evaluating=True), train_pets(evaluating=False)
-    assert len(records(looked_at, "eval/")) == 4
-    assert_same_trajectory(looked_at.agent.levels[0].replay, alone.agent.levels[0].replay)
-    assert records(looked_at, ("env/", "model/", "plan/")) == records(alone)
-    for a, b in zip(
-        looked_at.agent.levels[0].world.parameters(), alone.agent.levels[0].world.parameters(), strict=True
-    ):
+@pytest.fixture(scope="module")
+def evaluated_pets():
+    return train_pets(evaluating=True)
+
+
+def test_evaluation_does_not_change_pets(evaluated_pets):
+    alone = train_pets(evaluating=False)
+    assert len(records(evaluated_pets, "eval/")) == 3
+    ours, theirs = evaluated_pets.agent.levels[0], alone.agent.levels[0]
+    assert_same_trajectory(ours.replay, theirs.replay)
+    assert records(evaluated_pets, ("env/", "model/", "plan/")) == records(alone)
+    for a, b in zip(ours.world.parameters(), theirs.world.parameters(), strict=True):
         assert torch.equal(a, b)
 
 
-def test_metrics_of_pets():
-    trainer = train_pets(evaluating=True)
-    logged = trainer.logger.records
-    assert all(name.startswith(PREFIXES) for _, metrics in logged for name in metrics)
-    assert {name for _, metrics in logged for name in metrics} >= {
-        "env/episode_return",
-        "env/episode_length",
-        "model/loss",
-        "model/transitions",
-        "plan/score",
-        "eval/episode_return",
-        "time/seconds",
-        "time/cpu_seconds",
-        "time/env_steps_per_second",
-    }
+def test_metrics_of_pets(evaluated_pets):
+    logged = evaluated_pets.logger.records
+    names = {name for _, metrics in logged for name in metrics}
+    assert all(name.startswith(PREFIXES) for name in names)
+    assert names >= {"env/episode_return", "env/episode_length", "model/loss", "model/transitions", "plan/score"}
+    assert names >= {"eval/episode_return", "time/seconds", "time/cpu_seconds", "time/env_steps_per_second"}
     fits = [n for n, metrics in logged if "model/loss" in metrics]
-    assert fits == [20, 40, 60, 80]  # the debug preset's 20 random steps, then every 20
+    assert fits == [20, 40, 60]  # the debug preset's 20 random steps, then every 20
     assert [metrics["model/transitions"] for _, metrics in logged if "model/loss" in metrics] == fits
     steps = [n for n, _ in logged]
     assert steps == sorted(steps)

@@ -1,7 +1,8 @@
-"""Vector environments: how they are made, and how they are kept alive when instances fail."""
+"""Vector environments: factories, and a pool that survives failures of single environments."""
 
+from layeredrl.environments.answers import EnvironmentFault
 from layeredrl.environments.making import UnknownEnvironmentError, Vectorization, make_env, make_task, make_vector_env
-from layeredrl.environments.pool import EnvironmentFault, EnvPool, OnFault
+from layeredrl.environments.pool import EnvPool, OnFault
 
 __all__ = [
     "EnvPool",

@@ -1,4 +1,4 @@
-"""What environments return, checked; and what they did wrong, as a phrase."""
+"""Checks of the values that environments return, and their failures."""
 
 import contextlib
 import math
@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
+from layeredrl.faults import Fault
+
 
 class Failure(Exception):
-    """What an environment did, as a phrase to follow its name."""
+    """Failure of an environment: a phrase that follows its name in a message."""
 
     def __init__(self, phrase: str, error: Exception | None = None) -> None:
         super().__init__(phrase)
@@ -18,15 +20,29 @@ class Failure(Exception):
         self.message = phrase
 
 
+class EnvironmentFault(Fault):
+    """An environment failed."""
+
+    def __init__(self, env_id: int, n_steps: int, message: str) -> None:
+        super().__init__(message)
+        self.env_id = env_id
+        """Index of the environment."""
+        self.n_steps = n_steps
+        """Steps of the episode, including the one that failed; 0 if it failed before the first."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.env_id, self.n_steps, str(self))
+
+
 def unpacked(name: str, answer: Any, n: int) -> Any:
-    """What `reset` or `step` returned, if it is a tuple of n with an info at its end."""
+    """Return the answer of `reset` or `step` if it is a tuple of n that ends with an info."""
     if type(answer) is not tuple or len(answer) != n or not isinstance(answer[-1], dict):
         raise Failure(f"returned {shown(answer)} from {name}, expected a tuple of {n}, the last a dict")
     return answer
 
 
 def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any:
-    """An observation of the space's structure, shapes and dtypes; raises if it is of another."""
+    """Return an observation in the structure, shapes and dtypes of the space; raise if it has others."""
     if type(space) is spaces.Box and type(obs) is np.ndarray and obs.shape == space.shape and obs.dtype == space.dtype:
         return obs
     if isinstance(space, spaces.Dict):
@@ -47,14 +63,14 @@ def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any
         raise Failure(f"returned the {name} {shown(obs)}, expected numbers") from error
     if array.shape != space.shape:
         raise Failure(f"returned the {name} {shown(obs)} of shape {array.shape}, expected {space.shape}")
-    if not np.can_cast(array.dtype, space.dtype, "same_kind"):  # what gymnasium casts, and no more
+    if not np.can_cast(array.dtype, space.dtype, "same_kind"):  # casts that gymnasium makes, and no others
         raise Failure(f"returned the {name} {shown(obs)} of dtype {array.dtype}, expected {space.dtype}")
-    with np.errstate(over="ignore"):  # infinities are found later
+    with np.errstate(over="ignore"):  # infinities are checked later
         return array.astype(space.dtype, copy=False)
 
 
 def all_finite(space: spaces.Space[Any], obs: Any) -> bool:
-    """Whether there is no NaN and no infinity in one or several observations."""
+    """Return True if one or several observations have no NaN and no infinity."""
     if isinstance(space, spaces.Dict):
         return all(all_finite(sub, obs[key]) for key, sub in space.spaces.items())
     if isinstance(space, spaces.Tuple):
@@ -63,7 +79,7 @@ def all_finite(space: spaces.Space[Any], obs: Any) -> bool:
 
 
 def require_finite(space: spaces.Space[Any], obs: Any, name: str = "observation") -> None:
-    """Raise, with the first place, if there is a NaN or an infinity in an observation."""
+    """Raise, naming the first index, if an observation has a NaN or an infinity."""
     if isinstance(space, spaces.Dict):
         for key, sub in space.spaces.items():
             require_finite(sub, obs[key], f"{name}[{key!r}]")
@@ -77,7 +93,7 @@ def require_finite(space: spaces.Space[Any], obs: Any, name: str = "observation"
 
 
 def number(reward: Any) -> float:
-    """A reward, if it is one finite number."""
+    """Return a reward if it is one finite number."""
     value = math.nan
     if not isinstance(reward, str | bytes) and np.ndim(reward) == 0 and not np.iscomplexobj(reward):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
@@ -88,7 +104,7 @@ def number(reward: Any) -> float:
 
 
 def flag(name: str, value: Any) -> bool:
-    """A flag, if it is a boolean of Python's or numpy's, or 0 or 1."""
+    """Return a flag if it is a boolean of Python or numpy, or 0 or 1."""
     if type(value) is bool:
         return value
     plain = value.item() if isinstance(value, np.generic | np.ndarray) and value.ndim == 0 else value
@@ -98,7 +114,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A value on one short line."""
+    """Return a value as one line of at most 303 characters."""
     with np.printoptions(threshold=8, edgeitems=3, precision=4):
         text = " ".join((value if isinstance(value, str) else str(value)).split())
     return text if len(text) <= 300 else text[:300] + "..."

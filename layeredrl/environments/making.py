@@ -1,4 +1,4 @@
-"""Vector environments made the way the rest of the library wants them."""
+"""Factories of environments, vector environments and tasks."""
 
 import contextlib
 import difflib
@@ -23,15 +23,15 @@ Vectorization = Literal["sync", "async", "native"]
 
 
 class UnknownEnvironmentError(ValueError):
-    """No environment is registered under the id that was asked for."""
+    """No environment is registered under the requested id."""
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Make one environment, its Box actions scaled to [-1, 1].
+    """Make one environment with Box actions scaled to [-1, 1].
 
     Args:
         env_id: An id registered with gymnasium.
-        **kwargs: For the environment, such as `render_mode`.
+        **kwargs: Arguments of the environment, such as `render_mode`.
     """
     env = _make_unscaled(env_id, **kwargs)
     if isinstance(env.action_space, spaces.Box):
@@ -68,17 +68,17 @@ def make_vector_env(
     max_faults: int = 100,
     **kwargs: Any,
 ) -> VectorEnv[Any, Any, Any]:
-    """Make instances of an environment that run side by side and are reset by the Collector alone.
+    """Make parallel instances of an environment that only the Collector resets.
 
     Args:
         env_id: An id registered with gymnasium.
-        n_envs: How many.
+        n_envs: Number of instances.
         vectorization: "sync": one after the other; "async": each in a process of its own; "native": the vector
-            environment that is registered under the id, which steps them all at once.
-        on_fault: What to do about one that fails; see `EnvPool`. A native one cannot be mended.
+            environment that is registered under the id, which steps all instances at once.
+        on_fault: Reaction to a fault of an instance; see `EnvPool`. Native instances cannot be restarted.
         timeout_s: Seconds in which a process has to answer.
-        max_faults: Faults, all instances together, beyond which one is raised in any case.
-        **kwargs: For the environments.
+        max_faults: Largest number of faults of all instances together; the next one is raised in any case.
+        **kwargs: Arguments of the environments.
 
     Raises:
         UnknownEnvironmentError: The environment is not registered, or not as a vector environment.
@@ -88,7 +88,7 @@ def make_vector_env(
     require_choice("vectorization", vectorization, get_args(Vectorization))
     if vectorization == "native":
         if on_fault != "raise":
-            raise ValueError(f"on_fault is {on_fault!r} with native vectors, expected 'raise': they cannot be mended")
+            raise ValueError(f"on_fault is {on_fault!r} with native vectors, expected 'raise': none can restart")
         return _Native(_make_native(env_id, n_envs, **kwargs))
     makers = [partial(make_env, env_id, **kwargs)] * n_envs
     return EnvPool(
@@ -97,7 +97,7 @@ def make_vector_env(
 
 
 class _Native(VectorWrapper):
-    """A vector environment whose errors are faults, so that a run ends by saving."""
+    """A vector environment whose errors become faults, so that a run saves before it ends."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         with _faults("reset"):
@@ -117,7 +117,7 @@ def _faults(call: str) -> Iterator[None]:
 
 
 def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
-    _make_unscaled(env_id, **kwargs).close()  # an unknown id gets its hint, and a module its import
+    _make_unscaled(env_id, **kwargs).close()  # an unknown id raises with a hint, and the id's module is imported
     spec = gym.spec(env_id.rpartition(":")[2])
     if spec.vector_entry_point is None:
         raise UnknownEnvironmentError(f"environment {env_id!r} is not registered as a vector environment")
@@ -127,7 +127,7 @@ def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any,
         )
     except TypeError as error:
         raise UnknownEnvironmentError(
-            f"the vector environment of {env_id!r} cannot be made to leave resets to others, by autoreset_mode: {error}"
+            f"the vector environment of {env_id!r} does not take autoreset_mode=DISABLED: {error}"
         ) from error
     space = env.single_action_space
     if isinstance(space, spaces.Box):

@@ -1,67 +1,47 @@
-"""Vector environments whose single environments may fail and are made anew one by one."""
+"""Vector environments whose single environments may fail and are rebuilt one by one."""
 
 import math
 import multiprocessing
 import multiprocessing.util
 from collections.abc import Iterable, Mapping, Sequence
-from copy import deepcopy
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import (
-    batch_space,
-    concatenate,
-    create_empty_array,
-    iterate,
-)
+from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
-from layeredrl.environments.answers import Failure, all_finite, fitted, flag, number, require_finite, unpacked
-from layeredrl.environments.workers import CLOSE_S, Local, Maker, Patience, Remote, close_all, close_members
-from layeredrl.faults import Fault
+from layeredrl.environments.answers import EnvironmentFault, Failure, fitted, flag, number, require_finite, unpacked
+from layeredrl.environments.observations import LastObservations
+from layeredrl.environments.workers import CLOSE_S, Local, Maker, Remote, Timeout, close_all, close_members
 
 OnFault = Literal["raise", "restart"]
 
-_MAX_RETRIES = 3  # of a reset: whoever fails four times in a row will fail for ever
-
-
-class EnvironmentFault(Fault):
-    """An environment failed."""
-
-    def __init__(self, env_id: int, n_steps: int, message: str) -> None:
-        super().__init__(message)
-        self.env_id = env_id
-        """Index of the environment."""
-        self.n_steps = n_steps
-        """Steps of the episode, the one that failed included; 0 where it failed before the first."""
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.env_id, self.n_steps, str(self))
+_MAX_RETRIES = 3  # of a reset; four failures in a row will hardly end
 
 
 class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
-    """Environments side by side that the caller resets, as in gymnasium's `AutoresetMode.DISABLED`.
+    """Parallel environments that the caller resets, as in gymnasium's `AutoresetMode.DISABLED`.
 
-    An environment is at fault if `reset` or `step` raises, if its process dies or hangs, or if it returns an
-    observation that is not of its space's structure, shape and kind of number or not finite, a reward that is not a
-    finite number, or flags that are not booleans. Bounds of the space are not checked. With `on_fault="restart"` its
-    episode ends as truncated, with its last good observation and reward 0, and the next `reset` makes it anew. The
-    infos of the call have `fault`, a mask (n,), and `fault_message`, a list of n messages or None; without a fault
-    they have neither.
+    A fault of an environment is one of these: `reset` or `step` raises; its process dies or hangs; its observation
+    has another structure, shape or kind of number than its space, or is not finite; its reward is not a finite
+    number; its flags are not booleans. Bounds of the space are not checked. With `on_fault="restart"` the episode
+    ends as truncated, with the last good observation and reward 0, and the next `reset` rebuilds the environment.
+    The infos of the call have `fault`, a mask (n,), and `fault_message`, a list of n messages or None; without a
+    fault they have neither.
 
-    A faulty `reset` is tried again with the same seed. After any exception from a call, `close` works, and so does
-    `reset`, which makes anew what is lost. An environment that cannot draw a frame raises, whatever `on_fault` says.
+    A faulty `reset` is repeated with the same seed. After any exception from a call, `close` works, and so does
+    `reset`, which rebuilds lost environments. A failure to draw a frame raises with any `on_fault`.
 
     Args:
-        makers: Make one environment each; called again after a fault.
-        asynchronous: Each environment in a process of its own, instead of one after the other in this one. The
-            processes ignore SIGINT and SIGTERM: what Ctrl-C means is for this process to decide.
+        makers: Functions that make one environment each; called again after a fault.
+        asynchronous: If True, each environment runs in a process of its own, otherwise one after the other in this
+            process. The processes ignore SIGINT and SIGTERM: this process decides on Ctrl-C.
         timeout_s: Seconds in which a process has to answer.
-        on_fault: Raise an `EnvironmentFault`, or go on.
-        max_faults: With "restart", the number of faults in all beyond which one is raised.
+        on_fault: "raise" an `EnvironmentFault`, or "restart" the environment.
+        max_faults: With "restart", largest number of faults in total; the next one is raised.
     """
 
     def __init__(
@@ -83,12 +63,12 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             raise ValueError(f"max_faults is {max_faults}, expected at least 0")
         self.num_envs = len(makers)
         self.n_faults = 0
-        """Faults so far."""
+        """Number of faults so far."""
         self._makers, self._asynchronous, self._timeout_s = list(makers), asynchronous, timeout_s
         self._on_fault, self._max_faults = on_fault, max_faults
-        # None where one is lost; the next reset makes it anew.
+        # None where one is lost; the next reset rebuilds it.
         self._members: list[Any] = [None] * self.num_envs  # Local or Remote
-        # Before multiprocessing's own hook at exit, which would wait for ever for processes that ignore SIGTERM.
+        # Runs before multiprocessing's own hook at exit, which would wait for ever for processes that ignore SIGTERM.
         self._finalizer = multiprocessing.util.Finalize(self, close_all, (self._members, timeout_s), exitpriority=10)
         try:
             first = self._make_all()
@@ -96,17 +76,14 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             self.close()
             raise
         self.single_observation_space, self.single_action_space, metadata, self.render_mode = first
-        # No spec, as in gymnasium's own: it could not make this vector environment.
+        # No spec, as in gymnasium's own vector environments: it could not make this one.
         self.metadata = {**metadata, "autoreset_mode": AutoresetMode.DISABLED}
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        # Two arrays in turn: one holds the last good observations, the next ones are gathered in the other.
-        self._obs: Any
-        self._spare: Any
-        self._obs, self._spare = (create_empty_array(self.single_observation_space, self.num_envs) for _ in range(2))
+        self._obs = LastObservations(self.single_observation_space, self.num_envs)
         self._n_steps = np.zeros(self.num_envs, np.int64)
-        self._waiting = set(range(self.num_envs))  # for a reset
-        self._unborn = True
+        self._waiting = set(range(self.num_envs))  # environments that need a reset
+        self._never_reset = True
         self._frames: list[Any] = [None] * self.num_envs
 
     def reset(
@@ -115,8 +92,8 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         """Begin episodes.
 
         Args:
-            seed: One for each environment, or the first one's, from which they count upwards.
-            options: For the environments; `reset_mask`, bool (n,), says which ones, if not all.
+            seed: One seed for each environment, or that of the first one, from which they count upwards.
+            options: Options of the environments; `reset_mask`, bool (n,), selects those to reset, by default all.
 
         Returns:
             The current observations of all environments, and infos.
@@ -124,7 +101,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         self._require_open()
         seeds = self._seeds(seed)
         ids = range(self.num_envs) if options is None or "reset_mask" not in options else self._masked(options)
-        if self._unborn and len(ids) < self.num_envs:
+        if self._never_reset and len(ids) < self.num_envs:
             raise gym.error.ResetNeeded("the first reset has a reset_mask, expected one of all environments")
         rest = None if options is None else {k: v for k, v in options.items() if k != "reset_mask"}
         try:
@@ -134,7 +111,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             raise
 
     def step(self, actions: Any) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        """Take one step everywhere.
+        """Take one step in every environment.
 
         Args:
             actions: An element of `action_space`.
@@ -150,7 +127,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             raise
 
     def render(self) -> tuple[Any, ...]:
-        """Return a frame of each environment; of one that is lost until the next reset, its last one."""
+        """Return a frame of each environment; the last frame of one that is lost until the next reset."""
         self._require_open()
         try:
             self._render()
@@ -163,17 +140,17 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         self._finalizer()
 
     def _make_all(self) -> tuple[Any, ...]:
-        """Make all environments; returns what they have in common."""
+        """Make all environments; returns their common spaces, metadata and render mode."""
         for i in range(self.num_envs):
             self._members[i] = self._make(i)
-        patience = Patience(self._timeout_s)
+        timeout = Timeout(self._timeout_s)
         first: tuple[Any, ...] | None = None
         for i, member in enumerate(self._members):
             try:
-                described = member.finish(patience)
+                described = member.receive(timeout)
             except Failure as failure:
                 if failure.error is not None:
-                    raise failure.error from None  # of the type that whoever wrote the maker expects
+                    raise failure.error from None  # its own type, which the maker's author expects
                 raise EnvironmentFault(i, 0, f"environment {i}, when it was made, {failure}") from None
             first = described if first is None else first
             for name, space, common in zip(("observation", "action"), described, first, strict=False):
@@ -197,41 +174,41 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         todo = list(ids)
         for trial in range(_MAX_RETRIES + 1):
             results, failures = self._try_reset(todo, seeds, options)
-            self._place({i: obs for i, (obs, _) in results.items()})
+            self._obs.place({i: obs for i, (obs, _) in results.items()})
             for i, (_, info) in results.items():
                 infos = self._add_info(infos, info, i)
             if not failures:
                 break
             faults |= failures
             todo = list(failures)
-            self._take(failures, f", {trial + 1} times in a row" if trial == _MAX_RETRIES else None)
+            self._record(failures, f", {trial + 1} times in a row" if trial == _MAX_RETRIES else None)
         self._waiting.difference_update(ids)
-        self._unborn = False
-        return self._copied(), self._told(infos, faults)
+        self._never_reset = False
+        return self._obs.copy(), self._with_faults(infos, faults)
 
     def _try_reset(
         self, ids: Sequence[int], seeds: list[int | None], options: dict[str, Any] | None
     ) -> tuple[dict[int, tuple[Any, dict[str, Any]]], "dict[int, Failure]"]:
-        """Reset environments, those that are lost made anew; returns results of some and failures of the others."""
+        """Reset environments after rebuilding lost ones; returns results of some and failures of the others."""
         results: dict[int, tuple[Any, dict[str, Any]]] = {}
         failures: dict[int, Failure] = {}
         made = [i for i in ids if self._members[i] is None]
         for i in made:
             self._members[i] = self._make(i)
-        patience = Patience(self._timeout_s)
+        timeout = Timeout(self._timeout_s)
         for i in made:
             try:
-                if self._members[i].finish(patience)[:2] != (self.single_observation_space, self.single_action_space):
-                    raise Failure("was made anew with other spaces")
+                if self._members[i].receive(timeout)[:2] != (self.single_observation_space, self.single_action_space):
+                    raise Failure("was rebuilt with other spaces")
             except Failure as failure:
                 failures[i] = failure
         members = {i: self._members[i] for i in ids if i not in failures}
         for i, member in members.items():
-            member.start("reset", seed=seeds[i], options=options)
-        patience = Patience(self._timeout_s)
+            member.send("reset", seed=seeds[i], options=options)
+        timeout = Timeout(self._timeout_s)
         for i, member in members.items():
             try:
-                obs, info = unpacked("reset", member.finish(patience), 2)
+                obs, info = unpacked("reset", member.receive(timeout), 2)
                 obs = fitted(self.single_observation_space, obs)
                 require_finite(self.single_observation_space, obs)
                 results[i] = obs, info
@@ -246,13 +223,13 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         rewards, terminated, truncated = np.zeros(n), np.zeros(n, np.bool_), np.zeros(n, np.bool_)
         infos: dict[str, Any] = {}
         failures: dict[int, Failure] = {}
-        patience = Patience(self._timeout_s)
+        timeout = Timeout(self._timeout_s)
         self._n_steps += 1
         for member, action in zip(self._members, actions, strict=True):
-            member.start("step", action)
+            member.send("step", action)
         for i, member in enumerate(self._members):
             try:
-                obs, reward, ends, is_cut, info = unpacked("step", member.finish(patience), 5)
+                obs, reward, ends, is_cut, info = unpacked("step", member.receive(timeout), 5)
                 is_plain = type(obs) is np.ndarray and obs.dtype is dtype and obs.shape == shape
                 rows[i] = obs if is_plain else fitted(space, obs)
                 rewards[i] = reward if type(reward) is float and math.isfinite(reward) else number(reward)
@@ -265,7 +242,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
                 continue
             if info:
                 infos = self._add_info(infos, info, i)
-        self._gather(rows, failures)
+        self._obs.gather(rows, failures)
         if failures:
             faulty = list(failures)
             rewards[faulty], terminated[faulty], truncated[faulty] = 0.0, False, True
@@ -273,66 +250,32 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         if np.count_nonzero(done):
             self._waiting.update(np.flatnonzero(done).tolist())
         if failures:
-            self._take(failures)
-        return self._copied(), rewards, terminated, truncated, self._told(infos, failures)
+            self._record(failures)
+        return self._obs.copy(), rewards, terminated, truncated, self._with_faults(infos, failures)
 
     def _render(self) -> None:
         present = {i: member for i, member in enumerate(self._members) if member is not None}
         for member in present.values():
-            member.start("render")
-        patience, faults = Patience(self._timeout_s), []
+            member.send("render")
+        timeout, faults = Timeout(self._timeout_s), []
         for i, member in present.items():
             try:
-                self._frames[i] = member.finish(patience)
+                self._frames[i] = member.receive(timeout)
             except Failure as failure:
                 faults.append(self._fault(i, failure, "drawn after"))
                 faults[-1].__cause__ = failure.error
         for fault in faults:
             if present[fault.env_id].pending:  # dead or hung
                 self._waiting.add(fault.env_id)
-                self._lose(fault.env_id)
+                self._discard(fault.env_id)
         if faults:
             raise faults[0]
 
-    def _copied(self) -> Any:
-        return self._obs.copy() if isinstance(self._obs, np.ndarray) else deepcopy(self._obs)
-
-    def _place(self, rows: dict[int, Any]) -> None:
-        """Make rows the current observations of some environments."""
-        if isinstance(self._obs, np.ndarray):
-            for i, row in rows.items():
-                self._obs[i] = row
-        else:
-            last = iterate(self.observation_space, self._obs)
-            self._gather([rows.get(i, row) for i, row in enumerate(last)], {})
-
-    def _gather(self, rows: list[Any], failures: "dict[int, Failure]") -> None:
-        """Make rows the current observations; where there are failures, and those it adds, the last one stays."""
-        space = self.single_observation_space
-        if failures:
-            last = list(iterate(self.observation_space, self._obs))
-            rows = [last[i] if i in failures else row for i, row in enumerate(rows)]
-        obs: Any = self._spare
-        if isinstance(obs, np.ndarray):  # the same as concatenate, in a third of the time
-            for i, row in enumerate(rows):
-                obs[i] = row
-        else:
-            obs = concatenate(space, rows, obs)
-        if not all_finite(space, obs):
-            for i, row in enumerate(rows):
-                try:
-                    require_finite(space, row)
-                except Failure as failure:
-                    failures[i] = failure
-            self._gather(rows, failures)
-            return
-        self._obs, self._spare = obs, self._obs
-
-    def _take(self, failures: "Mapping[int, Failure]", verdict: str | None = None) -> None:
-        """Count failures and lose the environments that had them; raise if that is asked for, or with a verdict."""
+    def _record(self, failures: "Mapping[int, Failure]", verdict: str | None = None) -> None:
+        """Count failures and discard their environments; raise if `on_fault` or a verdict says so."""
         for i, failure in sorted(failures.items()):
             self.n_faults += 1
-            self._lose(i)
+            self._discard(i)
             failure.message = str(self._fault(i, failure))
         if self._on_fault == "raise":
             verdict = ""
@@ -347,25 +290,25 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         where = f"{when} step {n} of its episode" if n else f"{when} reset"
         return EnvironmentFault(i, n, f"environment {i}, {where}, {failure}{verdict}")
 
-    def _told(self, infos: dict[str, Any], failures: "Mapping[int, Failure]") -> dict[str, Any]:
+    def _with_faults(self, infos: dict[str, Any], failures: "Mapping[int, Failure]") -> dict[str, Any]:
         if failures:
             infos["fault"] = np.isin(np.arange(self.num_envs), list(failures))
             infos["fault_message"] = [failures[i].message if i in failures else None for i in range(self.num_envs)]
         return infos
 
-    def _lose(self, i: int) -> None:
-        """Close an environment, or kill it, so that the next reset makes it anew."""
+    def _discard(self, i: int) -> None:
+        """Close an environment, or kill it, so that the next reset rebuilds it."""
         member, self._members[i] = self._members[i], None
         if member is not None:
-            close_members({i: member}, min(self._timeout_s, CLOSE_S))  # its complaints would only hide the fault
+            close_members({i: member}, min(self._timeout_s, CLOSE_S))  # problems of closing would only hide the fault
 
     def _interrupt(self, error: BaseException) -> None:
-        """If Ctrl-C, say, ends a call halfway: all need a reset, and no answer under way reaches a later call."""
+        """After an interrupted call: all need a reset, and no later call receives an answer that is still due."""
         if not isinstance(error, EnvironmentFault):
             self._waiting.update(range(self.num_envs))
             for i, member in enumerate(self._members):
                 if member is not None and member.pending:
-                    self._lose(i)
+                    self._discard(i)
 
     def _split(self, actions: Any) -> Iterable[Any]:
         shape = self.action_space.shape

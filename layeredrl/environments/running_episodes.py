@@ -1,4 +1,4 @@
-"""Episodes under way, kept as a seed and actions: how environments that cannot be saved come back after a stop."""
+"""Running episodes as seeds and actions: restores environments whose state cannot be saved."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 class RunningEpisodes:
-    """For each environment, the seed that its episode began with and all actions since then.
+    """Seed and actions of the running episode of each environment.
 
     Args:
         n_envs: Number of environments E.
@@ -21,40 +21,40 @@ class RunningEpisodes:
         self.actions: list[list[NDArray[Any]]] = [[] for _ in range(n_envs)]
 
     def begin(self, env_ids: NDArray[np.int64], seeds: NDArray[np.int64]) -> None:
-        """Episodes begin in some environments, with seeds (n,)."""
+        """Record that episodes begin in some environments (n,), with seeds (n,)."""
         self.seeds[env_ids] = seeds
         for i in env_ids:
             self.actions[i] = []
 
     def add(self, env_ids: NDArray[np.int64], actions: NDArray[Any]) -> None:
-        """Actions (n, A) are taken."""
+        """Record actions (n, A) of some environments (n,)."""
         for i, action in zip(env_ids, actions, strict=True):
             self.actions[i].append(action)
 
     def play_again(
         self, env: VectorEnv[Any, Any, Any], to_env: Callable[[NDArray[Any]], NDArray[Any]]
     ) -> tuple[Any, NDArray[np.bool_]]:
-        """Bring environments, which do not reset themselves, to where they were.
+        """Replay the running episodes in environments that do not reset themselves.
 
-        All of them have to step together, so that shorter episodes begin later. Until then their environment plays
-        them over and over, which is known to do no harm.
+        All environments step together, so that shorter episodes begin later. Until then their environments repeat
+        them from a reset: sequences that are known to work.
 
         Args:
-            env: Fresh environments.
-            to_env: Turns actions (E, A) into what `env` takes.
+            env: Newly made environments.
+            to_env: Turns actions (E, A) into actions of `env`.
 
         Returns:
-            The last observations, as the environments have them, and which episodes ended on the way, (E,): these
-            environments do not repeat themselves.
+            The last observations, in the structure of the environments, and a mask (E,) of episodes that ended
+            early: these environments are not deterministic.
         """
         lengths = np.array([len(actions) for actions in self.actions])
         longest = int(lengths.max())
         seeds: Any = [int(seed) for seed in self.seeds]
         obs, _ = env.reset(seed=seeds)
         over, failed = np.zeros(len(lengths), bool), np.zeros(len(lengths), bool)
-        any_actions = self.actions[int(lengths.argmax())]  # where there are none of its own
+        any_actions = self.actions[int(lengths.argmax())]  # for environments without actions of their own
         for t in range(longest):
-            turn = (t - longest) % np.maximum(lengths, 1)  # which of its actions is each environment's next
+            turn = (t - longest) % np.maximum(lengths, 1)  # index of each environment's next action
             last_round = t >= longest - lengths
             failed |= over & last_round & (turn > 0)
             mask = over | (turn == 0)
@@ -70,12 +70,12 @@ class RunningEpisodes:
         return obs, failed
 
     def state_dict(self) -> dict[str, Any]:
-        """Seeds, and the actions of each environment as one tensor (T, A)."""
+        """Return seeds (E,) and the actions of each environment as one tensor (T, A)."""
         actions = [torch.from_numpy(np.stack(a)) if a else torch.zeros(0) for a in self.actions]
         return {"seeds": torch.from_numpy(self.seeds.copy()), "actions": actions}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the result of `state_dict`."""
         if len(state["actions"]) != len(self.actions):
             raise ValueError(
                 f"the state has episodes of {len(state['actions'])} environments, expected {len(self.actions)}"

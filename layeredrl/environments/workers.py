@@ -1,4 +1,4 @@
-"""Single environments, in this process or in one of their own, that may fail."""
+"""Single environments that may fail, in this process or in one of their own."""
 
 import contextlib
 import multiprocessing
@@ -27,19 +27,24 @@ from layeredrl.environments.answers import Failure, shown
 Maker = Callable[[], gym.Env[Any, Any]]
 
 CLOSE_S = 5.0
-"""For a faulty environment to close before it is killed, while all others wait for it."""
+"""Seconds in which a faulty environment has to close before it is killed; all others wait for it."""
 
 
-class Patience:
+class Timeout:
     """Seconds left for a round of answers.
 
-    Waiting is counted in slices: if all processes were stopped and go on an hour later, nobody is late.
+    Waiting is counted in slices of 1 s: if all processes are stopped and continue an hour later, none is late.
     """
 
     def __init__(self, seconds: float) -> None:
         self._seconds = self._left = seconds
 
     def wait(self, is_ready: Callable[[float], object]) -> None:
+        """Wait for an answer; `is_ready` waits for some seconds and returns something true if it has come.
+
+        Raises:
+            Failure: No seconds are left.
+        """
         while not is_ready(part := min(self._left, 1.0)):
             self._left -= part
             if self._left <= 0:
@@ -47,7 +52,7 @@ class Patience:
 
 
 class Local:
-    """An environment in this process. Its first answer describes it; the others are those to calls."""
+    """An environment in this process. Its first answer describes it; the others are results of calls."""
 
     def __init__(self, maker: Maker) -> None:
         self._maker = maker
@@ -56,14 +61,17 @@ class Local:
         self._args: tuple[Any, ...] = ()
         self._kwargs: dict[str, Any] = {}
         self.pending = True
+        """True while an answer is due."""
 
-    def start(self, name: str, *args: Any, **kwargs: Any) -> None:
-        # Without an environment, because it could not be made, all that comes is "close".
+    def send(self, name: str, *args: Any, **kwargs: Any) -> None:
+        """Begin a call of a method."""
+        # An environment that could not be made is only sent "close".
         self._call = _nothing if self._env is None else getattr(self._env, name)
         self._args, self._kwargs = args, kwargs
         self.pending = True
 
-    def finish(self, patience: Patience | None = None) -> Any:
+    def receive(self, timeout: Timeout | None = None) -> Any:
+        """Return the answer to the last call; raise a `Failure` if it failed."""
         try:
             answer = self._call(*self._args, **self._kwargs)
         except Exception as error:
@@ -75,7 +83,8 @@ class Local:
         return answer
 
     def end(self) -> None:
-        if self.pending and self._env is not None:  # interrupted
+        """Close the environment if a call was interrupted."""
+        if self.pending and self._env is not None:
             with contextlib.suppress(Exception):
                 self._env.close()
 
@@ -99,7 +108,7 @@ class Remote:
         self._connection, theirs = context.Pipe()
         _our_ends.add(self._connection)
         self._is_ready: Callable[[float], object] = self._connection.poll
-        if hasattr(select, "poll"):  # Connection.poll sets up the same every time, for longer than a light step takes
+        if hasattr(select, "poll"):  # Connection.poll sets this up at each call, which takes longer than a light step
             poller = select.poll()
             poller.register(self._connection.fileno(), select.POLLIN)
             self._is_ready = lambda seconds: poller.poll(1000 * seconds)
@@ -111,22 +120,22 @@ class Remote:
             self._process.start()
         theirs.close()
 
-    def start(self, name: str, *args: Any, **kwargs: Any) -> None:
+    def send(self, name: str, *args: Any, **kwargs: Any) -> None:
         call = pickle.dumps((name, args, kwargs), pickle.HIGHEST_PROTOCOL)
         self.pending = True
-        with contextlib.suppress(OSError):  # it is dead, as finish will find out
+        with contextlib.suppress(OSError):  # it is dead, which `receive` reports
             self._connection.send_bytes(call)
 
-    def finish(self, patience: Patience) -> Any:
+    def receive(self, timeout: Timeout) -> Any:
         try:
-            patience.wait(self._is_ready)
+            timeout.wait(self._is_ready)
             data = self._connection.recv_bytes()
         except (EOFError, OSError):
             self._process.join(CLOSE_S)
-            raise Failure(self._obituary()) from None
+            raise Failure(self._death()) from None
         except Failure:
-            if self._process.exitcode is not None:  # while a stranger that was forked at the time keeps the pipe open
-                raise Failure(self._obituary()) from None
+            if self._process.exitcode is not None:  # dead, but a process forked meanwhile keeps the pipe open
+                raise Failure(self._death()) from None
             raise
         self.pending = False
         try:
@@ -138,14 +147,15 @@ class Remote:
         return answer
 
     def end(self) -> None:
-        if not self.pending:  # it is closed and about to exit
+        """Kill the process, after it had time to exit by itself if it is closed."""
+        if not self.pending:
             self._process.join(CLOSE_S)
         self._process.kill()
         self._process.join()
         self._process.close()
         self._connection.close()
 
-    def _obituary(self) -> str:
+    def _death(self) -> str:
         code = self._process.exitcode
         if code is None:
             return "closed its process's connection"
@@ -156,32 +166,32 @@ class Remote:
 
 
 def _serve(maker: Maker, connection: "Connection[Any, Any]") -> None:
-    """The process of a `Remote`."""
+    """Run the process of a `Remote`."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # Not SIG_IGN, which programs that the environment starts would inherit: it could not terminate them.
+    # Not SIG_IGN: programs started by the environment would inherit it, and could not be terminated.
     signal.signal(signal.SIGTERM, lambda *_: None)
-    for end in list(_our_ends):  # inherited by fork; a copy kept open would hide the parent's death from its process
+    for end in list(_our_ends):  # inherited by fork; an open copy would hide the parent's death from its process
         end.close()
-    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_after_parent, args=(os.getppid(),), daemon=True).start()
     env, name = Local(maker), ""
     try:
         while True:
             reply: tuple[Any, str | None, Exception | None]
             try:
-                reply = env.finish(), None, None
+                reply = env.receive(), None, None
             except Failure as failure:
                 reply = None, str(failure), _portable(failure)
             connection.send_bytes(_dumped(reply))
             if name == "close":
                 return
             name, args, kwargs = pickle.loads(connection.recv_bytes())
-            env.start(name, *args, **kwargs)
+            env.send(name, *args, **kwargs)
     except (EOFError, OSError):  # the parent is gone
         env.end()
 
 
-def _follow(parent: int) -> None:
-    """End this process some time after its parent, if it has not done so by itself."""
+def _exit_after_parent(parent: int) -> None:
+    """End this process `CLOSE_S` seconds after its parent, unless it has ended by itself."""
     while os.getppid() == parent:
         time.sleep(1.0)
     time.sleep(CLOSE_S)
@@ -196,7 +206,7 @@ def _dumped(reply: tuple[Any, ...]) -> bytes:
 
 
 def _portable(failure: Failure) -> Exception | None:
-    """The error behind a failure with its traceback as a note, as far as it can travel."""
+    """Return the error behind a failure with its traceback as a note; None if it cannot be pickled."""
     error = failure.error
     if error is None:
         return None
@@ -210,28 +220,28 @@ def _portable(failure: Failure) -> Exception | None:
 
 
 def close_members(members: "Mapping[int, Local | Remote]", timeout_s: float) -> list[str]:
-    """Close environments, kill those that are busy or do not answer in time; returns what went wrong."""
-    complaints = []
+    """Close environments; kill those that are busy or do not answer in time. Returns the problems."""
+    problems = []
     try:
         idle = {i: member for i, member in members.items() if not member.pending}
         for member in idle.values():
-            member.start("close")
-        patience = Patience(timeout_s)
+            member.send("close")
+        timeout = Timeout(timeout_s)
         for i, member in idle.items():
             try:
-                member.finish(patience)
+                member.receive(timeout)
             except Failure as failure:
-                complaints.append(f"environment {i}, when it was closed, {failure}")
+                problems.append(f"environment {i}, when it was closed, {failure}")
     finally:
         for member in members.values():
             member.end()
-    return complaints
+    return problems
 
 
 def close_all(members: "list[Local | Remote | None]", timeout_s: float) -> None:
-    """Close what there is; problems are one warning."""
+    """Close all environments that exist; problems are one warning."""
     present = {i: member for i, member in enumerate(members) if member is not None}
     members[:] = [None] * len(members)
-    complaints = close_members(present, timeout_s)
-    if complaints:
-        warnings.warn("; ".join(complaints), RuntimeWarning, stacklevel=2)
+    problems = close_members(present, timeout_s)
+    if problems:
+        warnings.warn("; ".join(problems), RuntimeWarning, stacklevel=2)

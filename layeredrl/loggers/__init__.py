@@ -1,7 +1,7 @@
-"""Where the numbers of a run go: the console, a CSV file, TensorBoard, Weights & Biases, or several of them.
+"""Loggers of metrics: the console, a CSV file, TensorBoard, Weights & Biases, or several of them.
 
-Importing this loads neither torch nor tensorboard nor wandb; a logger imports what it needs when it first
-writes.
+Importing this package loads neither torch nor tensorboard nor wandb; a logger imports its backend at its first
+record.
 """
 
 from layeredrl.loggers.console import ConsoleLogger, closing_table

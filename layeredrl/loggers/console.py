@@ -1,4 +1,4 @@
-"""A run at a glance: a live progress bar on a terminal, a plain line now and then anywhere else."""
+"""Progress of a run: a live progress bar on a terminal, a plain line now and then anywhere else."""
 
 import math
 import time
@@ -20,17 +20,16 @@ MODEL_LOSS = "model/loss"
 
 
 class ConsoleLogger(Logger):
-    """Shows progress, speed, the last and the best episode return, the model's loss, time gone and time left.
+    """Shows progress, speed, the last and the best episode return, the model's loss, elapsed and remaining time.
 
-    Progress follows every call of `log`, also one without metrics. What is not a terminal gets plain lines:
-    at most one per `line_interval_s`, and one at the end. No control character is written there, not even
-    when FORCE_COLOR is set.
+    Progress follows every call of `log`, also without metrics. An output that is not a terminal gets plain lines:
+    at most one per `line_interval_s`, and one at the end, without control characters even if FORCE_COLOR is set.
 
     Args:
-        n_total_env_steps_end: Where the run will end.
-        console: Where to write; standard output by default.
-        line_interval_s: Seconds between two lines on something that is not a terminal.
-        clock: Seconds that only grow.
+        n_total_env_steps_end: Environment steps at the end of the run.
+        console: Console to write to; standard output by default.
+        line_interval_s: Seconds between two lines if the output is not a terminal.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class ConsoleLogger(Logger):
         self._line_due = False
         self._live: Live | None = None
         if self._console.is_interactive and self._console.file.isatty():
-            # Twice a second is smooth enough for steps that take milliseconds, and costs nothing beside them.
+            # Two refreshes per second look smooth and cost nothing beside steps of milliseconds.
             self._live = Live(console=self._console, get_renderable=self._frame, refresh_per_second=2)
 
     def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
@@ -105,7 +104,7 @@ class ConsoleLogger(Logger):
         self._line_due = False
 
     def _frame(self) -> RenderableType:
-        """Return what the terminal shows; called from the thread that refreshes it, which changes nothing."""
+        """Return the live display; called from the thread that refreshes it, so it must not change any state."""
         frame = Table.grid(expand=True)
         frame.add_row(ProgressBar(total=max(self._n_end, 1), completed=self._n_steps))
         frame.add_row(Text(self._status()))
@@ -133,19 +132,19 @@ class ConsoleLogger(Logger):
 class _Speed:
     """Environment steps per second over the last minute.
 
-    The whole run would mislead, as the first steps are random and fast; so would a few seconds, as stepping
-    and fitting the model take turns.
+    The mean over the run would mislead, because the first steps are random and fast; a few seconds would, because
+    stepping and fitting the model alternate.
     """
 
     WINDOW_S = 60.0
-    RESOLUTION_S = 1.0  # between two remembered moments, so that fast runs do not remember thousands
+    RESOLUTION_S = 1.0  # seconds between two records, so that fast runs do not keep thousands
 
     def __init__(self, now_s: float, n_steps: int) -> None:
         self.steps_per_s: float | None = None
         self._moments = deque([(now_s, n_steps)])
 
     def update(self, now_s: float, n_steps: int) -> None:
-        """Take in that at `now_s` there were `n_steps` steps."""
+        """Record that there were `n_steps` steps at the time `now_s`."""
         moments = self._moments
         if len(moments) > 1 and now_s - moments[-2][0] < self.RESOLUTION_S:
             moments.pop()
@@ -158,12 +157,12 @@ class _Speed:
 
 
 def closing_table(rows: Mapping[str, str], *, title: str = "Run finished", console: Console | None = None) -> None:
-    """Write a table of two columns, as the last thing that a run says.
+    """Write a table of two columns at the end of a run.
 
     Args:
-        rows: What to say by its name, in this order.
-        title: Above the table.
-        console: Where to write; standard output by default.
+        rows: Values by name, in this order.
+        title: Title above the table.
+        console: Console to write to; standard output by default.
     """
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows.items():

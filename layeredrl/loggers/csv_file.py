@@ -1,4 +1,4 @@
-"""Metrics as a CSV file that any tool reads and that two identical runs write identically."""
+"""Metrics as a CSV file, identical for identical runs."""
 
 import csv
 import os
@@ -12,11 +12,10 @@ from layeredrl.loggers.logger import STEP_COLUMN, Logger, plain_number
 class CsvLogger(Logger):
     """One row per call of `log`; the first column is `n_total_env_steps`.
 
-    A column appears when its metric is first logged: the file is then replaced, in one step, by one with a
-    wider header. Cells without a value are empty. A float has as many digits as it takes to read the same
-    float back.
+    A column appears when its metric is first logged: the file is then replaced atomically by one with a wider
+    header. Cells without a value are empty. Floats have enough digits to read the same float back.
 
-    The file is open only while a row is written, so nothing is lost when the process is killed.
+    The file is open only while a row is written, so that a killed process loses no row.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,7 +49,7 @@ class CsvLogger(Logger):
         """Cut the file back to the columns and rows of `state`.
 
         Raises:
-            ValueError: If the file does not start with them, or there is none.
+            ValueError: The file does not start with them, or is missing.
         """
         self._columns, self._n_rows = list(state["columns"]), int(state["n_rows"])
         if not self._n_rows:
@@ -65,7 +64,7 @@ class CsvLogger(Logger):
             csv.writer(file, lineterminator="\n").writerow(columns)
 
     def _rewrite(self, columns: list[str]) -> None:
-        """Replace the file, in one step, by its known rows under the header `columns`."""
+        """Replace the file atomically by its known rows under the header `columns`."""
         temporary = self._path.with_name(f"{self._path.name}.tmp")
         try:
             with temporary.open("w", newline="", encoding="utf-8") as file:
@@ -97,7 +96,7 @@ class CsvLogger(Logger):
                 yield row[:n_columns]
 
     def _sync_folder(self) -> None:
-        """Have the file's name survive a power failure."""
+        """Sync the folder, so that the file's name survives a power failure."""
         descriptor = os.open(self._path.parent, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""What every logger offers, and the list that writes to several without one of them stopping the training."""
+"""Interface of loggers, and a list of loggers whose failures do not stop the training."""
 
 import warnings
 from abc import ABC, abstractmethod
@@ -9,19 +9,18 @@ from types import TracebackType
 from typing import Any, Self
 
 STEP_COLUMN = "n_total_env_steps"
-"""The x-axis of every log: environment steps, summed over the environment instances."""
+"""Name of the x-axis of every log: environment steps, summed over the environment instances."""
 
 
 class Logger(ABC):
-    """Where the numbers of a run go.
+    """Writes the metrics of a run.
 
     Metric names are grouped by a prefix: ``env/``, ``eval/``, ``model/``, ``plan/``, ``policy/``, ``skill/``,
     ``time/``.
 
-    A logger takes its settings in the constructor and touches its file or service with the first record. In
-    between, `load_state_dict` makes it continue the log of an earlier process: what was logged after the
-    saved state is dropped, so that a resumed run leaves the log of a run that was never stopped. Without it,
-    a new log replaces an old one.
+    A logger takes its settings in the constructor and opens its file or service at the first record. In between,
+    `load_state_dict` makes it continue the log of an earlier process: records after the saved state are dropped,
+    so that a resumed run leaves the same log as an uninterrupted one. Otherwise a new log replaces an old one.
     """
 
     @abstractmethod
@@ -29,11 +28,11 @@ class Logger(ABC):
         """Record some metrics.
 
         Calls with the same `n_total_env_steps` are separate records, for instance one per episode that ended
-        in one step of a vector environment. No metrics, no record.
+        in one step of a vector environment. Without metrics there is no record.
 
         Args:
-            metrics: One number by name; Python's, numpy's or a torch scalar.
-            n_total_env_steps: Environment steps so far. Never decreases.
+            metrics: Numbers by name: Python numbers, or numpy or torch scalars.
+            n_total_env_steps: Environment steps so far; must not decrease.
         """
 
     def log_figure(self, name: str, path: Path, n_total_env_steps: int) -> None:  # noqa: B027  optional
@@ -49,11 +48,11 @@ class Logger(ABC):
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` needs to continue this log: JSON-able, and by now safe on the disk."""
+        """Return the state for `load_state_dict`: JSON-able, with all records before it safe on the disk."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027  optional
-        """Continue the log that `state` describes. Call it before the first record."""
+        """Continue the log that `state` describes. To be called before the first record."""
 
     def close(self) -> None:  # noqa: B027  optional
         """Finish the log. May be called twice."""
@@ -70,10 +69,9 @@ class Logger(ABC):
 class LoggerList(Logger):
     """Several loggers as one.
 
-    A logger that raises is switched off with one `RuntimeWarning`; the others and the training go on. What
-    the caller got wrong (a metric that is not a number, a figure that does not exist) is raised before any
-    logger sees it. `load_state_dict` raises too: before training starts, somebody is there to read the
-    message.
+    A logger that raises is switched off with one `RuntimeWarning`; the others and the training continue. Errors of
+    the caller (a metric that is not a number, a figure that does not exist) are raised before any logger is called.
+    `load_state_dict` raises too: before training starts, the user can still act on the error.
     """
 
     def __init__(self, loggers: Iterable[Logger]) -> None:
@@ -104,7 +102,7 @@ class LoggerList(Logger):
         self._call_each(lambda logger: logger.log_model(files, n_total_env_steps))
 
     def state_dict(self) -> dict[str, Any]:
-        """The states by logger; of one that is switched off, fails now or is not here, the last that it could give."""
+        """Return the states by logger; the last known state of one that is switched off, fails now or is absent."""
         for key, logger in self._loggers.items():
             try:
                 self._states[key] = logger.state_dict()
@@ -113,9 +111,9 @@ class LoggerList(Logger):
         return dict(self._states)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore the loggers that `state` knows. One that was added since starts a log of its own.
+        """Restore the loggers in `state`. One that was added since starts a log of its own.
 
-        States of loggers that are not here stay, for a later run that has them again.
+        States of absent loggers are kept for a later run that has them again.
         """
         self._states = dict(state)
         for key, logger in self._loggers.items():
@@ -134,23 +132,23 @@ class LoggerList(Logger):
         for key, logger in list(self._working.items()):
             try:
                 call(logger)
-            except Exception as error:  # backends raise anything, and no log is worth the training behind it
+            except Exception as error:  # backends raise anything, and a log must not stop the training
                 self._switch_off(key, error)
 
     def _switch_off(self, key: str, error: Exception) -> None:
         logger = self._working.pop(key, None)
         if logger is None:
-            return  # it is off, and its one warning is given
+            return  # already switched off with its one warning
         message = f"{key} failed and is switched off, training goes on: {_describe(error)}"
         try:
             logger.close()
-        except Exception as close_error:  # most likely the same trouble again: it goes into the same warning
+        except Exception as close_error:  # most likely the same cause: part of the same warning
             message += f"; closing it: {_describe(close_error)}"
-        warnings.warn(message, RuntimeWarning, stacklevel=4)  # the caller of log, over that and _call_each
+        warnings.warn(message, RuntimeWarning, stacklevel=4)  # the caller of `log`, above `log` and `_call_each`
 
 
 def plain_number(name: str, value: object) -> int | float:
-    """The Python number in `value`, which may also be a numpy or torch scalar.
+    """Return the Python number in `value`, which may also be a numpy or torch scalar.
 
     Raises:
         ValueError: If `name` cannot name a metric.
@@ -161,7 +159,7 @@ def plain_number(name: str, value: object) -> int | float:
     item = getattr(value, "item", None)
     try:
         number = item() if callable(item) else value
-    except (ValueError, RuntimeError):  # numpy's and torch's answers to several elements; reported below
+    except (ValueError, RuntimeError):  # numpy's and torch's errors for several elements; reported below
         number = value
     if isinstance(number, int):
         return int(number)  # a bool becomes 0 or 1

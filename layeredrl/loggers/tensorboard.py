@@ -11,18 +11,18 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import FileWriter, SummaryWriter
 
 _N_CHANNELS = {"L": 1, "LA": 2, "RGBA": 4}
-"""Channels of what PIL calls an image's mode; 3 for all others that PNG and GIF know."""
+"""Number of channels by PIL's mode of an image; 3 for all other modes of PNG and GIF."""
 
 
 class TensorBoardLogger(Logger):
     """Scalars at `n_total_env_steps`, figures and videos as images, the configuration as text.
 
-    Event files only grow: a resumed run makes TensorBoard hide what they say about the steps after its saved
-    state, and a run that starts anew makes it hide all that they say.
+    Event files only grow: a resumed run makes TensorBoard hide their records after its saved state, and a new run
+    makes it hide all of them.
 
     Args:
         config: Nested, JSON-able settings of the run.
-        directory: Where the event files go.
+        directory: Folder of the event files.
     """
 
     def __init__(self, config: Mapping[str, object], directory: Path) -> None:
@@ -30,7 +30,7 @@ class TensorBoardLogger(Logger):
         self._directory = directory
         self._writer: SummaryWriter | None = None
         self._closed = False
-        self._n_steps = -1  # of the last record
+        self._n_steps = -1  # environment steps of the last record
 
     def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
         if not metrics:
@@ -68,14 +68,14 @@ class TensorBoardLogger(Logger):
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # purge_step hides that step and later ones in the files that are there already.
+            # purge_step hides that step and later ones in existing files.
             self._writer = SummaryWriter(self._directory, purge_step=self._n_steps + 1)
             if self._n_steps < 0:
                 self._writer.add_text("config", f"```json\n{json.dumps(self._config, indent=2)}\n```", 0)
         return self._writer
 
     def _log_image(self, name: str, path: Path, n_total_env_steps: int) -> None:
-        """Record an image file byte by byte, so that a GIF stays animated: TensorBoard plays it."""
+        """Record the bytes of an image file unchanged, so that TensorBoard plays an animated GIF."""
         from PIL import Image
         from tensorboard.compat.proto.summary_pb2 import Summary
 

@@ -1,4 +1,4 @@
-"""Weights & Biases: online, or offline on the disk until somebody runs `wandb sync`."""
+"""Weights & Biases: online, or offline on the disk until `wandb sync` uploads it."""
 
 import re
 import secrets
@@ -15,16 +15,16 @@ from layeredrl.loggers.logger import STEP_COLUMN, Logger
 if TYPE_CHECKING:
     import wandb
 
-# wandb.login gives up after 10 s without a network. What it leaves of these seconds is for the answers from then on.
+# wandb.login gives up after 10 s without a network. The rest of these seconds is the time limit of wandb.init.
 _ONLINE_TIMEOUT_S = 9.0
 _LEAST_INIT_TIMEOUT_S = 2.0
-# Long enough for the videos of a run; by default wandb would wait for a lost network as long as it is lost.
+# Long enough for the videos of a run; by default wandb waits for a lost network without limit.
 _FINISH_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
 class WandbSettings:
-    """Whether and where to log to Weights & Biases."""
+    """Settings of logging to Weights & Biases."""
 
     mode: Literal["off", "offline", "online"] = "off"
     """Offline writes to the run's folder only. Online without a key or a network continues offline."""
@@ -33,31 +33,31 @@ class WandbSettings:
     """Project that the run belongs to."""
 
     group: str | None = None
-    """Runs that belong together, for instance the seeds of one setting."""
+    """Group of runs that belong together, for instance the seeds of one setting."""
 
     job_type: str | None = None
-    """What kind of run it is within its group, for instance "train"."""
+    """Kind of the run within its group, for instance "train"."""
 
     name: str | None = None
     """Name of the run; W&B invents one by default."""
 
     tags: tuple[str, ...] = ()
-    """Labels to find the run by."""
+    """Labels of the run."""
 
 
 class WandbLogger(Logger):
     """Metrics over `n_total_env_steps`, figures, videos, models and the configuration in a W&B run of its own.
 
-    It prints nothing, never asks for a key, and never keeps a run from starting: what does not work online
-    within seconds goes offline, with one `RuntimeWarning`.
+    It prints nothing, never asks for a key, and never keeps a run from starting: if it cannot log online within
+    seconds, it logs offline, with one `RuntimeWarning`.
 
-    Every record has its number as W&B's internal step. When a resumed run records again what W&B got before
-    the interruption, W&B knows these numbers and ignores them.
+    The number of a record is W&B's internal step. If a resumed run repeats records that W&B received before the
+    interruption, W&B ignores them by these numbers.
 
     Args:
-        settings: Anything but mode "off".
+        settings: Settings with any mode but "off".
         config: Nested, JSON-able settings of the run.
-        directory: Where W&B puts its folder `wandb`.
+        directory: Folder in which W&B creates its folder `wandb`.
     """
 
     def __init__(self, settings: WandbSettings, config: Mapping[str, object], directory: Path) -> None:
@@ -73,7 +73,7 @@ class WandbLogger(Logger):
 
     @property
     def url(self) -> str | None:
-        """Where to look at the run; None offline, before the first record, and at the end."""
+        """Address of the run's page; None offline, before the first record, and after `close`."""
         return None if self._run is None else self._run.url
 
     def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
@@ -95,8 +95,8 @@ class WandbLogger(Logger):
         import wandb
 
         run = self._opened()
-        # Copies beside the record: `wandb sync` may come when the files have long changed. wandb's own copies would
-        # lie in the home of the person, and stay there if the run is deleted.
+        # Copies beside the record, because `wandb sync` may run after the files have changed. wandb's own copies would
+        # lie in the user's home, and stay there if the run is deleted.
         folder = Path(run.dir).absolute().parent / f"model-{n_total_env_steps:012d}"
         artifact = wandb.Artifact(
             artifact_name(self._settings.name or run.id), type="model", metadata={STEP_COLUMN: n_total_env_steps}
@@ -120,7 +120,7 @@ class WandbLogger(Logger):
         """Finish the run.
 
         Raises:
-            TimeoutError: If the upload is not done after two minutes. `wandb sync` can do it later.
+            TimeoutError: The upload takes more than 120 s. `wandb sync` can do it later.
         """
         self._closed = True
         if self._run is not None:
@@ -136,13 +136,13 @@ class WandbLogger(Logger):
             raise RuntimeError("this WandbLogger is closed")
         if self._run is None:
             self._run = self._start()
-            self._run_id = self._run.id  # in a W&B sweep that of its agent, whatever was asked for
+            self._run_id = self._run.id  # in a W&B sweep the agent's id, not the requested one
         return self._run
 
     def _start(self) -> "wandb.Run":
         import wandb
 
-        self._directory.mkdir(parents=True, exist_ok=True)  # else wandb would write to a temporary folder
+        self._directory.mkdir(parents=True, exist_ok=True)  # otherwise wandb writes to a temporary folder
         wandb.setup(settings=wandb.Settings(silent=True))  # login has no such setting of its own
         run = self._start_online() if self._settings.mode == "online" else self._init("offline")
         run.define_metric(STEP_COLUMN)
@@ -150,7 +150,7 @@ class WandbLogger(Logger):
         return run
 
     def _start_online(self) -> "wandb.Run":
-        """Start the run online, or else offline with a warning that says why."""
+        """Start the run online, or offline with a warning that says why."""
         import wandb
 
         start_s = time.monotonic()
@@ -159,11 +159,11 @@ class WandbLogger(Logger):
             left_s = _ONLINE_TIMEOUT_S - (time.monotonic() - start_s)
             try:
                 return self._init("online", max(left_s, _LEAST_INIT_TIMEOUT_S))
-            except Exception as error:  # of wandb, its service, pydantic or the network
+            except Exception as error:  # from wandb, its service, pydantic or the network
                 problem = f"{type(error).__name__}: {error}"
-                # This process cannot use the id again. `wandb sync --id` puts the two runs together.
+                # This process cannot use the id again. `wandb sync --id` merges the two runs.
                 self._run_id = _new_run_id()
-                wandb.setup().settings.sweep_id = None  # in a W&B sweep wandb would insist on the id
+                wandb.setup().settings.sweep_id = None  # in a W&B sweep wandb would require the id
         warnings.warn(
             f"W&B logs offline, to {self._directory / 'wandb'}, for `wandb sync` to upload later: {problem}",
             RuntimeWarning,
@@ -197,14 +197,14 @@ class WandbLogger(Logger):
 
 
 def artifact_name(name: str) -> str:
-    """A name as W&B allows it for an artifact: letters, digits, dashes, underscores and dots, at most 128."""
+    """Return a valid name of a W&B artifact: letters, digits, dashes, underscores and dots, at most 128."""
     return re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[:128]
 
 
 def _login_problem() -> str | None:
-    """Log in, and return why that did not work.
+    """Log in; return the reason if that fails, otherwise None.
 
-    This takes no time without a key, and seconds without a network, where wandb.init would take minutes.
+    It takes no time without a key, and seconds without a network, where wandb.init takes minutes.
     """
     import wandb
 

@@ -1,6 +1,7 @@
-"""Replay of transitions, and checkpoints of runs."""
+"""Replay of transitions and checkpoints of runs."""
 
-from layeredrl.storage.checkpoint import CheckpointError, Checkpoints
+from layeredrl.storage.checkpoint import Checkpoints
+from layeredrl.storage.files import CheckpointError
 from layeredrl.storage.replay import Replay
 
 __all__ = ["CheckpointError", "Checkpoints", "Replay"]

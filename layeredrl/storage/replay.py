@@ -1,4 +1,4 @@
-"""Where the transitions of a level are kept."""
+"""Replay of the transitions of a level."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -20,25 +20,26 @@ _DTYPES = {
     "rew": "float64",
     **dict.fromkeys(("terminated", "truncated", "done"), "bool"),
 }
-"""Of the rows that every replay has; None where any will do."""
+"""Dtypes of the columns that every replay has; None where any dtype is allowed."""
 
 
 class Replay:
     """Transitions of vectorised environments in tianshou's `VectorReplayBuffer`, one ring for each environment.
 
     Args:
-        size: Transitions kept at the most, all environments together; an environment's oldest make room for its newest.
+        size: Largest number of transitions of all environments together; an environment's newest transitions
+            overwrite its oldest.
         n_envs: Number of environments.
-        seed: Of the sampling.
+        seed: Seed of the sampling.
     """
 
     def __init__(self, size: int, n_envs: int, *, seed: int = 0) -> None:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
         self.buffer = Rings(size, n_envs, seed)
-        self._saved = [0] * n_envs  # per environment: how many transitions went into checkpoints
+        self._saved = [0] * n_envs  # number of transitions in checkpoints, by environment
         self._saved_layout: object = None
-        self._truncated: list[list[int]] = [[] for _ in range(n_envs)]  # by `truncate`, maybe after they were saved
+        self._truncated: list[list[int]] = [[] for _ in range(n_envs)]  # by `truncate`, possibly after they were saved
 
     def __len__(self) -> int:
         return len(self.buffer)
@@ -49,15 +50,15 @@ class Replay:
         Args:
             transitions: Keys `obs`, `act`, `rew`, `terminated`, `truncated`, `obs_next`, and `info` for all else, the
                 environment first. Floats are stored as float32, rewards as float64.
-            env_ids: Which environments they come from, in ascending order.
+            env_ids: Indices of their environments (n,), in ascending order.
 
         Raises:
-            ValueError: A number is not finite, or not as the float that is stored.
+            ValueError: A number is not finite, or not finite in the precision in which it is stored.
         """
         floats = {k: transitions[k] for k in ("obs", "act", "obs_next") if transitions[k].dtype == np.float64}
-        with np.errstate(over="ignore"):  # which is found below
+        with np.errstate(over="ignore"):  # infinities are found below
             converted = {key: values.astype(np.float32) for key, values in floats.items()}
-            if transitions.rew.dtype != np.float64:  # else tianshou would add up the episode's return in this dtype
+            if transitions.rew.dtype != np.float64:  # tianshou sums the episode's return in this dtype
                 converted["rew"] = transitions.rew.astype(np.float64)
         for key in ("obs", "act", "rew", "obs_next"):
             stored = converted.get(key, transitions[key])
@@ -68,7 +69,7 @@ class Replay:
         self.buffer.add(transitions, buffer_ids=env_ids)
 
     def truncate(self, env_ids: Iterable[int]) -> None:
-        """Mark the newest transition of some environments as truncated, unless its episode is over or there is none."""
+        """Mark the newest transition of some environments as truncated, unless it is done or there is none."""
         for i in env_ids:
             ring, newest = self.buffer.rings[i], self.buffer.last_index[i]
             if len(ring) and not self.buffer.done[newest]:
@@ -77,14 +78,14 @@ class Replay:
                 self._truncated[i].append(ring.n_added - 1)
 
     def all(self) -> Batch:
-        """All transitions, environment by environment, each in the order of time."""
+        """Return all transitions, environment by environment, each in the order of time."""
         if not len(self):
             raise ValueError("the replay is empty, expected at least one transition")
         return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
 
     @property
     def n_added(self) -> int:
-        """Transitions that were ever stored."""
+        """Number of transitions that were ever stored."""
         return sum(ring.n_added for ring in self.buffer.rings)
 
     def sample(self, n: int) -> tuple[Batch, NDArray[np.int64]]:
@@ -98,44 +99,44 @@ class Replay:
         return self.rows(indices), indices
 
     def rows(self, indices: NDArray[np.int64]) -> Batch:
-        """The transitions at some places."""
+        """Return the transitions at some indices (n,)."""
         return cast(Batch, self.buffer._meta[indices])
 
     def newest(self, n: int, share: float) -> NDArray[np.int64]:
-        """Draw the places of n transitions, uniformly among that share of each environment's which is the newest."""
+        """Draw the indices (n,) of transitions uniformly among the newest share, in (0, 1], of each environment's."""
         rings, size = self.buffer.rings, self.buffer.rings[0].maxsize
         lengths = np.array([max(1, round(share * len(ring))) if len(ring) else 0 for ring in rings])
         ring = self.buffer.generators[0].choice(len(rings), n, p=lengths / lengths.sum())
         age = (self.buffer.generators[0].random_sample(n) * lengths[ring]).astype(np.int64)
         newest = np.array([r.n_added for r in rings])[ring] - 1
-        places: NDArray[np.int64] = ring * size + (newest - age) % size
-        return places
+        indices: NDArray[np.int64] = ring * size + (newest - age) % size
+        return indices
 
     def column(self, name: str, indices: NDArray[np.int64] | None = None) -> Any:
-        """One key of the transitions at some places, of all as in `all` by default: an array, or a Batch of them."""
+        """Return one key of the transitions at some indices, by default of `all`: an array, or a Batch of arrays."""
         return self.buffer._meta[name][self.buffer.sample_indices(0) if indices is None else indices]
 
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many transitions of the same episode were stored after those at some places, (n,)."""
+        """Return the number of later transitions of the same episode for each index, (n,)."""
         return self.buffer.steps_left(indices)
 
     def later(self, indices: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Where the transitions lie that came so many (n,) after some; at most as many as `steps_left` tells."""
+        """Return the indices (n,) of the transitions `steps` (n,) later, which are at most `steps_left`."""
         size = self.buffer.rings[0].maxsize
         return indices // size * size + (indices % size + steps) % size
 
     def state_dict(self) -> dict[str, Any]:
-        """What `Checkpoints.save` takes: the transitions since the last one, and all that is small.
+        """Return a state for `Checkpoints.save`, with only the transitions that the last checkpoint lacks.
 
         Raises:
-            TypeError: Transitions hold something else than numbers.
+            TypeError: Transitions hold values that are not numbers.
         """
         rings = self.buffer.rings
         columns = self.buffer.columns()
         layout = _layout(columns)
         stop = [ring.n_added for ring in rings]
         keep_from = [ring.n_added - len(ring) for ring in rings]
-        start = keep_from  # a key that is new came to all transitions: they are written again
+        start = keep_from  # a new key changes all transitions: they are written again
         if layout == self._saved_layout:
             start = [max(pair) for pair in zip(self._saved, keep_from, strict=True)]
         slots = self.buffer.slots(start, stop)
@@ -158,13 +159,13 @@ class Replay:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Become the replay that was saved.
+        """Restore a saved replay.
 
         Args:
-            state: What `Checkpoints.load` gives for `state_dict`.
+            state: The result of `Checkpoints.load` for `state_dict`.
 
         Raises:
-            ValueError: It is the state of another kind of replay. This one is as it was.
+            ValueError: The state is that of another kind of replay. This replay is unchanged.
         """
         self._require_fit(state)
         rings, generators = self.buffer.rings, state["generators"]
@@ -191,7 +192,7 @@ class Replay:
         self._saved, self._saved_layout = list(stop), _layout(columns)
 
     def _require_fit(self, state: Mapping[str, Any]) -> None:
-        """Raise unless the state is that of a replay such as this."""
+        """Raise unless the state is that of a replay with the same sizes and columns."""
         if state.keys() != _STATE_KEYS:
             raise ValueError(f"the replay's state has the keys {_listed(state)}, expected {_listed(_STATE_KEYS)}")
         rings, ring_size = self.buffer.rings, self.buffer.rings[0].maxsize
@@ -245,7 +246,7 @@ def _listed(names: Iterable[str]) -> str:
 
 def require_finite_rows(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
     """Raise, naming the environment, if a row of `values` (n, ...) is not finite."""
-    # The sum is not finite if a term is not: one pass for the usual case. It may overflow, which then is looked into.
+    # The sum is not finite if a term is not: one pass in the usual case. A sum that overflows is checked below.
     with np.errstate(over="ignore", invalid="ignore"):
         if np.isfinite(values.sum()):
             return

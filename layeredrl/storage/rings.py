@@ -1,4 +1,4 @@
-"""tianshou's replay buffer, with what it does not keep: numbers of all rows, ends of their episodes, its state."""
+"""Replay buffer of tianshou, extended by numbers of rows, ends of their episodes and a state to save."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
@@ -9,12 +9,12 @@ from tianshou.data import Batch, ReplayBuffer, ReplayBufferManager, VectorReplay
 
 
 class Ring(ReplayBuffer):
-    """A `ReplayBuffer` that numbers what was ever added, and knows for each row the last one of its episode.
+    """A `ReplayBuffer` that numbers all rows ever added and knows the last row of each row's episode.
 
     Args:
-        size: Rows kept.
-        seed: Of the sampling.
-        last: Room for the numbers of these last rows, (size,); of an episode that goes on they are -1.
+        size: Number of rows kept.
+        seed: Seed of the sampling.
+        last: Array for the numbers of these last rows, (size,); -1 while the episode continues.
     """
 
     def __init__(self, size: int, seed: int, last: NDArray[np.int64]) -> None:
@@ -24,32 +24,32 @@ class Ring(ReplayBuffer):
 
     def _update_state_pre_add(self, rew: float | NDArray[Any], done: bool) -> tuple[int, float, int, int]:
         length = self._ep_len + 1
-        told = super()._update_state_pre_add(rew, done)
+        result = super()._update_state_pre_add(rew, done)
         self.last[self.n_added % self.maxsize] = -1
         self.n_added += 1
         if done:
             self._close(length)
-        return told
+        return result
 
     def _close(self, length: int) -> None:
-        """The newest row is the last of an episode of so many."""
+        """Record the newest row as the last one of an episode of `length` rows."""
         rows = np.arange(self.n_added - min(length, self.maxsize), self.n_added)
         self.last[rows % self.maxsize] = self.n_added - 1
 
     def finish_episode(self) -> None:
-        """Let the next transition begin an episode, as tianshou does after one that is done."""
+        """End the episode, as tianshou does after a row that is done; the next transition begins another."""
         self._close(self._ep_len)
         self._ep_return, self._ep_len, self._ep_start_idx = 0.0, 0, self._insertion_idx
 
     def find_ends(self, done: NDArray[np.bool_]) -> None:
-        """Read from the rows (size,) where their episodes end."""
+        """Set the last rows of all episodes from the flags `done` (size,) of the rows."""
         numbers = np.arange(self.n_added - len(self), self.n_added)
         ends = np.where(done[numbers % self.maxsize], numbers, np.iinfo(np.int64).max)
         ends = np.minimum.accumulate(ends[::-1])[::-1]
         self.last[numbers % self.maxsize] = np.where(ends < self.n_added, ends, -1)
 
     def restore(self, n_added: int, episode: tuple[float, int, int]) -> None:
-        """Take over what belongs to another ring's rows."""
+        """Restore the counters that belong to saved rows."""
         self.n_added = n_added
         self._size, self._insertion_idx = min(n_added, self.maxsize), n_added % self.maxsize
         self.last_index = np.array([(n_added - 1) % self.maxsize if n_added else 0])
@@ -57,12 +57,12 @@ class Ring(ReplayBuffer):
 
     @property
     def episode(self) -> tuple[float, int, int]:
-        """Return, length and first index of the episode under way."""
+        """Return, length and first index of the running episode."""
         return float(self._ep_return), self._ep_len, self._ep_start_idx
 
 
 class Rings(VectorReplayBuffer):
-    """A `VectorReplayBuffer` whose rings have a seed each: tianshou's share one, which correlates what they sample."""
+    """A `VectorReplayBuffer` with a seed for each ring: with tianshou's shared seed the rings' samples correlate."""
 
     def __init__(self, size: int, n_envs: int, seed: int) -> None:
         seeds = np.random.SeedSequence(seed).generate_state(n_envs)
@@ -73,18 +73,18 @@ class Rings(VectorReplayBuffer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         for ring, last in zip(self.rings, self.last, strict=True):
-            ring.last = last  # a copy's rings would each have one of their own
+            ring.last = last  # otherwise each ring of a copy has an array of its own
 
     def _compile(self) -> None:
-        """Do not compile at once what may never be called: it takes seconds, and happens by itself when it is."""
+        """Skip compilation, which takes seconds: functions that are called compile themselves."""
 
     def slots(self, start: Iterable[int], stop: Iterable[int]) -> NDArray[np.int64]:
-        """Where the rows of these numbers, counted from the beginning of the run, lie: environment by environment."""
+        """Return the indices of rows by their numbers since the beginning of the run, environment by environment."""
         bounds = zip(self._offset, self.rings, start, stop, strict=True)
         return np.concatenate([offset + np.arange(a, b) % ring.maxsize for offset, ring, a, b in bounds])
 
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """How many rows of its episode follow each row."""
+        """Return the number of rows that follow each row in its episode, (n,)."""
         size = self.last.shape[1]
         n_added = np.array([ring.n_added for ring in self.rings])[indices // size]
         number = n_added - 1 - (n_added - 1 - indices) % size
@@ -92,11 +92,11 @@ class Rings(VectorReplayBuffer):
         return np.where(last < 0, n_added - 1, last) - number
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """The arrays that hold the rows, those of nested keys as `info.duration`."""
+        """Return the arrays that hold the rows, those of nested keys under names such as `info.duration`."""
         return _columns(cast(Batch, self._meta), "")
 
     def restore(self, columns: Mapping[str, NDArray[Any]]) -> None:
-        """Take over arrays, once the rings are restored."""
+        """Restore the arrays of the rows, after the rings."""
         self._lengths = np.array([len(ring) for ring in self.rings])
         self.last_index = self._offset + np.array([ring.last_index[0] for ring in self.rings])
         nested: dict[str, Any] = {}
@@ -117,7 +117,7 @@ class Rings(VectorReplayBuffer):
 
     @property
     def generators(self) -> list[np.random.RandomState]:
-        """What sampling draws from."""
+        """Generators that sampling draws from."""
         return [self._random_state, *[ring._random_state for ring in self.rings]]
 
 

@@ -1,6 +1,6 @@
-"""What a checkpoint's state is made of, and parts of it that only grow.
+"""Plain values of a checkpoint's state, and its parts that only grow.
 
-Of those each save writes what was added; a chain of such segments holds the whole.
+Each save writes the rows that were added to such a part; a chain of these segments holds all of them.
 """
 
 import re
@@ -16,33 +16,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _MAX_BITS = 2039
-"""Of an integer: what torch.load reads back."""
+"""Largest size of an integer that torch.load reads back, in bits."""
 
 Place = tuple[Any, ...]
-"""The keys that lead to a part of a nested state."""
+"""Keys that lead to a part of a nested state."""
 
 FILE_NAME = re.compile(r"\d{12,}-[0-9a-f]{16}\.pt")
-"""Of a segment."""
+"""Pattern of a segment's file name."""
 
 Layout = dict[str, tuple[str, tuple[int, ...]]]
-"""Of rows: name to dtype and shape of a row."""
+"""Dtype and shape of a row, by name of its column."""
 
 
 @dataclass(frozen=True)
 class Increment:
-    """What was added to something since the last checkpoint, for a ring of rows per environment."""
+    """Rows that were added since the last checkpoint, to one ring of rows per environment."""
 
     rows: dict[str, Tensor]
-    """New rows, environment by environment: (sum over environments of stop - start, ...) each."""
+    """New rows, environment by environment; each of shape (sum over environments of stop - start, ...)."""
 
     start: list[int]
-    """Per environment: number of its first new row, counted from the beginning of the run."""
+    """Number of the first new row of each environment, counted from the beginning of the run."""
 
     stop: list[int]
-    """Per environment: one past its last."""
+    """One past the number of the last new row of each environment."""
 
     keep_from: list[int]
-    """Per environment: rows before this are no longer needed."""
+    """Number of the first row of each environment that is still needed."""
 
     on_saved: Callable[[], None]
     """Called once a checkpoint with these rows is in place."""
@@ -67,37 +67,37 @@ class Increment:
 
 @dataclass(frozen=True)
 class Chain:
-    """The segments which hold all rows that are still needed, the oldest first.
+    """Segments that hold all rows that are still needed, the oldest first.
 
-    Where two hold the same row, the later one's counts.
+    Where two segments hold the same row, the later one counts.
     """
 
     keep_from: NDArray[np.int64]
-    """(n_envs)"""
+    """First row that is still needed, (n_envs,)."""
 
     end: NDArray[np.int64]
-    """One past the last row: (n_envs)."""
+    """One past the last row, (n_envs,)."""
 
     start: NDArray[np.int64]
-    """(n_segments, n_envs)"""
+    """First row of each segment, (n_segments, n_envs)."""
 
     stop: NDArray[np.int64]
-    """(n_segments, n_envs)"""
+    """One past the last row of each segment, (n_segments, n_envs)."""
 
     files: list[str] = field(default_factory=list)
     layout: Layout = field(default_factory=dict)
 
     @classmethod
     def empty(cls, n_envs: int) -> Self:
-        """A chain without segments."""
+        """Return a chain without segments."""
         none, nowhere = np.zeros((0, n_envs), np.int64), np.zeros(n_envs, np.int64)
         return cls(nowhere, nowhere, none, none)
 
     def extended(self, increment: Increment, file: str) -> Self:
-        """With one segment more, if there are new rows, and without those that are no longer needed.
+        """Return the chain with a segment for new rows, if any, and without segments that are not needed any more.
 
         Raises:
-            ValueError: The increment does not go on where the last segment stops.
+            ValueError: The increment does not start where the last segment stops.
         """
         start, stop, keep_from = (np.array(x, np.int64) for x in (increment.start, increment.stop, increment.keep_from))
         self._require_continuation(start, stop, keep_from)
@@ -131,17 +131,17 @@ class Chain:
             if keep_from[i] < self.keep_from[i] or stop[i] < self.end[i]:
                 raise ValueError(
                     f"keep_from and stop of environment {i} are {keep_from[i]} and {stop[i]}, "
-                    f"expected at least {self.keep_from[i]} and {self.end[i]}, as they were"
+                    f"expected at least {self.keep_from[i]} and {self.end[i]}, as in the last save"
                 )
 
     def _used(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The rows that count of each segment, from low to high, (n_segments, n_envs) both; none where low >= high."""
+        """Return first and one past last row used of each segment, (n_segments, n_envs); none if low >= high."""
         later = np.vstack([self.start[1:], self.end])
         first_later = np.minimum.accumulate(later[::-1])[::-1][: len(self.files)]
         return np.maximum(self.start, self.keep_from), np.minimum(self.stop, first_later)
 
     def state_dict(self) -> dict[str, Any]:
-        """What goes into a checkpoint."""
+        """Return the chain as values that a checkpoint can hold."""
         arrays = {"keep_from": self.keep_from, "end": self.end, "start": self.start, "stop": self.stop}
         return {
             "files": self.files,
@@ -151,22 +151,22 @@ class Chain:
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
-        """The chain that `state_dict` described."""
+        """Return the chain of a `state_dict`."""
         arrays = {name: state[name].cpu().numpy() for name in ("keep_from", "end", "start", "stop")}
         return cls(files=state["files"], layout=state["layout"], **arrays)
 
     def merge(self, read: Callable[[str], Mapping[str, Any]]) -> dict[str, Any]:
-        """All rows that are needed.
+        """Return all rows that are needed.
 
         Args:
-            read: Of a file's name: what `segment` had put there.
+            read: Reads a file by its name; returns the contents that `segment` made.
 
         Returns:
-            Keys `rows`, environment by environment, and `start` and `stop`, the numbers of each environment's first row
-            and one past its last.
+            A dict of `rows`, environment by environment, and `start` and `stop`, the numbers of each environment's
+            first row and one past its last.
 
         Raises:
-            ValueError: A file does not hold what it should.
+            ValueError: A file holds other rows than the chain says.
         """
         segments = [read(file) for file in self.files]
         for i, content in enumerate(segments):
@@ -175,7 +175,7 @@ class Chain:
         if not np.array_equal(np.maximum(high - low, 0).sum(0), self.end - self.keep_from):
             raise ValueError("do not hold all rows from keep_from to end")
         lengths = self.stop - self.start
-        shift = lengths.cumsum(1) - lengths - self.start  # what leads from a row's number to its place in the file
+        shift = lengths.cumsum(1) - lengths - self.start  # from a row's number to its place in the file
         pieces = [
             (s, slice(int(low[s, i] + shift[s, i]), int(high[s, i] + shift[s, i])))
             for i, s in np.argwhere((low < high).T).tolist()
@@ -199,10 +199,10 @@ class Chain:
 def extend(
     chains: Mapping[Place, Chain], increments: Mapping[Place, Increment], n_total_env_steps: int
 ) -> tuple[dict[Place, Chain], dict[str, Increment]]:
-    """The chains as they will be, and what goes into new files.
+    """Return the extended chains, and the increments to write by the names of their new files.
 
     Raises:
-        ValueError: An increment does not go on where its chain stops.
+        ValueError: An increment does not start where its chain stops.
     """
     extended, new = {}, {}
     for place, increment in increments.items():
@@ -211,30 +211,30 @@ def extend(
         try:
             extended[place] = before.extended(increment, file)
         except ValueError as error:
-            raise ValueError(f"{name_of(place)} does not go on from what was saved: {error}") from None
+            raise ValueError(f"{name_of(place)} does not continue the saved rows: {error}") from None
         if file in extended[place].files:
             new[file] = increment
     return extended, new
 
 
 def segment(increment: Increment) -> dict[str, Any]:
-    """What goes into an increment's file."""
+    """Return the contents of an increment's file."""
     rows = {}
     for name, tensor in increment.rows.items():
         own = tensor.detach().cpu().contiguous()
-        if own.untyped_storage().nbytes() != own.nbytes:  # torch.save writes all of what a view looks at
+        if own.untyped_storage().nbytes() != own.nbytes:  # torch.save writes the whole storage behind a view
             own = own.clone()
         rows[name] = own
     return {"start": list(increment.start), "stop": list(increment.stop), "rows": rows}
 
 
 def layout_of(rows: Mapping[str, Tensor]) -> Layout:
-    """Names, dtypes and shapes of rows."""
+    """Return dtype and shape of a row, by name of its column."""
     return {name: (str(tensor.dtype), tuple(tensor.shape[1:])) for name, tensor in rows.items()}
 
 
 def take_out(value: Any, place: Place, found: dict[Place, Increment]) -> Any:
-    """The value with None in place of each `Increment`, which go to `found`."""
+    """Return the value with None in place of each `Increment`; the increments go to `found`."""
     if isinstance(value, Increment):
         found[place] = value
         return None
@@ -249,7 +249,7 @@ def take_out(value: Any, place: Place, found: dict[Place, Increment]) -> Any:
 
 
 def put_back(value: Any, place: Place, item: object) -> Any:
-    """The value with an item at a place."""
+    """Return the value with an item at a place."""
     if not place:
         return item
     key, *rest = place
@@ -260,12 +260,12 @@ def put_back(value: Any, place: Place, item: object) -> Any:
 
 
 def name_of(place: Place) -> str:
-    """How a place is called in an error."""
+    """Return the name of a place in an error message."""
     return "state" + "".join(f"[{key!r}]" for key in place)
 
 
 def require_plain(name: str, value: object) -> None:
-    """Raise unless `torch.load` would read the value back."""
+    """Raise unless `torch.load` reads the value back."""
     if type(value) in (dict, OrderedDict):
         for key, item in cast(dict[object, object], value).items():
             require_plain(f"a key of {name}", key)

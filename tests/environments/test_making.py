@@ -1,4 +1,4 @@
-"""The factories: ids, scaled actions, vector environments."""
+"""Factories: ids, scaled actions, vector environments."""
 
 import gymnasium as gym
 import numpy as np
@@ -12,29 +12,17 @@ from tests.envs.counter import register_counter
 
 
 @pytest.mark.parametrize("make", [make_env, make_task, make_vector_env])
-@pytest.mark.parametrize(
-    ("env_id", "near"),
-    [
+def test_unknown_ids_have_near_matches(make):
+    for env_id, near in [
         ("ContinuousCartpole-v0", "ContinuousCartPole-v0"),
         ("ContinuousCartPole-v7", "ContinuousCartPole-v0"),
         ("Pendulm-v1", "Pendulum-v1"),
-    ],
-)
-def test_unknown_ids_have_near_matches(make, env_id, near):
-    with pytest.raises(UnknownEnvironmentError, match=f"'{env_id}'.*{near}"):
-        make(env_id)
+    ]:
+        with pytest.raises(UnknownEnvironmentError, match=f"'{env_id}'.*{near}"):
+            make(env_id)
 
 
-@pytest.mark.parametrize(
-    "env_id",
-    [
-        "Qqqqqqqqqqq-v0",
-        "nowhere/Qqqqqqq-v3",
-        "",
-        "not an id",
-        "no_such_module:Thing-v0",
-    ],
-)
+@pytest.mark.parametrize("env_id", ["Qqqqqqqqqqq-v0", "nowhere/Qqqqqqq-v3", "", "not an id", "no_such_module:Thing-v0"])
 def test_unknown_ids_without_a_match_are_named(env_id):
     with pytest.raises(UnknownEnvironmentError, match=f"{env_id!r}"):
         make_env(env_id)
@@ -66,7 +54,7 @@ def test_actions_are_scaled():
         assert ours[1] == pytest.approx(theirs[1], rel=1e-5)
 
 
-def test_discrete_actions_are_left_alone():
+def test_discrete_actions_are_unchanged():
     assert make_env("CartPole-v1").action_space == spaces.Discrete(2)
     assert make_vector_env("CartPole-v1", 2).single_action_space == spaces.Discrete(2)
 
@@ -80,7 +68,7 @@ def test_the_task_of_an_id():
 
 
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
-def test_vector_environments_are_reset_by_the_collector_alone(vectorization):
+def test_vector_environments_do_not_reset_themselves(vectorization):
     env = make_vector_env(register_counter(), 2, vectorization=vectorization, episode_length=2)
     try:
         assert type(env) is EnvPool
@@ -98,7 +86,7 @@ def test_vector_environments_are_reset_by_the_collector_alone(vectorization):
         env.close()
 
 
-def test_native_vectors_are_those_that_are_registered():
+def test_native_vectors_are_registered_ones():
     env = make_vector_env("Maze2D-Simple-v0", 3, vectorization="native", max_steps=7)
     assert type(env.unwrapped).__name__ == "Maze2DVectorEnv"
     assert (env.num_envs, env.metadata["autoreset_mode"]) == (3, AutoresetMode.DISABLED)
@@ -138,10 +126,9 @@ def test_native_vectors_take_actions_in_agents_units():
         del gym.registry["Echo-v0"]
 
 
-@pytest.mark.parametrize("n_envs", [0, -1])
-def test_a_number_of_environments_below_one_is_refused(n_envs):
-    with pytest.raises(ValueError, match=f"n_envs is {n_envs}"):
-        make_vector_env(register_counter(), n_envs)
+def test_a_number_of_environments_below_one_is_refused():
+    with pytest.raises(ValueError, match="n_envs is 0"):
+        make_vector_env(register_counter(), 0)
 
 
 def test_unbounded_actions_are_refused_by_every_factory():

@@ -1,4 +1,4 @@
-"""Running episodes against environments that write down what they did."""
+"""Replays of running episodes against environments that keep diaries."""
 
 from functools import partial
 
@@ -28,7 +28,7 @@ def walks(n_envs=3, kind=Walk):
 
 
 def play(env, lengths, seed=0):
-    """Episodes of some lengths, one for each environment; what the environments observe at their ends."""
+    """Running episodes of some lengths, one for each environment, and their last observations."""
     rng = np.random.default_rng(seed)
     running = RunningEpisodes(len(lengths))
     seeds = rng.integers(2**31, size=len(lengths))
@@ -46,20 +46,20 @@ def play(env, lengths, seed=0):
 
 
 @pytest.mark.parametrize("lengths", [(5,), (0,), (0, 0), (4, 4, 4), (7, 0, 3), (0, 1, 12), (1, 12, 11), (2, 2, 0)])
-def test_environments_come_back_to_where_they_were(lengths):
+def test_environments_return_to_their_states(lengths):
     env = walks(len(lengths))
     running, ends = play(env, lengths)
     obs, failed = running.play_again(env, lambda actions: actions)
     np.testing.assert_array_equal(obs, ends)
     assert not failed.any()
-    # And from there they go on as they would have: the noise is where it was, too.
+    # They continue alike, because the generator of the noise has the same state.
     again = walks(len(lengths))
     running.play_again(again, lambda actions: actions)
     step = np.full((len(lengths), 2), 0.1, np.float32)
     np.testing.assert_array_equal(env.step(step)[0], again.step(step)[0])
 
 
-def test_what_was_said_about_an_episode_before_is_forgotten():
+def test_a_new_episode_replaces_the_old_one():
     running = RunningEpisodes(2)
     running.begin(IDS[:2], np.array([3, 4]))
     running.add(IDS[:2], np.ones((2, 1), np.float32))
@@ -69,7 +69,7 @@ def test_what_was_said_about_an_episode_before_is_forgotten():
     assert [len(actions) for actions in running.actions] == [2, 0]
 
 
-def test_an_episode_that_ends_on_the_way_is_reported():
+def test_an_episode_that_ends_early_is_reported():
     """These count to 3, 6 and 9 steps; the first two are said to be in their fifth."""
     env = SyncVectorEnv([partial(DiaryEnv, n) for n in (3, 6, 9)], autoreset_mode=AutoresetMode.DISABLED)
     for lengths, expected in [
@@ -88,7 +88,7 @@ def test_an_episode_that_ends_on_the_way_is_reported():
         env.step(np.zeros((3, 1), np.float32))  # all of them are in the midst of an episode
 
 
-def test_state_is_that_of_another_one():
+def test_a_state_restores_another_object():
     running, ends = play(walks(), (4, 0, 9))
     state = running.state_dict()
     other = RunningEpisodes(3)

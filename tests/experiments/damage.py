@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from experiments.run.config import from_json, to_json
-from layeredrl.storage.checkpoint import FORMAT
+from layeredrl.storage.files import FORMAT
 from tests.experiments.commands import change_state, fit_manifest, newest, write_manifest
 
 FOLDER = Path("runs/r")

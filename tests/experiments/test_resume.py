@@ -344,7 +344,7 @@ def test_an_environment_that_does_not_repeat_itself_begins_another_episode(agent
     stop_at(50, *arguments)
     before = read_state(Path("runs/r"))
     assert before["collector"]["lengths"].min() > 0  # both are in the midst of an episode
-    with pytest.warns(RuntimeWarning, match="environment . did not come to the observation") as warned:
+    with pytest.warns(RuntimeWarning, match="environment . ended in another observation") as warned:
         run_train(*arguments)
     told = {str(warning.message)[:100] for warning in warned}
     assert len(told) == 2

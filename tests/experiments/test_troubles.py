@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from layeredrl.loggers import CsvLogger, TensorBoardLogger
-from layeredrl.storage import checkpoint
+from layeredrl.storage import files
 from tests.experiments.commands import (
     QUICK,
     assert_same,
@@ -66,7 +66,7 @@ def _after(n: int) -> Callable[[Any], bool]:
 
 @pytest.mark.parametrize(
     ("target", "name", "error"),
-    [(os, "rename", FULL), (checkpoint, "_write_bytes", FULL), (Path, "mkdir", READ_ONLY)],
+    [(os, "rename", FULL), (files, "write_bytes", FULL), (Path, "mkdir", READ_ONLY)],
     ids=["rename", "write", "mkdir"],
 )
 def test_what_cannot_be_saved_now_is_saved_later(error: OSError, target: Any, name: str, whole: Path) -> None:
@@ -94,7 +94,7 @@ def test_the_next_save_works_again(whole: Path) -> None:
 
 def test_what_is_old_and_cannot_be_deleted_does_not_cost_the_new() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        _fails(checkpoint, "_discard", READ_ONLY, lambda path: True, patch)
+        _fails(files, "discard", READ_ONLY, lambda path: True, patch)
         told = _train_warned(*ARGUMENTS, "--name", "r")
     assert all("could not be removed" in message for message in told)
     assert read_state(FOLDER)["n_total_env_steps"] == 60
@@ -105,7 +105,7 @@ def test_what_is_old_and_cannot_be_deleted_does_not_cost_the_new() -> None:
 def test_a_full_disk_when_asked_to_stop(whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, signal_at(35), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        _fails(checkpoint, "_write_bytes", FULL, _after(30), patch)
+        _fails(files, "write_bytes", FULL, _after(30), patch)
         with pytest.raises(SystemExit) as stop:
             run_train(*ARGUMENTS, "--name", "r")
     assert stop.value.code == 75

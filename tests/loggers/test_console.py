@@ -16,7 +16,7 @@ class Clock:
 
 
 class Terminal(io.StringIO):
-    """Claims to be one."""
+    """A file that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -26,7 +26,7 @@ def control_characters(text: str) -> set[str]:
     return {character for character in text if unicodedata.category(character) == "Cc"} - {"\n"}
 
 
-def test_something_that_is_no_terminal_gets_plain_lines_now_and_then_and_at_the_end() -> None:
+def test_a_file_gets_plain_lines_now_and_then_and_at_the_end() -> None:
     clock, file = Clock(), io.StringIO()
     with ConsoleLogger(2000, console=Console(file=file), clock=clock) as logger:
         for n in range(1, 121):
@@ -41,7 +41,7 @@ def test_something_that_is_no_terminal_gets_plain_lines_now_and_then_and_at_the_
     )
 
 
-def test_the_last_line_is_not_said_twice() -> None:
+def test_the_last_line_is_written_once() -> None:
     file = io.StringIO()
     logger = ConsoleLogger(10, console=Console(file=file), clock=Clock())
     logger.log({}, 10)
@@ -72,7 +72,7 @@ def test_a_terminal_gets_a_live_display() -> None:
     assert "return 30.00 (best 30.00)" in file.getvalue()
 
 
-def test_speed_is_that_of_the_last_minute() -> None:
+def test_speed_is_the_mean_of_the_last_minute() -> None:
     clock, file = Clock(), io.StringIO()
     logger = ConsoleLogger(100_000, console=Console(file=file), clock=clock, line_interval_s=0)
     n = 0
@@ -87,7 +87,7 @@ def test_speed_is_that_of_the_last_minute() -> None:
     assert lines[-1].endswith("| 0:02:20 elapsed | 2:03:50 left")  # (100000 - 70280) / 4 s
 
 
-def test_nan_returns_are_shown_but_never_the_best() -> None:
+def test_nan_returns_are_shown_but_never_best() -> None:
     file = io.StringIO()
     logger = ConsoleLogger(100, console=Console(file=file), clock=Clock(), line_interval_s=0)
     for n, value in enumerate((float("nan"), 2.0, float("nan"))):
@@ -109,7 +109,7 @@ def test_a_resumed_run_keeps_its_best_return_and_its_time() -> None:
     )
 
 
-def test_closing_table_says_everything_as_it_is() -> None:
+def test_the_closing_table_is_complete() -> None:
     file = io.StringIO()
     rows = {"return": "-5.0", "widths": "[200, 200]", "folder": "/runs/" + "long/" * 40}
     closing_table(rows, title="Done", console=Console(file=file, width=60))

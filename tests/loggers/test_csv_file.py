@@ -50,13 +50,6 @@ def test_rows_columns_and_numbers_are_what_was_logged(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_identical_runs_write_identical_files(tmp_path: Path) -> None:
-    a, b = tmp_path / "a.csv", tmp_path / "b.csv"
-    write(a, RECORDS)
-    write(b, RECORDS)
-    assert a.read_bytes() == b.read_bytes()
-
-
 def test_every_row_is_on_the_disk_when_log_returns(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
@@ -66,9 +59,8 @@ def test_every_row_is_on_the_disk_when_log_returns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("n_before", range(len(RECORDS) + 1))
-def test_a_resumed_run_leaves_the_file_of_a_run_that_was_never_stopped(tmp_path: Path, n_before: int) -> None:
-    path = tmp_path / "metrics.csv"
-    uninterrupted = tmp_path / "uninterrupted.csv"
+def test_a_resumed_run_leaves_the_file_of_an_uninterrupted_run(tmp_path: Path, n_before: int) -> None:
+    path, uninterrupted = tmp_path / "metrics.csv", tmp_path / "uninterrupted.csv"
     write(uninterrupted, RECORDS)
     logger = write(path, RECORDS[:n_before])
     at_checkpoint = path.read_bytes() if n_before else b""
@@ -87,7 +79,7 @@ def test_a_resumed_run_leaves_the_file_of_a_run_that_was_never_stopped(tmp_path:
     assert path.read_bytes() == uninterrupted.read_bytes()
 
 
-def test_a_new_run_replaces_the_file_when_it_has_something_to_say(tmp_path: Path) -> None:
+def test_a_new_run_replaces_the_file_at_its_first_record(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     write(path, RECORDS)
     logger = CsvLogger(path)
@@ -99,38 +91,28 @@ def test_a_new_run_replaces_the_file_when_it_has_something_to_say(tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("n_total_env_steps,a\n1,0.5\n", r"metrics\.csv is shorter than the checkpoint says: .* 2 rows, but .* only 1"),
-        (
-            "n_total_env_steps,a\n1,0.5\n2",
-            r"metrics\.csv is shorter than the checkpoint says: .* 2 rows, but .* only 1",
-        ),
-        (
-            "n_total_env_steps,b\n1,0.5\n2,0.5\n",
-            r"metrics\.csv should have the columns .*'a'.*, but has .*'b'",
-        ),
-        ("", r"metrics\.csv is shorter than the checkpoint says: it should have 2 rows, but it is empty"),
+        ("n_total_env_steps,a\n1,0.5\n", "is shorter than the checkpoint says: .* 2 rows, but .* only 1"),
+        ("n_total_env_steps,a\n1,0.5\n2", "is shorter than the checkpoint says: .* 2 rows, but .* only 1"),
+        ("n_total_env_steps,b\n1,0.5\n2,0.5\n", "should have the columns .*'a'.*, but has .*'b'"),
+        ("", "is shorter than the checkpoint says: it should have 2 rows, but it is empty"),
+        (None, "is shorter than the checkpoint says: .* there is no such file"),
     ],
 )
-def test_a_file_that_does_not_fit_the_state_is_left_alone_and_named(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "metrics.csv"
-    path.write_text(text)
-    logger = CsvLogger(path)
-    with pytest.raises(ValueError, match=message):
-        logger.load_state_dict({"columns": ["n_total_env_steps", "a"], "n_rows": 2})
-    assert path.read_text() == text
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_file_that_is_missing_is_shorter_than_it_should_be(tmp_path: Path) -> None:
-    path = tmp_path / "gone" / "metrics.csv"
-    with pytest.raises(ValueError, match=f"{path} is shorter than the checkpoint says: .* there is no such file"):
-        CsvLogger(path).load_state_dict({"columns": ["n_total_env_steps", "a"], "n_rows": 2})
-    CsvLogger(path).load_state_dict({"columns": ["n_total_env_steps"], "n_rows": 0})
-
-
-def test_the_folder_knows_of_the_file_before_a_checkpoint_counts_on_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_file_that_does_not_fit_the_state_is_named_and_unchanged(
+    tmp_path: Path, text: str | None, message: str
 ) -> None:
+    path = tmp_path / "metrics.csv"
+    if text is not None:
+        path.write_text(text)
+    logger = CsvLogger(path)
+    with pytest.raises(ValueError, match=rf"{path} {message}"):
+        logger.load_state_dict({"columns": ["n_total_env_steps", "a"], "n_rows": 2})
+    assert list(tmp_path.iterdir()) == ([] if text is None else [path])
+    assert text is None or path.read_text() == text
+    logger.load_state_dict({"columns": ["n_total_env_steps"], "n_rows": 0})
+
+
+def test_file_and_folder_are_synced_with_the_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     synced: list[str] = []
     monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.readlink(f"/proc/self/fd/{descriptor}")))
     path = tmp_path / "metrics.csv"
@@ -143,9 +125,7 @@ def test_the_folder_knows_of_the_file_before_a_checkpoint_counts_on_it(
     assert synced == [f"{path}.tmp", str(tmp_path)]
 
 
-def test_a_disk_that_takes_no_more_costs_neither_the_run_nor_the_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_costs_neither_the_run_nor_earlier_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.csv"
     loggers = LoggerList([CsvLogger(path)])
     loggers.log({"a": 1}, 1)

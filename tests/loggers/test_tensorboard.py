@@ -37,7 +37,7 @@ def test_scalars_and_config(tmp_path: Path) -> None:
     assert json.loads(markdown.removeprefix("```json\n").removesuffix("\n```")) == CONFIG
 
 
-def test_figures_and_videos_are_stored_as_they_are(tmp_path: Path) -> None:
+def test_figures_and_videos_are_stored_unchanged(tmp_path: Path) -> None:
     figure, video = tmp_path / "figure.png", tmp_path / "video.gif"
     frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
     Image.new("RGBA", (8, 6)).save(figure)
@@ -56,7 +56,7 @@ def test_figures_and_videos_are_stored_as_they_are(tmp_path: Path) -> None:
         assert len(ImageSequence.all_frames(animation)) == 3
 
 
-def test_a_resumed_run_shows_the_log_of_a_run_that_was_never_stopped(tmp_path: Path) -> None:
+def test_a_resumed_run_shows_the_log_of_an_uninterrupted_run(tmp_path: Path) -> None:
     first = TensorBoardLogger(CONFIG, tmp_path)
     first.log({"a": 1.0}, 10)
     first.log({"a": 2.0}, 20)
@@ -75,7 +75,7 @@ def test_a_resumed_run_shows_the_log_of_a_run_that_was_never_stopped(tmp_path: P
     assert len(events.Tensors("config/text_summary")) == 1
 
 
-def test_a_part_of_a_run_without_it_costs_nothing_of_the_first(tmp_path: Path) -> None:
+def test_a_logger_that_is_off_for_a_while_keeps_its_log(tmp_path: Path) -> None:
     state: dict[str, Any] = {}
     for n, is_on in enumerate([True, False, True]):
         loggers = LoggerList([TensorBoardLogger(CONFIG, tmp_path)] if is_on else [])
@@ -86,10 +86,15 @@ def test_a_part_of_a_run_without_it_costs_nothing_of_the_first(tmp_path: Path) -
     assert scalars(read(tmp_path), "a") == [(0, 0.0), (20, 2.0)]
 
 
-def test_a_new_run_hides_what_an_old_one_left(tmp_path: Path) -> None:
+def test_a_new_run_hides_the_old_log(tmp_path: Path) -> None:
     for value in (1.0, 2.0):
         with TensorBoardLogger(CONFIG, tmp_path) as logger:
             logger.log({"a": value}, 10)
+            with pytest.raises(RuntimeError, match="restored before"):
+                logger.load_state_dict(logger.state_dict())
+        logger.close()
+        with pytest.raises(RuntimeError, match="closed"):
+            logger.log({"a": 1.0}, 20)
     assert scalars(read(tmp_path), "a") == [(10, 2.0)]
 
 
@@ -98,14 +103,3 @@ def test_nothing_is_written_before_the_first_record(tmp_path: Path) -> None:
         logger.log({}, 0)
         logger.state_dict()
     assert not (tmp_path / "events").exists()
-
-
-def test_restoring_a_started_log_and_logging_to_a_closed_one_are_errors(tmp_path: Path) -> None:
-    logger = TensorBoardLogger(CONFIG, tmp_path)
-    logger.log({"a": 1.0}, 1)
-    with pytest.raises(RuntimeError, match="restored before"):
-        logger.load_state_dict(logger.state_dict())
-    logger.close()
-    logger.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        logger.log({"a": 1.0}, 2)

@@ -18,7 +18,6 @@ from tests.loggers.wandb_reader import (
     FILE_HEADER,
     OfflineRun,
     read_offline_run,
-    read_offline_runs,
     records,
 )
 
@@ -28,7 +27,7 @@ ONLINE = WandbSettings(mode="online")
 
 @pytest.fixture(autouse=True)
 def lonely_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """No key, no files of this machine's user, no network, and nothing left of the test before."""
+    """No key, no files of this machine's user, no network, and no state of the last test."""
     for name in ("API_KEY", "MODE", "DIR", "IDENTITY_TOKEN_FILE", "RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH"):
         monkeypatch.delenv(f"WANDB_{name}", raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
@@ -37,7 +36,7 @@ def lonely_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[No
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "home" / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home" / "config"))
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: nobody listens
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # the discard port: no server listens
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     wandb.teardown()
     yield
@@ -48,75 +47,46 @@ def metrics_of(run: OfflineRun) -> list[dict[str, Any]]:
     return [{key: value for key, value in row.items() if not key.startswith("_")} for row in run.rows]
 
 
-def test_offline_run_holds_config_rows_and_x_axis(tmp_path: Path) -> None:
-    settings = WandbSettings(mode="offline", project="p", group="g", job_type="j", name="n", tags=("a", "b"))
-    config = {"agent": {"horizon": 30, "widths": [200, 200]}, "seed": 1}
-    with WandbLogger(settings, config, tmp_path) as logger:
+def test_an_offline_run_holds_everything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = WandbSettings(mode="offline", project="p", group="g", job_type="j", name="my run/1", tags=("a", "b"))
+    config = {"agent": {"horizon": 30, "widths": [200, 200]}, "seed": 1, "longer than a block": "x" * 100_000}
+    figure, video, weights = Path("figure.png"), Path("video.gif"), Path("weights.pt")
+    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
+    frames[0].save(figure)
+    frames[0].save(video, save_all=True, append_images=frames[1:])
+    pictures = {"eval/figure": figure.read_bytes(), "eval/video": video.read_bytes()}
+    with WandbLogger(settings, config, Path("r")) as logger:
         assert logger.url is None
         logger.log({"env/episode_return": -1.5}, 100)
         logger.log({"env/episode_return": -0.5, "env/episode_length": 50}, 100)
         logger.log({"model/loss": 0.25}, 200)
         logger.log({}, 300)
-    run = read_offline_run(tmp_path)
-    assert (run.project, run.group, run.job_type, run.name, run.tags) == ("p", "g", "j", "n", ("a", "b"))
+        logger.log_figure("eval/figure", figure, 310)
+        logger.log_video("eval/video", video, 320)
+        for n in (10, 20):
+            weights.write_bytes(b"%d" % n)
+            logger.log_model({"checkpoints/weights.pt": weights}, n)
+        for path in (figure, video, weights):
+            path.unlink()
+    assert capfd.readouterr() == ("", "")
+    run = read_offline_run(Path("r"))
+    assert (run.project, run.group, run.job_type, run.name, run.tags) == ("p", "g", "j", "my run/1", ("a", "b"))
     assert run.config == config
     assert run.step_metrics == {"n_total_env_steps": "", "*": "n_total_env_steps"}
-    assert metrics_of(run) == [
+    assert metrics_of(run)[:3] == [
         {"n_total_env_steps": 100, "env/episode_return": -1.5},
         {"n_total_env_steps": 100, "env/episode_return": -0.5, "env/episode_length": 50},
         {"n_total_env_steps": 200, "model/loss": 0.25},
     ]
-
-
-def test_records_longer_than_a_block_are_read_back(tmp_path: Path) -> None:
-    config = {"long": "x" * 100_000}
-    with WandbLogger(OFFLINE, config, tmp_path) as logger:
-        for n in range(300):
-            logger.log({"a": n, "b" * 500: n}, n)
-    run = read_offline_run(tmp_path)
-    assert run.config == config
-    assert [row["a"] for row in run.rows] == list(range(300))
-
-
-def test_a_record_may_begin_with_a_chunk_without_data() -> None:
-    """Where a block has room for a chunk's header alone, as in one run of some thousand."""
-    first = b"a" * (32 * 1024 - len(FILE_HEADER) - 2 * CHUNK_HEADER.size)
-    log = FILE_HEADER
-    for kind, data in [(1, first), (2, b""), (4, b"b")]:
-        log += CHUNK_HEADER.pack(zlib.crc32(bytes([kind]) + data), len(data), kind) + data
-    assert list(records(log)) == [first, b"b"]
-
-
-def test_figures_and_videos_are_kept_as_they_were(tmp_path: Path) -> None:
-    figure, video = tmp_path / "figure.png", tmp_path / "video.gif"
-    frames = [Image.new("RGB", (8, 6), color) for color in ("red", "green", "blue")]
-    frames[0].save(figure)
-    frames[0].save(video, save_all=True, append_images=frames[1:])
-    files = {"eval/figure": figure.read_bytes(), "eval/video": video.read_bytes()}
-    with WandbLogger(OFFLINE, {}, tmp_path) as logger:
-        logger.log_figure("eval/figure", figure, 10)
-        logger.log_video("eval/video", video, 20)
-        figure.unlink()
-        video.unlink()
-    run = read_offline_run(tmp_path)
-    assert [row["n_total_env_steps"] for row in run.rows] == [10, 20]
     kinds: dict[str, str] = {}
-    for row, (name, content) in zip(run.rows, files.items(), strict=True):
+    for row, n, (name, content) in zip(run.rows[3:], (310, 320), pictures.items(), strict=True):
+        assert row["n_total_env_steps"] == n
         kinds[name] = row[name]["_type"]
         assert (run.files / row[name]["path"]).read_bytes() == content
     assert kinds == {"eval/figure": "image-file", "eval/video": "video-file"}
-
-
-def test_models_are_kept_as_they_were(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    weights = Path("weights.pt")
-    with WandbLogger(WandbSettings(mode="offline", name="my run/1"), {}, Path("r")) as logger:
-        for n in (10, 20):
-            weights.write_bytes(b"%d" % n)
-            logger.log_model({"checkpoints/weights.pt": weights}, n)
-        weights.unlink()
-    run = read_offline_run(Path("r"))
-    assert not run.rows
     for artifact, n in zip(run.artifacts, (10, 20), strict=True):
         assert (artifact.name, artifact.kind, artifact.aliases) == ("my-run-1", "model", {"latest", run.run_id})
         (path,) = artifact.files.values()
@@ -124,13 +94,27 @@ def test_models_are_kept_as_they_were(tmp_path: Path, monkeypatch: pytest.Monkey
         assert (artifact.download(tmp_path / str(n)) / "checkpoints/weights.pt").read_bytes() == b"%d" % n
 
 
-def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
+def test_a_record_may_begin_with_a_chunk_without_data() -> None:
+    """If a block has room for a chunk's header alone, as in one run of some thousand."""
+    first = b"a" * (32 * 1024 - len(FILE_HEADER) - 2 * CHUNK_HEADER.size)
+    log = FILE_HEADER
+    for kind, data in [(1, first), (2, b""), (4, b"b")]:
+        log += CHUNK_HEADER.pack(zlib.crc32(bytes([kind]) + data), len(data), kind) + data
+    assert list(records(log)) == [first, b"b"]
+
+
+def test_a_resumed_run_continues_under_its_id(tmp_path: Path) -> None:
     first = WandbLogger(OFFLINE, {}, tmp_path / "first")
     first.log({"a": 1.0}, 10)
     first.log({"a": 2.0}, 20)
     state = first.state_dict()
-    first.log({"a": 3.0}, 30)  # after the checkpoint: will come again
+    with pytest.raises(RuntimeError, match="restored before"):
+        first.load_state_dict(state)
+    first.log({"a": 3.0}, 30)  # after the checkpoint: repeated by the resumed run
     first.close()
+    first.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        first.log({"a": 1.0}, 40)
     second = WandbLogger(OFFLINE, {}, tmp_path / "second")
     assert second.state_dict()["run_id"] != state["run_id"]
     second.load_state_dict(state)
@@ -142,25 +126,14 @@ def test_a_resumed_run_goes_on_under_its_id(tmp_path: Path) -> None:
     assert [(row["_step"], row["a"]) for row in after.rows] == [(2, 3.0)]
 
 
-def test_restoring_a_started_run_and_logging_to_a_closed_one_are_errors(tmp_path: Path) -> None:
-    logger = WandbLogger(OFFLINE, {}, tmp_path)
-    logger.log({"a": 1.0}, 1)
-    with pytest.raises(RuntimeError, match="restored before"):
-        logger.load_state_dict(logger.state_dict())
-    logger.close()
-    logger.close()
-    with pytest.raises(RuntimeError, match="closed"):
-        logger.log({"a": 1.0}, 2)
-    assert len(read_offline_runs(tmp_path)) == 1
-
-
 def test_two_runs_in_one_process_do_not_mix(tmp_path: Path) -> None:
+    """Their records are longer than a block of the file, of which the reader joins the parts."""
     with WandbLogger(OFFLINE, {}, tmp_path / "a") as a, WandbLogger(OFFLINE, {}, tmp_path / "b") as b:
-        for n in range(3):
-            a.log({"x": n}, n)
-            b.log({"y": n}, n)
-    assert [row["x"] for row in read_offline_run(tmp_path / "a").rows] == [0, 1, 2]
-    assert [row["y"] for row in read_offline_run(tmp_path / "b").rows] == [0, 1, 2]
+        for n in range(150):
+            a.log({"x": n, "x" * 500: n}, n)
+            b.log({"y": n, "y" * 500: n}, n)
+    assert [row["x"] for row in read_offline_run(tmp_path / "a").rows] == list(range(150))
+    assert [row["y"] for row in read_offline_run(tmp_path / "b").rows] == list(range(150))
 
 
 def test_mode_off_makes_no_logger(tmp_path: Path) -> None:
@@ -168,52 +141,38 @@ def test_mode_off_makes_no_logger(tmp_path: Path) -> None:
         WandbLogger(WandbSettings(), {}, tmp_path)
 
 
-def test_it_says_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    with WandbLogger(OFFLINE, {}, tmp_path) as logger:
-        logger.log({"a": 1.0}, 1)
-    assert capfd.readouterr() == ("", "")
-
-
-def log_online(directory: Path) -> tuple[list[str], float]:
-    """The warnings of a short run that should be online, and the seconds it took."""
-    start = time.monotonic()
+def log_online(directory: Path) -> list[str]:
+    """The warnings of a short run that should be online."""
     with warnings.catch_warnings(record=True) as caught, WandbLogger(ONLINE, {}, directory) as logger:
         warnings.simplefilter("always")
         logger.log({"a": 1.0}, 1)
         logger.log({"a": 2.0}, 2)
     assert [row["a"] for row in read_offline_run(directory).rows] == [1.0, 2.0]
-    return [str(warning.message) for warning in caught], time.monotonic() - start
+    return [str(warning.message) for warning in caught]
 
 
-def test_online_without_a_key_goes_offline_at_once_and_asks_nobody(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("key", "reason"), [(None, "no API key"), ("0123456789" * 4, "AuthenticationError"), ("bad", "AuthenticationError")]
+)
+def test_online_without_a_login_goes_offline_and_asks_for_nothing(
+    key: str | None, reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     def ask(*args: object, **kwargs: object) -> NoReturn:
         raise AssertionError("asked for a key")
 
     monkeypatch.setattr("builtins.input", ask)
     monkeypatch.setattr("wandb.sdk.lib.wbauth.prompt.prompt_and_save_api_key", ask)
-    (message,), seconds = log_online(tmp_path)
-    assert "no API key" in message
+    if key is not None:
+        monkeypatch.setenv("WANDB_API_KEY", key)
+        monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
+    (message,) = log_online(tmp_path)
+    assert reason in message
     assert str(tmp_path) in message
-    assert seconds < 8  # no waiting for an answer
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize("key", ["0123456789" * 4, "malformed"])
-def test_online_without_an_answer_goes_offline(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("WANDB_API_KEY", key)
-    monkeypatch.setenv("WANDB_HTTP_TIMEOUT", "1")
-    (message,), seconds = log_online(tmp_path)
-    assert "AuthenticationError" in message
-    assert seconds < 15
     assert capfd.readouterr() == ("", "")
 
 
 class Server(http.server.BaseHTTPRequestHandler):
-    """Answers who one is, and falls silent."""
+    """Answers the login, and then no more."""
 
     n_answers = 0
 
@@ -237,7 +196,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("n_answers", "sweep"), [(0, False), (1, False), (1, True)], ids=["silent", "silent after the login", "in a sweep"]
 )
-def test_a_server_that_falls_silent_costs_seconds(
+def test_a_server_that_does_not_answer_costs_seconds(
     n_answers: int, sweep: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
@@ -249,13 +208,14 @@ def test_a_server_that_falls_silent_costs_seconds(
         if sweep:
             monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
             monkeypatch.setenv("WANDB_RUN_ID", "given")
+        start_s = time.monotonic()
         try:
-            (message,), seconds = log_online(tmp_path)
+            (message,) = log_online(tmp_path)
         finally:
             server.over.set()  # type: ignore[attr-defined]
             server.shutdown()
     assert ("CommError" if n_answers else "AuthenticationError") in message
-    assert seconds < 30  # about ten, and more where many processes share the cores
+    assert time.monotonic() - start_s < 30  # wandb itself would wait for minutes
 
 
 def test_online_that_fails_after_the_login_goes_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -270,7 +230,7 @@ def test_online_that_fails_after_the_login_goes_offline(tmp_path: Path, monkeypa
         raise wandb.errors.CommError("no permission")
 
     monkeypatch.setattr(wandb, "init", init)
-    (message,), _ = log_online(tmp_path)
+    (message,) = log_online(tmp_path)
     assert "CommError: no permission" in message
     assert online["resume"] == "allow"
     assert online["settings"].init_timeout <= 15

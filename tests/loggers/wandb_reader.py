@@ -29,16 +29,16 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class OfflineArtifact:
-    """What waits on the disk for `wandb sync` to make an artifact of it."""
+    """Files on the disk that `wandb sync` makes an artifact of."""
 
     name: str
     kind: str
     aliases: set[str]
     files: dict[str, Path]
-    """Where each file lies, by its name in the artifact."""
+    """Path of each file, by its name in the artifact."""
 
     def download(self, root: Path) -> Path:
-        """Put the files where a download of the artifact would, as they are now."""
+        """Copy the present files to where a download of the artifact would put them."""
         for name, path in self.files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_bytes(path.read_bytes())
@@ -47,10 +47,10 @@ class OfflineArtifact:
 
 @dataclass
 class OfflineRun:
-    """What a run recorded."""
+    """Records of a run."""
 
     files: Path
-    """The folder that paths of media are relative to."""
+    """Folder that paths of media are relative to."""
 
     run_id: str = ""
     project: str = ""
@@ -130,7 +130,7 @@ def _artifact(record: ArtifactRecord) -> OfflineArtifact:
 
 
 def _values(items: Any) -> dict[str, Any]:
-    """A key may be a path through nested dictionaries: what W&B keeps of a picture is one."""
+    """Return values by key; a path of keys, as of a picture, leads to nested dictionaries."""
     values: dict[str, Any] = {}
     for item in items:
         *outer, last = item.nested_key or [item.key]
@@ -145,7 +145,7 @@ def records(log: bytes) -> Iterator[bytes]:
     """Yield the records that are complete; the last may still be in writing."""
     assert FILE_HEADER.startswith(log[: len(FILE_HEADER)])
     position = len(FILE_HEADER)
-    chunks: list[bytes] = []  # A list, as a first chunk is empty where just its header had room left in a block.
+    chunks: list[bytes] = []  # a list, because the first chunk is empty if a block has room for its header alone
     while position + CHUNK_HEADER.size <= len(log):
         left_in_block = _BLOCK_SIZE - position % _BLOCK_SIZE
         if left_in_block < CHUNK_HEADER.size:
