@@ -22,8 +22,7 @@ PLANNERS: Registry = {
     "mppi": (MPPI, MPPIConfig),
     "random_shooting": (RandomShooting, RandomShootingConfig),
 }
-"""All planners, the default first. A line here adds a planner's flags to command lines and its settings to config.json.
-"""
+"""All planners, the default first. One line here adds a planner to command lines and to config.json."""
 
 
 class _PlannerConfig:
