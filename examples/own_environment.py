@@ -9,7 +9,7 @@ from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 
 
-class Cart(gym.Env):  # push a cart to the origin; reward_function is the same reward in torch, for planning
+class Cart(gym.Env):  # push a cart to the origin; reward_function is the reward in torch, for planning
     observation_space = gym.spaces.Box(-np.inf, np.inf, (2,), np.float32)
     action_space = gym.spaces.Box(-2.0, 2.0, (1,), np.float32)
     reward_function = staticmethod(lambda state, context, action, next_state: -(next_state[..., 0] ** 2))

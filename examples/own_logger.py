@@ -13,12 +13,12 @@ from layeredrl.loggers import ConsoleLogger, Logger, LoggerList
 from layeredrl.trainer import Trainer, TrainerConfig
 
 
-class JSONLines(Logger):  # one object for each record
+class JSONLines(Logger):  # one JSON object per record
     def __init__(self, path):
         self.file = path.open("w")
 
     def log(self, metrics, n_total_env_steps):
-        if metrics:  # without any, it only tells how far the training is
+        if metrics:  # empty records only report progress
             print(json.dumps({"steps": n_total_env_steps, **metrics}), file=self.file)
 
     def close(self):

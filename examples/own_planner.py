@@ -1,4 +1,4 @@
-"""A planner of your own, in the place of iCEM: python -m examples.own_planner."""
+"""A planner of your own instead of iCEM: python -m examples.own_planner."""
 
 import torch
 from tianshou.data import Batch
@@ -11,9 +11,9 @@ from layeredrl.planners import Plan, Planner
 from layeredrl.planners.planner import best_first, evaluate
 
 
-class Held(Planner):  # the best of 64 random actions, each held for the whole horizon
+class Held(Planner):  # best of 64 random actions, each held for the whole horizon
     def initial_warm_start(self, n_envs, device):
-        return Batch()  # nothing to remember from one decision to the next
+        return Batch()  # no state between decisions
 
     def _plan(self, score, n_envs, warm_start, generator, proposals):
         candidates = action_spaces.uniform(self.action_space, (n_envs, 64, 1), generator).expand(

@@ -1,4 +1,4 @@
-"""A way of learning skills of your own: python -m examples.own_skills."""
+"""A skill method of your own: python -m examples.own_skills."""
 
 import torch
 from gymnasium.spaces import Box
@@ -10,7 +10,7 @@ from layeredrl.levels import PolicyLearningConfig, SACConfig
 from layeredrl.skills import SkillInputs, SkillMethod
 
 
-class Compass(SkillMethod):  # a skill is a direction, and is paid for the way in it
+class Compass(SkillMethod):  # a skill is a direction; its reward is the displacement in that direction
     def __init__(self, task):
         self.space, self.duration = Box(-1.0, 1.0, (2,)), 5
         self.see = SkillInputs(task, self.space, self.duration)
