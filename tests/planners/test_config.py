@@ -1,3 +1,4 @@
+import math
 import pickle
 from dataclasses import dataclass, field, replace
 
@@ -14,9 +15,11 @@ from layeredrl.planners import (
     PLANNERS,
     CEMConfig,
     ICEMConfig,
+    MPPIConfig,
     Plan,
     Planner,
     PlannerConfig,
+    RandomShootingConfig,
     make_planner_config,
 )
 
@@ -119,3 +122,41 @@ def test_one_line_in_a_registry_adds_a_planner():
     assert plan.actions.shape == (1, 5, 2)
     with pytest.raises(ValueError, match="expected one of icem, cem, mppi, random_shooting, middle"):
         config_class("top")
+
+
+SEARCHES = (CEMConfig, ICEMConfig, MPPIConfig)
+ALL = (*SEARCHES, RandomShootingConfig)
+
+
+@pytest.mark.parametrize(
+    ("classes", "name", "values"),
+    [
+        (ALL, "horizon", [0]),
+        (ALL, "n_samples", [0, -3]),
+        (SEARCHES, "n_iterations", [0]),
+        (SEARCHES, "n_elites", [0, 31]),
+        (SEARCHES, "momentum", [-0.1, 1.1]),
+        (SEARCHES, "init_std", [0.0, math.nan]),
+        (SEARCHES, "uniform_share", [1.1]),
+        (SEARCHES, "execute", ["median"]),
+        ([CEMConfig], "stop_variance", [-0.1, math.nan]),
+        ([ICEMConfig], "decay", [0.9, math.nan]),
+        ([ICEMConfig], "reuse_fraction", [-0.1, 1.1]),
+        ([ICEMConfig, MPPIConfig], "noise_exponent", [-0.1, math.nan]),
+        ([MPPIConfig], "temperature", [0.0, -1.0, math.nan]),
+        ([MPPIConfig], "temperature_unit", ["reward"]),
+        ([MPPIConfig], "min_std", [-0.1]),
+        ([MPPIConfig], "smoothing", [-0.1, 1.1]),
+    ],
+)
+def test_settings_out_of_range_are_named(classes, name, values):
+    for cls in classes:
+        few = {} if cls is RandomShootingConfig else {"n_elites": 6}
+        for value in values:
+            with pytest.raises(ValueError, match=f"{name} is {value!r}"):
+                cls(**{"n_samples": 30} | few | {name: value})
+
+
+def test_a_number_of_elites_is_an_integer():
+    with pytest.raises(TypeError, match=r"n_elites is 2\.5"):
+        MPPIConfig(n_elites=2.5)

@@ -6,9 +6,8 @@ import torch
 
 from layeredrl.planners.noise import colored_noise, colored_noise_basis
 
-EXPONENTS = [0.0, 0.25, 1.0, 2.0, 3.5]
-HORIZONS = [1, 2, 3, 12, 30, 31]
-N = 20_000
+EXPONENTS = [0.0, 0.25, 1.0, 3.5]
+N = 10_000
 
 
 def sample(horizon, exponent, n=N, seed=0):
@@ -38,7 +37,7 @@ def expected_autocovariance(horizon, exponent):
     return autocovariance / autocovariance[0]
 
 
-@pytest.mark.parametrize("horizon", HORIZONS)
+@pytest.mark.parametrize("horizon", [1, 2, 3, 30, 31])
 @pytest.mark.parametrize("exponent", EXPONENTS)
 def test_covariance_is_that_of_the_spectrum(horizon, exponent):
     basis = colored_noise_basis(horizon, exponent).double().numpy()
@@ -48,8 +47,8 @@ def test_covariance_is_that_of_the_spectrum(horizon, exponent):
     np.testing.assert_allclose(basis.T @ basis, wanted, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("horizon", HORIZONS)
-@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("horizon", [1, 31])
+@pytest.mark.parametrize("exponent", [0.0, 3.5])
 def test_every_step_has_mean_zero_and_variance_one(horizon, exponent):
     noise = sample(horizon, exponent)
     # Five standard errors.
@@ -57,7 +56,7 @@ def test_every_step_has_mean_zero_and_variance_one(horizon, exponent):
     np.testing.assert_allclose(noise.var(0), 1, atol=5 * (2 / N) ** 0.5)
 
 
-@pytest.mark.parametrize("horizon", [12, 30, 31])
+@pytest.mark.parametrize("horizon", [30, 31])
 @pytest.mark.parametrize("exponent", EXPONENTS)
 def test_the_slope_of_the_spectrum_is_the_exponent(horizon, exponent):
     power = (np.abs(np.fft.rfft(sample(horizon, exponent), axis=1)) ** 2).mean(0)
@@ -69,8 +68,8 @@ def test_the_slope_of_the_spectrum_is_the_exponent(horizon, exponent):
     np.testing.assert_allclose(power, expected_power(horizon, exponent), rtol=5 * (2 / N) ** 0.5)
 
 
-@pytest.mark.parametrize("horizon", [12, 30, 31])
-@pytest.mark.parametrize("exponent", EXPONENTS)
+@pytest.mark.parametrize("horizon", [12, 31])
+@pytest.mark.parametrize("exponent", [0.0, 2.0])
 def test_frequencies_and_phases_are_independent(horizon, exponent):
     spectrum = np.fft.rfft(sample(horizon, exponent), axis=1)
     parts = np.concatenate([spectrum.real, spectrum.imag], 1)
@@ -84,27 +83,13 @@ def test_frequencies_and_phases_are_independent(horizon, exponent):
     np.testing.assert_allclose(magnitudes, np.eye(len(magnitudes)), atol=8 / N**0.5)
 
 
-@pytest.mark.parametrize("exponent", [0.25, 1.0, 3.5])
+@pytest.mark.parametrize("exponent", [1.0, 3.5])
 def test_sequences_are_gaussian(exponent):
     noise = sample(30, exponent)
     for projection in (noise[:, 7], noise.mean(1), noise[:, ::2].sum(1) - noise[:, 1::2].sum(1)):
         z = (projection - projection.mean()) / projection.std()
         assert (z**3).mean() == pytest.approx(0, abs=5 * (6 / N) ** 0.5)  # skewness
         assert (z**4).mean() == pytest.approx(3, abs=5 * (24 / N) ** 0.5)  # kurtosis
-
-
-@pytest.mark.parametrize("horizon", [29, 30])
-def test_exponent_zero_is_white(horizon):
-    correlation = np.corrcoef(sample(horizon, 0.0).T)
-    np.testing.assert_allclose(correlation, np.eye(horizon), atol=5 / N**0.5)
-
-
-@pytest.mark.parametrize("horizon", [29, 30])
-def test_larger_exponents_are_smoother(horizon):
-    jumps = [np.diff(sample(horizon, exponent), axis=1).var() for exponent in EXPONENTS]
-    assert jumps == sorted(jumps, reverse=True)
-    assert jumps[0] == pytest.approx(2, abs=0.05)
-    assert jumps[-1] < 0.1
 
 
 def test_environments_samples_and_actions_are_independent():
