@@ -52,17 +52,13 @@ SWITCHES = [
     {"execute": "best"},
     {"execute": "sample"},
     {"temperature_unit": "score", "temperature": 3.0},
-    {"n_elites": 8},
     {"n_elites": 1},
     {"n_elites": 24, "execute": "sample"},
-    {"adapt_std": True},
     {"adapt_std": True, "min_std": 0.3, "n_elites": 5},
     {"adapt_std": True, "momentum": 0.4},
     {"momentum": 1.0},
-    {"smoothing": 0.7},
     {"smoothing": 0.7, "noise_exponent": 1.0, "adapt_std": True},
     {"smoothing": 1.0},
-    {"n_iterations": 1},
     {"init_std": 5.0},
     DADS,
     TD_MPC2,
@@ -190,18 +186,6 @@ def test_a_quadratic_and_a_gaussian_make_a_gaussian(temperature, adapt_std):
     assert plan.actions.item() == pytest.approx(expected, abs=0.01)
 
 
-def test_the_temperature_leads_from_the_best_to_the_average():
-    recorder, start = Recorder(lambda x: x.sum((-1, -2))), Batch(center=torch.zeros(E, H, A))
-    coldest, hottest = (
-        MPPI(SPACE, MPPIConfig(**SETTINGS | {"n_iterations": 1, "temperature": t})).plan(recorder, E, start, seeded())
-        for t in (1e-6, 1e6)
-    )
-    candidates = recorder.shown[0]
-    best = candidates.sum((-1, -2)).argmax(1)
-    torch.testing.assert_close(coldest.actions, candidates[torch.arange(E), best])
-    torch.testing.assert_close(hottest.actions, candidates.mean(1))
-
-
 # Powers of two, which change no digit.
 @pytest.mark.parametrize("factor", [2.0**-80, 2.0**80])
 @pytest.mark.parametrize("n_elites", [None, 10])
@@ -225,7 +209,7 @@ def test_equal_scores_have_equal_weights(unit):
 
 @pytest.mark.parametrize("unit", ["score", "spread"])
 @pytest.mark.parametrize(("low", "high"), [(-1e6, 1.0), (-3.4e38, 1.0), (-3.4e38, 3.4e38)])
-def test_finite_scores_however_low_do_no_harm(unit, low, high):
+def test_extremely_low_finite_scores_have_no_weight(unit, low, high):
     # A model that blows up gives such scores before it gives infinite ones.
     settings = {"temperature_unit": unit, "temperature": 0.1, "n_iterations": 1}
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | settings))
@@ -258,15 +242,6 @@ def test_elites_are_drawn_by_weight(n_iterations):
     assert abs(torch.corrcoef(torch.stack([second[1:], second[:-1]]))[0, 1]) < 5 / n_envs**0.5
 
 
-def test_only_elites_are_drawn():
-    recorder = Recorder(lambda x: torch.arange(24.0).expand(x.shape[:2]))
-    settings = {"n_elites": 3, "temperature": 1e6, "execute": "sample", "n_iterations": 1}
-    planner = MPPI(SPACE, MPPIConfig(**SETTINGS | settings))
-    plan = planner.plan(recorder, 500, planner.initial_warm_start(500, CPU), seeded())
-    drawn = (recorder.shown[0] == plan.actions.unsqueeze(1)).all(-1).all(-1)
-    assert drawn.sum(0).nonzero().flatten().tolist() == [21, 22, 23]
-
-
 def spread_of_the_last_iteration(score, **settings):
     recorder = Recorder(score)
     config = MPPIConfig(**SETTINGS | {"n_samples": 4000, "n_iterations": 3, "init_std": 0.01} | settings)
@@ -275,7 +250,7 @@ def spread_of_the_last_iteration(score, **settings):
     return recorder.shown[-1].std(1)
 
 
-def test_the_deviation_stays_unless_it_adapts():
+def test_the_standard_deviation_is_fixed_unless_it_adapts():
     needle = lambda x: -100 * x.square().sum((-1, -2))  # noqa: E731
     torch.testing.assert_close(
         spread_of_the_last_iteration(needle, min_std=0.0), torch.ones(2, H, A), rtol=0, atol=0.06
@@ -285,15 +260,6 @@ def test_the_deviation_stays_unless_it_adapts():
     extremes = lambda x: 100 * x.square().sum((-1, -2))  # noqa: E731
     wide = spread_of_the_last_iteration(extremes, min_std=0.0, adapt_std=True, n_elites=1000)
     assert (wide < 1.06).all()  # the upper limit, though the elites lie farther apart
-
-
-def test_noise_is_smoothed_along_the_horizon():
-    # From white noise: x_0 = e_0, x_i = b x_{i-1} + (1 - b) e_i.
-    beta, variance = 0.6, [1.0]
-    for _ in range(H - 1):
-        variance.append(beta**2 * variance[-1] + (1 - beta) ** 2)
-    spread = spread_of_the_last_iteration(flat, smoothing=beta, min_std=0.0, n_iterations=1)
-    torch.testing.assert_close(spread, torch.tensor(variance).sqrt()[:, None].expand(2, H, A), rtol=0.06, atol=0)
 
 
 @pytest.mark.parametrize("settings", [DADS, TD_MPC2], ids=["DADS", "TD-MPC2"])
