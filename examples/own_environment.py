@@ -27,7 +27,7 @@ class Cart(gym.Env):  # push a cart to the origin; reward_function is the reward
 gym.register("Cart-v0", Cart, max_episode_steps=50)
 agent = PETS.presets["demo"].build(make_task("Cart-v0"), torch.device("cpu"), seed=0)
 collector = Collector(make_vector_env("Cart-v0"), agent, seed=0)
-while collector.n_total_env_steps < 250:
+while collector.n_total_env_steps < 150:
     for episode in collector.step(explore=True):
         print(f"{episode.n_total_env_steps} steps: return {episode.episode_return:.1f}")
     agent.learn(collector.n_total_env_steps)

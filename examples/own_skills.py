@@ -32,7 +32,7 @@ learning = PolicyLearningConfig(n_random_steps=200, updates_per_transition=0.1, 
 recipe = DIAYNWithCompass(sac=SACConfig(hidden=(32, 32), alpha=0.05, learning_rate=3e-3), policy=learning)
 agent = recipe.build(make_task("envs:Maze2D-Simple-v0", 8), torch.device("cpu"), seed=0)
 collector = Collector(make_vector_env("envs:Maze2D-Simple-v0", 8, vectorization="native"), agent, seed=0)
-while collector.n_total_env_steps < 3000:
+while collector.n_total_env_steps < 2000:
     collector.step(explore=True)
     if metrics := agent.learn(collector.n_total_env_steps):
         print(f"{collector.n_total_env_steps} steps: {metrics['policy/reward']:.2f} dm a step where the skill points")
