@@ -76,7 +76,7 @@ def test_timing_and_ranges(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_the_torch_reward_is_the_environments(env_id: str) -> None:
+def test_the_torch_reward_equals_the_environments(env_id: str) -> None:
     known, (states, actions, next_states, rewards) = transitions(env_id)
     found = known.reward_function(states, None, actions, next_states)
     assert found.dtype == torch.float32
@@ -103,7 +103,7 @@ def test_passes_gymnasiums_checks(env_id: str) -> None:
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_a_seed_and_actions_bring_an_episode_back_to_the_last_bit(env_id: str) -> None:
+def test_seed_and_actions_reproduce_an_episode(env_id: str) -> None:
     env = gym.make(env_id)
     env.action_space.seed(1)
     actions = [env.action_space.sample() for _ in range(60)]
@@ -123,7 +123,7 @@ def test_a_seed_and_actions_bring_an_episode_back_to_the_last_bit(env_id: str) -
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_what_networks_see_and_predict(env_id: str) -> None:
+def test_special_dimensions_of_the_state(env_id: str) -> None:
     dims = make_task(env_id).dims
     assert (dims.angle, dims.unseen, dims.absolute) == {CARTPOLE: ((1,), (), ()), CHEETAH: ((2,), (0,), (0,))}.get(
         env_id, ((), (), ())
@@ -283,7 +283,7 @@ def test_pusher_reward() -> None:
     assert float(reward) == pytest.approx(-1.25 * 0.3 - 0.5 * (0.55 + 0.35 + 0.023) - 0.1 * 5)
 
 
-def test_pusher_observes_where_things_are_now() -> None:
+def test_pusher_observes_current_positions() -> None:
     env: Any = gym.make(PUSHER).unwrapped
     env.action_space.seed(0)
     env.reset(seed=0)
