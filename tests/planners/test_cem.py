@@ -15,11 +15,9 @@ from tests.planners.plain import (
     LOW,
     SPACE,
     HalfFailing,
-    Recorder,
     best_finite,
     by_row,
     fill_up,
-    flat,
     middle,
     seeded,
 )
@@ -148,52 +146,8 @@ def test_a_search_that_stops_late_does_not_move_one_that_stopped():
     assert torch.equal(plans[0].actions[:2], plans[1].actions[:2])
 
 
-def test_samples_stop_at_two_deviations():
-    planner = CEM(spaces.Box(-1.0, 1.0, (A,)), CEMConfig(**SETTINGS | {"n_samples": 4000, "init_std": 0.2}))
-    recorder = Recorder(flat)
-    planner.plan(recorder, E, planner.initial_warm_start(E, CPU), seeded())
-    samples = recorder.shown[0]
-    assert 0.39 < samples.abs().max() <= 0.4 + 1e-6
-    # Variance of a standard normal distribution that is cut off at two: 1 - 4 phi(2) / (1 - 2 Phi(-2)).
-    assert samples.std().item() == pytest.approx(0.2 * 0.7737**0.5, rel=0.01)
-    torch.testing.assert_close(samples.mean((0, 1)), torch.zeros(H, A), rtol=0, atol=0.01)
-
-
-def test_near_a_bound_samples_are_narrow_instead_of_cut():
-    planner = CEM(spaces.Box(-1.0, 1.0, (1,)), CEMConfig(**SETTINGS | {"n_samples": 4000}))
-    mean = torch.tensor([-0.99, -0.7, 0.0, 0.8, 1.0]).view(1, H, 1)
-    recorder = Recorder(flat)
-    planner.plan(recorder, 1, Batch(center=mean), seeded())
-    samples = recorder.shown[0][0, :, :, 0]
-    room = torch.tensor([0.01, 0.3, 1.0, 0.2, 0.0])
-    torch.testing.assert_close((samples - mean[0, :, 0]).abs().max(0).values, room, rtol=0.02, atol=1e-6)
-    assert ((samples.abs() == 1.0).float().mean(0)[:-1] < 0.01).all()  # they do not pile up at the bounds
-
-
 def test_the_warm_start_is_the_mean_shifted_by_one_with_an_action_of_zero():
     planner = CEM(spaces.Box(-1.0, 1.0, (A,)), CEMConfig(**SETTINGS | {"execute": "mean"}))
     plan = planner.plan(by_row(score_of), E, planner.initial_warm_start(E, CPU), torch.Generator())
     assert torch.equal(plan.warm_start.center[:, :-1], plan.actions[:, 1:])
     assert (plan.warm_start.center[:, -1] == 0).all()
-
-
-def test_new_choices_start_uniform():
-    planner = CEM(spaces.MultiDiscrete([3, 2]), CEMConfig(**SETTINGS | {"momentum": 0.0, "n_elites": 1}))
-    plan = planner.plan(
-        lambda x: -x.float().square().sum((-1, -2)),
-        E,
-        planner.initial_warm_start(E, CPU),
-        seeded(),
-    )
-    center = plan.warm_start.center
-    assert torch.equal(center[:, :-1].argmax(-1), plan.actions[:, 1:])
-    close(center[:, -1], np.tile([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 1 / 2, 0]], (E, 1, 1)))
-
-
-def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():
-    # The room at a bound is zero: a mean that starts there stays there for good.
-    planner = CEM(spaces.Box(0.5, 1.5, (A,)), CEMConfig(**SETTINGS))
-    memory = planner.plan(flat, E, planner.initial_warm_start(E, CPU), torch.Generator()).warm_start
-    recorder = Recorder(flat)
-    planner.plan(recorder, E, memory, torch.Generator())
-    assert (recorder.shown[0].std(1) > 0).all()

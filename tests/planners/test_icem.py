@@ -216,19 +216,6 @@ def test_elites_that_are_kept_keep_their_scores(keep_elites):
         assert (plan.score < -1000).all()
 
 
-def test_where_everything_ties_the_mean_wins():
-    recorder = Recorder(flat)
-    planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
-    memory, _ = some_history(planner)
-    plan = planner.plan(recorder, E, memory, torch.Generator())
-    # The first elites of each iteration are then its first candidates: the last mean can be computed from them.
-    mean = memory.center
-    for candidates in recorder.shown[:-1]:
-        mean = 0.9 * candidates[:, :8].mean(1) + 0.1 * mean
-    torch.testing.assert_close(plan.actions, mean)
-    torch.testing.assert_close(recorder.shown[-1][:, 0], mean)
-
-
 def test_with_one_iteration_the_mean_that_wins_is_the_warm_start():
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_iterations": 1}))
     memory, _ = some_history(planner)
@@ -248,17 +235,3 @@ def test_warm_starts_of_discrete_actions_duplicate_the_last_probabilities_and_sh
     shifted = recorder.shown[0][:, 24:]
     assert shifted.shape[1] == planner.n_reused == 3
     assert torch.equal(shifted[:, :, :-1], memory.elites[:, :, 1:])
-
-
-def test_the_last_action_of_shifted_elites_follows_the_distribution():
-    planner = ICEM(spaces.Box(-10.0, 10.0, (A,)), ICEMConfig(**SETTINGS | {"init_std": 0.1}))
-    n_envs = 3000
-    elites = 5.0 + torch.zeros(n_envs, planner.n_reused, H, A)
-    memory = Batch(center=2.0 + torch.zeros(n_envs, H, A), elites=elites, fresh=torch.zeros(n_envs, dtype=torch.bool))
-    recorder = Recorder(flat)
-    planner.plan(recorder, n_envs, memory, seeded())
-    shifted = recorder.shown[0][:, -planner.n_reused :]
-    assert (shifted[:, :, :-1] == 5.0).all()
-    last = shifted[:, :, -1].flatten(0, 1)
-    torch.testing.assert_close(last.mean(0), torch.full((A,), 2.0), rtol=0, atol=0.05)
-    torch.testing.assert_close(last.std(0), torch.ones(A), rtol=0, atol=0.05)

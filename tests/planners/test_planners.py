@@ -181,18 +181,6 @@ def test_bounds_are_never_violated(make, execute):
         assert_within(candidates, ODD_SPACE)
 
 
-@in_a_discrete_space
-def test_no_choice_becomes_impossible(make, space):
-    planner, generator = make(n_samples=1000), seeded()
-    memory, score = planner.initial_warm_start(4, CPU), Table(targets(4, space=space))
-    for _ in range(3):
-        score.shown.clear()
-        memory = planner.plan(score, 4, memory, generator).warm_start
-        for i, n in enumerate(n_choices(space)):
-            share = torch.stack([(score.shown[0][..., i] == c).float().mean(1) for c in range(n)])
-            assert share.min() > 0.25 / n  # at least `uniform_share` of the distribution, less five standard errors
-
-
 def test_exploration_does_not_vanish(make):
     planner, generator, score = make(ODD_SPACE), seeded(), Recorder(flat)
     memory = planner.initial_warm_start(4, CPU)

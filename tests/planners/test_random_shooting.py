@@ -1,4 +1,5 @@
-"""Random shooting: candidates are uniform and independent, the best is chosen, and no state is kept."""
+"""Random shooting: candidates are independent, the best is chosen, and no state is kept. Uniform draws are tested in
+test_action_spaces."""
 
 import numpy as np
 import pytest
@@ -28,39 +29,6 @@ def decide(space, n_samples, function=score, *, n_envs=E, seed=0, proposals=None
     plan = planner.plan(recorder, n_envs, planner.initial_warm_start(n_envs, CPU), seeded(seed), proposals)
     assert len(recorder.shown) == 1
     return plan, recorder.shown[0]
-
-
-def chi_square(classes, n_classes):
-    """Chi-square of the columns of integers (N, K) against the uniform distribution, (K,)."""
-    counts = np.stack([np.bincount(column, minlength=n_classes) for column in classes.T])
-    assert counts.shape[1] == n_classes  # nothing outside
-    expected = len(classes) / n_classes
-    return ((counts - expected) ** 2 / expected).sum(1)
-
-
-def upper_quantile(dof):
-    """Quantile of chi-square that one in 100,000 exceeds (Wilson and Hilferty 1931)."""
-    return dof * (1 - 2 / (9 * dof) + 4.265 * (2 / (9 * dof)) ** 0.5) ** 3
-
-
-def test_candidates_are_uniform_between_the_bounds():
-    n, n_bins = 5000, 20
-    _, candidates = decide(SPACES[0], n, n_envs=2)
-    assert candidates.shape == (2, n, H, 3)
-    assert (candidates >= torch.as_tensor(LOW)).all()
-    assert (candidates <= torch.as_tensor(HIGH)).all()
-    share = ((candidates.double().numpy() - LOW) / (HIGH - LOW)).clip(0, 1 - 1e-9)
-    bins = (n_bins * share).astype(int).transpose(1, 0, 2, 3).reshape(n, -1)  # a column for each number of a row
-    assert (chi_square(bins, n_bins) < upper_quantile(n_bins - 1)).all()
-
-
-@pytest.mark.parametrize("space", SPACES[1:], ids=["Discrete", "MultiDiscrete"])
-def test_choices_are_uniform(space):
-    n = 5000
-    _, candidates = decide(space, n, n_envs=2)
-    for i, n_choices in enumerate(np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec)):
-        classes = candidates[..., i].transpose(0, 1).reshape(n, -1).numpy()
-        assert (chi_square(classes, n_choices) < upper_quantile(n_choices - 1)).all()
 
 
 @in_all_spaces

@@ -78,46 +78,6 @@ def test_non_finite_and_huge_numbers_are_unsupported():
     assert support(torch.full((3, 2), 0.2)).tolist() == [1.0] * 3
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lead", [(), (4,), (2, 3, 2, 5)])
-def test_leading_dimensions_stay(lead, dtype):
-    support = GridSupport([1], 1.0, min_visits=1)
-    support.fit(torch.tensor([[9.0, 0.5], [9.0, 2.5]]))
-    states = torch.randint(0, 4, (*lead, 2), generator=torch.Generator().manual_seed(0)) + torch.tensor(0.5)
-    result = support(states.to(dtype))
-    assert result.shape == lead
-    assert result.dtype == dtype
-    assert torch.equal(result, (states[..., 1].long() % 2).to(dtype))
-    support.fit(states.to(dtype).reshape(-1, 2))
-    assert not support(states).any()
-
-
-def test_visits_are_saved(tmp_path):
-    first, other = (GridSupport([0, 1], 0.3, min_visits=2) for _ in range(2))
-    data, queries = torch.randn(2, 500, 2, generator=torch.Generator().manual_seed(0))
-    first.fit(data)
-    torch.save(first.state_dict(), tmp_path / "state")
-    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert 0 < first(queries).mean() < 1
-    assert torch.equal(first(queries), other(queries))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dims": []}, r"dims is \[\], expected one to 8"),
-        ({"dims": range(9)}, r"dims is \[0, .*expected one to 8"),
-        ({"dims": [-1]}, "dims is -1, expected at least 0"),
-        ({"cell": 0.0}, r"cell is 0\.0"),
-        ({"cell": float("nan")}, "cell is nan"),
-        ({"min_visits": 0}, "min_visits is 0, expected at least 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        GridSupport(**{"dims": [0], "cell": 1.0} | settings)
-
-
 # ------------------------------------------------------------------ NeighbourSupport
 
 
@@ -220,15 +180,6 @@ def test_only_its_dimensions_count():
     assert (support(data + torch.tensor([0.0, 0.0, 9.0, 0.0])) == 1).all()
 
 
-@pytest.mark.parametrize("n", [2, 3, 50])
-def test_few_states_are_enough(n):
-    data = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
-    support = fitted(data)
-    assert support.anchors.shape == (1024, 2)
-    assert (support(data) < 1).float().mean() >= 0.5
-    assert (support(data + 100) == 1).all()
-
-
 def test_identical_states_support_only_themselves():
     support = fitted(torch.full((100, 2), 0.3))
     assert (support(torch.full((5, 2), 0.3)) == 0).all()
@@ -274,47 +225,66 @@ def test_non_finite_states_are_unsupported():
     assert (support(data) < 1).all()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lead", [(), (4,), (0,), (2, 3, 2, 5)])
-def test_leading_dimensions_stay_among_neighbours(lead, dtype):
-    support = fitted(torch.rand(500, 2, generator=torch.Generator().manual_seed(0)))
-    states = torch.rand(*lead, 2, dtype=dtype, generator=torch.Generator().manual_seed(1))
-    result = support(states)
-    assert result.shape == lead
-    assert result.dtype == dtype
-    assert (result < 1).all()
-
-
-def test_neighbours_are_saved(tmp_path):
-    first, other = (NeighbourSupport([0, 1], n_anchors=100) for _ in range(2))
-    generator = torch.Generator().manual_seed(0)
-    first.fit(ring(900, generator))
-    torch.save(first.state_dict(), tmp_path / "state")
-    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    queries = 4 * torch.rand(500, 2, generator=generator) - 2
-    assert 0.1 < first(queries).mean() < 0.9
-    assert torch.equal(first(queries), other(queries))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dims": []}, r"dims is \[\], expected at least one"),
-        ({"dims": [1, 1]}, r"dims is \[1, 1\], expected .* each once"),
-        ({"dims": [-1]}, "dims is -1, expected at least 0"),
-        ({"n_anchors": 0}, "n_anchors is 0, expected at least 1"),
-        ({"quantile": 0.0}, r"quantile is 0\.0, expected a number in \(0, 1\]"),
-        ({"quantile": 1.5}, r"quantile is 1\.5"),
-    ],
-)
-def test_settings_of_neighbours_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        NeighbourSupport(**{"dims": [0]} | settings)
-
-
 @pytest.mark.parametrize("make", [NeighbourSupport, lambda dims: GridSupport(dims, 1.0)])
 def test_dimensions_that_the_state_does_not_have_are_refused(make):
     support = make([0, 3])
     support.check(4)
     with pytest.raises(ValueError, match=r"dims is \[0, 3\], expected less than the state's width 3"):
         support.check(3)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: GridSupport([0, 1], 0.3, min_visits=2), lambda: NeighbourSupport([0, 1], 100)]
+)
+def test_fitted_supports_are_saved(make, tmp_path):
+    first, other = make(), make()
+    data, queries = torch.randn(2, 500, 2, generator=torch.Generator().manual_seed(0))
+    first.fit(data)
+    torch.save(first.state_dict(), tmp_path / "state")
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert 0 < first(2 * queries).mean() < 1
+    assert torch.equal(first(2 * queries), other(2 * queries))
+
+
+@pytest.mark.parametrize("make", [lambda: GridSupport([0, 1], 9.0, min_visits=1), lambda: NeighbourSupport([0, 1])])
+@pytest.mark.parametrize(("lead", "dtype"), [((), torch.float32), ((0,), torch.float32), ((2, 3, 2, 5), torch.float64)])
+def test_leading_dimensions_and_dtype_stay(make, lead, dtype):
+    support, generator = make(), torch.Generator().manual_seed(0)
+    support.fit(torch.rand(500, 2, generator=generator))
+    states = torch.rand(*lead, 2, dtype=dtype, generator=generator)
+    for shift, supported in ((0, True), (100, False)):
+        result = support(states + shift)
+        assert (result.shape, result.dtype) == (lead, dtype)
+        assert ((result < 1) == supported).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 50])
+def test_few_states_are_enough(n):
+    data = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    support = fitted(data)
+    assert support.anchors.shape == (1024, 2)
+    assert (support(data) < 1).float().mean() >= 0.5
+    assert (support(data + 100) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (GridSupport, {"dims": []}, r"dims is \[\], expected one to 8"),
+        (GridSupport, {"dims": range(9)}, r"dims is \[0, .*expected one to 8"),
+        (GridSupport, {"dims": [-1]}, "dims is -1, expected at least 0"),
+        (GridSupport, {"cell": 0.0}, r"cell is 0\.0"),
+        (GridSupport, {"cell": float("nan")}, "cell is nan"),
+        (GridSupport, {"min_visits": 0}, "min_visits is 0, expected at least 1"),
+        (NeighbourSupport, {"dims": []}, r"dims is \[\], expected at least one"),
+        (NeighbourSupport, {"dims": [1, 1]}, r"dims is \[1, 1\], expected .* each once"),
+        (NeighbourSupport, {"dims": [-1]}, "dims is -1, expected at least 0"),
+        (NeighbourSupport, {"n_anchors": 0}, "n_anchors is 0, expected at least 1"),
+        (NeighbourSupport, {"quantile": 0.0}, r"quantile is 0\.0, expected a number in \(0, 1\]"),
+        (NeighbourSupport, {"quantile": 1.5}, r"quantile is 1\.5"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind, settings, message):
+    default = {"dims": [0], "cell": 1.0} if kind is GridSupport else {"dims": [0]}
+    with pytest.raises(ValueError, match=message):
+        kind(**default | settings)
