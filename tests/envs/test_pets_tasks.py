@@ -16,7 +16,7 @@ from torch import Tensor
 pytest.importorskip("mujoco")
 
 import envs  # noqa: F401  registers the tasks
-from envs import pets_cartpole, pets_half_cheetah, pets_pusher, pets_reacher
+from envs import pets_cartpole, pets_pusher, pets_reacher
 from layeredrl.environments import make_task
 
 CARTPOLE, REACHER, PUSHER, CHEETAH = IDS = [
@@ -336,11 +336,3 @@ def test_half_cheetah_starts() -> None:
     assert (start[:, 0] == 0).all()
     assert np.abs(start[:, 1:9]).max() <= 0.001
     np.testing.assert_allclose(start[:, 9:].std(0), 0.001, rtol=0.15)
-
-
-def test_half_cheetah_reward() -> None:
-    state = torch.zeros(18)
-    state[0] = 3.0
-    assert float(pets_half_cheetah.reward_function(state * 0, None, torch.full((6,), -1.0), state)) == pytest.approx(
-        2.4
-    )

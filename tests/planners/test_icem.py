@@ -86,7 +86,7 @@ def reference(config, evaluate, noise, history, proposals=()):
 
 
 def reference_history(mean, elites):
-    """What the next decision starts from: the mean one step on, its last entry duplicated."""
+    """Warm start of the next decision: the mean shifted by one step, its last entry duplicated."""
     return np.concatenate([mean[1:], mean[-1:]]), elites
 
 
