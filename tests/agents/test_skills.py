@@ -39,7 +39,7 @@ def build(config, task=TASK):
     return agent, *agent.levels
 
 
-def run(agent, n_steps=60):
+def run(agent, n_steps=40):
     """Latest metrics by name."""
     env, metrics = make_vector_env(MAZE, 2), {}
     collector = Collector(env, agent, seed=0)
@@ -206,24 +206,24 @@ def test_planner_and_policy_store_transitions_and_the_model_learns(config, n_ski
         rows.extend(transitions.info.duration) or observe(transitions, env_ids)
     )
     metrics = run(agent)
-    assert rows == [4] * 30  # the duration of a skill, whatever the time scale of the model
+    assert rows == [4] * 20  # the duration of a skill, whatever the time scale of the model
     assert isinstance(policy.method, ModelBasedSkills)
-    assert policy.n_updates > 20
-    assert policy.method.n_updates == int(2.0 * (120 - policy.method._first) / 4) > 40
+    assert policy.n_updates > 10
+    assert policy.method.n_updates == int(2.0 * (80 - policy.method._first) / 4) > 20
     after = planner.world.dynamics.get_parameters()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if b.numel() > 64)
     assert {"model/loss", "skill/information", "policy/reward", "policy/critic1_loss", "plan/score"} <= metrics.keys()
     assert all(np.isfinite(value) for value in metrics.values())
     for i in range(2):
         below = stored(policy.replay, i)
-        np.testing.assert_array_equal(below.info.command.elapsed, np.tile([0, 1, 2, 3], 15))
+        np.testing.assert_array_equal(below.info.command.elapsed, np.tile([0, 1, 2, 3], 10))
         skills = below.info.command.action
         np.testing.assert_array_equal(skills, np.repeat(skills[::4], 4, 0))
-        assert skills.shape == (60, 1 if n_skills else 2)
+        assert skills.shape == (40, 1 if n_skills else 2)
         if n_skills:
             assert {0, 1, 2, 3} >= set(skills[:, 0].tolist()) > {skills[0, 0]}
         else:
-            assert len(np.unique(skills, axis=0)) == 15
+            assert len(np.unique(skills, axis=0)) == 10
 
 
 @CONTINUOUS
@@ -251,7 +251,7 @@ def test_diayn_learns_without_a_model():
     agent, _, policy = build(replace(DEBUG["DIAYNAgent"], policy=learning))
     before = [parameter.detach().clone() for parameter in policy.method.discriminator.parameters()]
     metrics = run(agent)
-    assert policy.n_updates > 20
+    assert policy.n_updates > 10
     after = policy.method.discriminator.parameters()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert np.isfinite(metrics["policy/reward"])

@@ -197,13 +197,15 @@ def test_extremely_low_finite_scores_have_no_weight(unit, low, high):
     torch.testing.assert_close(plan.actions, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize(("slope", "unit", "limit"), [(-100, "score", 0.1), (100, "spread", 1.0)])
-def test_a_refitted_standard_deviation_keeps_its_limits(slope, unit, limit):
+@pytest.mark.parametrize(("slope", "unit"), [(-100, "score"), (100, "spread")])
+def test_a_refitted_standard_deviation_keeps_its_limits(slope, unit):
     recorder = Recorder(lambda x: slope * x.square().sum((-1, -2)))  # a sharp peak, or elites that are far apart
     settings = {"n_samples": 4000, "n_elites": 1000, "adapt_std": True, "temperature_unit": unit}
     planner = MPPI(spaces.Box(-100.0, 100.0, (A,)), MPPIConfig(**SETTINGS | settings, init_std=0.01, min_std=0.001))
     planner.plan(recorder, 2, planner.initial_warm_start(2, CPU), seeded())
-    torch.testing.assert_close(recorder.shown[-1].std(1), torch.full((2, H, A), limit), rtol=0.06, atol=0)
+    std = recorder.shown[-1].std(1)
+    assert ((std > 0.094) & (std < (0.106 if slope < 0 else 1.06))).all()
+    assert slope < 0 or std.max() > 0.94  # 0.1 and 1, but for sampling
 
 
 @pytest.mark.parametrize("settings", [DADS, TD_MPC2], ids=["DADS", "TD-MPC2"])
