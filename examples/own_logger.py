@@ -26,9 +26,10 @@ class JSONLines(Logger):  # one JSON object per record
 
 
 path = Path(tempfile.mkdtemp()) / "log.jsonl"
-logger, config = LoggerList([ConsoleLogger(250), JSONLines(path)]), TrainerConfig(n_total_env_steps=250)
+logger, config = LoggerList([ConsoleLogger(140), JSONLines(path)]), TrainerConfig(n_total_env_steps=140)
 agent = PETS.presets["demo"].build(make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0)
+collector = Collector(make_vector_env("envs:ContinuousCartPole-v0", max_episode_steps=100), agent, seed=0)
 with logger:
-    Trainer(agent, Collector(make_vector_env("envs:ContinuousCartPole-v0"), agent, seed=0), logger, config).run()
+    Trainer(agent, collector, logger, config).run()
 records = [json.loads(line) for line in path.read_text().splitlines()]
 print("returns:", [record["env/episode_return"] for record in records if "env/episode_return" in record])

@@ -31,8 +31,8 @@ class PETSWithHeld(PETS):
 agent = PETSWithHeld(**vars(PETS.presets["demo"])).build(
     make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0
 )
-collector = Collector(make_vector_env("envs:ContinuousCartPole-v0"), agent, seed=0)
-while collector.n_total_env_steps < 250:
+collector = Collector(make_vector_env("envs:ContinuousCartPole-v0", max_episode_steps=100), agent, seed=0)
+while collector.n_total_env_steps < 140:
     for episode in collector.step(explore=True):
         print(f"{episode.n_total_env_steps} steps: return {episode.episode_return:.0f}")
     agent.learn(collector.n_total_env_steps)

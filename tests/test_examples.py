@@ -10,6 +10,8 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+import envs  # noqa: F401  registered before the fixture below takes its copy
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOK = ROOT / "examples" / "own_environment.ipynb"
