@@ -1,4 +1,4 @@
-"""Tasks registered with gymnasium on import, each with what is known of it as torch functions.
+"""Tasks registered with gymnasium on import, each with its known functions (reward, termination, dynamics) in torch.
 
 Where an environment is made in another process, gymnasium's module syntax imports this package there:
 `gymnasium.make("envs:ContinuousCartPole-v0")`.

@@ -24,9 +24,9 @@ from gymnasium.envs.mujoco.ant_v5 import AntEnv
 from envs.endless import termination_function
 
 GOAL_RANGE = 15.0
-"""Goals are drawn from the square of this half width, in metres."""
+"""Half width of the square that goals are drawn from, in metres."""
 SUCCESS_DISTANCE = 1.5
-"""Closer than this to the goal, in metres, counts as being there."""
+"""Distance to the goal, in metres, below which the agent has reached it."""
 
 Observation = dict[str, NDArray[np.float32]]
 
@@ -38,7 +38,7 @@ def reward_function(state: Tensor, context: Tensor, action: Tensor, next_state: 
         state: Not used.
         context: The goal x, y. Shape: (..., 2).
         action: Not used.
-        next_state: Its first two entries are the torso's x, y. Shape: (..., 29).
+        next_state: State that begins with the torso's x, y. Shape: (..., 29).
 
     Returns:
         At most 0. Shape: (...).
@@ -51,7 +51,7 @@ class AntGoal(AntEnv):
 
     Observation: a Dict of "achieved_goal", the torso's x, y in metres; "desired_goal", likewise; "observation", the
     other 13 positions and the 14 velocities of Ant-v5. Reward: minus the distance to the goal after the step. Never
-    terminates, not when upside down either. `info` has "is_success", closer than 1.5 m to the goal, and
+    terminates, not even upside down. `info` has "is_success", closer than 1.5 m to the goal, and
     "dist_to_goal". `reset(options={"goal": (x, y)})` sets the goal of that episode.
     """
 
@@ -62,8 +62,8 @@ class AntGoal(AntEnv):
         """Create the environment.
 
         Args:
-            goal: x, y in metres, of all episodes. Drawn uniformly from [-15, 15]² for each, if None.
-            **kwargs: Those of gymnasium's that have to do with rendering or the start state.
+            goal: x, y of all episodes, in metres; None: drawn uniformly from [-15, 15]² in each episode.
+            **kwargs: Arguments of gymnasium's class that concern rendering or the initial state.
         """
         super().__init__(
             terminate_when_unhealthy=False,

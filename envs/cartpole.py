@@ -31,9 +31,9 @@ FORCE = 10.0
 TAU = 0.02
 """Seconds per step."""
 X_LIMIT = 2.4
-"""The episode ends beyond this distance from the centre."""
+"""Distance from the centre, in metres, beyond which the episode ends."""
 THETA_LIMIT = 12 * 2 * math.pi / 360
-"""The episode ends beyond this angle from upright, in radians."""
+"""Angle from upright, in radians, beyond which the episode ends."""
 
 Number = TypeVar("Number", np.float64, Tensor)
 
@@ -44,13 +44,13 @@ def accelerations(force: Number, theta_dot: Number, sin: Number, cos: Number) ->
     The order of the operations is gymnasium's, so that float64 trajectories agree to the last bit.
 
     Args:
-        force: On the cart, in newtons. Shape: (...).
-        theta_dot: Angular velocity of the pole. Shape: (...).
-        sin: Of the pole's angle from upright. Shape: (...).
-        cos: Of the same angle. Shape: (...).
+        force: Force on the cart, in newtons. Shape: (...).
+        theta_dot: Angular velocity of the pole, in rad/s. Shape: (...).
+        sin: Sine of the pole's angle from upright. Shape: (...).
+        cos: Cosine of the same angle. Shape: (...).
 
     Returns:
-        In m/s² and rad/s². Shape: (...) each.
+        Accelerations in m/s² and rad/s². Shape: (...) each.
     """
     temp = (force + POLE_MASS_LENGTH * (theta_dot * theta_dot) * sin) / TOTAL_MASS
     inertia = HALF_LENGTH * (4.0 / 3.0 - POLE_MASS * (cos * cos) / TOTAL_MASS)
@@ -78,12 +78,12 @@ def dynamics_function(state: Tensor, context: Tensor | None, action: Tensor) -> 
 
 
 def discrete_dynamics_function(state: Tensor, context: Tensor | None, action: Tensor) -> Tensor:
-    """The same for CartPole-v1's actions.
+    """One Euler step for CartPole-v1's discrete actions.
 
     Args:
         state: x, x_dot, theta, theta_dot. Shape: (..., 4).
         context: Not used.
-        action: 0 pushes to the left and 1 to the right, integers. Shape: (..., 1), leading dims as in `state`.
+        action: 0 (push left) or 1 (push right), integers. Shape: (..., 1), leading dims as in `state`.
 
     Returns:
         The next state. Shape: (..., 4).
@@ -107,7 +107,7 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
 
 
 def termination_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
-    """Whether the next state is off the track or the pole has tilted too far.
+    """True where the cart is off the track or the pole has tilted too far after the step.
 
     Args:
         state: Not used.
@@ -124,8 +124,8 @@ def termination_function(state: Tensor, context: Tensor | None, action: Tensor, 
 class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     """Balance a pole on a cart; the action is a share in [-1, 1] of a force of 10 N.
 
-    Observation: x (m), x_dot, theta (rad, 0 is upright), theta_dot. Reward: 1 per step. Terminates beyond
-    ±2.4 m or ±12°. `reset(options={"low": ..., "high": ...})` changes the range of the start state, as in
+    Observation: x (m), x_dot (m/s), theta (rad, 0 is upright), theta_dot (rad/s). Reward: 1 per step. Terminates
+    beyond ±2.4 m or ±12°. `reset(options={"low": ..., "high": ...})` changes the range of the initial state, as in
     CartPole-v1.
     """
 
@@ -172,7 +172,7 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         if self._terminated:
             gym.logger.warn("step was called after the episode terminated; call reset first")
         self._last_action = self._checked(action)
-        # Kept in float64, as in CartPole-v1; only the observation is rounded.
+        # The state stays in float64, as in CartPole-v1; only the observation is rounded.
         self._state = self._after(self._state, self._last_action)
         self._terminated = self._ends(self._state)
         self._n_steps += 1
@@ -185,7 +185,7 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     @staticmethod
     def _rest() -> NDArray[np.float64]:
-        """The state around which episodes start."""
+        """Mean of the initial state, (4,)."""
         return np.zeros(4)
 
     @staticmethod
@@ -241,7 +241,7 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 
 class DiscreteCartPole(CartPoleEnv):
-    """gymnasium's CartPole-v1, two actions of full force, with what is known of it."""
+    """gymnasium's CartPole-v1, two actions of full force, with its known functions in torch."""
 
     dynamics_function = staticmethod(discrete_dynamics_function)
     reward_function = staticmethod(reward_function)

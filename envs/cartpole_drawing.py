@@ -1,4 +1,4 @@
-"""Drawing of the cart-pole. Apart from the physics, so that Pillow is imported only by those who render."""
+"""Drawing of the cart-pole, in a module of its own because it imports Pillow."""
 
 from __future__ import annotations
 
@@ -36,15 +36,15 @@ Point = tuple[float, float]
 
 
 class CartPoleDrawing:
-    """Draws frames of 480 x 300 pixels; what never moves is drawn once."""
+    """Draws frames of 480 x 300 pixels; the background is drawn once."""
 
     def __init__(self, x_limit: float, theta_limit: float | None, pole_length: float) -> None:
         """Draw the background.
 
         Args:
-            x_limit: Where the track ends, in metres from the centre.
-            theta_limit: Where the pole counts as fallen, in radians from upright; nowhere, if None.
-            pole_length: In metres.
+            x_limit: Distance from the centre to the ends of the track, in metres.
+            theta_limit: Angle from upright beyond which the pole has fallen, in radians; None: no limit.
+            pole_length: Length of the pole, in metres.
         """
         self._x_limit = x_limit
         self._theta_limit = theta_limit
@@ -55,12 +55,12 @@ class CartPoleDrawing:
         self._draw_track(_Pen(self._background))
 
     def frame(self, state: NDArray[np.float64], action: float, n_steps: int) -> NDArray[np.uint8]:
-        """One picture.
+        """Draw one frame.
 
         Args:
-            state: x (m), x_dot, theta (rad), theta_dot. Shape: (4,).
-            action: What pushed last, in [-1, 1]; the arrow's length.
-            n_steps: The number in the corner.
+            state: x (m), x_dot (m/s), theta (rad), theta_dot (rad/s). Shape: (4,).
+            action: Last action, in [-1, 1]; the arrow's length.
+            n_steps: Step count, written in the corner.
 
         Returns:
             The frame. Shape: (300, 480, 3).
@@ -116,7 +116,7 @@ class CartPoleDrawing:
 
 
 class _Pen:
-    """ImageDraw in the units of the finished frame."""
+    """ImageDraw in the pixels of the finished frame."""
 
     def __init__(self, image: Image.Image) -> None:
         self._draw = ImageDraw.Draw(image)
@@ -147,7 +147,7 @@ class _Pen:
             self.disc(end, width / 2, colour)
 
     def arrow(self, tail: Point, length: float, colour: Colour) -> None:
-        """A horizontal arrow; a negative length points left."""
+        """Draw a horizontal arrow; a negative length points left."""
         x, y = tail
         head = math.copysign(min(11.0, abs(length)), length)
         if abs(length) > abs(head):
@@ -155,7 +155,7 @@ class _Pen:
         self._polygon((x + length - head, y - 7), (x + length, y), (x + length - head, y + 7), colour=colour)
 
     def fan(self, centre: Point, radius: float, half_angle: float, colour: Colour) -> None:
-        """A sector of a circle around the upright."""
+        """Draw a sector of a circle, symmetric about the upright."""
         x, y, r = centre[0] * OVERSAMPLING, centre[1] * OVERSAMPLING, radius * OVERSAMPLING
         degrees = math.degrees(half_angle)
         self._draw.pieslice((x - r, y - r, x + r, y + r), -90 - degrees, -90 + degrees, fill=colour)

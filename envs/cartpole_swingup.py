@@ -25,7 +25,7 @@ TAU = 0.04
 def dynamics_function(state: Tensor, context: Tensor | None, action: Tensor) -> Tensor:
     """One step of the true physics.
 
-    Semi-implicit Euler, unlike `envs.cartpole`: explicit Euler would add energy to a swinging pole by itself.
+    Semi-implicit Euler, unlike `envs.cartpole`: explicit Euler adds energy to a swinging pole.
 
     Args:
         state: x, x_dot, cos, sin, theta_dot, of an angle theta that is 0 when upright. Shape: (..., 5).
@@ -55,12 +55,12 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
     Returns:
         In [0, 1]. Shape: (...).
     """
-    upright = (1 + next_state[..., 2].clamp(-1, 1)) / 2  # a learned model's cosine may be larger
+    upright = (1 + next_state[..., 2].clamp(-1, 1)) / 2  # a learned model's cosine may exceed 1
     return upright * torch.exp(-((next_state[..., 0] / X_LIMIT) ** 2))
 
 
 def termination_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
-    """Whether the next state is off the track.
+    """True where the cart is off the track after the step.
 
     Args:
         state: Not used.
@@ -77,10 +77,10 @@ def termination_function(state: Tensor, context: Tensor | None, action: Tensor, 
 class CartPoleSwingUp(ContinuousCartPole):
     """Swing the pole up and keep it there; the action is a share in [-1, 1] of a force of 5 N.
 
-    Observation: x (m), x_dot, cos theta, sin theta, theta_dot (theta is 0 upright). Reward: see `reward_function`.
-    Terminates beyond ±2.4 m, the track's end, as bsuite's swing-up does; rewards are not negative, so that leaving the
-    track never pays. The angle ends nothing. Starts within ±0.05 of rest in the centre, the pole hanging;
-    `reset(options={"low": ..., "high": ...})` changes the range.
+    Observation: x (m), x_dot (m/s), cos theta, sin theta, theta_dot (rad/s); theta is 0 upright. Reward: see
+    `reward_function`. Terminates beyond ±2.4 m, the track's end, as bsuite's swing-up does; rewards are not negative,
+    so that leaving the track never gains anything. No angle terminates. Starts within ±0.05 of rest in the centre, the
+    pole hanging; `reset(options={"low": ..., "high": ...})` changes that range.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 25}  # noqa: RUF012 (gym.Env's own)

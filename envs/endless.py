@@ -1,11 +1,11 @@
-"""The termination of tasks that have none."""
+"""Termination function of tasks that never terminate."""
 
 import torch
 from torch import Tensor
 
 
 def termination_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
-    """Never.
+    """Never terminate.
 
     Args:
         state: Not used.

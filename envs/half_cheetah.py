@@ -1,6 +1,6 @@
-"""gymnasium's HalfCheetah-v5 with its whole state observed, and MuJoCo itself as a batched simulation of it.
+"""gymnasium's HalfCheetah-v5 with its whole state observed, and a batched simulation of it in MuJoCo.
 
-Needs the extra `mujoco`, which nothing else in this package loads.
+Needs the extra `mujoco`.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ CONTROL_COST = 0.1
 
 
 class Simulator:
-    """Follows action sequences of HalfCheetah in MuJoCo, on all rows in parallel.
+    """Simulates action sequences of HalfCheetah in MuJoCo, all rows in parallel.
 
-    A trajectory from a reset is the environment's to the last bit. From a float32 observation it is off by the
-    rounding, some 1e-7 at first, which contacts amplify: up to 5e-3 after 30 random steps. Where MuJoCo's solver
-    starts, which is no part of the observation, matters by 1e-13.
+    A trajectory from a reset equals the environment's to the last bit. From a float32 observation it deviates by the
+    rounding, about 1e-7 at first, which contacts amplify: up to 5e-3 after 30 random steps. The initial guess of
+    MuJoCo's solver, which is not part of the observation, changes states by 1e-13.
     """
 
     def __init__(self, n_threads: int | None = None) -> None:
         """Load the robot and start the threads.
 
         Args:
-            n_threads: As many as this process may use, if None.
+            n_threads: Number of threads; None: as many as this process may use.
         """
         self.n_threads = _n_processors() if n_threads is None else n_threads
         if self.n_threads < 1:
@@ -52,15 +52,15 @@ class Simulator:
         return Simulator, (self.n_threads,)  # copies start threads of their own
 
     def __call__(self, state: Tensor, context: Tensor | None, actions: Tensor) -> Tensor:
-        """Follow action sequences.
+        """Simulate action sequences.
 
         Args:
             state: The 9 positions and 9 velocities. Shape: (B, 18).
             context: Not used.
-            actions: In [-1, 1]; MuJoCo clips them. Shape: (B, H, 6).
+            actions: Torques in [-1, 1]; MuJoCo clips them. Shape: (B, H, 6).
 
         Returns:
-            The states, the given ones first, and NaN from where MuJoCo gave up. Shape: (B, H+1, 18).
+            States, the given ones first; NaN from the step at which MuJoCo failed. Shape: (B, H+1, 18).
         """
         b, h = len(state), actions.shape[1]
         if state.shape != (b, N_STATES) or actions.shape != (b, h, N_ACTIONS):
@@ -75,9 +75,9 @@ class Simulator:
         controls = actions.detach().cpu().double().repeat_interleave(FRAME_SKIP, 1).numpy()
         found, _ = self._pool.rollout(self._model, self._data, start, controls)
         found = found[:, FRAME_SKIP - 1 :: FRAME_SKIP]
-        # Where a state is bad, MuJoCo goes back to the start of time and stays there.
-        gave_up = np.abs(found[:, :, 0] - TAU * np.arange(1, h + 1)) > TAU / 10
-        states = np.where(gave_up[:, :, None], np.nan, found[:, :, 1:])
+        # At a bad state MuJoCo resets itself, its time included.
+        failed = np.abs(found[:, :, 0] - TAU * np.arange(1, h + 1)) > TAU / 10
+        states = np.where(failed[:, :, None], np.nan, found[:, :, 1:])
         return torch.cat([state.unsqueeze(1), torch.from_numpy(states).to(state)], 1)
 
 
@@ -91,15 +91,15 @@ def _simulator() -> Simulator:
 
 
 def simulate(state: Tensor, context: Tensor | None, actions: Tensor) -> Tensor:
-    """Follow action sequences with a `Simulator` that is made once and kept.
+    """Simulate action sequences with a shared `Simulator`.
 
     Args:
         state: The 9 positions and 9 velocities. Shape: (B, 18).
         context: Not used.
-        actions: In [-1, 1]. Shape: (B, H, 6).
+        actions: Torques in [-1, 1]. Shape: (B, H, 6).
 
     Returns:
-        The states, the given ones first. Shape: (B, H+1, 18).
+        States, the given ones first. Shape: (B, H+1, 18).
     """
     return _simulator()(state, context, actions)
 
@@ -124,7 +124,7 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
     """Forward velocity of the step in m/s, less 0.1 |action|².
 
     Args:
-        state: Shape: (..., 18); the first entry is how far the robot is, in metres.
+        state: State whose first entry is the robot's x, in metres. Shape: (..., 18).
         context: Not used.
         action: Shape: (..., 6).
         next_state: Shape: (..., 18).
@@ -136,7 +136,7 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
 
 
 class FullStateHalfCheetah(HalfCheetahEnv):
-    """gymnasium's HalfCheetah-v5, observing all 9 positions, the first too, and all 9 velocities. Never terminates."""
+    """gymnasium's HalfCheetah-v5, observing all 9 positions, x included, and all 9 velocities. Never terminates."""
 
     dynamics_function = staticmethod(dynamics_function)
     reward_function = staticmethod(reward_function)
@@ -145,6 +145,6 @@ class FullStateHalfCheetah(HalfCheetahEnv):
         """Create the environment.
 
         Args:
-            **kwargs: Those of gymnasium's that have to do with rendering or the start state.
+            **kwargs: Arguments of gymnasium's class that concern rendering or the initial state.
         """
         super().__init__(exclude_current_positions_from_observation=False, **kwargs)

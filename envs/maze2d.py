@@ -1,7 +1,7 @@
-"""A point agent in a maze seen from above, its velocity the action; goals behind walls, so that straight is wrong.
+"""Point agent in a maze seen from above, controlled by its velocity; walls make the straight path to the goal fail.
 
 `env.unwrapped` has `dynamics_function`, `reward_function` and `termination_function`, the same task as torch functions.
-Many mazes at once: `envs.maze2d_vector`.
+`envs.maze2d_vector` runs many mazes at once.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 Observation = dict[str, NDArray[np.float32]]
 
-METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # twice as fast as it happens
+METADATA: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # twice real time
 
 
 def observation_space_of(layout: Layout) -> spaces.Dict:
-    """Positions (x, y) in metres within the world: the agent's, the goal's, and the agent's again."""
+    """Dict space of positions (x, y) in metres: the agent's, the goal's, and the agent's again."""
     high = np.array(layout.size, np.float32)
     box = spaces.Box(np.zeros(2, np.float32), high, dtype=np.float32)
     return spaces.Dict({"achieved_goal": box, "desired_goal": box, "observation": box})
 
 
 def check_render_mode(render_mode: str | None) -> None:
-    """Raise unless it is one that the mazes have."""
+    """Raise unless `render_mode` is None or 'rgb_array'."""
     if render_mode not in (None, *METADATA["render_modes"]):
         raise ValueError(f"render_mode is {render_mode!r}; it should be None or 'rgb_array'")
 
 
 def drawing_of(layout: Layout) -> MazeDrawing:
-    """Make what draws frames; imported here, so that Pillow is loaded only by those who render."""
+    """Make the drawing of a layout; imported here so that Pillow is loaded only for rendering."""
     try:
         from envs.maze2d_drawing import MazeDrawing
     except ImportError as error:
@@ -65,7 +65,7 @@ class Maze2D(gym.Env[Observation, NDArray[np.float32]]):
         """Create the environment.
 
         Args:
-            layout: "simple", "corridor", "medium" or a layout of your own.
+            layout: "simple", "corridor", "medium", or a `Layout`.
             render_mode: "rgb_array" or None.
             **rules: Fields of `MazeRules`: reward_type, max_steps, drift, impulse, impulse_at.
         """
@@ -77,7 +77,7 @@ class Maze2D(gym.Env[Observation, NDArray[np.float32]]):
         self.reward_function = self.rules.reward_function
         self.observation_space = observation_space_of(self.layout)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
-        # Kept in float64; only the observation is rounded.
+        # The state stays in float64; only the observation is rounded.
         self._position: Point | None = None
         self._goal: Point = self.layout.goals[0]
         self._n_steps = 0
@@ -137,10 +137,10 @@ class Maze2D(gym.Env[Observation, NDArray[np.float32]]):
         return {**self.__dict__, "_drawing": None}  # Pillow's fonts cannot be pickled
 
     def draw_paths(self, paths: ArrayLike | None) -> None:
-        """Show paths, such as those of a plan, as thin lines in the frames from now on, until the next reset.
+        """Show paths, such as those of a plan, as thin lines in all frames until the next reset.
 
         Args:
-            paths: x, y in metres, in the place of those shown so far. Shape: (n, T, 2). None: no paths.
+            paths: x, y in metres; they replace earlier paths. Shape: (n, T, 2). None: no paths.
         """
         points = None if paths is None else np.array(paths, np.float64)
         if points is not None and (points.ndim != 3 or points.shape[-1] != 2):
@@ -151,7 +151,7 @@ class Maze2D(gym.Env[Observation, NDArray[np.float32]]):
         """Draw the current state.
 
         Returns:
-            The frame, x to the right and y downwards; `MazeDrawing` has its scale. Shape: (height, width, 3).
+            Frame, x to the right and y downwards; `MazeDrawing` has its scale. Shape: (height, width, 3).
         """
         if self.render_mode is None:
             gym.logger.warn('render needs a render_mode: make the environment with render_mode="rgb_array"')

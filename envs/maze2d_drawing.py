@@ -1,4 +1,4 @@
-"""Drawing of mazes. Apart from the rules, so that Pillow is imported only by those who render."""
+"""Drawing of mazes, in a module of its own because it imports Pillow."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ AGENT_EDGE = (38, 46, 62)
 
 
 class MazeDrawing:
-    """Draws frames with row 0 on top, x to the right and y downwards; what never moves is drawn once.
+    """Draws frames with row 0 on top, x to the right and y downwards; the background is drawn once.
 
     Attributes:
-        pixels_per_metre: The scale. Medium 60, simple 48, corridor 32; (0, 0) is the frame's upper left corner.
+        pixels_per_metre: Scale: medium 60, simple 48, corridor 32. (0, 0) is the frame's upper left corner.
     """
 
     def __init__(self, layout: Layout) -> None:
@@ -56,13 +56,14 @@ class MazeDrawing:
     def frame(
         self, trail: Sequence[Point], goal: Point, n_steps: int, paths: NDArray[np.float64] | None = None
     ) -> NDArray[np.uint8]:
-        """One picture.
+        """Draw one frame.
 
         Args:
-            trail: Where the agent was, (x, y) in metres, and at the end where it is.
-            goal: (x, y) in metres.
-            n_steps: The number in the corner.
-            paths: x, y in metres of paths to show as thin lines; a path ends where it is not finite. Shape: (n, T, 2).
+            trail: Positions of the agent, (x, y) in metres, the current one last.
+            goal: Position of the goal, (x, y) in metres.
+            n_steps: Step count, written in the corner.
+            paths: Paths to show as thin lines, x, y in metres; each ends before its first non-finite point.
+                Shape: (n, T, 2).
 
         Returns:
             The frame. Shape: (height, width, 3).
@@ -83,7 +84,7 @@ class MazeDrawing:
         return np.array(image)
 
     def _write(self, pen: ImageDraw.ImageDraw, distance: float, n_steps: int) -> None:
-        middle = self.pixels_per_metre / 2  # of the walls on top
+        middle = self.pixels_per_metre / 2  # of the top row, which is wall
         pen.text((10, middle), f"step {n_steps}", fill=LETTERS, font=self._font, anchor="lm")
         place = "at the goal" if distance < SUCCESS_DISTANCE else f"{distance:.1f} m to the goal"
         pen.text((self._width - 10, middle), place, fill=LETTERS, font=self._font, anchor="rm")
@@ -104,8 +105,8 @@ def draw_walls(axis: Axes, layout: Layout) -> None:
     """Draw a maze into a figure, as in the frames: x to the right and y downwards, both in metres.
 
     Args:
-        axis: Its limits and aspect are set.
-        layout: The maze.
+        axis: Axis to draw into; its limits and aspect are set.
+        layout: Maze to draw.
     """
     colours = np.where(layout.walls[:, :, None], WALL, FLOOR).astype(np.uint8)
     n_rows, n_columns = layout.walls.shape

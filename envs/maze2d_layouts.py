@@ -1,4 +1,4 @@
-"""Mazes of square cells of 1 m for Maze2D, and where an agent of radius 0.15 m touches their walls.
+"""Mazes of square cells of 1 m for Maze2D, and the contacts of an agent of radius 0.15 m with their walls.
 
 x counts columns and y counts rows, both in metres from the corner of the first cell; row 0 is drawn on top.
 """
@@ -16,26 +16,26 @@ from numpy.typing import NDArray
 Point = tuple[float, float]
 
 RADIUS = 0.15
-"""Of the agent, in metres."""
+"""Radius of the agent, in metres."""
 REACH = RADIUS - 1e-6
-"""Walls closer than this are touched. An agent at a distance of just 0.15 m does not touch: without the difference,
-rounding would decide about it, and differently in float32 and float64."""
+"""Distance, in metres, below which the agent touches a wall. It is less than the radius so that an agent at exactly
+0.15 m does not touch: otherwise rounding would decide, and differently in float32 and float64."""
 
 FREE, SOLID, CORNER = 0, 1, 2
-"""What an agent meets in a part of a cell: nothing, a wall, a wall's corner if it is near enough to that."""
+"""Contacts in a part of a cell: none, a wall, or a wall's corner, which is touched only from nearby."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A maze: where its walls are, and where episodes start and lead to."""
+    """Maze: its walls, start positions and goals."""
 
     name: str
     rows: tuple[str, ...]
-    """From y = 0 up; "#" is a wall and "." is free."""
+    """Rows of cells from y = 0 up; "#" is a wall and "." is free."""
     starts: tuple[Point, ...]
-    """Where episodes start, (x, y) in metres; drawn uniformly."""
+    """Start positions (x, y) in metres; drawn uniformly."""
     goals: tuple[Point, ...]
-    """Where they lead to; drawn uniformly from those that are not the start."""
+    """Goals (x, y) in metres; drawn uniformly from those that are not the start."""
 
     def __post_init__(self) -> None:
         if len({len(row) for row in self.rows}) != 1 or set("".join(self.rows)) - {"#", "."}:
@@ -49,7 +49,7 @@ class Layout:
 
     @cached_property
     def walls(self) -> NDArray[np.bool_]:
-        """Which cells are walls. Shape: (rows, columns)."""
+        """True for cells that are walls. Shape: (rows, columns)."""
         return np.array([[cell == "#" for cell in row] for row in self.rows])
 
     @cached_property
@@ -60,7 +60,7 @@ class Layout:
 
     @cached_property
     def diameter(self) -> float:
-        """From corner to corner, in metres."""
+        """Distance from corner to corner, in metres."""
         return math.hypot(*self.size)
 
     @cached_property
@@ -80,15 +80,15 @@ class Layout:
 
     @cached_property
     def _contact_lists(self) -> list[list[int]]:
-        contacts: list[list[int]] = self.contacts.tolist()  # read one at a time, lists are faster than arrays
+        contacts: list[list[int]] = self.contacts.tolist()  # single entries: lists are faster than arrays
         return contacts
 
     def touches(self, x: float, y: float) -> bool:
-        """Whether an agent there would be closer than `REACH` to a wall.
+        """Return True if an agent at (x, y) is closer than `REACH` to a wall.
 
         Args:
-            x: In metres, within the world.
-            y: In metres, within the world.
+            x: Position in metres, within the world.
+            y: Position in metres, within the world.
         """
         n_rows, n_columns = self.walls.shape
         column, row = min(int(x), n_columns - 1), min(int(y), n_rows - 1)
@@ -102,12 +102,12 @@ class Layout:
         return to_x * to_x + to_y * to_y < REACH * REACH
 
     def draw(self, generator: np.random.Generator, start: Point | None, goal: Point | None) -> tuple[Point, Point]:
-        """Draw what is not given of an episode's start and goal.
+        """Draw the start and the goal of an episode.
 
         Args:
-            generator: Draws one number for each of the two that is not given.
-            start: (x, y) in metres.
-            goal: (x, y) in metres.
+            generator: Source of randomness; one number is drawn for each of the two that is None.
+            start: Start (x, y) in metres; None: drawn.
+            goal: Goal (x, y) in metres; None: drawn.
 
         Returns:
             Start and goal, different from each other where there is a choice.
@@ -119,7 +119,7 @@ class Layout:
         return start, goal
 
     def checked_start(self, value: Any, name: str = "options['start']") -> Point:
-        """`value`, which errors call `name`, if it is (x, y) and free of walls as far as the agent reaches."""
+        """Return `value` if it is (x, y) and touches no wall; raise an error that calls it `name` otherwise."""
         x, y = self._within_world(name, value)
         if self.touches(x, y):
             raise ValueError(
@@ -129,7 +129,7 @@ class Layout:
         return x, y
 
     def checked_goal(self, value: Any, name: str = "options['goal']") -> Point:
-        """`value`, which errors call `name`, if it is (x, y) and in a free cell."""
+        """Return `value` if it is (x, y) and in a free cell; raise an error that calls it `name` otherwise."""
         x, y = self._within_world(name, value)
         n_rows, n_columns = self.walls.shape
         if self.walls[min(int(y), n_rows - 1), min(int(x), n_columns - 1)]:
@@ -160,9 +160,9 @@ def _room(n_columns: int, n_rows: int) -> tuple[str, ...]:
 _CORNERS = ((1.5, 1.5), (6.5, 6.5), (6.5, 1.5), (1.5, 6.5))
 
 SIMPLE = Layout("simple", _room(10, 10), starts=((1.5, 1.5),), goals=((8.5, 8.5),))
-"""An empty room, to be crossed along its diagonal."""
+"""Empty room, crossed along its diagonal."""
 CORRIDOR = Layout("corridor", _room(20, 5), starts=((1.5, 2.5),), goals=((18.5, 2.5),))
-"""An empty corridor, 3 m wide, with 17 m to go."""
+"""Empty corridor, 3 m wide; the goal is 17 m from the start."""
 MEDIUM = Layout(
     "medium",
     (  # MEDIUM_MAZE of gymnasium-robotics
@@ -184,7 +184,7 @@ LAYOUTS = {layout.name: layout for layout in (SIMPLE, CORRIDOR, MEDIUM)}
 
 
 def find_layout(layout: str | Layout) -> Layout:
-    """The layout of that name, or the one that is given."""
+    """Layout of a name; a `Layout` is returned unchanged."""
     if isinstance(layout, Layout):
         return layout
     if layout not in LAYOUTS:

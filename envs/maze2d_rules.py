@@ -1,4 +1,4 @@
-"""The rules of Maze2D: moves among walls and rewards, for one agent, for many at once, and as torch functions.
+"""Rules of Maze2D: moves among walls and rewards, for one agent, for many at once, and as torch functions.
 
 `MazeRules.move` and `MazeRules.move_all` agree to the last bit: the order of the operations is the same.
 """
@@ -21,28 +21,28 @@ from envs.shapes import check_shapes
 TAU = 0.1
 """Seconds per step."""
 SUCCESS_DISTANCE = 0.3
-"""Closer than this to the goal, in metres, counts as being there."""
+"""Distance to the goal, in metres, below which the agent has reached it."""
 MAX_PUSH = 1.0
-"""Of drift and impulse together, in metres along each axis. Only where a move ends is compared with the walls, so that
-1.3 m, a wall and the agent's radius on both sides, could take it to the other side."""
+"""Largest sum of drift and impulse, in metres along each axis. Only the end of a move is checked against the walls, so
+that a move of 1.3 m, a wall and the agent's radius on both sides, could cross a wall."""
 
 
 @dataclass(frozen=True)
 class MazeRules:
-    """What a step does and what it is worth."""
+    """Moves and rewards of a maze."""
 
     layout: Layout
-    """Where the walls are."""
+    """Walls, start positions and goals."""
     reward_type: str = "dense"
     """"dense": minus the distance to the goal, in diameters of the world; "sparse": 1 at the goal, else 0."""
     max_steps: int = 400
-    """After which an episode is truncated."""
+    """Number of steps after which an episode is truncated."""
     drift: Point = (0.0, 0.0)
-    """(x, y) in metres, added to the move of every step."""
+    """Displacement (x, y) in metres, added to the move of every step."""
     impulse: Point = (0.0, 0.0)
-    """(x, y) in metres, added to the move of one step of each episode."""
+    """Displacement (x, y) in metres, added to the move of one step of each episode."""
     impulse_at: int | None = None
-    """Which step that is; 1 is the first one."""
+    """Number of the step with the impulse; 1 is the first step of an episode."""
 
     def __post_init__(self) -> None:
         if self.reward_type not in ("dense", "sparse"):
@@ -63,15 +63,15 @@ class MazeRules:
             )
 
     def move(self, position: Point, velocity: Point, step: int) -> Point:
-        """One step of one agent: the whole move; where walls are in the way x alone, then y alone, then none.
+        """One step of one agent: the whole move or, if a wall blocks it, x alone, else y alone, else none.
 
         Args:
             position: (x, y) in metres.
-            velocity: (x, y) in m/s, held to [-1, 1]; finite.
-            step: Its number in the episode; 1 is the first one.
+            velocity: (x, y) in m/s, clipped to [-1, 1]; finite.
+            step: Number of the step in the episode; 1 is the first.
 
         Returns:
-            The next position.
+            Next position (x, y) in metres.
         """
         x, y = position
         shift_x = TAU * min(max(velocity[0], -1.0), 1.0) + self.drift[0]
@@ -92,11 +92,11 @@ class MazeRules:
 
         Args:
             position: x, y in metres. Shape: (n, 2).
-            velocity: In m/s, held to [-1, 1]; finite. Shape: (n, 2).
-            step: Its number in each agent's episode; 1 is the first one. Shape: (n,).
+            velocity: x, y in m/s, clipped to [-1, 1]; finite. Shape: (n, 2).
+            step: Number of the step in each agent's episode; 1 is the first. Shape: (n,).
 
         Returns:
-            The next positions. Shape: (n, 2).
+            Next positions in metres. Shape: (n, 2).
         """
         shift = TAU * np.minimum(np.maximum(velocity, -1.0), 1.0) + self._drift_array
         if self.impulse_at is not None:
@@ -116,20 +116,20 @@ class MazeRules:
         return np.sqrt(x * x + y * y)
 
     def rewards(self, distance: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Rewards of steps that ended at those distances in metres from the goal. Shape: that of `distance`."""
+        """Rewards of steps that end at a distance from the goal, in metres. Shape: that of `distance`."""
         if self.reward_type == "sparse":
             return (distance < SUCCESS_DISTANCE).astype(np.float64)
         return -distance / self.layout.diameter
 
     def reward(self, distance: float) -> float:
-        """The same of one step."""
+        """Reward of one step that ends at a distance from the goal, in metres."""
         if self.reward_type == "sparse":
             return float(distance < SUCCESS_DISTANCE)
         return -distance / self.layout.diameter
 
     def _touches(self, position: NDArray[np.float64]) -> NDArray[np.bool_]:
         """`Layout.touches` of many positions (..., 2). Shape: (...)."""
-        # Positions are not negative, so that this is the floor.
+        # Positions are not negative, so that the cast is the floor.
         cell = np.minimum(position.astype(np.int64), self._last_cell)
         inside = position - cell
         part = 3 * cell + 1 - (inside < REACH) + (inside > 1.0 - REACH)
@@ -159,13 +159,13 @@ class MazeRules:
         return np.array(self.impulse)
 
     def dynamics_function(self, state: Tensor, context: Tensor | None, action: Tensor) -> Tensor:
-        """One step among the walls, with the drift and without the impulse, which depends on time.
+        """One step among the walls, with the drift but without the impulse, which depends on time.
 
         Args:
-            state: The position x, y in metres, alone or twice as in an observation's achieved_goal and observation,
-                of which the first one counts. Shape: (..., 2) or (..., 4).
+            state: Position x, y in metres, alone, or twice as in an observation's achieved_goal and observation; the
+                second is ignored. Shape: (..., 2) or (..., 4).
             context: Not used.
-            action: Velocity in m/s, held to [-1, 1]. Shape: (..., 2), leading dims as in `state`.
+            action: Velocity in m/s, clipped to [-1, 1]. Shape: (..., 2), leading dims as in `state`.
 
         Returns:
             The next state. Shape: that of `state`.
@@ -184,16 +184,16 @@ class MazeRules:
         return torch.cat((after, after), -1) if width == 4 else after
 
     def reward_function(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """The environment's reward.
+        """Reward of the environment.
 
         Args:
             state: Not used.
             context: The goal x, y in metres. Shape: (..., 2).
             action: Not used.
-            next_state: Its first two entries are the position x, y. Shape: (..., 2) or (..., 4).
+            next_state: State that begins with the position x, y in metres. Shape: (..., 2) or (..., 4).
 
         Returns:
-            Dense, in [-1, 0]; sparse, 0 or 1. Shape: (...).
+            Rewards in [-1, 0] (dense), or 0 and 1 (sparse). Shape: (...).
         """
         distance: Tensor = torch.linalg.vector_norm(next_state[..., :2] - context, dim=-1)
         if self.reward_type == "sparse":
@@ -210,15 +210,15 @@ def _checked_push(name: str, value: Any) -> Point:
 
 @cache
 def _on_device(layout: Layout, drift: Point, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """The layout's contacts (3 rows, 3 columns), its size (2,) and the drift (2,)."""
-    with torch.inference_mode(False):  # made while planning, used later where there are gradients
+    """Contacts (3 rows, 3 columns) and size (2,) of a layout, and the drift (2,), as tensors."""
+    with torch.inference_mode(False):  # planning runs in inference mode; later uses need gradients
         size, push = (torch.tensor(point, dtype=dtype, device=device) for point in (layout.size, drift))
         return torch.from_numpy(layout.contacts).to(device), size, push
 
 
 def _touches(position: Tensor, contacts: Tensor, size: Tensor) -> Tensor:
     """`Layout.touches` of many positions (..., 2). Shape: (...)."""
-    # From integers on, so that nan, of a particle that diverged, still points into the table.
+    # Clamped as integers, so that nan, of a particle that diverged, still indexes the table.
     cell = torch.minimum(position.long().clamp(min=0), (size - 1).long())
     inside = position - cell
     part = 3 * cell + 1 - (inside < REACH).long() + (inside > 1.0 - REACH).long()

@@ -1,4 +1,4 @@
-"""Many mazes at once in numpy: what `envs.maze2d` does, for a batch, in each of gymnasium's autoreset modes."""
+"""Vector environment of `envs.maze2d` in numpy, with all of gymnasium's autoreset modes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Seeds = int | Sequence[int | None] | None
 
 
 class Maze2DVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
-    """Independent mazes of one layout; with the same seeds, their episodes are `Maze2D`'s to the last bit.
+    """Independent mazes of one layout; with the same seeds, their episodes equal `Maze2D`'s to the last bit.
 
     Seeds, options, masks and infos are those of gymnasium's SyncVectorEnv. "start" and "goal" of the reset's options
     may also be one for each environment, (num_envs, 2).
@@ -46,9 +46,9 @@ class Maze2DVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]])
         """Create the environments.
 
         Args:
-            num_envs: How many.
-            layout: As for `Maze2D`.
-            autoreset_mode: Who resets environments whose episode ended, and when.
+            num_envs: Number of environments.
+            layout: "simple", "corridor", "medium", or a `Layout`.
+            autoreset_mode: Mode of resetting environments whose episode ended.
             render_mode: "rgb_array" or None.
             **rules: Fields of `MazeRules`.
         """
@@ -90,12 +90,12 @@ class Maze2DVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]])
         """Start new episodes.
 
         Args:
-            seed: Of the first environment, the others following; or one or None for each.
-            options: "reset_mask", which environments to reset; bool, shape (num_envs,). "start" and "goal", (2,) for
-                all or (num_envs, 2).
+            seed: Seed of the first environment, counted up for the others; or one seed or None for each.
+            options: "reset_mask", True for environments to reset; bool, shape (num_envs,). "start" and "goal", x, y in
+                metres, (2,) for all or (num_envs, 2).
 
         Returns:
-            The observations of all environments, and infos of those that were reset.
+            Observations of all environments, and infos of those that were reset.
         """
         mask = self._checked_mask((options or {}).get("reset_mask"))
         seeds = self._checked_seeds(seed)
@@ -125,7 +125,7 @@ class Maze2DVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]])
         rewards = self.rules.rewards(self._distance)
         self._done = self._n_steps >= self.rules.max_steps
         infos: dict[str, Any] = {}
-        if resetting.any():  # in the mode NEXT_STEP, where this step of theirs is none
+        if resetting.any():  # NEXT_STEP: this call resets them instead of stepping
             self._restart(resetting)
             rewards[resetting] = 0.0
         truncations = self._done.copy()
@@ -150,7 +150,7 @@ class Maze2DVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]])
         return {"achieved_goal": here, "desired_goal": self._goal.astype(np.float32), "observation": here.copy()}
 
     def _info(self, mask: Mask) -> dict[str, Any]:
-        """What each environment's info says, zero where the mask is not set, and the mask under "_key"."""
+        """Infos of all environments, zero where the mask is False, and the mask itself under "_key"."""
         return {
             "is_success": (self._distance < SUCCESS_DISTANCE) & mask,
             "_is_success": mask,
@@ -159,7 +159,7 @@ class Maze2DVectorEnv(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]])
         }
 
     def _final(self, mask: Mask) -> dict[str, Any]:
-        """How the episodes in the mask ended, before they are reset."""
+        """Last observations and infos of the episodes in the mask, taken before the reset."""
         last = self._observation()
         final_obs = np.full(self.num_envs, None, dtype=object)
         for i in np.flatnonzero(mask).tolist():

@@ -1,4 +1,4 @@
-"""gymnasium's Pendulum-v1, swing-up of a torque-limited pendulum, with what is known of it as torch functions."""
+"""gymnasium's Pendulum-v1, swing-up of a torque-limited pendulum, with its known functions in torch."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def dynamics_function(state: Tensor, context: Tensor | None, action: Tensor) -> 
     """One step of the true physics; the pendulum's mass and length are 1.
 
     Args:
-        state: cos, sin, theta_dot, of an angle theta that is 0 when upright. Shape: (..., 3).
+        state: cos, sin and theta_dot of an angle theta that is 0 upright. Shape: (..., 3).
         context: Not used.
-        action: Torque, held to [-2, 2]. Shape: (..., 1), leading dims as in `state`.
+        action: Torque, clipped to [-2, 2]. Shape: (..., 1), leading dims as in `state`.
 
     Returns:
         The next state. Shape: (..., 3).
@@ -35,12 +35,12 @@ def dynamics_function(state: Tensor, context: Tensor | None, action: Tensor) -> 
 
 
 def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
-    """-(theta² + 0.1 theta_dot² + 0.001 torque²), of the state before the step.
+    """-(theta² + 0.1 theta_dot² + 0.001 torque²), for the state before the step.
 
     Args:
         state: cos, sin, theta_dot. Shape: (..., 3).
         context: Not used.
-        action: Torque, held to [-2, 2]. Shape: (..., 1).
+        action: Torque, clipped to [-2, 2]. Shape: (..., 1).
         next_state: Not used.
 
     Returns:

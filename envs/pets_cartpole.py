@@ -1,4 +1,4 @@
-"""The cart-pole swing-up of PETS (Chua et al. 2018, arXiv 1805.12114).
+"""Cart-pole swing-up of PETS (Chua et al. 2018, arXiv 1805.12114).
 
 Needs the extra `mujoco`. `CartPoleSwingUp` of `envs.cartpole_swingup` is a similar task without it.
 """
@@ -13,14 +13,14 @@ from torch import Tensor
 from envs.pets_task import MODELS, PETSTask
 
 POLE_LENGTH = 0.6
-"""In metres."""
+"""Length of the pole, in metres."""
 TARGET = (0.0, 0.6)
-"""x and height of the pole's tip, in metres from the rail's middle, at which the reward is greatest."""
+"""x and height of the pole's tip with the greatest reward, in metres from the rail's middle."""
 REWARD_WIDTH = 0.6
 """Distance from the target, in metres, at which the reward is 1/e."""
 CONTROL_COST = 0.01
 RESET_STD = 0.1
-"""Of the normal noise on the positions and velocities that an episode starts with."""
+"""Standard deviation of the normal noise on the initial positions and velocities."""
 
 
 def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
         state: Not used.
         context: Not used.
         action: In [-3, 3]. Shape: (..., 1).
-        next_state: x, theta, x_dot, theta_dot, of an angle theta that is 0 when hanging. Shape: (..., 4).
+        next_state: x, theta, x_dot, theta_dot, where theta is 0 when hanging. Shape: (..., 4).
 
     Returns:
         At most 1. Shape: (...).

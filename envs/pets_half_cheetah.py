@@ -1,6 +1,6 @@
-"""The HalfCheetah of PETS (Chua et al. 2018, arXiv 1805.12114): gymnasium's, observing how fast it has run.
+"""HalfCheetah of PETS (Chua et al. 2018, arXiv 1805.12114): gymnasium's, with its forward velocity observed.
 
-Needs the extra `mujoco`. `FullStateHalfCheetah` of `envs.half_cheetah` observes how far it has run instead.
+Needs the extra `mujoco`. `FullStateHalfCheetah` of `envs.half_cheetah` observes x instead.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 
 CONTROL_COST = 0.1
 RESET_NOISE = 0.001
-"""Of the positions and velocities that an episode starts with; gymnasium's default is 0.1."""
+"""Scale of the noise on the initial positions and velocities; gymnasium's default is 0.1."""
 
 
 def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_state: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
         state: Not used.
         context: Not used.
         action: In [-1, 1]. Shape: (..., 6).
-        next_state: Its first entry is that velocity. Shape: (..., 18).
+        next_state: State that begins with that velocity. Shape: (..., 18).
 
     Returns:
         Shape: (...).
@@ -45,13 +45,13 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
 class PETSHalfCheetah(HalfCheetahEnv):
     """Run forward on two legs; 6 torques in [-1, 1], 0.05 s per step, 1000 steps. Never terminates.
 
-    Observation: mean forward velocity of the last step (m/s; 0 at the start), then what HalfCheetah-v5 observes: the
-    8 positions without x, and the 9 velocities. Reward: that velocity, less 0.1 |action|².
+    Observation: mean forward velocity of the last step (m/s; 0 at the start), then the observation of
+    HalfCheetah-v5: the 8 positions without x, and the 9 velocities. Reward: that velocity, less 0.1 |action|².
     """
 
     reward_function = staticmethod(reward_function)
     termination_function = staticmethod(termination_function)
-    unseen_dims = (0,)  # the next one does not depend on it
+    unseen_dims = (0,)  # the next state does not depend on it
     absolute_dims = (0,)
     angle_dims = (2,)  # the pitch
 
@@ -59,7 +59,7 @@ class PETSHalfCheetah(HalfCheetahEnv):
         """Create the environment.
 
         Args:
-            **kwargs: Those of gymnasium's that have to do with rendering.
+            **kwargs: Arguments of gymnasium's class that concern rendering.
         """
         super().__init__(reset_noise_scale=RESET_NOISE, ctrl_cost_weight=CONTROL_COST, **kwargs)
         EzPickle.__init__(self, **kwargs)  # instead of HalfCheetah-v5's arguments, which this class does not take

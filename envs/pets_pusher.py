@@ -1,8 +1,8 @@
-"""The pusher with seven joints of PETS (Chua et al. 2018, arXiv 1805.12114), with the robot of gymnasium's Pusher-v5.
+"""Pusher with seven joints of PETS (Chua et al. 2018, arXiv 1805.12114), with the robot of gymnasium's Pusher-v5.
 
 Needs the extra `mujoco`. Pusher-v5 itself has other distances, steps, episodes and starts, and its arm goes through the
 object: MuJoCo 3 softens the contacts of a body that only slides by 1 / mass, and nearly all of the object's inertia is
-armature of its joints. Here the object has the weight that MuJoCo 2 computed.
+armature of its joints. Here the object has the inverse weight that MuJoCo 2 computed.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from envs.pets_task import PETSTask
 
 N_JOINTS = 7
 GOAL = (0.45, -0.05, -0.323)
-"""Where the object should go, in metres: where the model file has the goal. Its height is 0.048 m less than the
-object's, so that the reward never gets to 0."""
+"""Goal of the object in metres, as in the model file. It is 0.048 m lower than the object, so that the reward never
+reaches 0."""
 OBJECT_START = (-0.25, 0.15)
-"""Mean of the object's first position, in metres along y and x from where the model file has it, (0.45, -0.05)."""
+"""Mean of the object's initial position, in metres along y and x from the model file's, (0.45, -0.05)."""
 OBJECT_STD = 0.025
+"""Standard deviation of the object's initial position, in metres."""
 VELOCITY_NOISE = 0.005
-"""Half width of the uniform distribution of the joints' first velocities."""
+"""Half width of the uniform distribution of the joints' initial velocities, in rad/s."""
 OBJECT_GOAL_WEIGHT, TIP_OBJECT_WEIGHT, CONTROL_COST = 1.25, 0.5, 0.1
 
 
@@ -48,7 +49,7 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
 
 
 class PETSPusher(PETSTask):
-    """Push an object to a place on a table, with an arm of seven joints, without gravity; 0.04 s per step, 150 steps.
+    """Push an object to a goal on a table, with an arm of seven joints, without gravity; 0.04 s per step, 150 steps.
 
     Observation: 7 angles (rad), 7 angular velocities (rad/s), x, y, z (m) of the wrist, x, y, z (m) of the object.
     Action: torques in [-2, 2] N m. Reward: minus the weighted distances of object and goal and of wrist and object,
@@ -68,7 +69,7 @@ class PETSPusher(PETSTask):
         """Create the environment.
 
         Args:
-            **kwargs: Those of gymnasium's `MujocoEnv` that have to do with rendering.
+            **kwargs: Arguments of gymnasium's `MujocoEnv` that concern rendering.
         """
         super().__init__(**kwargs)
         # Mean over three directions, in one of which it does not move; `mj_setConst` would undo it.

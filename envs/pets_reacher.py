@@ -1,4 +1,4 @@
-"""The reacher with seven joints of PETS (Chua et al. 2018, arXiv 1805.12114).
+"""Reacher with seven joints of PETS (Chua et al. 2018, arXiv 1805.12114).
 
 Needs the extra `mujoco`.
 """
@@ -16,21 +16,21 @@ N_JOINTS = 7
 SHOULDER_Y = -0.188
 """y of the arm's base, in metres; its x and z are 0."""
 LENGTHS = (0.1, 0.4, 0.321, 0.16828)
-"""From base to shoulder, to elbow, to wrist, to the tip, in metres."""
+"""Lengths from base to shoulder, to elbow, to wrist, to the tip, in metres."""
 GOAL = (0.0, 0.25, 0.0)
-"""Middle of the goals, in metres. Our choice, within the arm's reach: the description at hand does not say where."""
+"""Mean of the goals, in metres. A choice of ours, within the arm's reach: the source does not say where."""
 GOAL_STD = 0.1
-"""Of the normal distribution of each of the goal's coordinates, in metres."""
+"""Standard deviation of each of the goal's coordinates, in metres."""
 CONTROL_COST = 0.01
 
 
 def tip_position(joints: Tensor) -> Tensor:
-    """Where the tip of the hand is.
+    """Position of the tip of the hand.
 
-    Built from the hand back to the base: each joint turns all that comes after it.
+    Computed from the hand back to the base: each joint rotates everything beyond it.
 
     Args:
-        joints: Angles, in radians. The last one, which rolls the hand, does not matter. Shape: (..., 7).
+        joints: Angles in radians. The last one, which rolls the hand, has no effect. Shape: (..., 7).
 
     Returns:
         x, y, z in metres. Shape: (..., 3).
@@ -38,22 +38,22 @@ def tip_position(joints: Tensor) -> Tensor:
     pan, lift, arm_roll, elbow, forearm_roll, wrist, _ = joints.unbind(-1)
     to_shoulder, upper_arm, forearm, hand = LENGTHS
     zero = torch.zeros_like(pan)
-    x, y, z = _turned_about_y(zero + hand, zero, zero, wrist)
-    x, y, z = _turned_about_x(x, y, z, forearm_roll)
-    x, y, z = _turned_about_y(x + forearm, y, z, elbow)
-    x, y, z = _turned_about_x(x, y, z, arm_roll)
-    x, y, z = _turned_about_y(x + upper_arm, y, z, lift)
+    x, y, z = _rotated_about_y(zero + hand, zero, zero, wrist)
+    x, y, z = _rotated_about_x(x, y, z, forearm_roll)
+    x, y, z = _rotated_about_y(x + forearm, y, z, elbow)
+    x, y, z = _rotated_about_x(x, y, z, arm_roll)
+    x, y, z = _rotated_about_y(x + upper_arm, y, z, lift)
     x = x + to_shoulder
     sin, cos = pan.sin(), pan.cos()
     return torch.stack((cos * x - sin * y, sin * x + cos * y + SHOULDER_Y, z), dim=-1)
 
 
-def _turned_about_x(x: Tensor, y: Tensor, z: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rotated_about_x(x: Tensor, y: Tensor, z: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sin, cos = angle.sin(), angle.cos()
     return x, cos * y - sin * z, sin * y + cos * z
 
 
-def _turned_about_y(x: Tensor, y: Tensor, z: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _rotated_about_y(x: Tensor, y: Tensor, z: Tensor, angle: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     sin, cos = angle.sin(), angle.cos()
     return cos * x + sin * z, y, cos * z - sin * x
 
@@ -75,7 +75,7 @@ def reward_function(state: Tensor, context: Tensor | None, action: Tensor, next_
 
 
 class PETSReacher(PETSTask):
-    """Bring the tip of a hand to a goal in space, with seven joints and without gravity; 0.02 s per step, 150 steps.
+    """Move the tip of a hand to a goal in space, with seven joints and without gravity; 0.02 s per step, 150 steps.
 
     Observation: 7 angles (rad), the goal's x, y, z (m), 7 angular velocities (rad/s). Action: torques in [-20, 20] N m.
     Reward: minus the squared distance to the goal, less 0.01 |action|². Starts stretched out and at rest; the goal is

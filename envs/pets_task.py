@@ -1,4 +1,4 @@
-"""What the tasks of PETS (Chua et al. 2018, arXiv 1805.12114) that gymnasium does not have share: a MuJoCo environment.
+"""Base class of the MuJoCo tasks of PETS (Chua et al. 2018, arXiv 1805.12114) that gymnasium does not have.
 
 Needs the extra `mujoco`.
 """
@@ -26,33 +26,33 @@ except ModuleNotFoundError as error:  # gymnasium's own error does not say how t
 from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 
 MODELS = Path(__file__).parent / "models"
-"""The folder of the robots that gymnasium does not ship."""
+"""Folder of the robots that gymnasium does not ship."""
 
 
 class PETSTask(MujocoEnv, EzPickle):
-    """A robot of torques that observes its whole state and never terminates.
+    """Robot with torque control that observes its whole state and never terminates.
 
-    Positions of bodies are those of the joints after the step; MuJoCo by itself leaves those of a substep before, which
-    the observation would not determine.
+    Positions of bodies are updated to the joints after the step; MuJoCo alone leaves those of the substep before, which
+    the observation does not determine.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["human", "rgb_array", "depth_array"]}  # noqa: RUF012 (gym.Env's own)
     termination_function = staticmethod(termination_function)
 
     model_file: ClassVar[str]
-    """Path of the robot, or its name among gymnasium's."""
+    """Path of the robot's model, or its file name among gymnasium's."""
     n_substeps: ClassVar[int]
-    """MuJoCo's steps per step of the environment."""
+    """Number of MuJoCo steps per step of the environment."""
     n_observations: ClassVar[int]
     """Width of the observation."""
     camera: ClassVar[dict[str, Any]] = {}
-    """From where it is rendered."""
+    """Camera position for rendering."""
 
     def __init__(self, **kwargs: Any) -> None:
         """Create the environment.
 
         Args:
-            **kwargs: Those of gymnasium's `MujocoEnv` that have to do with rendering.
+            **kwargs: Arguments of gymnasium's `MujocoEnv` that concern rendering.
         """
         EzPickle.__init__(self, **kwargs)
         space = spaces.Box(-np.inf, np.inf, (self.n_observations,), np.float64)
@@ -77,16 +77,16 @@ class PETSTask(MujocoEnv, EzPickle):
 
     @abstractmethod
     def _start(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Draw the positions and velocities that an episode starts with."""
+        """Draw the initial positions and velocities of an episode."""
 
     @abstractmethod
     def _observation(self) -> NDArray[np.float64]:
-        """What is observed of the present state."""
+        """Observation of the current state."""
 
     def _reward_before(self, action: NDArray[np.float64]) -> float:
-        """The part of a step's reward that is of the state before it."""
+        """Part of a step's reward that depends on the state before it."""
         return 0.0
 
     def _reward_after(self, action: NDArray[np.float64]) -> float:
-        """The part of a step's reward that is of the state after it."""
+        """Part of a step's reward that depends on the state after it."""
         return 0.0

@@ -1,4 +1,4 @@
-"""PointMaze and AntMaze of gymnasium-robotics with the dense reward, in float32, and what is known of them.
+"""PointMaze and AntMaze of gymnasium-robotics with the dense reward, in float32, and their known functions in torch.
 
 Needs the extra `robotics`.
 """
@@ -40,7 +40,7 @@ def reward_function(state: Tensor, context: Tensor, action: Tensor, next_state: 
         state: Not used.
         context: The goal x, y. Shape: (..., 2).
         action: Not used.
-        next_state: Its first two entries are the achieved goal x, y. Shape: (..., S).
+        next_state: State that begins with the achieved goal x, y. Shape: (..., S).
 
     Returns:
         In [0, 1]. Shape: (...).
@@ -49,7 +49,7 @@ def reward_function(state: Tensor, context: Tensor, action: Tensor, next_state: 
 
 
 class _DenseMaze(gym.Env[Observation, NDArray[np.float32]]):
-    """What both mazes have in common; goes in front of gymnasium-robotics' class."""
+    """Base of both mazes; comes before gymnasium-robotics' class in the method resolution order."""
 
     reward_function = staticmethod(reward_function)
     termination_function = staticmethod(termination_function)
@@ -59,15 +59,15 @@ class _DenseMaze(gym.Env[Observation, NDArray[np.float32]]):
 
         Args:
             maze: "umaze" or "medium".
-            render_mode: One of gymnasium-robotics', or None.
-            **kwargs: Those of gymnasium-robotics' that have to do with rendering.
+            render_mode: A mode of gymnasium-robotics, or None.
+            **kwargs: Arguments of gymnasium-robotics' class that concern rendering.
         """
         if maze not in MAPS:
             raise ValueError(f"maze is {maze!r}; it should be one of {', '.join(map(repr, MAPS))}")
         super().__init__(render_mode=render_mode, maze_map=MAPS[maze], reward_type="dense", **kwargs)
         EzPickle.__init__(self, maze, render_mode=render_mode, **kwargs)  # instead of the base class's arguments
-        Path(self.tmp_xml_file_path).unlink(missing_ok=True)  # it is loaded, and nobody else would remove it
-        # Sorted, as is any Dict here: the achieved goal comes first in a state, where reward_function looks for it.
+        Path(self.tmp_xml_file_path).unlink(missing_ok=True)  # already loaded, and never removed otherwise
+        # Sorted: the achieved goal comes first in a state, where reward_function expects it.
         parts = sorted(self.observation_space.spaces.items())
         self.observation_space = spaces.Dict(
             {key: spaces.Box(-np.inf, np.inf, part.shape, np.float32) for key, part in parts}

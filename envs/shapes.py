@@ -1,4 +1,4 @@
-"""Silent broadcasting is an error: the check that all dynamics functions start with."""
+"""Check of shapes for dynamics functions: silent broadcasting is an error."""
 
 from torch import Tensor
 

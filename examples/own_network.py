@@ -10,7 +10,7 @@ from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import mlp
 
 
-class Newton(nn.Module):  # knows how velocities move cart and pole; learns what changes the velocities
+class Newton(nn.Module):  # velocities move cart and pole by known physics; the accelerations are learned
     def __init__(self, state_space, context_space, action_space):
         super().__init__()
         self.push, self.log_std = mlp([5, 64, 64, 2]), nn.Parameter(torch.full((4,), -3.0))
@@ -19,7 +19,7 @@ class Newton(nn.Module):  # knows how velocities move cart and pole; learns what
         push = self.push(torch.cat([state, action], -1))
         change = torch.stack([0.02 * state[..., 1], push[..., 0], 0.02 * state[..., 3], push[..., 1]], -1)
         mean_and_std = change.unsqueeze(-2), self.log_std.exp().expand_as(change).unsqueeze(-2)
-        return mean_and_std, torch.ones_like(push[..., :1]), 0 * push[..., 0]  # of one Gaussian; and nothing terminates
+        return mean_and_std, torch.ones_like(push[..., :1]), 0 * push[..., 0]  # one Gaussian; nothing terminates
 
 
 class PETSWithNewton(PETS):
@@ -29,8 +29,8 @@ class PETSWithNewton(PETS):
 
 
 agent = PETSWithNewton.preset("demo").build(make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0)
-collector = Collector(make_vector_env("envs:ContinuousCartPole-v0"), agent, seed=0)
-while collector.n_total_env_steps < 250:
+collector = Collector(make_vector_env("envs:ContinuousCartPole-v0", max_episode_steps=100), agent, seed=0)
+while collector.n_total_env_steps < 140:
     for episode in collector.step(explore=True):
         print(f"{episode.n_total_env_steps} steps: return {episode.episode_return:.0f}")
     agent.learn(collector.n_total_env_steps)

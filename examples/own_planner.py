@@ -1,4 +1,4 @@
-"""A planner of your own, in the place of iCEM: python -m examples.own_planner."""
+"""A planner of your own instead of iCEM: python -m examples.own_planner."""
 
 import torch
 from tianshou.data import Batch
@@ -11,9 +11,9 @@ from layeredrl.planners import Plan, Planner
 from layeredrl.planners.planner import best_first, evaluate
 
 
-class Held(Planner):  # the best of 64 random actions, each held for the whole horizon
+class Held(Planner):  # best of 64 random actions, each held for the whole horizon
     def initial_warm_start(self, n_envs, device):
-        return Batch()  # nothing to remember from one decision to the next
+        return Batch()  # no state between decisions
 
     def _plan(self, score, n_envs, warm_start, generator, proposals):
         candidates = action_spaces.uniform(self.action_space, (n_envs, 64, 1), generator).expand(
@@ -29,8 +29,8 @@ class PETSWithHeld(PETS):
 
 
 agent = PETSWithHeld.preset("demo").build(make_task("envs:ContinuousCartPole-v0"), torch.device("cpu"), seed=0)
-collector = Collector(make_vector_env("envs:ContinuousCartPole-v0"), agent, seed=0)
-while collector.n_total_env_steps < 250:
+collector = Collector(make_vector_env("envs:ContinuousCartPole-v0", max_episode_steps=100), agent, seed=0)
+while collector.n_total_env_steps < 140:
     for episode in collector.step(explore=True):
         print(f"{episode.n_total_env_steps} steps: return {episode.episode_return:.0f}")
     agent.learn(collector.n_total_env_steps)

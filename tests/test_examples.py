@@ -1,4 +1,4 @@
-"""The examples, run as a person would, in this process."""
+"""The examples, run as scripts but in this process, which shares their imports."""
 
 import json
 import re
@@ -10,14 +10,16 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
+import envs  # noqa: F401  registered before the fixture below takes its copy
+
 ROOT = Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOK = ROOT / "examples" / "own_environment.ipynb"
 
 
 @pytest.fixture(autouse=True)
-def _as_in_a_new_process():
-    """Environments that an example registers are gone after it."""
+def _fresh_registry():
+    """Remove environments that an example registers."""
     before, n_threads = dict(gym.registry), torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -31,14 +33,11 @@ def _n_lines(code: str) -> int:
     return sum(bool(line.strip()) for line in code.splitlines())
 
 
-def _returns(said: str) -> list[float]:
-    """The numbers that an example prints while it learns: the last one of each line, or those of a list."""
-    lists = re.findall(r"\[(.*)\]", said)
-    return (
-        [float(x) for x in lists[-1].split(",")]
-        if lists
-        else [float(x) for x in re.findall(r"steps: (?:return )?(-?[\d.]+)", said)]
-    )
+def _returns(output: str) -> list[float]:
+    """Numbers that an example prints while it learns: those of its last list, or one of each line."""
+    lists = re.findall(r"\[(.*)\]", output)
+    numbers = lists[-1].split(",") if lists else re.findall(r"steps: (?:return )?(-?[\d.]+)", output)
+    return [float(number) for number in numbers]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)
@@ -63,6 +62,6 @@ def test_the_notebook_learns_and_draws():
     returns, plan = plt.gcf().axes
     (curve,) = returns.lines
     assert curve.get_ydata()[-1] > curve.get_ydata()[0]
-    assert len(plan.lines) == 5  # one for each network
-    assert all(len(line.get_ydata()) == 13 for line in plan.lines)  # twelve steps, from where it is
+    assert len(plan.lines) == 5  # one per network
+    assert all(len(line.get_ydata()) == 13 for line in plan.lines)  # twelve steps after the start
     plt.close("all")

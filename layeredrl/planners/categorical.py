@@ -11,17 +11,17 @@ from layeredrl.planners.search import Belief, Search, weighted_mean
 
 
 class Categorical(Search):
-    """Each action is a choice among C, with probabilities of its own.
+    """Independent categorical distributions over C choices, one for each step and action dimension.
 
-    Choices are drawn as the largest of log p + Gumbel noise. The noise may be correlated over time, through normal
-    noise of the same ranks, so that sequences repeat actions the more the larger the exponent; at every single step the
-    probabilities are exactly those asked for.
+    A draw is the argmax of log p + Gumbel noise. The Gumbel noise is a monotone transform of normal noise, which may be
+    correlated over time: the larger the exponent, the more often a sequence repeats an action. The probabilities of
+    each single step stay exact.
 
     Args:
         space: Discrete, or MultiDiscrete of shape (A,), starting at zero.
         horizon: Length H of the sequences.
-        uniform_share: Weight of the uniform distribution in what decisions start from.
-        noise_exponent: Of the normal noise's power spectrum over time: 0 is white.
+        uniform_share: Weight of the uniform distribution in the initial probabilities of a decision.
+        noise_exponent: Exponent of the normal noise's power spectrum over time; 0 is white.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Categorical(Search):
         uniform_share: float,
         noise_exponent: float = 0.0,
     ) -> None:
-        width(space)  # refuses what is not flat
+        width(space)  # raises for a space that is not flat
         counts, starts = choices(space)
         if any(starts):
             raise ValueError(f"action space is {space}, expected one that starts at 0")

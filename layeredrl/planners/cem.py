@@ -1,4 +1,4 @@
-"""The cross-entropy method as PETS uses it (Chua et al. 2018, arXiv 1805.12114, section 5)."""
+"""Cross-entropy method as in PETS (Chua et al. 2018, arXiv 1805.12114, section 5)."""
 
 import math
 from dataclasses import dataclass
@@ -20,23 +20,23 @@ class CEMConfig:
     """Settings of the cross-entropy method; the defaults are those of PETS on HalfCheetah."""
 
     horizon: int = 30
-    """Actions that are planned ahead."""
+    """Number of actions planned ahead."""
     n_samples: int = 500
-    """Candidates of an iteration."""
+    """Number of candidates per iteration."""
     n_iterations: int = 5
-    """Rounds of sampling and refitting for each decision, at the most."""
+    """Number of rounds of sampling and refitting per decision, at most."""
     n_elites: int = 50
-    """Best candidates that the distribution is refitted to."""
+    """Number of best candidates that the distribution is refitted to."""
     momentum: float = 0.1
     """Weight of the old mean and variance in a refit."""
     init_std: float = 0.5
     """Initial standard deviation, in units of half the action range."""
     uniform_share: float = 0.5
-    """Discrete actions: weight of the uniform distribution in what a decision starts from."""
+    """Discrete actions: weight of the uniform distribution in the initial probabilities of a decision."""
     stop_variance: float = 0.001
-    """An environment's search stops once no action's variance exceeds this."""
+    """Largest variance of an action at which an environment's search stops."""
     execute: Literal["best", "mean"] = "mean"
-    """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
+    """Chosen sequence: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
         require_search_settings(self)
@@ -45,7 +45,7 @@ class CEMConfig:
 
 
 class CEM(Planner):
-    """The cross-entropy method for a batch of environments.
+    """Cross-entropy method for a batch of environments.
 
     Args:
         action_space: Box of shape (A,) with finite bounds, Discrete or MultiDiscrete.
@@ -83,7 +83,7 @@ class CEM(Planner):
         for i in range(config.n_iterations):
             if i:
                 searching = search.largest_variance(belief) > config.stop_variance
-                # Where a look at the values would make everything wait, what has settled is frozen instead.
+                # On a GPU reading the values would synchronise; converged environments are frozen instead.
                 if best.device.type == "cpu" and not searching.any():
                     best_scores += [best_scores[-1]] * (config.n_iterations - i)
                     break

@@ -1,4 +1,4 @@
-"""Which family of distributions suits an action space, and the settings that all searches with one share."""
+"""Choice of the family of distributions for an action space, and the checks of the settings that planners share."""
 
 import math
 from typing import Any
@@ -20,15 +20,15 @@ def make_search(
     noise_exponent: float = 0.0,
     truncate: bool = False,
 ) -> Search:
-    """Gaussian for a Box, categorical for Discrete and MultiDiscrete.
+    """Make a Gaussian search for a Box, a categorical one for Discrete and MultiDiscrete.
 
     Args:
-        space: Of the actions.
-        horizon: Length of the sequences.
-        init_std: Of a Gaussian, in units of half the action range.
-        uniform_share: Of a categorical, the weight of the uniform distribution in what decisions start from.
-        noise_exponent: Correlation of the noise over time.
-        truncate: Whether Gaussian samples are truncated instead of clipped; without correlation over time.
+        space: Action space.
+        horizon: Length H of the sequences.
+        init_std: Initial standard deviation of a Gaussian, in units of half the action range.
+        uniform_share: Weight of the uniform distribution in the initial probabilities of a categorical.
+        noise_exponent: Exponent of the noise's power spectrum over time; 0 is white.
+        truncate: If True, truncate Gaussian samples instead of clipping them; the noise is then white.
     """
     if isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return Categorical(space, horizon, uniform_share, noise_exponent)
@@ -40,7 +40,7 @@ def make_search(
 
 
 def require_search_settings(settings: Any) -> None:
-    """Raise unless what the settings of all planners that refit have in common is within range."""
+    """Raise unless the settings that all refitting planners share are within range."""
     require_counts(settings, horizon=1, n_samples=1, n_iterations=1)
     if settings.n_elites is not None:
         require_counts(settings, n_elites=1)

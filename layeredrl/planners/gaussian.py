@@ -1,4 +1,4 @@
-"""Gaussian distributions over sequences of continuous actions, kept in bounds as iCEM or as PETS does it."""
+"""Gaussian distributions over sequences of continuous actions, kept in bounds as in iCEM or as in PETS."""
 
 import math
 
@@ -11,9 +11,9 @@ from layeredrl.planners.search import Belief, Search, weighted_mean
 from layeredrl.task import check_action_box
 
 CUT = 2.0
-"""Truncated samples are cut off at this many standard deviations."""
+"""Number of standard deviations at which samples are truncated."""
 TAIL = 0.5 * math.erfc(CUT / math.sqrt(2))
-"""Probability beyond that, on one side."""
+"""Probability of a normal sample beyond `CUT`, on one side."""
 
 
 class _Gaussian(Search):
@@ -49,13 +49,13 @@ class _Gaussian(Search):
 
 
 class ClippedGaussian(_Gaussian):
-    """Noise that is correlated over time; samples are clipped to the bounds (iCEM, section 3.1; MPPI).
+    """Gaussian with noise that may be correlated over time; samples are clipped to the bounds (iCEM, sec. 3.1; MPPI).
 
     Args:
         space: Box of shape (A,) with finite bounds.
         horizon: Length H of the sequences.
-        init_std: Standard deviation that decisions start from, in units of half the action range.
-        noise_exponent: Of the noise's power spectrum over time: 0 is white.
+        init_std: Initial standard deviation of a decision, in units of half the action range.
+        noise_exponent: Exponent of the noise's power spectrum over time; 0 is white.
     """
 
     def __init__(self, space: Box, horizon: int, init_std: float, noise_exponent: float = 0.0) -> None:
@@ -77,17 +77,17 @@ class ClippedGaussian(_Gaussian):
         else:
             mean = weighted_mean(sequences, weights)
             std = weighted_mean((sequences - mean.unsqueeze(1)).square(), weights).sqrt()
-        # Clipped, because averages of actions on a bound are off by rounding.
+        # Clipped: rounding may move the average of actions on a bound beyond it.
         return Belief(self.inside(torch.lerp(mean, belief.center, momentum)), torch.lerp(std, belief.std, momentum))
 
 
 class TruncatedGaussian(_Gaussian):
-    """White noise, cut off at two standard deviations, which never reach farther than the bounds (PETS's code).
+    """Gaussian truncated at two standard deviations, narrowed so that these stay within the bounds (PETS's code).
 
     Args:
         space: Box of shape (A,) with finite bounds.
         horizon: Length H of the sequences.
-        init_std: Standard deviation that decisions start from, in units of half the action range.
+        init_std: Initial standard deviation of a decision, in units of half the action range.
     """
 
     def sample(self, belief: Belief, n: int, generator: torch.Generator) -> Tensor:
@@ -107,7 +107,7 @@ class TruncatedGaussian(_Gaussian):
 
 
 def _truncated_normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Standard normal samples, cut off at two standard deviations, by inverse transform."""
+    """Standard normal samples truncated at two standard deviations, by inverse transform."""
     uniform = torch.rand(shape, generator=generator, device=generator.device)
     normal: Tensor = torch.special.ndtri(TAIL + (1 - 2 * TAIL) * uniform)
     return normal

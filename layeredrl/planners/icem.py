@@ -1,4 +1,4 @@
-"""The improved cross-entropy method, iCEM (Pinneri et al. 2020, arXiv 2008.06389)."""
+"""Improved cross-entropy method, iCEM (Pinneri et al. 2020, arXiv 2008.06389)."""
 
 import math
 from dataclasses import dataclass
@@ -17,36 +17,36 @@ from layeredrl.planners.search import where
 
 @dataclass(frozen=True)
 class ICEMConfig:
-    """Settings of iCEM; the defaults are those of the paper's real-time budget. Each part can be switched off."""
+    """Settings of iCEM; the defaults are the paper's for its real-time budget. Each part can be switched off."""
 
     horizon: int = 30
-    """Actions that are planned ahead."""
+    """Number of actions planned ahead."""
     n_samples: int = 40
-    """Candidates sampled in the first iteration."""
+    """Number of candidates sampled in the first iteration."""
     n_iterations: int = 3
-    """Rounds of sampling and refitting for each decision."""
+    """Number of rounds of sampling and refitting per decision."""
     n_elites: int = 10
-    """Best candidates that the distribution is refitted to. (The released code caps them at half the candidates.)"""
+    """Number of best candidates that the distribution is refitted to (in the released code at most half of them)."""
     decay: float = 1.25
-    """Factor by which the number of samples shrinks from one iteration to the next; 1 keeps it."""
+    """Factor by which the number of samples shrinks per iteration; 1 keeps it."""
     momentum: float = 0.1
-    """Weight of the old mean and deviation in a refit."""
+    """Weight of the old mean and standard deviation in a refit."""
     init_std: float = 0.5
     """Initial standard deviation, in units of half the action range."""
     uniform_share: float = 0.5
-    """Discrete actions: weight of the uniform distribution in what a decision starts from."""
+    """Discrete actions: weight of the uniform distribution in the initial probabilities of a decision."""
     noise_exponent: float = 1.0
-    """Exponent of the noise's power spectrum over time: 0 is white; the larger, the smoother the sequences."""
+    """Exponent of the noise's power spectrum over time; 0 is white, larger is smoother."""
     reuse_fraction: float = 0.3
-    """Share of the elites that is kept between iterations and decisions."""
+    """Share of the elites that is reused in the next iteration and decision."""
     keep_elites: bool = True
-    """Whether elites of an iteration compete again in the next, with the scores they had."""
+    """If True, elites of an iteration compete again in the next, with their old scores."""
     shift_elites: bool = True
-    """Whether elites of a decision, shifted by one step, compete in the next decision's first iteration."""
+    """If True, elites of a decision, shifted by one step, compete in the next decision's first iteration."""
     add_mean: bool = True
-    """Whether the mean competes in the last iteration."""
+    """If True, the mean competes in the last iteration."""
     execute: Literal["best", "mean"] = "best"
-    """Which sequence is chosen: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
+    """Chosen sequence: the best candidate of the last iteration, or the final mean (the likeliest choices)."""
 
     def __post_init__(self) -> None:
         require_search_settings(self)
@@ -109,7 +109,7 @@ class ICEM(Planner):
                 candidates[:, 0] = search.sequence(belief.center)
             scores = evaluate(score, candidates)
             if i == 0 and config.shift_elites:
-                self._discount_stand_ins(scores, warm_start)
+                self._discount_placeholders(scores, warm_start)
             if elites is not None and elite_scores is not None and config.keep_elites and self.n_reused:
                 candidates = torch.cat([candidates, elites[:, : self.n_reused]], 1)
                 scores = torch.cat([scores, elite_scores[:, : self.n_reused]], 1)
@@ -124,7 +124,7 @@ class ICEM(Planner):
             score=best_scores[-1],
             warm_start=Batch(
                 center=shift(belief.center, belief.center[:, -1]),
-                elites=elites[:, : self.n_reused].clone(),  # the caller may write into what it keeps
+                elites=elites[:, : self.n_reused].clone(),  # the caller may write into the warm start
                 fresh=torch.zeros_like(warm_start.fresh),
             ),
             best_scores=torch.stack(best_scores),
@@ -133,8 +133,8 @@ class ICEM(Planner):
     def _with_suggestions(self, samples: Tensor, warm_start: Batch, proposals: Tensor | None) -> Tensor:
         """Candidates of the first iteration: samples, elites of the last decision, proposals.
 
-        Elites are shifted by one step; their new last action comes from the current distribution, that is, from the
-        samples. Environments without a history get stand-ins, which do not count.
+        Elites are shifted by one step; their new last action is that of a sample. Environments without a history get
+        samples as placeholders, which `_discount_placeholders` excludes.
         """
         parts = [samples]
         if self.config.shift_elites and self.n_reused:
@@ -145,6 +145,6 @@ class ICEM(Planner):
             parts.append(self.search.inside(proposals))
         return torch.cat(parts, 1) if len(parts) > 1 else samples
 
-    def _discount_stand_ins(self, scores: Tensor, warm_start: Batch) -> None:
-        stand_ins = scores[:, self.config.n_samples : self.config.n_samples + self.n_reused]
-        stand_ins.masked_fill_(warm_start.fresh.unsqueeze(1), -torch.inf)
+    def _discount_placeholders(self, scores: Tensor, warm_start: Batch) -> None:
+        placeholders = scores[:, self.config.n_samples : self.config.n_samples + self.n_reused]
+        placeholders.masked_fill_(warm_start.fresh.unsqueeze(1), -torch.inf)

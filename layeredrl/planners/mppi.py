@@ -1,10 +1,10 @@
-"""Model-predictive path integral control, MPPI (Williams et al. 2017, "Information theoretic MPC").
+"""Model predictive path integral control, MPPI (Williams et al. 2017, "Information theoretic MPC").
 
 With other settings, and `temperature_unit="score"`, it is close to the planner of DADS (Sharma et al. 2019, arXiv
-1907.01657: `temperature=0.1`, `init_std=1.22`, `adapt_std=False`, `smoothing=0.9`; there, new plans begin at random)
+1907.01657: `temperature=0.1`, `init_std=1.22`, `adapt_std=False`, `smoothing=0.9`; its new plans start at random)
 and to that of TD-MPC2 (Hansen et al. 2023, arXiv 2310.16828: `n_elites=64`, `temperature=2`, `init_std=2`,
 `execute="sample"`).
-The control cost that Williams et al. add to the score is left to the reward.
+Deviation: the control cost that Williams et al. add to the score is left to the reward.
 """
 
 import math
@@ -28,34 +28,34 @@ class MPPIConfig:
     """Settings of MPPI."""
 
     horizon: int = 30
-    """Actions that are planned ahead."""
+    """Number of actions planned ahead."""
     n_samples: int = 100
-    """Candidates of an iteration."""
+    """Number of candidates per iteration."""
     n_iterations: int = 3
-    """Rounds of sampling and refitting for each decision; Williams et al. have one."""
+    """Number of rounds of sampling and refitting per decision; Williams et al. have one."""
     n_elites: int | None = None
-    """Best candidates that the distribution is refitted to; None: all."""
+    """Number of best candidates that the distribution is refitted to; None: all."""
     temperature: float = 0.3
-    """Candidates count with weights exp((score - best score) / (temperature * unit))."""
+    """Temperature of the candidates' weights, exp((score - best score) / (temperature * unit))."""
     temperature_unit: Literal["score", "spread"] = "spread"
-    """What the temperature is a multiple of: the score's own unit, as in the papers, or the standard deviation of the
-    scores of the candidates that count, so that one setting serves tasks of any scale."""
+    """Unit of the temperature: `score` is that of the score, as in the papers; `spread` is the standard deviation of
+    the elites' scores, so that one setting suits rewards of any scale."""
     init_std: float = 0.5
     """Initial standard deviation, in units of half the action range."""
     adapt_std: bool = True
-    """Whether the standard deviation is refitted too, as TD-MPC2 does, or stays as it is, as in the first papers."""
+    """If True, refit the standard deviation too, as in TD-MPC2; if False, keep it fixed, as in the first papers."""
     min_std: float = 0.05
     """Lower bound of a refitted standard deviation, in units of half the action range; its upper bound is init_std."""
     uniform_share: float = 0.5
-    """Discrete actions: weight of the uniform distribution in what a decision starts from."""
+    """Discrete actions: weight of the uniform distribution in the initial probabilities of a decision."""
     momentum: float = 0.0
-    """Weight of the old mean and deviation in a refit."""
+    """Weight of the old mean and standard deviation in a refit."""
     smoothing: float = 0.0
-    """Weight of the previous action of a candidate in each of its actions; continuous actions only (DADS: 0.9)."""
+    """Weight of a candidate's previous action in the next one; continuous actions only (DADS: 0.9)."""
     noise_exponent: float = 0.0
-    """Exponent of the noise's power spectrum over time: 0 is white; the larger, the smoother the sequences."""
+    """Exponent of the noise's power spectrum over time; 0 is white, larger is smoother."""
     execute: Literal["mean", "best", "sample"] = "mean"
-    """Which sequence is chosen: the final mean (the likeliest choices), the best candidate of the last iteration, or
+    """Chosen sequence: the final mean (the likeliest choices), the best candidate of the last iteration, or
     one of its candidates drawn by weight."""
 
     def __post_init__(self) -> None:
@@ -89,7 +89,7 @@ class MPPI(Planner):
         if config.smoothing and is_discrete(action_space):
             raise ValueError(
                 f"smoothing is {config.smoothing}, expected 0 for {action_space}: use noise_exponent for choices that "
-                "last"
+                "repeat"
             )
         self._smoother = smoothing_matrix(config.horizon, config.smoothing) if config.smoothing else None
 
@@ -136,7 +136,7 @@ class MPPI(Planner):
 
     def _weights(self, scores: Tensor) -> Tensor:
         """Weights (E, n) that sum to one, of candidates with scores (E, n), best first."""
-        scores = scores.double()  # whose squares neither overflow nor vanish
+        scores = scores.double()  # their squares neither overflow nor underflow
         finite = scores > -torch.inf
         gap = torch.where(finite[:, :1], scores - scores[:, :1], 0.0)
         unit = torch.ones_like(gap[:, :1])
@@ -148,7 +148,7 @@ class MPPI(Planner):
         return torch.softmax(gap / unit / self.config.temperature, 1).float()
 
     def _with_std(self, refitted: Belief, first: Belief) -> Belief:
-        """The deviations that the next iteration uses: the first ones, or the refitted ones within limits."""
+        """Replace standard deviations by the initial ones, or limit them to [min_std, init_std]."""
         if refitted.std is None or first.std is None:
             return refitted
         if not self.config.adapt_std:
@@ -158,7 +158,7 @@ class MPPI(Planner):
 
 
 def smoothing_matrix(horizon: int, weight: float) -> Tensor:
-    """Matrix (H, H) that makes each action the average of its predecessor, with `weight`, and itself (DADS)."""
+    """Matrix (H, H) of exponential smoothing: `weight` times the previous action, 1 - `weight` times its own (DADS)."""
     matrix = torch.zeros(horizon, horizon)
     row = torch.zeros(horizon)
     for i in range(horizon):

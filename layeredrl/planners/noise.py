@@ -1,4 +1,4 @@
-"""Noise that is correlated over time."""
+"""Coloured noise: normal noise that is correlated over time."""
 
 import math
 
@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def colored_noise_basis(horizon: int, exponent: float) -> Tensor:
-    """Matrix (H, H) that turns white noise (..., H) into noise of the power spectrum f^-exponent, by `white @ basis`.
+    """Matrix (H, H) that turns white noise (..., H) into noise with power spectrum f^-exponent, by `white @ basis`.
 
-    The rows are cosines and sines of the frequencies k / H, with the square root of the spectrum as amplitudes; the
+    The rows are cosines and sines of the frequencies k / H, with the square root of the spectrum as amplitudes. The
     constant has the power of the lowest frequency. Every time step has variance one (Pinneri et al. 2020, section 3.1;
     the spectrum after Timmer and Koenig 1995).
     """

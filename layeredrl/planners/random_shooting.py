@@ -1,4 +1,4 @@
-"""Random shooting: the best of many sequences of uniformly random actions (Nagabandi et al. 2018, arXiv 1708.02596)."""
+"""Random shooting: best of many sequences of uniformly random actions (Nagabandi et al. 2018, arXiv 1708.02596)."""
 
 from dataclasses import dataclass
 
@@ -18,16 +18,16 @@ class RandomShootingConfig:
     """Settings of random shooting; the defaults are those of PETS's comparison on HalfCheetah."""
 
     horizon: int = 30
-    """Actions that are planned ahead."""
+    """Number of actions planned ahead."""
     n_samples: int = 2500
-    """Candidates."""
+    """Number of candidates."""
 
     def __post_init__(self) -> None:
         require_counts(self, horizon=1, n_samples=1)
 
 
 class RandomShooting(Planner):
-    """Random shooting for a batch of environments; it remembers nothing between decisions.
+    """Random shooting for a batch of environments; its warm starts are empty.
 
     Args:
         action_space: Box of shape (A,) with finite bounds, Discrete or MultiDiscrete.

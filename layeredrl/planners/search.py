@@ -1,4 +1,4 @@
-"""What planners draw their candidates from: a distribution over action sequences for each environment."""
+"""Interface of the distributions over action sequences from which planners draw candidates."""
 
 from abc import ABC, abstractmethod
 from typing import NamedTuple
@@ -8,24 +8,24 @@ from torch import Tensor
 
 
 class Belief(NamedTuple):
-    """Parameters of the distributions of E environments: every action has its own."""
+    """Parameters of the distributions of E environments, for each step and action dimension."""
 
     center: Tensor
-    """Means (E, H, A), or probabilities of the choices (E, H, A, C)."""
+    """Means (E, H, A), or probabilities of C choices (E, H, A, C)."""
     std: Tensor | None
     """Standard deviations (E, H, A); None for choices."""
 
 
 class Search(ABC):
-    """A family of distributions over sequences: how to begin, draw, and refit to what turned out well."""
+    """Family of distributions over sequences: initialise, sample, refit to elites."""
 
     @abstractmethod
     def initial_center(self, n_envs: int, device: torch.device) -> Tensor:
-        """Centre for environments that have no history."""
+        """Centre for environments without a history, (E, H, A) or (E, H, A, C)."""
 
     @abstractmethod
     def begin(self, center: Tensor) -> Belief:
-        """What a decision starts from, around a centre; wide, whatever earlier decisions have narrowed down."""
+        """Initial distributions of a decision around a centre, equally wide in every decision."""
 
     @abstractmethod
     def sample(self, belief: Belief, n: int, generator: torch.Generator) -> Tensor:
@@ -33,37 +33,37 @@ class Search(ABC):
 
     @abstractmethod
     def refit(self, belief: Belief, sequences: Tensor, weights: Tensor | None, momentum: float) -> Belief:
-        """Fit to sequences (E, K, H, A).
+        """Refit to sequences.
 
         Args:
-            belief: What they were drawn from.
-            sequences: (E, K, H, A).
-            weights: (E, K), summing to one; None for equal ones.
+            belief: Distributions that the sequences were drawn from.
+            sequences: Elites, (E, K, H, A).
+            weights: Weights (E, K) that sum to one over K; None for equal weights.
             momentum: Weight of the old parameters.
         """
 
     @abstractmethod
     def sequence(self, center: Tensor) -> Tensor:
-        """The sequence (E, H, A) that a centre stands for."""
+        """Sequence (E, H, A) of a centre: the means, or the likeliest choices."""
 
     @abstractmethod
     def inside(self, sequences: Tensor) -> Tensor:
-        """Sequences (..., H, A) brought into the action space."""
+        """Clip sequences (..., H, A) to the action space."""
 
     @abstractmethod
     def largest_variance(self, belief: Belief) -> Tensor:
-        """Largest variance of an action, (E,): small where the search has settled."""
+        """Largest variance of an action per environment, (E,); small where the search has converged."""
 
 
 def weighted_mean(x: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of x (E, K, ...) over K, with weights (E, K) that sum to one, or equal ones."""
+    """Mean of x (E, K, ...) over K, with weights (E, K) that sum to one; None: equal weights."""
     if weights is None:
         return x.mean(1)
     return (weights.view(*weights.shape, *[1] * (x.ndim - 2)) * x).sum(1)
 
 
 def where(rows: Tensor, new: Belief, old: Belief) -> Belief:
-    """The new parameters in the environments that `rows` (E,) marks, the old ones elsewhere."""
+    """Select the new parameters where `rows` (E,) is True, the old ones elsewhere."""
     center = torch.where(rows.view(-1, *[1] * (new.center.ndim - 1)), new.center, old.center)
     if new.std is None or old.std is None:
         return Belief(center, None)

@@ -19,13 +19,13 @@ DEBUG = Goals.preset("debug")
 TASK = make_task("Maze2D-Simple-v0", n_envs=2)
 
 
-def test_both_levels_store_what_happens_at_their_own_time_scale() -> None:
+def test_both_levels_store_transitions_at_their_own_time_scale() -> None:
     torch.manual_seed(0)
     agent = DEBUG.build(TASK, CPU, seed=0)
     planner, policy = agent.levels
     env = make_vector_env("Maze2D-Simple-v0", 2)
     collector = Collector(env, agent, seed=0)
-    for _ in range(60):
+    for _ in range(30):
         collector.step(explore=True)
         agent.learn(collector.n_total_env_steps)
     assert isinstance(planner, PlannerLevel)
@@ -34,17 +34,17 @@ def test_both_levels_store_what_happens_at_their_own_time_scale() -> None:
     assert planner.last_fit > 0
     for i in range(2):
         above, below = stored(planner.replay, i), stored(policy.replay, i)
-        assert len(below) == 3 * len(above) == 60
+        assert len(below) == 3 * len(above) == 30
         np.testing.assert_array_equal(above.info.duration, 3)
         np.testing.assert_array_equal(above.obs, below.obs[::3])
         np.testing.assert_array_equal(above.obs_next, below.obs_next[2::3])
         np.testing.assert_allclose(above.rew, below.rew.reshape(-1, 3).sum(1), atol=1e-6)
         np.testing.assert_array_equal(np.repeat(above.act, 3, 0), below.info.command.action)
-        np.testing.assert_array_equal(below.info.command.remaining, np.tile([3, 2, 1], 20))
+        np.testing.assert_array_equal(below.info.command.remaining, np.tile([3, 2, 1], 10))
     env.close()
 
 
-def test_the_planner_s_world_is_the_task_at_its_own_time_scale() -> None:
+def test_the_planner_has_the_reward_of_its_own_time_scale() -> None:
     level = DEBUG.build(TASK, CPU, seed=0).levels[0]
     assert isinstance(level, PlannerLevel)
     state, goal = torch.tensor([[1.0, 1.0]]), torch.tensor([[4.0, 5.0]])
@@ -56,7 +56,7 @@ def test_the_planner_s_world_is_the_task_at_its_own_time_scale() -> None:
     assert replace(DEBUG, state=()).build(TASK, CPU, seed=0).levels[0].world.encoder.state_dim == 4  # type: ignore[attr-defined]
 
 
-def test_the_support_looks_at_the_achieved_goal() -> None:
+def test_the_support_depends_on_the_achieved_goal() -> None:
     for kind, cls in (("cells", GridSupport), ("neighbours", NeighbourSupport)):
         settings = replace(DEBUG, support_weight=1.0, support=kind, state=())  # type: ignore[arg-type]
         level = settings.build(TASK, CPU, seed=0).levels[0]

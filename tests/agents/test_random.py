@@ -28,7 +28,7 @@ def test_actions_fill_the_space_and_follow_the_seed(actions: spaces.Space) -> No
         np.testing.assert_allclose(taken.mean(0), 0, atol=0.1)  # 4 standard errors
 
 
-def test_it_learns_nothing() -> None:
+def test_it_does_not_learn() -> None:
     agent = Random().build(TaskSpec(OBSERVATIONS, OBSERVATIONS), torch.device("cpu"), seed=0)
     assert agent.learn(100) == {}
     assert agent.state_dict() == {"0": {}}

@@ -55,7 +55,7 @@ def test_settings_reach_the_parts(algorithm: str) -> None:
     assert level.command_space is None
     assert [ring.maxsize for ring in level.replay.buffer.rings] == [10] * 3  # one for each environment
     first = next(layer for layer in level.algorithm.policy.actor.modules() if isinstance(layer, torch.nn.Linear))
-    assert (first.in_features, first.out_features) == (5, {"sac": 7, "td3": 6}[algorithm])  # the goal is seen, too
+    assert (first.in_features, first.out_features) == (5, {"sac": 7, "td3": 6}[algorithm])  # the goal is an input, too
 
 
 def test_the_seed_reaches_the_replay() -> None:
@@ -71,13 +71,13 @@ def test_actions_follow_the_seeds_and_keep_the_bounds(algorithm: str) -> None:
     first = config.build(TASK, CPU, seed=0)
     torch.manual_seed(5)
     again = config.build(TASK, CPU, seed=0)
-    other = config.build(TASK, CPU, seed=0)  # its networks are others
+    other = config.build(TASK, CPU, seed=0)  # draws different networks
     for explore in (False, True):
         actions = _actions(first, explore=explore)
         assert actions.shape == (3, 2)
         assert (np.abs(actions) <= 1).all()
         np.testing.assert_array_equal(actions, _actions(again, explore=explore))
-    np.testing.assert_array_equal(_actions(first), _actions(first, seed=1))  # draws nothing
+    np.testing.assert_array_equal(_actions(first), _actions(first, seed=1))  # deterministic
     assert not np.array_equal(_actions(first, explore=True), _actions(first, seed=1, explore=True))
     assert not np.array_equal(_actions(first), _actions(other))
 
@@ -115,14 +115,13 @@ def test_discrete_actions_are_refused(algorithm: str, space: spaces.Space) -> No
 
 @pytest.mark.parametrize("space", [spaces.Box(-2.0, 2.0, (2,)), spaces.Box(-1.0, 1.0, (2, 2))])
 def test_actions_in_other_boxes_are_refused(space: spaces.Space) -> None:
-    """A task that is read from an environment has none of them."""
     with pytest.raises(ValueError, match=r"expected a flat Box of \[-1, 1\]") as refusal:
         SMALL.build(replace(TASK, action_space=space), CPU, seed=0)
     assert str(space) in str(refusal.value)
 
 
 @pytest.mark.parametrize("algorithm", KINDS)
-def test_it_trains_and_plays_from_the_command_line(
+def test_the_command_line_trains_and_evaluates(
     algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -130,15 +129,10 @@ def test_it_trains_and_plays_from_the_command_line(
     run_train("sac", "--algorithm", algorithm, *QUICK, "--name", "r")
     reports = [row for row in read_metrics(Path("runs/r")) if row["policy/updates"]]
     assert [int(row["n_total_env_steps"]) for row in reports] == [30, 40, 50, 60]
-    assert [float(row["policy/updates"]) for row in reports] == [11, 21, 31, 41]  # one a step from the twentieth on
+    assert [float(row["policy/updates"]) for row in reports] == [11, 21, 31, 41]  # one per step from the twentieth on
     assert all(np.isfinite(float(row["policy/critic1_loss"])) for row in reports)
     level = read_state(Path("runs/r"))["agent"]["0"]
     assert (level["n_updates"], level["n_total_env_steps"]) == (41, 60)
-    told = []
-    for seed in (1, 1, 2):
-        capsys.readouterr()
-        run_evaluate("runs/r", "--episodes", 2, "--seed", seed)
-        told.append(capsys.readouterr().out)
-    assert "60 environment steps" in told[0]
-    assert told[0] == told[1]
+    run_evaluate("runs/r", "--episodes", 1)
+    assert "60 environment steps" in capsys.readouterr().out
     torch.set_num_threads(n_threads)

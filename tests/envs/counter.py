@@ -1,4 +1,4 @@
-"""An environment whose observations count, so that every stored transition can be checked by eye."""
+"""Environment whose observations count, so that every stored transition can be checked."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class CounterEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         """Create the environment.
 
         Args:
-            episode_length: Steps per episode; with `random_length` the most there can be.
-            ends: How episodes end.
+            episode_length: Steps per episode; the maximum with `random_length`.
+            ends: Kind of end: all terminate, all truncate, or both in turn.
             random_length: Draw the length of each episode from 1 to `episode_length`, by the seed of `reset`.
         """
         if episode_length < 1:
@@ -63,11 +63,7 @@ class CounterEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 
 def register_counter() -> str:
-    """Register `CounterEnv` with gymnasium, as often as one likes.
-
-    Returns:
-        The id, `LayeredRLTestCounter-v0`.
-    """
+    """Register `CounterEnv` with gymnasium unless it is registered, and return its id."""
     env_id = "LayeredRLTestCounter-v0"
     if env_id not in gym.registry:
         gym.register(id=env_id, entry_point="tests.envs.counter:CounterEnv")

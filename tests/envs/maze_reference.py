@@ -1,4 +1,4 @@
-"""Maze2D's rules once more, the slow and obvious way, to compare with."""
+"""Reference of Maze2D's rules: slow and simple."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from envs.maze2d_layouts import Layout
 
 
 def blocked(layout: Layout, x: float, y: float) -> bool:
-    """Whether some cell of the walls has a point closer than 0.15 m."""
+    """True if a wall cell has a point closer than 0.15 m."""
     for row, cells in enumerate(layout.rows):
         for column, cell in enumerate(cells):
             nearest_x = min(max(x, column), column + 1)
@@ -26,7 +26,7 @@ def move(layout: Layout, position: np.ndarray, velocity: np.ndarray, push: np.nd
 
 
 def free_positions(layout: Layout, n: int, seed: int) -> np.ndarray:
-    """Random places that an agent can be in. Shape: (n, 2)."""
+    """Random positions that touch no wall. Shape: (n, 2)."""
     rng = np.random.default_rng(seed)
     found: list[np.ndarray] = []
     while len(found) < n:

@@ -1,4 +1,4 @@
-"""The ant that goes to a goal. What all tasks have in common is tested in test_known_tasks."""
+"""The ant that goes to a goal. Promises of all tasks are tested in test_known_tasks."""
 
 import copy
 import pickle
@@ -36,7 +36,7 @@ def test_observes_and_moves_as_ant_v5() -> None:
         assert not truncated
 
 
-def test_being_unhealthy_ends_nothing() -> None:
+def test_being_unhealthy_does_not_terminate() -> None:
     env = AntGoal(goal=(0.0, 0.0))
     env.reset(seed=0)
     qpos, qvel = env.data.qpos.copy(), env.data.qvel.copy()
@@ -48,7 +48,7 @@ def test_being_unhealthy_ends_nothing() -> None:
     assert info["is_success"]  # within 1.5 m
 
 
-def test_goals() -> None:
+def test_goals_are_uniform_or_given_and_checked() -> None:
     env = AntGoal()
     env.reset(seed=0)
     goals = np.array([env.reset()[0]["desired_goal"] for _ in range(300)])

@@ -1,8 +1,7 @@
-"""The cart-pole against gymnasium's, and the torch functions against the cart-pole."""
+"""The cart-pole against gymnasium's. Its torch functions are tested in test_known_tasks."""
 
 import importlib
 import math
-import pickle
 import subprocess
 import sys
 import warnings
@@ -13,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.envs.classic_control import CartPoleEnv
-from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 
 import envs
@@ -21,8 +19,6 @@ from envs.cartpole import (
     THETA_LIMIT,
     X_LIMIT,
     ContinuousCartPole,
-    dynamics_function,
-    reward_function,
     termination_function,
 )
 
@@ -41,18 +37,9 @@ def _action(value: float) -> Array:
 
 
 def _balancing(obs: Array) -> Array:
-    """A hand-made feedback law that keeps the pole up."""
+    """Linear feedback that keeps the pole up."""
     push = obs @ np.array([0.1, 0.3, 3.0, 1.0], dtype=np.float32)
     return _action(float(np.clip(push, -1.0, 1.0)))
-
-
-def test_passes_gymnasiums_checks() -> None:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        check_env(gym.make(ENV_ID).unwrapped)
-    # The velocities are unbounded, as in CartPole-v1, which gets the same two remarks.
-    unexpected = [str(w.message) for w in caught if "infinity" not in str(w.message)]
-    assert not unexpected
 
 
 def test_registration_can_be_repeated() -> None:
@@ -64,15 +51,17 @@ def test_registration_can_be_repeated() -> None:
     assert spec.max_episode_steps == 200
 
 
-def test_pillow_and_the_library_are_not_imported_with_the_environment() -> None:
+def test_importing_and_running_the_environment_loads_no_other_package() -> None:
     code = (
-        "import sys, gymnasium, envs; env = gymnasium.make('ContinuousCartPole-v0'); env.reset(); "
-        "assert not {'PIL', 'layeredrl', 'agents', 'pygame'} & set(sys.modules)"
+        "import sys, envs; others = {'mujoco', 'gymnasium_robotics', 'PIL', 'layeredrl', 'agents', 'pygame'}; "
+        "assert not others & set(sys.modules); "
+        "import gymnasium; env = gymnasium.make('ContinuousCartPole-v0'); env.reset(); "
+        "assert not others & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(envs.__file__).parents[1])
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_full_force_is_cartpole_v1(seed: int) -> None:
     ours, theirs = gym.make(ENV_ID), gym.make("CartPole-v1")
     assert isinstance(ours.observation_space, gym.spaces.Box)
@@ -113,56 +102,7 @@ def test_leaving_the_track_terminates_as_in_cartpole_v1() -> None:
         theirs.reset()
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_torch_functions_follow_the_environment(seed: int) -> None:
-    env = gym.make(ENV_ID)
-    env.action_space.seed(seed)
-    obs, _ = env.reset(seed=seed)
-    transitions = []
-    for _ in range(300):
-        action = env.action_space.sample()
-        next_obs, reward, terminated, truncated, _ = env.step(action)
-        transitions.append((obs, action, next_obs, reward, terminated))
-        obs = env.reset()[0] if terminated or truncated else next_obs
-    states, actions, next_states, rewards, terminations = (
-        torch.from_numpy(np.array(column)) for column in zip(*transitions, strict=True)
-    )
-    assert terminations.any()
-    torch.testing.assert_close(dynamics_function(states, None, actions), next_states, rtol=1e-5, atol=1e-6)
-    known = env.unwrapped
-    assert isinstance(known, ContinuousCartPole)
-    torch.testing.assert_close(known.reward_function(states, None, actions, next_states), rewards.float())
-    found = known.termination_function(states, None, actions, next_states)
-    assert found.dtype == torch.bool
-    assert torch.equal(found, terminations)
-
-
-@pytest.mark.parametrize("leading", [(), (7,), (2, 3), (2, 1, 5), (0,)])
-def test_torch_functions_take_any_batch_dims(leading: tuple[int, ...]) -> None:
-    generator = torch.Generator().manual_seed(0)
-    state = torch.randn(*leading, 4, generator=generator)
-    action = torch.rand(*leading, 1, generator=generator) * 2 - 1
-    context = torch.zeros(*leading, 0)
-    next_state = dynamics_function(state, context, action)
-    assert next_state.shape == (*leading, 4)
-    flat = [dynamics_function(s, None, a) for s, a in zip(state.reshape(-1, 4), action.reshape(-1, 1), strict=True)]
-    if flat:
-        torch.testing.assert_close(next_state.reshape(-1, 4), torch.stack(flat))
-    reward = reward_function(state, context, action, next_state)
-    assert torch.equal(reward, torch.ones(leading))
-    terminated = termination_function(state, context, action, next_state)
-    assert terminated.shape == leading
-    assert terminated.dtype == torch.bool
-
-
-def test_dynamics_refuses_to_broadcast() -> None:
-    with pytest.raises(ValueError, match=r"\(2, 1, 4\) and \(2, 3, 1\)"):
-        dynamics_function(torch.zeros(2, 1, 4), None, torch.zeros(2, 3, 1))
-    with pytest.raises(ValueError, match=r"\(5, 3\)"):
-        dynamics_function(torch.zeros(5, 3), None, torch.zeros(5, 1))
-
-
-def test_termination_looks_at_the_next_state_alone() -> None:
+def test_termination_depends_on_the_next_state_alone() -> None:
     inside = torch.tensor([X_LIMIT - 0.01, 9.0, THETA_LIMIT - 0.001, 9.0])
     outside = torch.tensor([X_LIMIT + 0.01, 0.0, 0.0, 0.0])
     tilted = torch.tensor([0.0, 0.0, -THETA_LIMIT - 0.001, 0.0])
@@ -183,16 +123,6 @@ def test_truncates_at_exactly_200() -> None:
     assert ends == [False] * 199 + [True]
 
 
-def test_same_seed_same_episode() -> None:
-    first, second = gym.make(ENV_ID), gym.make(ENV_ID)
-    starts = {first.reset(seed=seed)[0].tobytes() for seed in range(10)}
-    assert len(starts) == 10
-    np.testing.assert_array_equal(first.reset(seed=3)[0], second.reset(seed=3)[0])
-    for action in np.linspace(-0.5, 0.5, 10, dtype=np.float32):
-        np.testing.assert_array_equal(first.step(_action(action))[0], second.step(_action(action))[0])
-    np.testing.assert_array_equal(first.reset()[0], second.reset()[0])  # the generator goes on alike
-
-
 @pytest.mark.parametrize(
     ("action", "message"),
     [
@@ -210,10 +140,10 @@ def test_bad_actions_are_refused(cartpole: ContinuousCartPole, action: Array, me
     with pytest.raises(ValueError, match=message):
         cartpole.step(action)
     assert cartpole._state is not None
-    np.testing.assert_array_equal(cartpole._state.astype(np.float32), start)  # the refusal changed nothing
+    np.testing.assert_array_equal(cartpole._state.astype(np.float32), start)  # the state did not change
 
 
-def test_misuse_is_named(cartpole: ContinuousCartPole) -> None:
+def test_misuse_raises_or_warns(cartpole: ContinuousCartPole) -> None:
     with pytest.raises(gym.error.ResetNeeded, match="step was called before reset"):
         cartpole.step(_action(0.0))
     with pytest.raises(gym.error.ResetNeeded, match="render was called before reset"):
@@ -244,10 +174,10 @@ def test_frames_show_state_action_and_step(cartpole: ContinuousCartPole) -> None
     assert not np.array_equal(still, draw(np.array([0.0, 0.0, 0.1, 0.0]), 0.0, 0))
     assert not np.array_equal(still, draw(np.zeros(4), 1.0, 0))
     assert not np.array_equal(still, draw(np.zeros(4), 0.0, 7))
-    np.testing.assert_array_equal(still, draw(np.zeros(4), 0.0, 0))  # nothing was left on the background
+    np.testing.assert_array_equal(still, draw(np.zeros(4), 0.0, 0))  # the background did not change
 
 
-@pytest.mark.parametrize("action", [-1.0, -0.01, 0.0, 0.01, 1.0])
+@pytest.mark.parametrize("action", [-1.0, 0.01])
 def test_frames_at_the_ends_of_the_track(cartpole: ContinuousCartPole, action: float) -> None:
     cartpole.reset(seed=0)
     for x in (-X_LIMIT, X_LIMIT):
@@ -256,24 +186,3 @@ def test_frames_at_the_ends_of_the_track(cartpole: ContinuousCartPole, action: f
         frame = cartpole.render()
         assert frame is not None
         assert frame.shape == (300, 480, 3)
-
-
-def test_survives_pickling(cartpole: ContinuousCartPole) -> None:
-    start, _ = cartpole.reset(seed=1)
-    cartpole.render()
-    copy = pickle.loads(pickle.dumps(cartpole))
-    np.testing.assert_array_equal(copy.step(_action(0.3))[0], cartpole.step(_action(0.3))[0])
-    np.testing.assert_array_equal(copy.reset(seed=1)[0], start)
-
-
-def _rescaled(env: Env) -> gym.wrappers.RescaleAction[Array, Array, Array]:
-    return gym.wrappers.RescaleAction(env, np.float32(-1.0), np.float32(1.0))
-
-
-def test_runs_in_a_vector_environment() -> None:
-    vector_env = gym.make_vec(ENV_ID, num_envs=3, vectorization_mode="sync", wrappers=[_rescaled])
-    obs, _ = vector_env.reset(seed=0)
-    assert obs.shape == (3, 4)
-    obs, reward, *_ = vector_env.step(np.array([[-1.0], [0.0], [1.0]], dtype=np.float32))
-    assert obs.shape == (3, 4)
-    assert reward.tolist() == [1.0, 1.0, 1.0]

@@ -1,4 +1,4 @@
-"""The swing-up: its physics, that it needs swings, and its pictures. Its functions are tested in test_known_tasks."""
+"""Physics and pictures of the swing-up. Its functions are tested in test_known_tasks."""
 
 import math
 import pickle
@@ -31,12 +31,12 @@ def test_no_force_keeps_the_energy() -> None:
         turning = 2 / 3 * POLE_MASS * HALF_LENGTH**2 * theta_dot**2
         return moving + turning + POLE_MASS * GRAVITY * HALF_LENGTH * math.cos(theta)
 
-    scale = POLE_MASS * GRAVITY * HALF_LENGTH  # of raising the pole from the side
+    scale = POLE_MASS * GRAVITY * HALF_LENGTH  # energy of raising the pole from horizontal
     start, energies = energy(), []
     for _ in range(200):
         env.step(np.zeros(1, np.float32))
         energies.append(energy())
-    # It oscillates, as it does with symplectic steps, but does not grow.
+    # With symplectic steps the energy oscillates but does not grow.
     assert abs(np.mean(energies[:50]) - start) < 0.1 * scale
     assert abs(np.mean(energies[-50:]) - start) < 0.1 * scale
 
@@ -63,7 +63,7 @@ def test_reward_is_one_at_the_goal_and_zero_at_the_bottom() -> None:
     torch.testing.assert_close(found, torch.tensor([1.0, math.exp(-1), 0.0, 0.5]))
 
 
-def test_the_track_ends_and_the_angle_does_not_matter() -> None:
+def test_only_the_end_of_the_track_terminates() -> None:
     env = CartPoleSwingUp()
     env.reset(seed=0)
     for theta in (0.0, 1.0, 3.0, 40.0):

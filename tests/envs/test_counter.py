@@ -1,4 +1,4 @@
-"""The counting environment is what other tests lean on, so its numbers are checked here."""
+"""Numbers of the counting environment, on which other tests rely."""
 
 import gymnasium as gym
 import numpy as np
@@ -37,7 +37,7 @@ def test_observation_counts_steps_and_episodes() -> None:
     ("ends", "terminated"),
     [("terminate", [True] * 4), ("truncate", [False] * 4), ("alternate", [True, False, True, False])],
 )
-def test_how_episodes_end(ends: Ends, terminated: list[bool]) -> None:
+def test_ends_of_episodes(ends: Ends, terminated: list[bool]) -> None:
     env = CounterEnv(episode_length=2, ends=ends)
     last_steps = [_episode(env)[-1] for _ in terminated]
     assert [step[2] for step in last_steps] == terminated
@@ -51,7 +51,7 @@ def test_random_length_follows_the_seed() -> None:
     assert set(lengths) == {1, 2, 3, 4, 5, 6}
 
 
-def test_misuse_is_refused() -> None:
+def test_misuse_raises() -> None:
     with pytest.raises(ValueError, match="episode_length is 0"):
         CounterEnv(0)
     with pytest.raises(ValueError, match="ends is 'stop'"):

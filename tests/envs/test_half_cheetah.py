@@ -1,4 +1,4 @@
-"""The simulator against the environment. What all tasks have in common is tested in test_known_tasks."""
+"""The simulator against the environment. Promises of all tasks are tested in test_known_tasks."""
 
 import copy
 import pickle
@@ -52,7 +52,7 @@ def test_threads_and_copies_change_nothing() -> None:
     assert torch.equal(expected[:, 0], state)
     for other in (three, pickle.loads(pickle.dumps(three)), copy.deepcopy(one), simulate):
         assert torch.equal(other(state, None, actions), expected)
-    assert torch.equal(one(state, None, actions), expected)  # nothing is left over
+    assert torch.equal(one(state, None, actions), expected)  # no state is left over
     assert one(state[:0], None, actions[:0]).shape == (0, 6, 18)
     assert one(state, None, actions[:, :0]).shape == (7, 1, 18)
     torch.testing.assert_close(dynamics_function(state, None, actions[:, 0]), expected[:, 1])
@@ -67,7 +67,7 @@ def test_an_oracle_that_simulates_whole_sequences() -> None:
     assert not found.term_prob.any()
 
 
-def test_what_mujoco_gives_up_is_nan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_simulations_are_nan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes a log file
     state, actions = torch.zeros(4, 18), torch.zeros(4, 5, 6)
     state[1, 12], state[2, 3], actions[3, 2, 0] = 1e12, torch.nan, torch.nan

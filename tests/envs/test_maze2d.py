@@ -1,4 +1,4 @@
-"""The rules of the mazes, and the single environment. What all tasks have in common is tested in test_known_tasks."""
+"""Rules of the mazes, and the single environment. Promises of all tasks are tested in test_known_tasks."""
 
 import copy
 import itertools
@@ -19,7 +19,7 @@ from layeredrl.world_model import Encoder, Oracle
 from tests.envs import maze_reference
 
 OPEN = Layout("open", ("....", ".#..", "...."), ((0.5, 0.5),), ((3.5, 2.5),))
-"""Without walls around it, so that the world's edge holds the agent."""
+"""Maze without outer walls, so that the world's edge stops the agent."""
 LAYOUTS = [MEDIUM, CORRIDOR, OPEN]
 PAIRS = list(itertools.permutations(MEDIUM.starts, 2))
 
@@ -42,7 +42,7 @@ def run(env: Maze2D, actions: np.ndarray, **options: Any) -> np.ndarray:
 @pytest.mark.parametrize("drift", [(0.0, 0.0), (0.3, -0.07)])
 def test_moves_are_those_of_the_plain_rules(layout: Layout, drift: tuple[float, float]) -> None:
     rules = MazeRules(layout, drift=drift)
-    positions, velocities = moves(layout, 750, 0)
+    positions, velocities = moves(layout, 300, 0)
     pairs = zip(positions, velocities, strict=True)
     expected = np.array([maze_reference.move(layout, p, v, np.array(drift)) for p, v in pairs])
     one = [rules.move(tuple(p), tuple(v), 1) for p, v in zip(positions.tolist(), velocities.tolist(), strict=True)]
@@ -50,23 +50,23 @@ def test_moves_are_those_of_the_plain_rules(layout: Layout, drift: tuple[float, 
     np.testing.assert_allclose(many, expected, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(one, many)  # to the last bit
     moved = positions + 0.1 * velocities.clip(-1, 1) + drift
-    assert 0.02 < (np.abs(many - moved).max(1) > 1e-9).mean() < 0.6  # some were held
+    assert 0.02 < (np.abs(many - moved).max(1) > 1e-9).mean() < 0.6  # some moves were blocked
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.name)
 def test_torch_follows(layout: Layout) -> None:
     rules = MazeRules(layout, drift=(0.02, 0.05))
-    positions, velocities = moves(layout, 1500, 1)
-    expected = torch.from_numpy(rules.move_all(positions, velocities, np.ones(1500, np.int64)))
+    positions, velocities = moves(layout, 600, 1)
+    expected = torch.from_numpy(rules.move_all(positions, velocities, np.ones(600, np.int64)))
     state, action = torch.from_numpy(positions), torch.from_numpy(velocities)
     torch.testing.assert_close(rules.dynamics_function(state, None, action), expected, rtol=0, atol=1e-12)
     found = rules.dynamics_function(state.float(), None, action.float())
     assert found.dtype == torch.float32
-    # Where a corner is touched by less than rounding, one of the two may pass.
-    assert ((found - expected).abs().amax(-1) < 2e-6).float().mean() > 0.999
-    twice = torch.cat((state, state), -1).reshape(3, 20, 25, 4)
-    batched = rules.dynamics_function(twice, None, action.reshape(3, 20, 25, 2))
-    torch.testing.assert_close(batched, torch.cat((expected, expected), -1).reshape(3, 20, 25, 4))
+    # Where rounding decides about a corner, float32 and float64 may differ.
+    assert ((found - expected).abs().amax(-1) < 2e-6).float().mean() > 0.998
+    twice = torch.cat((state, state), -1).reshape(3, 20, 10, 4)
+    batched = rules.dynamics_function(twice, None, action.reshape(3, 20, 10, 2))
+    torch.testing.assert_close(batched, torch.cat((expected, expected), -1).reshape(3, 20, 10, 4))
     lost = rules.dynamics_function(torch.full((2,), torch.nan), None, torch.zeros(2))
     assert lost.isnan().all()
     with pytest.raises(ValueError, match=r"\(5, 3\) and \(5, 2\)"):
@@ -83,15 +83,7 @@ def test_touching_a_wall_at_just_the_radius_is_allowed_in_any_precision() -> Non
         torch.testing.assert_close(after, torch.tensor([1.15, 1.5], dtype=dtype))
 
 
-def test_slides_along_walls() -> None:
-    into_the_wall = [np.array([-1.0, 0.4], np.float32)] * 4
-    path = run(Maze2D("simple"), into_the_wall, start=(1.35, 4.0))
-    np.testing.assert_allclose(path[:, 0], [1.35, 1.25, 1.15, 1.15, 1.15], atol=1e-6)
-    np.testing.assert_allclose(path[:, 1], [4.0, 4.04, 4.08, 4.12, 4.16], atol=1e-6)
-
-
-@pytest.mark.parametrize("layout", ["simple", "corridor", "medium"])
-@pytest.mark.parametrize("reward_type", ["dense", "sparse"])
+@pytest.mark.parametrize(("layout", "reward_type"), [("corridor", "dense"), ("medium", "sparse")])
 def test_functions_are_the_environments(layout: str, reward_type: str) -> None:
     env = Maze2D(layout, reward_type=reward_type, drift=(0.01, 0.0))
     env.action_space.seed(0)
@@ -161,26 +153,17 @@ def test_starts_and_goals_are_different_corners_equally_often() -> None:
     env = Maze2D("medium")
     env.reset(seed=0)
     drawn = []
-    for _ in range(1200):
+    for _ in range(600):
         obs, info = env.reset()
         drawn.append((*obs["observation"].tolist(), *obs["desired_goal"].tolist()))
         assert not info["is_success"]
     pairs, counts = np.unique(drawn, axis=0, return_counts=True)
     assert {tuple(pair) for pair in pairs.tolist()} == {(*start, *goal) for start, goal in PAIRS}
-    assert counts.min() > 60  # of 100 each
+    assert counts.min() > 25  # of 50 each
     assert len({str(Maze2D("simple").reset(seed=seed)[0]) for seed in range(5)}) == 1
     only_start = [env.reset(options={"start": (1.5, 1.5)})[0]["desired_goal"].tolist() for _ in range(50)]
     assert len(np.unique(only_start, axis=0)) == 3
-    assert Maze2D("simple").reset(options={"start": (8.5, 8.5)})[1]["is_success"]  # there is no other goal
-
-
-def test_seeds_make_episodes() -> None:
-    env, other = Maze2D("medium"), Maze2D("medium")
-    for seed in range(10):
-        for _ in range(3):
-            first, second = env.reset(seed=seed)[0], other.reset(seed=seed)[0]
-            np.testing.assert_array_equal(np.concatenate(list(first.values())), np.concatenate(list(second.values())))
-            assert str(env.reset()) == str(other.reset())
+    assert Maze2D("simple").reset(options={"start": (8.5, 8.5)})[1]["is_success"]  # its only goal
 
 
 def test_truncates_at_its_own_limit_and_never_terminates() -> None:
@@ -297,7 +280,7 @@ def test_bad_steps_are_named() -> None:
         env.step(np.array([0.0, np.nan], np.float32))
 
 
-def test_copies_go_on_by_themselves() -> None:
+def test_copies_are_independent() -> None:
     env = Maze2D("medium", render_mode="rgb_array")
     env.reset(seed=3)
     env.render()

@@ -1,4 +1,4 @@
-"""Frames and figures of the mazes: that things are where they are drawn."""
+"""Frames and figures of the mazes: things are drawn where they are."""
 
 import gymnasium as gym
 import numpy as np
@@ -15,13 +15,13 @@ SCALES = {"simple": 48, "corridor": 32, "medium": 60}
 
 
 def centre_of(frame: np.ndarray, colour: tuple[int, int, int], scale: int) -> np.ndarray:
-    """x, y in metres of the middle of all pixels of a colour."""
+    """Mean position x, y, in metres, of all pixels of a colour."""
     y, x = np.nonzero((frame == colour).all(-1))
     return np.array([x.mean() + 0.5, y.mean() + 0.5]) / scale
 
 
 @pytest.mark.parametrize("name", SCALES)
-def test_everything_is_where_it_is(name: str) -> None:
+def test_agent_goal_and_walls_are_drawn_at_their_positions(name: str) -> None:
     scale, layout = SCALES[name], LAYOUTS[name]
     env = Maze2D(name, render_mode="rgb_array")
     env.reset(seed=0)
@@ -72,7 +72,7 @@ def test_passes_gymnasiums_checks_of_rendering() -> None:
     check_env(gym.make("Maze2D-Corridor-v0", render_mode="rgb_array").unwrapped)
 
 
-def test_walls_in_figures_are_where_the_agent_meets_them() -> None:
+def test_walls_in_figures_are_where_the_agent_touches_them() -> None:
     axis = Figure().subplots()
     draw_walls(axis, MEDIUM)
     assert axis.get_xlim() == (0, 8)

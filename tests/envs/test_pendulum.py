@@ -1,4 +1,4 @@
-"""The pendulum is gymnasium's to the last bit. Its functions are tested in test_known_tasks."""
+"""The pendulum against gymnasium's, to the last bit. Its functions are tested in test_known_tasks."""
 
 import gymnasium as gym
 import numpy as np
@@ -21,7 +21,7 @@ def test_is_pendulum_v1() -> None:
         assert (terminated, truncated) == (False, i == 199)
 
 
-def test_torque_and_speed_are_held() -> None:
+def test_torque_and_speed_are_clipped() -> None:
     state = torch.tensor([[0.0, 1.0, 7.9], [0.0, -1.0, -7.9]])
     for torque in (2.0, 5.0):
         push = torch.tensor([[torque], [-torque]])

@@ -1,4 +1,4 @@
-"""The tasks of PETS in vectors and with an agent, stopped in the midst of an episode."""
+"""Tasks of PETS in vector environments, and with an agent that stops within an episode and resumes."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from tests.experiments.commands import QUICK, assert_same_run, run_train, signal
 
 
 @pytest.mark.parametrize(("env_id", "n_envs"), list(zip(IDS, (3, 1, 3, 1), strict=True)))
-def test_pets_stops_and_goes_on_to_the_last_bit(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     env_id: str, n_envs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -30,7 +30,7 @@ def test_pets_stops_and_goes_on_to_the_last_bit(
 
 
 @pytest.mark.parametrize("env_id", IDS)
-def test_environments_in_processes_of_their_own_are_the_same(env_id: str) -> None:
+def test_async_environments_equal_sync_ones(env_id: str) -> None:
     def play(vectorization: Vectorization) -> list[Any]:
         env = make_vector_env(env_id, 2, vectorization=vectorization)
         env.action_space.seed(0)

@@ -1,4 +1,4 @@
-"""The wrapped mazes of gymnasium-robotics. What all tasks have in common is tested in test_known_tasks."""
+"""The wrapped mazes of gymnasium-robotics. Promises of all tasks are tested in test_known_tasks."""
 
 import copy
 import pickle
@@ -41,7 +41,7 @@ def test_episodes_are_the_originals(env_id: str) -> None:
         expected, found = original.step(action), env.step(action)
 
 
-def test_success_is_passed_on() -> None:
+def test_info_has_the_success() -> None:
     env = PointMaze("umaze")
     successes = []
     for seed in range(8):
@@ -55,7 +55,7 @@ def test_success_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize("kind", [PointMaze, AntMaze])
-def test_copies_and_what_is_left_behind(kind: type[PointMaze]) -> None:
+def test_copies_work_and_no_file_is_left(kind: type[PointMaze]) -> None:
     env = kind("medium")
     assert not Path(env.tmp_xml_file_path).exists()
     for other in (copy.deepcopy(env), pickle.loads(pickle.dumps(env))):

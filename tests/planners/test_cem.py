@@ -9,11 +9,20 @@ from gymnasium import spaces
 from tianshou.data import Batch
 
 from layeredrl.planners import CEM, CEMConfig
+from tests.planners.plain import (
+    CPU,
+    HIGH,
+    LOW,
+    SPACE,
+    HalfFailing,
+    best_finite,
+    by_row,
+    fill_up,
+    middle,
+    seeded,
+)
 
-CPU = torch.device("cpu")
 E, H, A = 4, 5, 2
-LOW, HIGH = np.array([-1.0, -0.4]), np.array([0.5, 1.2])
-SPACE = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32))
 SETTINGS = {"horizon": H, "n_samples": 30, "n_iterations": 6, "n_elites": 6, "stop_variance": 0.0}
 
 
@@ -48,8 +57,7 @@ def reference(config, evaluate, uniform, mean, proposals=()):
         pool = np.stack(pool + [np.clip(x, LOW, HIGH) for x in proposals])
         scores = evaluate(pool)
         pools.append(pool[:n_shown])
-        counting = np.flatnonzero(np.isfinite(scores))
-        order = counting[np.argsort(-scores[counting], kind="stable")][: config.n_elites]
+        order = best_finite(scores, config.n_elites)
         elites = pools[-1][fill_up(order, config.n_elites)]
         mean = config.momentum * mean + (1 - config.momentum) * elites.mean(0)
         variance = config.momentum * variance + (1 - config.momentum) * elites.var(0)
@@ -58,77 +66,25 @@ def reference(config, evaluate, uniform, mean, proposals=()):
     return mean, best, pools, best_scores
 
 
-def fill_up(order, n):
-    """Where there are fewer than n, the best one stands in for the rest."""
-    return np.concatenate([order, np.full(n - len(order), order[0])])
-
-
 def score_of(env_id, sequences):
     """The larger the environment's index, the sharper the peak (N, H, A) -> (N,), in numpy or torch."""
     return -(4.0**env_id) * ((sequences - 0.1 * env_id) ** 2).sum((-1, -2))
-
-
-def half_failing(env_id, sequences):
-    """`score_of`, but not finite where the first action is in the upper half."""
-    where = torch.where if isinstance(sequences, torch.Tensor) else np.where
-    failure = [float("nan"), float("inf"), -float("inf")][env_id % 3]
-    return where(sequences[..., 0, 0] > -0.25, failure, score_of(env_id, sequences))
-
-
-def score(candidates):
-    return torch.stack([score_of(i, x) for i, x in enumerate(candidates)])
-
-
-class GivenUniform:
-    """In place of `torch.rand`: keeps what it drew."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(0)
-        self.drawn = []
-
-    def __call__(self, shape, **_):
-        self.drawn.append(self.rng.uniform(size=shape))
-        return torch.tensor(self.drawn[-1], dtype=torch.float32)
-
-
-@pytest.fixture
-def uniform(monkeypatch):
-    given = GivenUniform()
-    monkeypatch.setattr(torch, "rand", given)
-    return given
-
-
-class Recorder:
-    def __init__(self, function):
-        self.function, self.shown = function, []
-
-    def __call__(self, candidates):
-        self.shown.append(candidates.clone())
-        return self.function(candidates)
-
-
-def flat(candidates):
-    return candidates.new_zeros(candidates.shape[:2])
 
 
 def close(actual, expected):
     np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-6, atol=2e-5)
 
 
-def middle():
-    return np.tile((LOW + HIGH) / 2, (H, 1))
-
-
-def compare(config, uniform, starts, proposals=None, objective=score_of):
+def compare(config, numbers, starts, proposals=None, objective=score_of):
     """One decision of the library and of the reference; returns both final means and each row's iterations."""
-    uniform.drawn.clear()
-    recorder = Recorder(lambda x: torch.stack([objective(i, rows) for i, rows in enumerate(x)]))
+    numbers.clear()
+    recorder = by_row(objective)
     memory = Batch(center=torch.tensor(np.stack(starts), dtype=torch.float32))
     plan = CEM(SPACE, config).plan(recorder, E, memory, torch.Generator(), proposals)
     means, n_iterations = [], []
     for i in range(E):
         suggested = () if proposals is None else proposals[i].double().numpy()
-        draws = [drawn[i] for drawn in uniform.drawn]
+        draws = [drawn[i] for drawn in numbers.uniform]
         mean, best, pools, best_scores = reference(config, lambda x, i=i: objective(i, x), draws, starts[i], suggested)
         for candidates, pool in zip(recorder.shown, pools, strict=False):  # the library goes on for the others
             close(candidates[i], pool)
@@ -147,40 +103,34 @@ def compare(config, uniform, starts, proposals=None, objective=score_of):
     [{}, {"execute": "best"}, {"momentum": 0.5, "init_std": 0.2}, {"n_iterations": 1}, {"n_elites": 1}],
     ids=str,
 )
-def test_decisions_are_those_of_the_reference(uniform, settings):
+def test_decisions_are_those_of_the_reference(numbers, settings):
     config = CEMConfig(**SETTINGS | settings)
-    starts = [middle()] * E
+    starts = [middle(H)] * E
     for _ in range(3):
-        plan, _, n_iterations = compare(config, uniform, starts)
+        plan, _, n_iterations = compare(config, numbers, starts)
         assert n_iterations == [config.n_iterations] * E
         starts = list(plan.warm_start.center.double().numpy())
 
 
-def test_proposals_compete_in_every_iteration(uniform):
-    proposals = torch.randn(E, 3, H, A, generator=torch.Generator().manual_seed(0))
-    compare(CEMConfig(**SETTINGS), uniform, [middle()] * E, proposals)
+def test_proposals_compete_in_every_iteration(numbers):
+    proposals = torch.randn(E, 3, H, A, generator=seeded())
+    compare(CEMConfig(**SETTINGS), numbers, [middle(H)] * E, proposals)
 
 
-@pytest.mark.parametrize(("n_elites", "few"), [(5, False), (25, True)])
-@pytest.mark.parametrize("execute", ["best", "mean"])
-def test_what_is_not_finite_does_not_count(uniform, n_elites, few, execute):
-    numbers = []
-
-    def counted(env_id, sequences):
-        scores = half_failing(env_id, sequences)
-        numbers.append(int(np.isfinite(np.asarray(scores)).sum()))
-        return scores
-
-    compare(CEMConfig(**SETTINGS | {"n_elites": n_elites, "execute": execute}), uniform, [middle()] * E, None, counted)
-    assert min(numbers) > 0
-    assert any(n < n_elites for n in numbers) == few  # else this test shows nothing
+@pytest.mark.parametrize(("n_elites", "execute", "few"), [(5, "mean", False), (25, "best", True)])
+def test_scores_that_are_not_finite_do_not_count(numbers, n_elites, execute, few):
+    objective = HalfFailing(score_of)
+    config = CEMConfig(**SETTINGS | {"n_elites": n_elites, "execute": execute})
+    compare(config, numbers, [middle(H)] * E, None, objective)
+    assert min(objective.n_finite) > 0
+    assert any(n < n_elites for n in objective.n_finite) == few  # else this test shows nothing
 
 
 @pytest.mark.parametrize("execute", ["best", "mean"])
-def test_each_environment_stops_when_its_own_variance_is_small(uniform, execute):
+def test_each_environment_stops_when_its_own_variance_is_small(numbers, execute):
     config = CEMConfig(**SETTINGS | {"stop_variance": 0.03, "n_iterations": 12, "execute": execute})
     rng = np.random.default_rng(5)
-    _, _, n_iterations = compare(config, uniform, [rng.uniform(LOW, HIGH, (H, A)) for _ in range(E)])
+    _, _, n_iterations = compare(config, numbers, [rng.uniform(LOW, HIGH, (H, A)) for _ in range(E)])
     assert len(set(n_iterations)) > 1  # else this test shows nothing
     assert 1 < min(n_iterations) < 12
 
@@ -190,85 +140,14 @@ def test_a_search_that_stops_late_does_not_move_one_that_stopped():
     planner = CEM(SPACE, config)
     factor = torch.tensor([1.0, 1.0, 0.0, 0.0]).unsqueeze(1)  # flat: does not converge
     plans = [
-        planner.plan(lambda x: f * score(x), E, planner.initial_warm_start(E, CPU), torch.Generator().manual_seed(0))  # noqa: B023
+        planner.plan(lambda x: f * by_row(score_of)(x), E, planner.initial_warm_start(E, CPU), seeded())  # noqa: B023
         for f in (factor, torch.ones(E, 1))
     ]
     assert torch.equal(plans[0].actions[:2], plans[1].actions[:2])
 
 
-def test_samples_stop_at_two_deviations():
-    planner = CEM(spaces.Box(-1.0, 1.0, (A,)), CEMConfig(**SETTINGS | {"n_samples": 4000, "init_std": 0.2}))
-    recorder = Recorder(flat)
-    planner.plan(recorder, E, planner.initial_warm_start(E, CPU), torch.Generator().manual_seed(0))
-    samples = recorder.shown[0]
-    assert 0.39 < samples.abs().max() <= 0.4 + 1e-6
-    # Variance of a standard normal distribution that is cut off at two: 1 - 4 phi(2) / (1 - 2 Phi(-2)).
-    assert samples.std().item() == pytest.approx(0.2 * 0.7737**0.5, rel=0.01)
-    torch.testing.assert_close(samples.mean((0, 1)), torch.zeros(H, A), rtol=0, atol=0.01)
-
-
-def test_near_a_bound_samples_are_narrow_instead_of_cut():
-    planner = CEM(spaces.Box(-1.0, 1.0, (1,)), CEMConfig(**SETTINGS | {"n_samples": 4000}))
-    mean = torch.tensor([-0.99, -0.7, 0.0, 0.8, 1.0]).view(1, H, 1)
-    recorder = Recorder(flat)
-    planner.plan(recorder, 1, Batch(center=mean), torch.Generator().manual_seed(0))
-    samples = recorder.shown[0][0, :, :, 0]
-    room = torch.tensor([0.01, 0.3, 1.0, 0.2, 0.0])
-    torch.testing.assert_close((samples - mean[0, :, 0]).abs().max(0).values, room, rtol=0.02, atol=1e-6)
-    assert ((samples.abs() == 1.0).float().mean(0)[:-1] < 0.01).all()  # they do not pile up at the bounds
-
-
 def test_the_warm_start_is_the_mean_shifted_by_one_with_an_action_of_zero():
     planner = CEM(spaces.Box(-1.0, 1.0, (A,)), CEMConfig(**SETTINGS | {"execute": "mean"}))
-    plan = planner.plan(score, E, planner.initial_warm_start(E, CPU), torch.Generator())
+    plan = planner.plan(by_row(score_of), E, planner.initial_warm_start(E, CPU), torch.Generator())
     assert torch.equal(plan.warm_start.center[:, :-1], plan.actions[:, 1:])
     assert (plan.warm_start.center[:, -1] == 0).all()
-
-
-def test_new_choices_start_uniform():
-    planner = CEM(spaces.MultiDiscrete([3, 2]), CEMConfig(**SETTINGS | {"momentum": 0.0, "n_elites": 1}))
-    plan = planner.plan(
-        lambda x: -x.float().square().sum((-1, -2)),
-        E,
-        planner.initial_warm_start(E, CPU),
-        torch.Generator().manual_seed(0),
-    )
-    center = plan.warm_start.center
-    assert torch.equal(center[:, :-1].argmax(-1), plan.actions[:, 1:])
-    close(center[:, -1], np.tile([[1 / 3, 1 / 3, 1 / 3], [1 / 2, 1 / 2, 0]], (E, 1, 1)))
-
-
-def test_the_last_action_can_go_anywhere_where_zero_is_not_inside_the_bounds():
-    # The room at a bound is zero: a mean that starts there stays there for good.
-    planner = CEM(spaces.Box(0.5, 1.5, (A,)), CEMConfig(**SETTINGS))
-    memory = planner.plan(flat, E, planner.initial_warm_start(E, CPU), torch.Generator()).warm_start
-    recorder = Recorder(flat)
-    planner.plan(recorder, E, memory, torch.Generator())
-    assert (recorder.shown[0].std(1) > 0).all()
-
-
-def test_a_start_is_the_middle_of_the_bounds():
-    planner = CEM(SPACE, CEMConfig(**SETTINGS))
-    close(planner.initial_warm_start(E, CPU).center, np.stack([middle()] * E))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("horizon", 0),
-        ("n_samples", 0),
-        ("n_iterations", 0),
-        ("n_elites", 0),
-        ("n_elites", 31),
-        ("init_std", 0.0),
-        ("momentum", -0.1),
-        ("momentum", 1.1),
-        ("execute", "median"),
-        ("init_std", float("nan")),
-        ("stop_variance", float("nan")),
-        ("stop_variance", -0.1),
-    ],
-)
-def test_settings_out_of_range_are_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}" if not isinstance(value, str) else name):
-        CEMConfig(**SETTINGS | {name: value})

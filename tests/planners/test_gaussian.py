@@ -1,4 +1,4 @@
-"""Gaussian distributions: refits by hand, and averages that rounding must not lead out of the bounds."""
+"""Gaussian distributions: refits by hand, and averages that rounding must not move out of the bounds."""
 
 import numpy as np
 import pytest
@@ -7,11 +7,9 @@ from gymnasium import spaces
 
 from layeredrl.planners.gaussian import ClippedGaussian, TruncatedGaussian
 from layeredrl.planners.search import Belief, where
+from tests.planners.plain import CPU, HIGH, LOW, SPACE
 
-CPU = torch.device("cpu")
 E, K, H, A = 3, 7, 4, 2
-LOW, HIGH = np.array([-1.0, -0.4]), np.array([0.5, 1.2])
-SPACE = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32))
 in_both_families = pytest.mark.parametrize("family", [ClippedGaussian, TruncatedGaussian])
 
 
@@ -24,9 +22,8 @@ def tensor(x):
 
 
 @in_both_families
-@pytest.mark.parametrize("momentum", [0.0, 0.3, 1.0])
-@pytest.mark.parametrize("weighted", [False, True])
-def test_a_refit_is_the_weighted_mean_and_deviation(family, momentum, weighted):
+@pytest.mark.parametrize(("momentum", "weighted"), [(0.3, False), (0.3, True), (1.0, True)])
+def test_a_refit_is_the_weighted_mean_and_standard_deviation(family, momentum, weighted):
     rng = np.random.default_rng(0)
     sequences, old_mean = rng.uniform(LOW, HIGH, (E, K, H, A)), rng.uniform(LOW, HIGH, (E, H, A))
     weights, old_std = some_weights(rng, K) if weighted else np.full((E, K), 1 / K), rng.uniform(0.1, 1, (E, H, A))
@@ -68,8 +65,10 @@ def test_averages_of_actions_on_a_bound_stay_within(family, weighted):
 
 
 @in_both_families
-def test_decisions_begin_as_wide_as_ever_around_a_centre(family):
-    search, center = family(SPACE, H, 0.3), tensor(np.random.default_rng(0).uniform(LOW, HIGH, (E, H, A)))
+def test_decisions_start_around_the_centre_with_the_initial_standard_deviation(family):
+    search = family(SPACE, H, 0.3)
+    np.testing.assert_allclose(search.initial_center(E, CPU), np.broadcast_to((LOW + HIGH) / 2, (E, H, A)), rtol=1e-6)
+    center = tensor(np.random.default_rng(0).uniform(LOW, HIGH, (E, H, A)))
     belief = search.begin(center)
     assert torch.equal(belief.center, center)
     np.testing.assert_allclose(belief.std.numpy(), np.broadcast_to(0.3 * (HIGH - LOW) / 2, (E, H, A)), rtol=1e-6)

@@ -6,13 +6,24 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-import layeredrl.planners.gaussian as gaussian_module
 from layeredrl.planners import ICEM, ICEMConfig
+from tests.planners.plain import (
+    CPU,
+    HIGH,
+    LOW,
+    SPACE,
+    HalfFailing,
+    Recorder,
+    best_finite,
+    bumpy,
+    by_row,
+    fill_up,
+    flat,
+    middle,
+    seeded,
+)
 
-CPU = torch.device("cpu")
 E, H, A = 3, 6, 2
-LOW, HIGH = np.array([-1.0, -0.4]), np.array([0.5, 1.2])
-SPACE = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32))
 SETTINGS = {"horizon": H, "n_samples": 24, "n_iterations": 3, "n_elites": 8, "reuse_fraction": 0.4}
 SWITCHES = [
     {},
@@ -30,29 +41,6 @@ SWITCHES = [
 ]
 
 
-def score_of(env_id, sequences):
-    """A bumpy objective (N, H, A) -> (N,), another one for each environment, in numpy or torch."""
-    sin, cos = (torch.sin, torch.cos) if isinstance(sequences, torch.Tensor) else (np.sin, np.cos)
-    steps = sin(3 * sequences[..., 0] + env_id) - 2 * (sequences[..., 1] - 0.2 * env_id) ** 2
-    return (steps + cos(5 * sequences[..., 0] * sequences[..., 1])).sum(-1)
-
-
-def half_failing(env_id, sequences):
-    """`score_of`, but not finite where the first action is in the upper half."""
-    where = torch.where if isinstance(sequences, torch.Tensor) else np.where
-    failure = [float("nan"), float("inf"), -float("inf")][env_id % 3]
-    return where(sequences[..., 0, 0] > -0.25, failure, score_of(env_id, sequences))
-
-
-def score(candidates):
-    return torch.stack([score_of(i, x) for i, x in enumerate(candidates)])
-
-
-def fill_up(order, n):
-    """Where there are fewer than n, the best one stands in for the rest."""
-    return np.concatenate([order, np.full(n - len(order), order[0])])
-
-
 def reference(config, evaluate, noise, history, proposals=()):
     """One decision (shared/ALGORITHMS.md, D.1).
 
@@ -67,7 +55,7 @@ def reference(config, evaluate, noise, history, proposals=()):
         The chosen sequence, the final mean and the best elites, the pools that were evaluated, the best scores.
     """
     n_reused = int(config.reuse_fraction * config.n_elites)
-    mean = np.tile((LOW + HIGH) / 2, (H, 1)) if history is None else history[0]
+    mean = middle(H) if history is None else history[0]
     std = np.tile(config.init_std * (HIGH - LOW) / 2, (H, 1))
     n, pools, best_scores = config.n_samples, [], []
     elites, elite_scores = np.empty((0, H, A)), np.empty(0)
@@ -88,8 +76,7 @@ def reference(config, evaluate, noise, history, proposals=()):
         if i > 0 and config.keep_elites:  # with the scores that they had
             pool += list(elites[:n_reused])
             scores = np.concatenate([scores, elite_scores[:n_reused]])
-        counting = np.flatnonzero(np.isfinite(scores))
-        order = counting[np.argsort(-scores[counting], kind="stable")][: config.n_elites]
+        order = best_finite(scores, config.n_elites)
         elites = np.stack(pool)[fill_up(order, config.n_elites)]
         elite_scores = np.concatenate([scores[order], np.full(config.n_elites - len(order), np.nan)])
         mean = (1 - config.momentum) * elites.mean(0) + config.momentum * mean
@@ -99,36 +86,8 @@ def reference(config, evaluate, noise, history, proposals=()):
 
 
 def reference_history(mean, elites):
-    """What the next decision starts from: the mean one step on, its last entry duplicated."""
+    """Warm start of the next decision: the mean shifted by one step, its last entry duplicated."""
     return np.concatenate([mean[1:], mean[-1:]]), elites
-
-
-class GivenNoise:
-    """In place of `colored_noise`: keeps what it drew."""
-
-    def __init__(self):
-        self.rng = np.random.default_rng(0)
-        self.drawn = []
-
-    def __call__(self, shape, basis, generator):
-        self.drawn.append(self.rng.standard_normal(shape))
-        return torch.tensor(self.drawn[-1], dtype=torch.float32)
-
-
-class Recorder:
-    def __init__(self, function):
-        self.function, self.shown = function, []
-
-    def __call__(self, candidates):
-        self.shown.append(candidates.clone())
-        return self.function(candidates)
-
-
-@pytest.fixture
-def noise(monkeypatch):
-    given = GivenNoise()
-    monkeypatch.setattr(gaussian_module, "colored_noise", given)
-    return given
 
 
 def some_history(planner, seed=7):
@@ -148,17 +107,17 @@ def close(actual, expected):
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=2e-5)
 
 
-def compare(planner, memory, histories, noise, proposals=None, objective=score_of):
+def compare(planner, memory, histories, numbers, proposals=None, objective=bumpy):
     """One decision of the library and of the reference; returns what both go on from."""
-    noise.drawn.clear()
-    recorder = Recorder(lambda x: torch.stack([objective(i, rows) for i, rows in enumerate(x)]))
+    numbers.clear()
+    recorder = by_row(objective)
     plan = planner.plan(recorder, E, memory, torch.Generator(), proposals)
     new_histories = []
     for i in range(E):
         actions, mean, elites, pools, best_scores = reference(
             planner.config,
             lambda x, i=i: objective(i, x),
-            [drawn[i] for drawn in noise.drawn],
+            [drawn[i] for drawn in numbers.noise],
             histories[i],
             () if proposals is None else proposals[i].double().numpy(),
         )
@@ -174,50 +133,51 @@ def compare(planner, memory, histories, noise, proposals=None, objective=score_o
 
 
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
-def test_decisions_with_a_history_are_those_of_the_reference(noise, settings):
+def test_decisions_with_a_history_are_those_of_the_reference(numbers, settings):
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | settings))
     memory, histories = some_history(planner)
     for _ in range(3):
-        memory, histories = compare(planner, memory, histories, noise)
+        memory, histories = compare(planner, memory, histories, numbers)
 
 
-def test_proposals_are_those_of_the_reference(noise):
+def test_proposals_are_those_of_the_reference(numbers):
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
     memory, histories = some_history(planner)
-    proposals = torch.randn(E, 4, H, A, generator=torch.Generator().manual_seed(0))
+    proposals = torch.randn(E, 4, H, A, generator=seeded())
     for _ in range(2):
-        memory, histories = compare(planner, memory, histories, noise, proposals)
+        memory, histories = compare(planner, memory, histories, numbers, proposals)
 
 
-@pytest.mark.parametrize(("n_elites", "few"), [(3, False), (50, True)])
-@pytest.mark.parametrize("settings", [{}, {"execute": "mean"}, {"keep_elites": False}, {"add_mean": False}], ids=str)
-def test_what_is_not_finite_does_not_count(noise, n_elites, few, settings):
-    numbers = []
-
-    def counted(env_id, sequences):
-        scores = half_failing(env_id, sequences)
-        numbers.append(int(np.isfinite(np.asarray(scores)).sum()))
-        return scores
-
-    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_samples": 100, "n_elites": n_elites} | settings))
+@pytest.mark.parametrize(
+    ("settings", "few"),
+    [
+        ({"n_elites": 3}, False),
+        ({"n_elites": 50}, True),
+        ({"n_elites": 50, "execute": "mean", "keep_elites": False, "add_mean": False}, True),
+    ],
+    ids=str,
+)
+def test_scores_that_are_not_finite_do_not_count(numbers, settings, few):
+    objective = HalfFailing(bumpy)
+    planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_samples": 100} | settings))
     memory, histories = planner.initial_warm_start(E, CPU), [None] * E
     for _ in range(3):
-        memory, histories = compare(planner, memory, histories, noise, None, counted)
-    assert min(numbers) > 0
-    assert any(n < n_elites for n in numbers) == few  # else this test shows nothing
+        memory, histories = compare(planner, memory, histories, numbers, None, objective)
+    assert min(objective.n_finite) > 0
+    assert any(n < settings["n_elites"] for n in objective.n_finite) == few  # else this test shows nothing
 
 
-# What takes the place of elites to shift, so that all rows have equally many candidates, must count for nothing.
+# Placeholders of elites, which give all rows equally many candidates, must not count.
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
-def test_decisions_of_fresh_environments_are_those_of_the_reference(noise, settings):
+def test_decisions_of_fresh_environments_are_those_of_the_reference(numbers, settings):
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | settings))
     memory, histories = planner.initial_warm_start(E, CPU), [None] * E
-    memory, histories = compare(planner, memory, histories, noise)
+    memory, histories = compare(planner, memory, histories, numbers)
     fresh = planner.initial_warm_start(1, CPU)
     for key in memory.get_keys():
         memory[key][1] = fresh[key][0]
     histories[1] = None
-    compare(planner, memory, histories, noise)
+    compare(planner, memory, histories, numbers)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +191,7 @@ def test_decisions_of_fresh_environments_are_those_of_the_reference(noise, setti
     ],
 )
 def test_population_schedule(settings, expected):
-    recorder = Recorder(score)
+    recorder = by_row(bumpy)
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"shift_elites": False} | settings))
     planner.plan(recorder, E, planner.initial_warm_start(E, CPU), torch.Generator())
     assert [candidates.shape[1] for candidates in recorder.shown] == expected
@@ -243,12 +203,12 @@ def test_elites_that_are_kept_keep_their_scores(keep_elites):
 
     def worse_every_time(candidates):
         calls.append(candidates.clone())
-        return score(candidates) - 1000.0 * (len(calls) - 1)
+        return by_row(bumpy)(candidates) - 1000.0 * (len(calls) - 1)
 
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"keep_elites": keep_elites}))
     memory, _ = some_history(planner)
     plan = planner.plan(worse_every_time, E, memory, torch.Generator())
-    first_best = score(calls[0]).max(1)
+    first_best = by_row(bumpy)(calls[0]).max(1)
     if keep_elites:
         torch.testing.assert_close(plan.best_scores, first_best.values.expand(3, E))
         assert torch.equal(plan.actions, calls[0][range(E), first_best.indices])
@@ -256,102 +216,22 @@ def test_elites_that_are_kept_keep_their_scores(keep_elites):
         assert (plan.score < -1000).all()
 
 
-def test_where_everything_ties_the_mean_wins():
-    recorder = Recorder(lambda candidates: candidates.new_zeros(candidates.shape[:2]))
-    planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
-    memory, _ = some_history(planner)
-    plan = planner.plan(recorder, E, memory, torch.Generator())
-    # The first elites of each iteration are then its first candidates: the last mean can be told from outside.
-    mean = memory.center
-    for candidates in recorder.shown[:-1]:
-        mean = 0.9 * candidates[:, :8].mean(1) + 0.1 * mean
-    torch.testing.assert_close(plan.actions, mean)
-    torch.testing.assert_close(recorder.shown[-1][:, 0], mean)
-
-
 def test_with_one_iteration_the_mean_that_wins_is_the_warm_start():
     planner = ICEM(SPACE, ICEMConfig(**SETTINGS | {"n_iterations": 1}))
     memory, _ = some_history(planner)
-    plan = planner.plan(lambda x: x.new_zeros(x.shape[:2]), E, memory, torch.Generator())
-    assert torch.equal(plan.actions, memory.center)
+    assert torch.equal(planner.plan(flat, E, memory, seeded()).actions, memory.center)
 
 
-def test_the_best_proposal_survives_all_iterations():
-    proposals = torch.zeros(E, 1, H, A) + 0.1
-    planner = ICEM(SPACE, ICEMConfig(**SETTINGS))
-    plan = planner.plan(
-        lambda x: 1.0 * (x == 0.1).all(-1).all(-1), E, planner.initial_warm_start(E, CPU), torch.Generator(), proposals
-    )
-    assert torch.equal(plan.actions, proposals[:, 0])
-    assert plan.best_scores.tolist() == [[1.0] * E] * 3
-
-
-@pytest.mark.parametrize("exponent", [0.0, 2.0])
-def test_of_choices_too_the_last_probabilities_are_duplicated_and_elites_are_shifted(exponent):
+def test_warm_starts_of_discrete_actions_duplicate_the_last_probabilities_and_shift_elites():
     space = spaces.MultiDiscrete([3, 2])
-    planner = ICEM(space, ICEMConfig(**SETTINGS | {"execute": "mean", "noise_exponent": exponent}))
+    planner = ICEM(space, ICEMConfig(**SETTINGS | {"execute": "mean", "noise_exponent": 2.0}))
     recorder = Recorder(lambda x: -x.float().square().sum((-1, -2)))
-    plan = planner.plan(recorder, E, planner.initial_warm_start(E, CPU), torch.Generator().manual_seed(0))
+    plan = planner.plan(recorder, E, planner.initial_warm_start(E, CPU), seeded())
     memory = plan.warm_start
     assert torch.equal(memory.center[:, :-1].argmax(-1), plan.actions[:, 1:])
     assert torch.equal(memory.center[:, -1], memory.center[:, -2])
     recorder.shown.clear()
-    planner.plan(recorder, E, memory, torch.Generator().manual_seed(1))
+    planner.plan(recorder, E, memory, seeded(1))
     shifted = recorder.shown[0][:, 24:]
     assert shifted.shape[1] == planner.n_reused == 3
     assert torch.equal(shifted[:, :, :-1], memory.elites[:, :, 1:])
-
-
-def test_the_last_action_of_shifted_elites_follows_the_distribution():
-    planner = ICEM(spaces.Box(-10.0, 10.0, (A,)), ICEMConfig(**SETTINGS | {"init_std": 0.1}))
-    n_envs = 3000
-    elites = 5.0 + torch.zeros(n_envs, planner.n_reused, H, A)
-    memory = Batch(center=2.0 + torch.zeros(n_envs, H, A), elites=elites, fresh=torch.zeros(n_envs, dtype=torch.bool))
-    recorder = Recorder(lambda x: x.new_zeros(x.shape[:2]))
-    planner.plan(recorder, n_envs, memory, torch.Generator().manual_seed(0))
-    shifted = recorder.shown[0][:, -planner.n_reused :]
-    assert (shifted[:, :, :-1] == 5.0).all()
-    last = shifted[:, :, -1].flatten(0, 1)
-    torch.testing.assert_close(last.mean(0), torch.full((A,), 2.0), rtol=0, atol=0.05)
-    torch.testing.assert_close(last.std(0), torch.ones(A), rtol=0, atol=0.05)
-
-
-def test_noise_is_coloured_along_the_horizon():
-    recorder = Recorder(lambda x: x.new_zeros(x.shape[:2]))
-    space, n = spaces.Box(-100.0, 100.0, (A,)), 4000
-    jumps = []
-    for exponent in (0.0, 2.0):
-        settings = {"noise_exponent": exponent, "n_samples": n, "init_std": 0.01, "n_iterations": 2}
-        planner = ICEM(space, ICEMConfig(**SETTINGS | settings))
-        recorder.shown.clear()
-        planner.plan(recorder, 1, planner.initial_warm_start(1, CPU), torch.Generator().manual_seed(0))
-        samples = recorder.shown[0][0, :n]
-        torch.testing.assert_close(samples.std(0), torch.ones(H, A), rtol=0, atol=0.06)
-        jumps.append((samples[:, 1:] - samples[:, :-1]).var().item())
-    assert jumps[0] == pytest.approx(2.0, abs=0.1)
-    assert jumps[1] == pytest.approx(1.092, abs=0.05)  # 2 (1 - autocorrelation) of 1/f^2 over six steps
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("horizon", 0),
-        ("n_samples", 0),
-        ("n_iterations", 0),
-        ("n_elites", 0),
-        ("n_elites", 25),
-        ("decay", 0.9),
-        ("init_std", 0.0),
-        ("momentum", -0.1),
-        ("momentum", 1.1),
-        ("reuse_fraction", -0.1),
-        ("reuse_fraction", 1.1),
-        ("execute", "median"),
-        ("decay", float("nan")),
-        ("init_std", float("nan")),
-        ("noise_exponent", float("nan")),
-    ],
-)
-def test_settings_out_of_range_are_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}" if not isinstance(value, str) else name):
-        ICEMConfig(**SETTINGS | {name: value})

@@ -6,18 +6,28 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-import layeredrl.planners.gaussian as gaussian_module
 from layeredrl.planners import MPPI, MPPIConfig, PlanningError
+from tests.planners.plain import (
+    CPU,
+    HIGH,
+    LOW,
+    SPACE,
+    HalfFailing,
+    Recorder,
+    best_finite,
+    bumpy,
+    by_row,
+    flat,
+    middle,
+    seeded,
+)
 
-CPU = torch.device("cpu")
 E, H, A = 3, 6, 2
-LOW, HIGH = np.array([-1.0, -0.4]), np.array([0.5, 1.2])
-SPACE = spaces.Box(LOW.astype(np.float32), HIGH.astype(np.float32))
 SETTINGS = {"horizon": H, "n_samples": 24, "n_iterations": 4, "temperature": 0.5, "adapt_std": False}
 # shared/ALGORITHMS.md, B.4: covariance 1.5, gamma 10, which is one over the temperature.
 DADS = {
-    "n_samples": 50,
-    "n_iterations": 10,
+    "n_samples": 30,  # 50 in the paper
+    "n_iterations": 4,  # 10 in the paper
     "temperature": 0.1,
     "temperature_unit": "score",
     "init_std": 1.5**0.5,
@@ -27,9 +37,9 @@ DADS = {
 # F.1: exp(0.5 (V - max V)) over the elites, deviation in [0.05, 2].
 TD_MPC2 = {
     "horizon": 3,
-    "n_samples": 512,
+    "n_samples": 64,  # 512 in the paper
     "n_iterations": 6,
-    "n_elites": 64,
+    "n_elites": 8,  # 64 in the paper
     "temperature": 2.0,
     "temperature_unit": "score",
     "init_std": 2.0,
@@ -42,34 +52,17 @@ SWITCHES = [
     {"execute": "best"},
     {"execute": "sample"},
     {"temperature_unit": "score", "temperature": 3.0},
-    {"n_elites": 8},
     {"n_elites": 1},
     {"n_elites": 24, "execute": "sample"},
-    {"adapt_std": True},
     {"adapt_std": True, "min_std": 0.3, "n_elites": 5},
     {"adapt_std": True, "momentum": 0.4},
     {"momentum": 1.0},
-    {"smoothing": 0.7},
     {"smoothing": 0.7, "noise_exponent": 1.0, "adapt_std": True},
     {"smoothing": 1.0},
-    {"n_iterations": 1},
     {"init_std": 5.0},
     DADS,
     TD_MPC2,
 ]
-
-
-def score_of(env_id, sequences):
-    """A bumpy objective (N, H, A) -> (N,), another one for each environment, in numpy or torch."""
-    sin = torch.sin if isinstance(sequences, torch.Tensor) else np.sin
-    return (sin(3 * sequences[..., 0] + env_id) - 2 * (sequences[..., 1] - 0.2 * env_id) ** 2).sum(-1)
-
-
-def half_failing(env_id, sequences):
-    """`score_of`, but not finite where the first action is in the upper half."""
-    where = torch.where if isinstance(sequences, torch.Tensor) else np.where
-    failure = [float("nan"), float("inf"), -float("inf")][env_id % 3]
-    return where(sequences[..., 0, 0] > -0.25, failure, score_of(env_id, sequences))
 
 
 def reference(config, evaluate, noise, draws, mean, proposals=()):
@@ -98,8 +91,7 @@ def reference(config, evaluate, noise, draws, mean, proposals=()):
         scores = evaluate(np.stack(pool))
         pools.append(np.stack(pool)[:n_shown])
         pool = np.stack(pool)
-        counting = np.flatnonzero(np.isfinite(scores))
-        order = counting[np.argsort(-scores[counting], kind="stable")][: config.n_elites]
+        order = best_finite(scores, config.n_elites)
         elites, elite_scores = pool[order], scores[order]
         unit = 1.0 if config.temperature_unit == "score" else elite_scores.std()
         weights = np.exp((elite_scores - elite_scores.max()) / (config.temperature * unit)) if unit else np.ones(1)
@@ -117,55 +109,14 @@ def reference(config, evaluate, noise, draws, mean, proposals=()):
     return mean if config.execute == "mean" else chosen, mean, pools, best_scores
 
 
-class GivenNumbers:
-    """In place of `colored_noise` and `torch.rand`: keeps what it drew."""
-
-    def __init__(self, monkeypatch):
-        self.rng = np.random.default_rng(0)
-        self.noise, self.draws = [], []
-        monkeypatch.setattr(gaussian_module, "colored_noise", self.draw_noise)
-        monkeypatch.setattr(torch, "rand", self.draw)
-
-    def draw_noise(self, shape, basis, generator):
-        self.noise.append(self.rng.standard_normal(shape))
-        return torch.tensor(self.noise[-1], dtype=torch.float32)
-
-    def draw(self, shape, **_):
-        self.draws.append(self.rng.uniform(size=shape))
-        return torch.tensor(self.draws[-1], dtype=torch.float32)
-
-
-@pytest.fixture
-def numbers(monkeypatch):
-    return GivenNumbers(monkeypatch)
-
-
-class Recorder:
-    def __init__(self, function):
-        self.function, self.shown = function, []
-
-    def __call__(self, candidates):
-        self.shown.append(candidates.clone())
-        return self.function(candidates)
-
-
-def flat(candidates):
-    return torch.zeros(candidates.shape[:2])
-
-
-def seeded(seed=0):
-    return torch.Generator().manual_seed(seed)
-
-
 def close(actual, expected):
     np.testing.assert_allclose(actual.numpy(), expected, rtol=0, atol=5e-5)
 
 
-def compare(config, numbers, starts, objective=score_of, proposals=None):
+def compare(config, numbers, starts, objective=bumpy, proposals=None):
     """One decision of the library and of the reference; returns the warm start."""
-    numbers.noise.clear()
-    numbers.draws.clear()
-    recorder = Recorder(lambda x: torch.stack([objective(i, rows) for i, rows in enumerate(x)]))
+    numbers.clear()
+    recorder = by_row(objective)
     memory = Batch(center=torch.tensor(np.stack(starts), dtype=torch.float32))
     plan = MPPI(SPACE, config).plan(recorder, E, memory, torch.Generator(), proposals)
     for i in range(E):
@@ -173,7 +124,7 @@ def compare(config, numbers, starts, objective=score_of, proposals=None):
             config,
             lambda x, i=i: objective(i, x),
             [drawn[i] for drawn in numbers.noise],
-            [drawn[i].item() for drawn in numbers.draws],
+            [drawn[i].item() for drawn in numbers.uniform],
             starts[i],
             () if proposals is None else proposals[i].double().numpy(),
         )
@@ -186,10 +137,6 @@ def compare(config, numbers, starts, objective=score_of, proposals=None):
     return plan.warm_start
 
 
-def middle(horizon=H):
-    return np.tile((LOW + HIGH) / 2, (horizon, 1))
-
-
 @pytest.mark.parametrize("settings", SWITCHES, ids=str)
 def test_decisions_are_those_of_the_reference(numbers, settings):
     config = MPPIConfig(**SETTINGS | settings)
@@ -198,66 +145,26 @@ def test_decisions_are_those_of_the_reference(numbers, settings):
         starts = list(compare(config, numbers, starts).center.double().numpy())
 
 
-@pytest.mark.parametrize("settings", [{}, {"smoothing": 0.5}, TD_MPC2], ids=str)
+@pytest.mark.parametrize("settings", [{"smoothing": 0.5}, TD_MPC2], ids=str)
 def test_proposals_compete_in_every_iteration(numbers, settings):
     config = MPPIConfig(**SETTINGS | settings)
     proposals = torch.randn(E, 24, config.horizon, A, generator=torch.Generator().manual_seed(0))
-    compare(config, numbers, [middle(config.horizon)] * E, score_of, proposals)
+    compare(config, numbers, [middle(config.horizon)] * E, bumpy, proposals)
 
 
-@pytest.mark.parametrize("unit", ["score", "spread"])
-@pytest.mark.parametrize(("n_elites", "few"), [(5, False), (20, True), (None, True)])
-def test_what_is_not_finite_has_no_weight(numbers, unit, n_elites, few):
-    finite = []
-
-    def counted(env_id, sequences):
-        scores = half_failing(env_id, sequences)
-        finite.append(int(np.isfinite(np.asarray(scores)).sum()))
-        return scores
-
+@pytest.mark.parametrize(
+    ("n_elites", "unit", "few"), [(5, "score", False), (20, "spread", True), (None, "score", True)]
+)
+def test_scores_that_are_not_finite_have_no_weight(numbers, n_elites, unit, few):
+    objective = HalfFailing(bumpy)
     settings = {"n_elites": n_elites, "temperature_unit": unit, "adapt_std": True, "execute": "sample"}
-    compare(MPPIConfig(**SETTINGS | settings), numbers, [middle()] * E, counted)
-    assert min(finite) > 0
-    assert any(n < (n_elites or 24) for n in finite) == few  # else this test shows nothing
-
-
-@pytest.mark.parametrize("temperature", [0.5, 2.0])
-@pytest.mark.parametrize("adapt_std", [False, True])
-def test_a_quadratic_and_a_gaussian_make_a_gaussian(temperature, adapt_std):
-    # exp(-(a - t)^2 / temperature) times N(0, s^2) is a Gaussian, of which everything is known.
-    n, std, target = 200_000, 0.05 * 10, 0.4
-    settings = {"temperature": temperature, "temperature_unit": "score", "init_std": 0.05, "min_std": 0.0}
-    planner = MPPI(
-        spaces.Box(-10.0, 10.0, (1,)),
-        MPPIConfig(horizon=1, n_samples=n, n_iterations=2, adapt_std=adapt_std, **settings),
-    )
-    recorder = Recorder(lambda x: -(x - target).square().sum((-1, -2)))
-    plan = planner.plan(recorder, 1, planner.initial_warm_start(1, CPU), seeded())
-    precision = 1 / std**2 + 2 / temperature
-    mean, deviation = 2 / temperature * target / precision, precision**-0.5
-    second = recorder.shown[1].flatten()
-    assert second.mean().item() == pytest.approx(mean, abs=0.01)
-    assert second.std().item() == pytest.approx(deviation if adapt_std else std, rel=0.01)
-    prior = deviation if adapt_std else std
-    precision = 1 / prior**2 + 2 / temperature
-    expected = (mean / prior**2 + 2 / temperature * target) / precision
-    assert plan.actions.item() == pytest.approx(expected, abs=0.01)
-
-
-def test_the_temperature_leads_from_the_best_to_the_average():
-    recorder, start = Recorder(lambda x: x.sum((-1, -2))), Batch(center=torch.zeros(E, H, A))
-    coldest, hottest = (
-        MPPI(SPACE, MPPIConfig(**SETTINGS | {"n_iterations": 1, "temperature": t})).plan(recorder, E, start, seeded())
-        for t in (1e-6, 1e6)
-    )
-    candidates = recorder.shown[0]
-    best = candidates.sum((-1, -2)).argmax(1)
-    torch.testing.assert_close(coldest.actions, candidates[torch.arange(E), best])
-    torch.testing.assert_close(hottest.actions, candidates.mean(1))
+    compare(MPPIConfig(**SETTINGS | settings), numbers, [middle(H)] * E, objective)
+    assert min(objective.n_finite) > 0
+    assert any(n < (n_elites or 24) for n in objective.n_finite) == few  # else this test shows nothing
 
 
 # Powers of two, which change no digit.
-@pytest.mark.parametrize("factor", [2.0**-80, 2.0**-20, 2.0**10, 2.0**80])
+@pytest.mark.parametrize("factor", [2.0**-80, 2.0**80])
 @pytest.mark.parametrize("n_elites", [None, 10])
 def test_in_units_of_the_spread_the_scale_of_scores_does_not_matter(factor, n_elites):
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | {"n_elites": n_elites, "temperature": 0.5}))
@@ -270,17 +177,7 @@ def test_in_units_of_the_spread_the_scale_of_scores_does_not_matter(factor, n_el
 
 
 @pytest.mark.parametrize("unit", ["score", "spread"])
-def test_an_offset_of_the_scores_does_not_matter(unit):
-    planner = MPPI(SPACE, MPPIConfig(**SETTINGS | {"temperature_unit": unit}))
-    plain, moved = (
-        planner.plan(lambda x: x.sin().sum((-1, -2)) + offset, E, planner.initial_warm_start(E, CPU), seeded())  # noqa: B023
-        for offset in (0.0, 64.0)
-    )
-    torch.testing.assert_close(moved.actions, plain.actions, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("unit", ["score", "spread"])
-def test_where_everything_ties_all_count_the_same(unit):
+def test_equal_scores_have_equal_weights(unit):
     recorder = Recorder(flat)
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | {"temperature_unit": unit, "n_iterations": 1}))
     plan = planner.plan(recorder, E, planner.initial_warm_start(E, CPU), seeded())
@@ -288,8 +185,8 @@ def test_where_everything_ties_all_count_the_same(unit):
 
 
 @pytest.mark.parametrize("unit", ["score", "spread"])
-@pytest.mark.parametrize(("low", "high"), [(-1e6, 1.0), (-1e25, 1.0), (-3.4e38, 1.0), (-3.4e38, 3.4e38)])
-def test_finite_scores_however_low_do_no_harm(unit, low, high):
+@pytest.mark.parametrize(("low", "high"), [(-1e6, 1.0), (-3.4e38, 1.0), (-3.4e38, 3.4e38)])
+def test_extremely_low_finite_scores_have_no_weight(unit, low, high):
     # A model that blows up gives such scores before it gives infinite ones.
     settings = {"temperature_unit": unit, "temperature": 0.1, "n_iterations": 1}
     planner = MPPI(SPACE, MPPIConfig(**SETTINGS | settings))
@@ -300,76 +197,15 @@ def test_finite_scores_however_low_do_no_harm(unit, low, high):
     torch.testing.assert_close(plan.actions, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("n_iterations", [1, 2])
-def test_elites_are_drawn_by_weight(n_iterations):
-    n_envs, wanted = 30_000, torch.tensor([0.15, 0.5, 0.0, 0.3, 0.05])
-    recorder = Recorder(lambda x: wanted.log().expand(x.shape[:2]))  # log 0: never
-    settings = {"temperature": 1.0, "temperature_unit": "score", "execute": "sample"}
-    planner = MPPI(
-        spaces.Box(-1.0, 1.0, (1,)), MPPIConfig(horizon=2, n_samples=5, n_iterations=n_iterations, **settings)
-    )
-    plan = planner.plan(recorder, n_envs, planner.initial_warm_start(n_envs, CPU), seeded())
-    drawn = (recorder.shown[-1] == plan.actions.unsqueeze(1)).all(-1).all(-1)  # (E, 5); of the last iteration
-    single = drawn.sum(1) == 1  # clipping to the bounds made some candidates equal
-    assert single.float().mean() > 0.99
-    counts = drawn[single].sum(0)
-    assert counts[2] == 0
-    expected = wanted * counts.sum()
-    chi_square = ((counts - expected).square() / expected)[wanted > 0].sum()
-    assert chi_square < 16.27  # the 0.999 quantile for three degrees of freedom
-    # Neighbouring environments draw independently.
-    second = drawn[:, 1].float()
-    assert abs(torch.corrcoef(torch.stack([second[1:], second[:-1]]))[0, 1]) < 5 / n_envs**0.5
-
-
-def test_only_elites_are_drawn():
-    recorder = Recorder(lambda x: torch.arange(24.0).expand(x.shape[:2]))
-    settings = {"n_elites": 3, "temperature": 1e6, "execute": "sample", "n_iterations": 1}
-    planner = MPPI(SPACE, MPPIConfig(**SETTINGS | settings))
-    plan = planner.plan(recorder, 500, planner.initial_warm_start(500, CPU), seeded())
-    drawn = (recorder.shown[0] == plan.actions.unsqueeze(1)).all(-1).all(-1)
-    assert drawn.sum(0).nonzero().flatten().tolist() == [21, 22, 23]
-
-
-def spread_of_the_last_iteration(score, **settings):
-    recorder = Recorder(score)
-    config = MPPIConfig(**SETTINGS | {"n_samples": 4000, "n_iterations": 3, "init_std": 0.01} | settings)
-    planner = MPPI(spaces.Box(-100.0, 100.0, (A,)), config)
+@pytest.mark.parametrize(("slope", "unit"), [(-100, "score"), (100, "spread")])
+def test_a_refitted_standard_deviation_keeps_its_limits(slope, unit):
+    recorder = Recorder(lambda x: slope * x.square().sum((-1, -2)))  # a sharp peak, or elites that are far apart
+    settings = {"n_samples": 4000, "n_elites": 1000, "adapt_std": True, "temperature_unit": unit}
+    planner = MPPI(spaces.Box(-100.0, 100.0, (A,)), MPPIConfig(**SETTINGS | settings, init_std=0.01, min_std=0.001))
     planner.plan(recorder, 2, planner.initial_warm_start(2, CPU), seeded())
-    return recorder.shown[-1].std(1)
-
-
-def test_the_deviation_stays_unless_it_adapts():
-    needle = lambda x: -100 * x.square().sum((-1, -2))  # noqa: E731
-    torch.testing.assert_close(
-        spread_of_the_last_iteration(needle, min_std=0.0), torch.ones(2, H, A), rtol=0, atol=0.06
-    )
-    narrow = spread_of_the_last_iteration(needle, min_std=0.001, adapt_std=True, temperature_unit="score")
-    torch.testing.assert_close(narrow, torch.full((2, H, A), 0.1), rtol=0, atol=0.006)  # the lower limit
-    extremes = lambda x: 100 * x.square().sum((-1, -2))  # noqa: E731
-    wide = spread_of_the_last_iteration(extremes, min_std=0.0, adapt_std=True, n_elites=1000)
-    assert (wide < 1.06).all()  # the upper limit, though the elites lie farther apart
-
-
-def test_noise_is_smoothed_along_the_horizon():
-    # From white noise: x_0 = e_0, x_i = b x_{i-1} + (1 - b) e_i.
-    beta, variance = 0.6, [1.0]
-    for _ in range(H - 1):
-        variance.append(beta**2 * variance[-1] + (1 - beta) ** 2)
-    spread = spread_of_the_last_iteration(flat, smoothing=beta, min_std=0.0, n_iterations=1)
-    torch.testing.assert_close(spread, torch.tensor(variance).sqrt()[:, None].expand(2, H, A), rtol=0.06, atol=0)
-
-
-def test_noise_is_coloured_along_the_horizon():
-    jumps = []
-    for exponent in (0.0, 2.0):
-        recorder = Recorder(flat)
-        settings = {"noise_exponent": exponent, "n_samples": 4000, "n_iterations": 1, "init_std": 0.01, "min_std": 0.0}
-        planner = MPPI(spaces.Box(-100.0, 100.0, (A,)), MPPIConfig(**SETTINGS | settings))
-        planner.plan(recorder, 1, planner.initial_warm_start(1, CPU), seeded())
-        jumps.append(recorder.shown[0].diff(dim=2).var().item())
-    assert jumps[0] == pytest.approx(2.0, abs=0.1)
-    assert jumps[1] == pytest.approx(1.092, abs=0.05)  # 2 (1 - autocorrelation) of 1/f^2 over six steps
+    std = recorder.shown[-1].std(1)
+    assert ((std > 0.094) & (std < (0.106 if slope < 0 else 1.06))).all()
+    assert slope < 0 or std.max() > 0.94  # 0.1 and 1, but for sampling
 
 
 @pytest.mark.parametrize("settings", [DADS, TD_MPC2], ids=["DADS", "TD-MPC2"])
@@ -389,7 +225,7 @@ def test_other_environments_do_not_matter_to_the_bit(settings):
 
 def test_choices_are_refitted_by_weight():
     values, temperature = torch.tensor([0.0, 1.0, 3.0]), 2.0
-    settings = {"n_samples": 200_000, "temperature": temperature, "temperature_unit": "score", "uniform_share": 1.0}
+    settings = {"n_samples": 50_000, "temperature": temperature, "temperature_unit": "score", "uniform_share": 1.0}
     planner = MPPI(spaces.Discrete(3), MPPIConfig(horizon=2, n_iterations=1, **settings))
     plan = planner.plan(lambda x: values[x[:, :, 1, 0]], 1, planner.initial_warm_start(1, CPU), seeded())
     # Boltzmann probabilities, of the second action; then a step on, and the new one is uniform.
@@ -398,46 +234,7 @@ def test_choices_are_refitted_by_weight():
     torch.testing.assert_close(plan.warm_start.center[0, 1, 0], torch.full((3,), 1 / 3))
 
 
-def test_a_start_is_the_middle_of_the_bounds():
-    close(MPPI(SPACE, MPPIConfig(**SETTINGS)).initial_warm_start(E, CPU).center, np.stack([middle()] * E))
-
-
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([3, 2])])
 def test_choices_cannot_be_smoothed(space):
     with pytest.raises(ValueError, match=r"smoothing is 0\.9, expected 0 for .*noise_exponent"):
         MPPI(space, MPPIConfig(smoothing=0.9))
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("horizon", 0),
-        ("n_samples", 0),
-        ("n_iterations", 0),
-        ("n_elites", 0),
-        ("n_elites", 25),
-        ("temperature", 0.0),
-        ("temperature", -1.0),
-        ("temperature", float("nan")),
-        ("temperature_unit", "reward"),
-        ("init_std", 0.0),
-        ("init_std", float("nan")),
-        ("min_std", -0.1),
-        ("uniform_share", 1.1),
-        ("momentum", -0.1),
-        ("momentum", 1.1),
-        ("smoothing", -0.1),
-        ("smoothing", 1.1),
-        ("noise_exponent", -0.1),
-        ("noise_exponent", float("nan")),
-        ("execute", "median"),
-    ],
-)
-def test_settings_out_of_range_are_named(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value}" if not isinstance(value, str) else f"{name} is '"):
-        MPPIConfig(**SETTINGS | {name: value})
-
-
-def test_a_number_of_elites_is_an_integer():
-    with pytest.raises(TypeError, match=r"n_elites is 2\.5"):
-        MPPIConfig(**SETTINGS | {"n_elites": 2.5})

@@ -1,4 +1,4 @@
-"""Coloured noise: variance, spectrum, independence."""
+"""Coloured noise: spectrum, distribution, independence."""
 
 import numpy as np
 import pytest
@@ -6,9 +6,8 @@ import torch
 
 from layeredrl.planners.noise import colored_noise, colored_noise_basis
 
-EXPONENTS = [0.0, 0.25, 1.0, 2.0, 3.5]
-HORIZONS = [1, 2, 3, 12, 30, 31]
-N = 20_000
+EXPONENTS = [0.0, 0.25, 1.0, 3.5]
+N = 10_000
 
 
 def sample(horizon, exponent, n=N, seed=0):
@@ -20,16 +19,6 @@ def sample(horizon, exponent, n=N, seed=0):
     return noise[0, :, :, 0].double().numpy()
 
 
-def expected_power(horizon, exponent):
-    """E|X_k|^2 of the Fourier transform X_k at the frequencies k / H, k = 0 ... H // 2, if each step has variance one.
-
-    In closed form: proportional to k^-exponent, the constant like the lowest frequency. By Parseval's theorem the sum
-    over all H frequencies, of which those of both signs are two, is H times the expected sum of squares, which is H.
-    """
-    both = np.abs(np.fft.fftfreq(horizon, 1 / horizon)).clip(1) ** -exponent
-    return horizon**2 * (both / both.sum())[: horizon // 2 + 1]
-
-
 def expected_autocovariance(horizon, exponent):
     """From the spectrum f^-exponent over all Fourier frequencies; the constant has the lowest one's power."""
     frequency = np.abs(np.fft.fftfreq(horizon))
@@ -38,7 +27,7 @@ def expected_autocovariance(horizon, exponent):
     return autocovariance / autocovariance[0]
 
 
-@pytest.mark.parametrize("horizon", HORIZONS)
+@pytest.mark.parametrize("horizon", [1, 2, 3, 30, 31])
 @pytest.mark.parametrize("exponent", EXPONENTS)
 def test_covariance_is_that_of_the_spectrum(horizon, exponent):
     basis = colored_noise_basis(horizon, exponent).double().numpy()
@@ -48,63 +37,16 @@ def test_covariance_is_that_of_the_spectrum(horizon, exponent):
     np.testing.assert_allclose(basis.T @ basis, wanted, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("horizon", HORIZONS)
-@pytest.mark.parametrize("exponent", EXPONENTS)
-def test_every_step_has_mean_zero_and_variance_one(horizon, exponent):
-    noise = sample(horizon, exponent)
-    # Five standard errors.
-    np.testing.assert_allclose(noise.mean(0), 0, atol=5 / N**0.5)
-    np.testing.assert_allclose(noise.var(0), 1, atol=5 * (2 / N) ** 0.5)
-
-
-@pytest.mark.parametrize("horizon", [12, 30, 31])
-@pytest.mark.parametrize("exponent", EXPONENTS)
-def test_the_slope_of_the_spectrum_is_the_exponent(horizon, exponent):
-    power = (np.abs(np.fft.rfft(sample(horizon, exponent), axis=1)) ** 2).mean(0)
-    log_frequency = np.log(np.fft.rfftfreq(horizon)[1:])
-    slope = np.polyfit(log_frequency, np.log(power[1:]), 1)[0]
-    assert slope == pytest.approx(-exponent, rel=0.01, abs=0.02)
-    # A power law all the way, the highest frequency (Nyquist's, for even horizons) included. Five standard errors of a
-    # chi-square with one degree of freedom (that with two, of the other frequencies, has smaller ones).
-    np.testing.assert_allclose(power, expected_power(horizon, exponent), rtol=5 * (2 / N) ** 0.5)
-
-
-@pytest.mark.parametrize("horizon", [12, 30, 31])
-@pytest.mark.parametrize("exponent", EXPONENTS)
-def test_frequencies_and_phases_are_independent(horizon, exponent):
-    spectrum = np.fft.rfft(sample(horizon, exponent), axis=1)
-    parts = np.concatenate([spectrum.real, spectrum.imag], 1)
-    # The imaginary parts of the constant and of Nyquist's frequency are always zero.
-    parts = parts[:, parts.std(0) > 1e-3 * parts.std(0).max() * (horizon // 2) ** (-exponent / 2)]
-    assert parts.shape[1] == horizon
-    correlation = np.corrcoef(parts.T)
-    np.testing.assert_allclose(correlation, np.eye(horizon), atol=5 / N**0.5)
-    # Nor do their magnitudes vary together, as those of one amplitude at random phases would.
-    magnitudes = np.corrcoef(np.abs(spectrum.T) ** 2)
-    np.testing.assert_allclose(magnitudes, np.eye(len(magnitudes)), atol=8 / N**0.5)
-
-
-@pytest.mark.parametrize("exponent", [0.25, 1.0, 3.5])
-def test_sequences_are_gaussian(exponent):
+@pytest.mark.parametrize("exponent", [1.0, 3.5])
+def test_sequences_are_gaussian_with_this_covariance(exponent):
     noise = sample(30, exponent)
+    np.testing.assert_allclose(noise.mean(0), 0, atol=5 / N**0.5)
+    lag = np.arange(30)[:, None] - np.arange(30)
+    np.testing.assert_allclose(np.cov(noise.T), expected_autocovariance(30, exponent)[lag], atol=5 * (2 / N) ** 0.5)
     for projection in (noise[:, 7], noise.mean(1), noise[:, ::2].sum(1) - noise[:, 1::2].sum(1)):
         z = (projection - projection.mean()) / projection.std()
         assert (z**3).mean() == pytest.approx(0, abs=5 * (6 / N) ** 0.5)  # skewness
         assert (z**4).mean() == pytest.approx(3, abs=5 * (24 / N) ** 0.5)  # kurtosis
-
-
-@pytest.mark.parametrize("horizon", [29, 30])
-def test_exponent_zero_is_white(horizon):
-    correlation = np.corrcoef(sample(horizon, 0.0).T)
-    np.testing.assert_allclose(correlation, np.eye(horizon), atol=5 / N**0.5)
-
-
-@pytest.mark.parametrize("horizon", [29, 30])
-def test_larger_exponents_are_smoother(horizon):
-    jumps = [np.diff(sample(horizon, exponent), axis=1).var() for exponent in EXPONENTS]
-    assert jumps == sorted(jumps, reverse=True)
-    assert jumps[0] == pytest.approx(2, abs=0.05)
-    assert jumps[-1] < 0.1
 
 
 def test_environments_samples_and_actions_are_independent():

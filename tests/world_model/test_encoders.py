@@ -1,4 +1,4 @@
-"""LearnedEncoder: what it maps, what it finds out of the data, and who may teach it."""
+"""LearnedEncoder: its maps, the changing dimensions that it finds, and who may train it."""
 
 from dataclasses import replace
 
@@ -25,7 +25,7 @@ def make(latent_dim=2, context_dim=2, **settings):
 
 
 def make_transitions(n=50, moving=(2, 4)):
-    """Observations (n, 5) before and after, of which some dimensions change."""
+    """Observations (n, 5) before and after a step that changes some dimensions."""
     generator = torch.Generator().manual_seed(1)
     obs = torch.randn((n, 5), generator=generator) * torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0]) + 7
     obs_next = obs.clone()
@@ -34,7 +34,7 @@ def make_transitions(n=50, moving=(2, 4)):
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_state_and_context_are_linear_in_what_changes_and_what_does_not(standardize):
+def test_state_is_linear_in_changing_dimensions_and_context_in_constant_ones(standardize):
     encoder = make(standardize=standardize)
     obs, obs_next = make_transitions()
     encoder.fit(obs, obs_next)
@@ -51,7 +51,7 @@ def test_state_and_context_are_linear_in_what_changes_and_what_does_not(standard
     torch.testing.assert_close(known, context[:6].view(2, 3, 2))
 
 
-def test_before_there_is_data_everything_is_state():
+def test_before_a_fit_everything_is_state():
     encoder = make()
     obs, _ = make_transitions()
     state, context = encoder(obs)
@@ -59,7 +59,7 @@ def test_before_there_is_data_everything_is_state():
     assert not context.any()
 
 
-def test_rows_have_length_one_without_what_they_do_not_see():
+def test_normalized_rows_have_length_one_and_zeros_for_unseen_dimensions():
     encoder = make()
     torch.testing.assert_close(encoder.to_state @ encoder.to_state.mT, torch.eye(2))
     encoder.fit(*make_transitions())
@@ -72,7 +72,7 @@ def test_rows_have_length_one_without_what_they_do_not_see():
         assert not weight[:, unseen].any()
 
 
-def test_what_changes_later_is_state_from_then_on_but_the_statistics_stay():
+def test_dimensions_that_change_later_become_state_but_statistics_stay():
     encoder = make()
     encoder.fit(*make_transitions())
     mean = encoder.standardizer.mean.clone()
@@ -82,10 +82,10 @@ def test_what_changes_later_is_state_from_then_on_but_the_statistics_stay():
     assert torch.equal(encoder.standardizer.mean, mean)
     assert not encoder.to_context[:, 0].any()
     encoder.with_gradients(obs)[0].square().sum().backward()
-    assert encoder.to_state.grad[:, 0].all()  # so that it can learn to see that
+    assert encoder.to_state.grad[:, 0].all()  # so that it can learn this dimension
 
 
-def test_where_nothing_changes_or_everything_does_the_other_part_is_zero():
+def test_without_changing_or_constant_dimensions_a_part_is_zero():
     obs, _ = make_transitions()
     still, moved = make(), make()
     still.fit(obs, obs)
@@ -96,7 +96,7 @@ def test_where_nothing_changes_or_everything_does_the_other_part_is_zero():
     assert make(context_dim=0)(obs)[1].shape == (50, 0)
 
 
-def test_only_those_who_ask_for_them_get_gradients():
+def test_gradients_flow_only_on_request():
     encoder = make()
     obs, obs_next = make_transitions()
     encoder.fit(obs, obs_next)
@@ -109,7 +109,7 @@ def test_only_those_who_ask_for_them_get_gradients():
     assert not encoder.to_context.grad[:, [2, 4]].any()
 
 
-def test_it_goes_on_as_it_was_saved():
+def test_a_loaded_encoder_fits_like_the_saved_one():
     encoder, other = make(), make()
     encoder.fit(*make_transitions())
     with torch.no_grad():
@@ -137,7 +137,7 @@ def test_widths_out_of_range_are_named(dims, message):
 
 
 @pytest.mark.parametrize("known", ["reward", "termination"])
-def test_what_is_known_of_other_states_is_refused(known):
+def test_known_functions_of_other_states_are_refused(known):
     def function(state, context, action, next_state):
         return state[..., 0]
 
@@ -147,7 +147,7 @@ def test_what_is_known_of_other_states_is_refused(known):
         WorldModel(encoder, dynamics, TaskSpec(TASK.observation_space, SKILLS, **{known: function}))
 
 
-def test_a_planner_level_does_not_teach_it():
+def test_a_planner_level_refuses_to_train_it():
     encoder, task = make(2, 0), replace(TASK, reward=None)
     dynamics = ProbabilisticEnsemble(
         encoder.state_space, encoder.context_space, SKILLS, GaussianMixtureMLP, create_optimizer=True

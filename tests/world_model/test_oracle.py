@@ -23,7 +23,7 @@ LOW, HIGH = np.array([-3.0, 0.0], np.float32), np.array([5.0, 0.5], np.float32)
 
 
 def move(state, context, action):
-    """Tells its three arguments apart."""
+    """Dynamics that depend on all three arguments."""
     return 0.9 * state + 0.1 * state.roll(1, -1).sin() + context[..., :1] + action.sum(-1, keepdim=True) * state.cos()
 
 
@@ -35,7 +35,7 @@ def simulate(state, context, actions):
 
 
 def ends(state, context, action, next_state):
-    """Probability of termination; tells its four arguments apart."""
+    """Probability of termination that depends on all four arguments."""
     return torch.sigmoid(next_state[..., 0] - 0.5 * state[..., 1] + context[..., 1] + action[..., 0])
 
 
@@ -55,12 +55,10 @@ def action_sequences(action_space=ACTIONS, dtype=torch.float32):
     return (torch.rand(B, H, A, generator=generator) * 2 - 1).to(dtype)
 
 
-# ------------------------------------------------------------------ rollouts
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("action_space", [ACTIONS, CHOICES])
-@pytest.mark.parametrize("by_steps", [False, True])
+@pytest.mark.parametrize(
+    ("by_steps", "action_space", "dtype"),
+    [(False, ACTIONS, torch.float32), (True, ACTIONS, torch.float64), (True, CHOICES, torch.float32)],
+)
 def test_rollouts_are_those_of_a_plain_loop(by_steps, action_space, dtype):
     make_it, function = (Oracle.from_step, move) if by_steps else (Oracle, simulate)
     oracle = make_it(STATES, CONTEXTS, action_space, function, n_models=3, n_particles_per_model=2, termination=ends)
@@ -94,7 +92,7 @@ def test_keys_and_shapes_are_those_of_an_ensemble():
         assert {k: (x.shape, x.dtype) for k, x in found.items()} == {k: (x.shape, x.dtype) for k, x in expected.items()}
 
 
-def test_nothing_is_uncertain():
+def test_an_oracle_has_no_uncertainty():
     (state, context), actions = inputs(B), action_sequences()
     oracle = make(n_models=2, n_particles_per_model=3)
     result = oracle.rollout(state, context, actions, generator=torch.Generator().manual_seed(0))
@@ -105,8 +103,8 @@ def test_nothing_is_uncertain():
     assert torch.equal(result.state[:, :1, :1], make().rollout(state, context, actions).state)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
-def test_what_leaves_the_finite_range_is_held(bad):
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_diverging_trajectories_keep_their_last_finite_state(bad):
     def explode(state, context, action):
         return torch.where(action[..., :1] > 1.5, bad, move(state, context, action))
 
@@ -133,9 +131,6 @@ def test_gradients_flow_through_the_simulation():
     assert actions.grad.abs().gt(0).all()
 
 
-# ------------------------------------------------------------------ one step
-
-
 @pytest.mark.parametrize("lead", [(7,), (2, 3), ()])
 def test_one_step(lead):
     oracle = make(n_models=2, termination=ends, std=0.1)
@@ -159,17 +154,17 @@ def test_one_step(lead):
     torch.testing.assert_close(prob, log_prob.double().exp())
 
 
-def test_samples_have_the_deviation_that_was_set():
+def test_samples_have_the_given_standard_deviation():
     oracle = make(std=0.01)
-    (state, context), action = inputs(20_000), torch.zeros(20_000, A)
+    (state, context), action = inputs(5000), torch.zeros(5000, A)
     first, again = (oracle.sample(state, context, action, generator=torch.Generator().manual_seed(2)) for _ in range(2))
     assert torch.equal(first, again)
     error = first - move(state, context, action)
-    torch.testing.assert_close(error.std(0), torch.full((S,), 0.01), rtol=0.03, atol=0)
-    assert error.mean(0).abs().max() < 3e-4
+    torch.testing.assert_close(error.std(0), torch.full((S,), 0.01), rtol=0.05, atol=0)
+    assert error.mean(0).abs().max() < 6e-4
 
 
-def test_nothing_is_learned():
+def test_an_oracle_does_not_learn():
     oracle = make()
     assert list(oracle.get_parameters()) == []
     with pytest.raises(NotImplementedError, match="nothing to learn"):
@@ -178,9 +173,6 @@ def test_nothing_is_learned():
     other = make()
     other.load_state_dict(oracle.state_dict())
     assert int(other.n_total_env_steps) == 7
-
-
-# ------------------------------------------------------------------ of a task
 
 
 def first_entry(state, context, action, next_state):
@@ -226,9 +218,6 @@ def test_a_task_without_dynamics_is_refused():
     task, encoder = of_task()
     with pytest.raises(ValueError, match=r"dynamics is None.*no dynamics_function.*pass simulate"):
         Oracle.from_task(task, encoder)
-
-
-# ------------------------------------------------------------------ what goes wrong
 
 
 @pytest.mark.parametrize(

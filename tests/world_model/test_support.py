@@ -12,12 +12,12 @@ S = 10
 
 
 def cells(states, dims, cell):
-    """Cells by brute force; in numbers that are as exact as those of the states."""
+    """Cells by brute force, in float32 like the states."""
     return [tuple(int(np.floor(np.float32(row[d]) / np.float32(cell))) for d in dims) for row in states.numpy()]
 
 
 def share_that_differs(support, data, queries, dims, cell):
-    """How often the grid and a dict of cells do not say the same."""
+    """Share of queries for which the grid and a dict of cells differ."""
     support.fit(data)
     visits = Counter(cells(data, dims, cell))
     expected = [float(visits[c] < support.min_visits) for c in cells(queries, dims, cell)]
@@ -33,9 +33,9 @@ def test_visits_are_those_of_a_dict_of_cells(dims, cell, min_visits):
     assert share_that_differs(GridSupport(dims, cell, min_visits), data, 1.5 * queries, dims, cell) < 0.01
 
 
-@pytest.mark.parametrize("n_dims", range(1, 9))
-def test_cells_that_share_an_entry_are_rare(n_dims):
-    """Also where only the last dimensions vary, and little."""
+@pytest.mark.parametrize("n_dims", [1, 4, 8])
+def test_hash_collisions_of_cells_are_rare(n_dims):
+    """Also where only the last dimensions vary, by a little."""
     generator = torch.Generator().manual_seed(0)
     data, queries = torch.full((2, 3000, S), 0.5)
     varied = slice(max(n_dims - 3, 0), n_dims)
@@ -53,27 +53,21 @@ def test_a_border_belongs_to_the_cell_above():
     assert support(torch.tensor([[0.0], [0.5], [1.0], [-1.0], [-0.5]])).tolist() == [0.0, 0.0, 1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("min_visits", [1, 2, 5])
-def test_as_many_visits_as_it_takes(min_visits):
+@pytest.mark.parametrize("min_visits", [1, 5])
+def test_cells_with_min_visits_are_supported(min_visits):
     support = GridSupport([0, 1], 1.0, min_visits)
+    support.fit(torch.full((9, 2), 0.5))  # replaced by the next fit
     visits = torch.arange(7)  # cell i is visited i times
     support.fit(visits.repeat_interleave(visits)[:, None].expand(-1, 2) + 0.5)
     queries = visits[:, None].expand(-1, 2) + 0.5
     assert support(queries).tolist() == [float(n < min_visits) for n in range(7)]
 
 
-def test_each_fit_begins_anew():
-    support = GridSupport([0], 1.0, min_visits=2)
-    support.fit(torch.tensor([[0.5], [0.5]]))
-    support.fit(torch.tensor([[1.5], [1.5], [0.5]]))
-    assert support(torch.tensor([[0.5], [1.5]])).tolist() == [1.0, 0.0]
-
-
-def test_until_it_is_fitted_everything_is_supported():
+def test_before_a_fit_everything_is_supported():
     assert not GridSupport([0, 3], 0.1, min_visits=7)(torch.randn(1000, S) * 100).any()
 
 
-def test_numbers_that_are_none_and_those_beyond_the_integers():
+def test_non_finite_and_huge_numbers_are_unsupported():
     support = GridSupport([0, 1], 0.5, min_visits=1)
     bad = torch.tensor([float("nan"), float("inf"), -float("inf"), 1e38, -1e38])
     queries = torch.stack([bad, torch.full((5,), 0.2)], -1)
@@ -82,46 +76,6 @@ def test_numbers_that_are_none_and_those_beyond_the_integers():
     assert support(queries.flip(-1)).tolist() == [1.0] * 5
     support.fit(queries)
     assert support(torch.full((3, 2), 0.2)).tolist() == [1.0] * 3
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lead", [(), (4,), (2, 3, 2, 5)])
-def test_leading_dimensions_stay(lead, dtype):
-    support = GridSupport([1], 1.0, min_visits=1)
-    support.fit(torch.tensor([[9.0, 0.5], [9.0, 2.5]]))
-    states = torch.randint(0, 4, (*lead, 2), generator=torch.Generator().manual_seed(0)) + torch.tensor(0.5)
-    result = support(states.to(dtype))
-    assert result.shape == lead
-    assert result.dtype == dtype
-    assert torch.equal(result, (states[..., 1].long() % 2).to(dtype))
-    support.fit(states.to(dtype).reshape(-1, 2))
-    assert not support(states).any()
-
-
-def test_what_was_visited_is_saved(tmp_path):
-    first, other = (GridSupport([0, 1], 0.3, min_visits=2) for _ in range(2))
-    data, queries = torch.randn(2, 500, 2, generator=torch.Generator().manual_seed(0))
-    first.fit(data)
-    torch.save(first.state_dict(), tmp_path / "state")
-    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    assert 0 < first(queries).mean() < 1
-    assert torch.equal(first(queries), other(queries))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dims": []}, r"dims is \[\], expected one to 8"),
-        ({"dims": range(9)}, r"dims is \[0, .*expected one to 8"),
-        ({"dims": [-1]}, "dims is -1, expected at least 0"),
-        ({"cell": 0.0}, r"cell is 0\.0"),
-        ({"cell": float("nan")}, "cell is nan"),
-        ({"min_visits": 0}, "min_visits is 0, expected at least 1"),
-    ],
-)
-def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        GridSupport(**{"dims": [0], "cell": 1.0} | settings)
 
 
 # ------------------------------------------------------------------ NeighbourSupport
@@ -150,7 +104,7 @@ def ring(n, generator):
 @pytest.mark.parametrize("n_anchors", [1, 40])
 def test_the_share_rises_with_the_distance_to_the_nearest_anchor(n_dims, n_anchors):
     generator = torch.Generator().manual_seed(0)
-    data, queries = torch.randn(2, 700, n_dims, generator=generator)  # more queries than are looked at at once
+    data, queries = torch.randn(2, 700, n_dims, generator=generator)  # more queries than one chunk
     support = fitted(5 + 3 * data, n_anchors=n_anchors)
     queries = 2 * queries
     scaled = (5 + 3 * queries - support.mean) / support.std
@@ -159,10 +113,10 @@ def test_the_share_rises_with_the_distance_to_the_nearest_anchor(n_dims, n_ancho
     np.testing.assert_allclose(support(5 + 3 * queries), expected, atol=2e-3)
 
 
-@pytest.mark.parametrize("quantile", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("quantile", [0.5, 0.99])
 def test_the_radius_holds_its_share_of_states_that_are_no_anchors(quantile):
     generator = torch.Generator().manual_seed(0)
-    data, new = torch.rand(2, 20_000, 3, generator=generator)
+    data, new = torch.rand(2, 5000, 3, generator=generator)
     support = fitted(data, quantile=quantile)
     assert (support(new) == 0).float().mean() == pytest.approx(quantile, abs=0.02)
 
@@ -186,21 +140,21 @@ def test_a_hole_in_the_data_and_what_is_around_it_are_unsupported():
 
 
 def test_a_sheet_in_ten_dimensions():
-    """Where no grid would have visited any cell twice."""
+    """Data for which no grid would visit a cell twice."""
     generator = torch.Generator().manual_seed(0)
     lift = torch.randn(2, 10, generator=generator)
 
     def sheet(n):
         return (ring(n, generator) @ lift).sin() + 0.01 * torch.randn(n, 10, generator=generator)
 
-    support = fitted(sheet(20_000))
+    support = fitted(sheet(10_000))
     on = sheet(1000)
     away = torch.nn.functional.normalize(torch.randn(1000, 10, generator=generator), dim=-1)
     assert (support(on) == 0).float().mean() > 0.97
     assert (support(on + 2 * away) > 0).float().mean() > 0.97
 
 
-def test_units_do_not_matter():
+def test_units_of_the_state_do_not_matter():
     generator = torch.Generator().manual_seed(0)
     data, queries = ring(3000, generator), 4 * torch.rand(500, 2, generator=generator) - 2
     scale, shift = torch.tensor([1000.0, 0.01]), torch.tensor([-500.0, 0.3])
@@ -211,7 +165,7 @@ def test_units_do_not_matter():
 
 def test_a_dimension_that_never_varies_counts_in_its_own_unit():
     data = torch.rand(3000, 2, generator=torch.Generator().manual_seed(0))
-    data = torch.cat([data, torch.full((3000, 1), 0.1)], 1)  # whose deviation is not zero, but rounding
+    data = torch.cat([data, torch.full((3000, 1), 0.1)], 1)  # its standard deviation is not zero, but rounding
     support = fitted(data)
     inside = data[:50] + torch.tensor([0.0, 0.0, 1e-4])
     assert (support(inside) < 0.5).all()
@@ -226,23 +180,14 @@ def test_only_its_dimensions_count():
     assert (support(data + torch.tensor([0.0, 0.0, 9.0, 0.0])) == 1).all()
 
 
-@pytest.mark.parametrize("n", [2, 3, 50])
-def test_few_states_are_enough(n):
-    data = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
-    support = fitted(data)
-    assert support.anchors.shape == (1024, 2)
-    assert (support(data) < 1).float().mean() >= 0.5
-    assert (support(data + 100) == 1).all()
-
-
-def test_states_that_are_all_alike():
+def test_identical_states_support_only_themselves():
     support = fitted(torch.full((100, 2), 0.3))
     assert (support(torch.full((5, 2), 0.3)) == 0).all()
     assert (support(torch.full((5, 2), 0.5)) == 1).all()
 
 
 @pytest.mark.parametrize("data", [None, torch.zeros(0, 2), torch.zeros(1, 2), torch.full((9, 2), float("nan"))])
-def test_until_there_is_data_everything_is_supported(data):
+def test_without_data_every_query_is_supported(data):
     support = NeighbourSupport([0, 1])
     if data is not None:
         support.fit(torch.rand(100, 2))
@@ -251,7 +196,7 @@ def test_until_there_is_data_everything_is_supported(data):
     assert support(queries).tolist() == [0.0] * 4
 
 
-def test_each_fit_of_neighbours_begins_anew():
+def test_each_fit_of_neighbours_replaces_the_last():
     data = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
     support = fitted(data)
     support.fit(data + 9)
@@ -270,52 +215,14 @@ def test_nothing_is_drawn_from_the_global_generator():
     assert torch.equal(first.anchors, fitted(data).anchors)
 
 
-def test_what_is_no_number_is_far_from_everything():
+def test_non_finite_states_are_unsupported():
     data = torch.rand(500, 2, generator=torch.Generator().manual_seed(0))
     bad = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -3e38])
     queries = torch.stack([bad, torch.full((5,), 0.5)], -1)
-    support = fitted(torch.cat([data, queries[:3]]))  # of which the data may hold some
+    support = fitted(torch.cat([data, queries[:3]]))  # the data may hold some of them
     assert torch.equal(support.radius, fitted(data).radius)
     assert support(queries).tolist() == support(queries.flip(-1)).tolist() == [1.0] * 5
     assert (support(data) < 1).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("lead", [(), (4,), (0,), (2, 3, 2, 5)])
-def test_leading_dimensions_stay_among_neighbours(lead, dtype):
-    support = fitted(torch.rand(500, 2, generator=torch.Generator().manual_seed(0)))
-    states = torch.rand(*lead, 2, dtype=dtype, generator=torch.Generator().manual_seed(1))
-    result = support(states)
-    assert result.shape == lead
-    assert result.dtype == dtype
-    assert (result < 1).all()
-
-
-def test_neighbours_are_saved(tmp_path):
-    first, other = (NeighbourSupport([0, 1], n_anchors=100) for _ in range(2))
-    generator = torch.Generator().manual_seed(0)
-    first.fit(ring(900, generator))
-    torch.save(first.state_dict(), tmp_path / "state")
-    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
-    queries = 4 * torch.rand(500, 2, generator=generator) - 2
-    assert 0.1 < first(queries).mean() < 0.9
-    assert torch.equal(first(queries), other(queries))
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"dims": []}, r"dims is \[\], expected at least one"),
-        ({"dims": [1, 1]}, r"dims is \[1, 1\], expected .* each once"),
-        ({"dims": [-1]}, "dims is -1, expected at least 0"),
-        ({"n_anchors": 0}, "n_anchors is 0, expected at least 1"),
-        ({"quantile": 0.0}, r"quantile is 0\.0, expected a number in \(0, 1\]"),
-        ({"quantile": 1.5}, r"quantile is 1\.5"),
-    ],
-)
-def test_settings_of_neighbours_out_of_range_are_refused(settings, message):
-    with pytest.raises(ValueError, match=message):
-        NeighbourSupport(**{"dims": [0]} | settings)
 
 
 @pytest.mark.parametrize("make", [NeighbourSupport, lambda dims: GridSupport(dims, 1.0)])
@@ -324,3 +231,60 @@ def test_dimensions_that_the_state_does_not_have_are_refused(make):
     support.check(4)
     with pytest.raises(ValueError, match=r"dims is \[0, 3\], expected less than the state's width 3"):
         support.check(3)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: GridSupport([0, 1], 0.3, min_visits=2), lambda: NeighbourSupport([0, 1], 100)]
+)
+def test_fitted_supports_are_saved(make, tmp_path):
+    first, other = make(), make()
+    data, queries = torch.randn(2, 500, 2, generator=torch.Generator().manual_seed(0))
+    first.fit(data)
+    torch.save(first.state_dict(), tmp_path / "state")
+    other.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    assert 0 < first(2 * queries).mean() < 1
+    assert torch.equal(first(2 * queries), other(2 * queries))
+
+
+@pytest.mark.parametrize("make", [lambda: GridSupport([0, 1], 9.0, min_visits=1), lambda: NeighbourSupport([0, 1])])
+@pytest.mark.parametrize(("lead", "dtype"), [((), torch.float32), ((0,), torch.float32), ((2, 3, 2, 5), torch.float64)])
+def test_leading_dimensions_and_dtype_stay(make, lead, dtype):
+    support, generator = make(), torch.Generator().manual_seed(0)
+    support.fit(torch.rand(500, 2, generator=generator))
+    states = torch.rand(*lead, 2, dtype=dtype, generator=generator)
+    for shift, supported in ((0, True), (100, False)):
+        result = support(states + shift)
+        assert (result.shape, result.dtype) == (lead, dtype)
+        assert ((result < 1) == supported).all()
+
+
+@pytest.mark.parametrize("n", [2, 3, 50])
+def test_few_states_are_enough(n):
+    data = torch.randn(n, 2, generator=torch.Generator().manual_seed(0))
+    support = fitted(data)
+    assert support.anchors.shape == (1024, 2)
+    assert (support(data) < 1).float().mean() >= 0.5
+    assert (support(data + 100) == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (GridSupport, {"dims": []}, r"dims is \[\], expected one to 8"),
+        (GridSupport, {"dims": range(9)}, r"dims is \[0, .*expected one to 8"),
+        (GridSupport, {"dims": [-1]}, "dims is -1, expected at least 0"),
+        (GridSupport, {"cell": 0.0}, r"cell is 0\.0"),
+        (GridSupport, {"cell": float("nan")}, "cell is nan"),
+        (GridSupport, {"min_visits": 0}, "min_visits is 0, expected at least 1"),
+        (NeighbourSupport, {"dims": []}, r"dims is \[\], expected at least one"),
+        (NeighbourSupport, {"dims": [1, 1]}, r"dims is \[1, 1\], expected .* each once"),
+        (NeighbourSupport, {"dims": [-1]}, "dims is -1, expected at least 0"),
+        (NeighbourSupport, {"n_anchors": 0}, "n_anchors is 0, expected at least 1"),
+        (NeighbourSupport, {"quantile": 0.0}, r"quantile is 0\.0, expected a number in \(0, 1\]"),
+        (NeighbourSupport, {"quantile": 1.5}, r"quantile is 1\.5"),
+    ],
+)
+def test_settings_out_of_range_are_refused(kind, settings, message):
+    default = {"dims": [0], "cell": 1.0} if kind is GridSupport else {"dims": [0]}
+    with pytest.raises(ValueError, match=message):
+        kind(**default | settings)
