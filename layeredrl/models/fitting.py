@@ -51,9 +51,6 @@ class FitResult:
     """Mean training loss of each member over the steps taken in the last epoch, (M,); NaN if none was."""
     holdout_loss: Tensor | None
     """Best loss of each member on the holdout, (M,); None without holdout."""
-    elites: Tensor
-    """Members, best first, by their loss on the holdout, or in training where there is none, (M,); with `beta_nll` the
-    training loss does not tell."""
     epochs: int
     """Passes over the data that were made, or begun."""
     steps: int
@@ -68,7 +65,6 @@ def fit(
     config: FitConfig,
     *,
     generator: torch.Generator,
-    progress: Callable[[int, Tensor], None] | None = None,
 ) -> FitResult:
     """Train all members for some epochs, starting from the parameters that they have.
 
@@ -80,7 +76,6 @@ def fit(
         data: Keys as in `ProbabilisticEnsemble.loss`, on the ensemble's device.
         config: Settings.
         generator: Source of randomness, on the ensemble's device.
-        progress: Told after each epoch its number, from 1, and the members' mean training losses in it, (M,).
 
     Raises:
         NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite; found at the end of
@@ -130,16 +125,13 @@ def fit(
             what = _blame(ensemble, member_losses[i], batches[i])
             ensemble.train(was_training)
             raise NonFiniteError(f"{what}, in batch {i} of epoch {n_epochs}")
-        if progress is not None:
-            progress(n_epochs, losses)
         if best is not None and best.update() >= config.patience:
             break
     if best is not None:
         best.restore()
     ensemble.train(was_training)
     holdout_loss = None if best is None else best.losses
-    elites = (losses if holdout_loss is None else holdout_loss).argsort()
-    return FitResult(losses, holdout_loss, elites, n_epochs, n_steps - n_left - skipped, skipped)
+    return FitResult(losses, holdout_loss, n_epochs, n_steps - n_left - skipped, skipped)
 
 
 def _step(ensemble: ProbabilisticEnsemble, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

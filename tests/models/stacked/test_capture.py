@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from layeredrl.models import graphs
+from layeredrl.models.stacked import graphs
 from layeredrl.models.stacked.graphs import _agree, _in_turn, capture_on_cuda
 from tests.models.networks import random_values
 from tests.models.reference import S
