@@ -30,7 +30,7 @@ from layeredrl.models.rollout import (
     simulate,
     to_public,
 )
-from layeredrl.models.spaces import Interface, counted_rows, deal
+from layeredrl.models.spaces import ModelSpaces, counted_rows, deal
 from layeredrl.models.stacked.graphs import GraphCache
 from layeredrl.models.stacked.layers import gains_from_bfloat16
 from layeredrl.models.stacked.network import StackedNetwork
@@ -132,19 +132,19 @@ class ProbabilisticEnsemble(Members):
             raise ValueError(f"beta_nll is {beta_nll} with n_modes {n_modes}, expected 0 for several modes")
         if rollout_dtype not in (None, "auto", torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise ValueError(f"rollout_dtype is {rollout_dtype!r}, expected a floating type of torch, 'auto' or None")
-        interface = Interface(state_space, context_space, action_space)
-        is_delta = interface.delta_dims(predict_delta, absolute_dims)
-        networks = interface.make_networks(partial_net, n_models, n_modes)
-        groups = interface.groups(alike_dims, is_delta)
-        scale = RunningScale(interface.state_dim, target_bn_momentum, groups) if normalize_targets else None
+        spaces = ModelSpaces(state_space, context_space, action_space)
+        is_delta = spaces.delta_dims(predict_delta, absolute_dims)
+        networks = spaces.make_networks(partial_net, n_models, n_modes)
+        groups = spaces.groups(alike_dims, is_delta)
+        scale = RunningScale(spaces.state_dim, target_bn_momentum, groups) if normalize_targets else None
         start = None
         if symmetry_breaking_start:
             if not isinstance(action_space, Box):
                 raise TypeError(f"symmetry_breaking_start needs a Box action_space, got {type(action_space).__name__}")
-            start = SymmetryBreakingStart(interface.state_dim, interface.action_dim, sb_start_duration, sb_start_factor)
+            start = SymmetryBreakingStart(spaces.state_dim, spaces.action_dim, sb_start_duration, sb_start_factor)
         super().__init__(
-            interface,
-            StackedNetwork(networks, n_modes, interface.random_inputs),
+            spaces,
+            StackedNetwork(networks, n_modes, spaces.random_inputs),
             scale,
             start,
             is_delta,
@@ -175,7 +175,7 @@ class ProbabilisticEnsemble(Members):
         Returns:
             A scalar.
         """
-        rows = self.interface.training_rows(batch, self.dtype, self.weighted_loss)
+        rows = self.spaces.training_rows(batch, self.dtype, self.weighted_loss)
         if self.training and self.scale is not None:
             self.scale.update(self.targets(rows), counted_rows(rows))
         if self.partition_batch:
@@ -193,14 +193,14 @@ class ProbabilisticEnsemble(Members):
         *,
         loss_mode: bool = False,
     ) -> tuple[Tensor, ...]:
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action)
         out = self.predicted(rows, loss_mode=loss_mode)
         shape = (*lead, self.n_models, self.n_modes)
         mean = out.mean + self.base(rows[0]).unsqueeze(-2)
         mean = mean.transpose(0, 1).reshape(*shape, self.state_dim)
         predicted_std = out.std.transpose(0, 1).reshape(*shape, self.state_dim)
         if std is not None:
-            predicted_std = self.interface.std(std, predicted_std.shape, self.dtype).clone()
+            predicted_std = self.spaces.std(std, predicted_std.shape, self.dtype).clone()
         weights = out.weights.transpose(0, 1).reshape(shape)
         return mean, weights, predicted_std, out.term_prob.mean(0).reshape(lead)
 
@@ -218,7 +218,7 @@ class ProbabilisticEnsemble(Members):
         Returns:
             Next states (B, S).
         """
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action)
         out = self.predicted(rows, loss_mode=False)
         n_rows = out.mean.shape[1]
         device, dtype = out.mean.device, out.mean.dtype
@@ -256,7 +256,7 @@ class ProbabilisticEnsemble(Members):
             Log density (...), termination probability averaged over members (...), and a dict with `means`
             (..., M, S), each member's mean in the predicted space, after `transform`.
         """
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
         out = self.predicted(rows[:3], loss_mode=loss_mode)
         log_prob, means = self._log_prob(rows, lead, out, std, transform)
         log_prob = torch.logsumexp(log_prob, 0) - math.log(self.n_models)
@@ -283,7 +283,7 @@ class ProbabilisticEnsemble(Members):
         checks.require_count("id", id, minimum=0)
         if id >= self.n_models:
             raise ValueError(f"id is {id}, expected a member in [0, {self.n_models})")
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
         out = self.predicted(rows[:3], loss_mode=loss_mode, member=id)
         log_prob, means = self._log_prob(rows, lead, out, std, transform)
         return log_prob.reshape(lead), out.term_prob.reshape(lead), means.reshape(*lead, -1)
@@ -319,7 +319,7 @@ class ProbabilisticEnsemble(Members):
             members of the variances, both (B, H+1, S). `diverged` is true from the step at which a particle left the
             finite range; its state is held from there on.
         """
-        self.interface.check_plan(initial_state, context, actions, self.dtype)
+        self.spaces.check_plan(initial_state, context, actions, self.dtype)
         checks.require_count("n_alike", n_alike)
         b, m, p, h = len(initial_state), self.n_models, self.n_particles_per_model, actions.shape[1]
         n_rows = rows_to_compute(b, p, self.network.row_multiple, few_sizes=self.graphs is not None)
@@ -395,6 +395,6 @@ class ProbabilisticEnsemble(Members):
             target, mean = transform(target), transform(mean)
         if std is not None:
             # A transform may change the width; the given deviation lives in the space that it maps to.
-            member_std = self.interface.std(std, (*lead, target.shape[-1]), self.dtype)
+            member_std = self.spaces.std(std, (*lead, target.shape[-1]), self.dtype)
             member_std = member_std.reshape(1, -1, 1, target.shape[-1])
         return mixture_log_prob(target, mean, member_std, out.weights), mixture_mean(mean, out.weights)

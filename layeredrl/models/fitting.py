@@ -83,7 +83,7 @@ def fit(
     """
     if ensemble.optimizer is None:
         raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
-    rows = ensemble.interface.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
+    rows = ensemble.spaces.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
     counted = counted_rows(rows)
     if counted is not None:
         rows.pop("validity_mask", None)

@@ -11,7 +11,7 @@ from layeredrl.models.model import Model
 from layeredrl.models.normalization import RunningScale
 from layeredrl.models.outputs import NetOutput, StepOutput
 from layeredrl.models.rollout import StepModel
-from layeredrl.models.spaces import Interface
+from layeredrl.models.spaces import ModelSpaces
 from layeredrl.models.stacked.network import StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
 
@@ -20,7 +20,7 @@ class Members(Model):
     """The members' networks, the units of what they predict, and what stands in for them at the start.
 
     Args:
-        interface: The spaces.
+        spaces: Those of states, contexts and actions.
         network: The members' networks, stacked.
         scale: Running standard deviation of what they predict, which is their unit; None for no scaling.
         start: The symmetry-breaking start, or None.
@@ -33,7 +33,7 @@ class Members(Model):
 
     def __init__(
         self,
-        interface: Interface,
+        spaces: ModelSpaces,
         network: StackedNetwork,
         scale: RunningScale | None,
         start: SymmetryBreakingStart | None,
@@ -44,8 +44,8 @@ class Members(Model):
     ) -> None:
         super().__init__(network.n_members, **settings)
         self.beta_nll = beta_nll
-        self.interface = interface
-        self.state_dim, self.n_modes = interface.state_dim, network.n_modes
+        self.spaces = spaces
+        self.state_dim, self.n_modes = spaces.state_dim, network.n_modes
         self.network, self.scale, self.symmetry = network, scale, start
         self._all_delta = bool(is_delta.all())
         self.register_buffer("is_delta", is_delta, persistent=False)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from layeredrl import checks
 
 
-class Interface:
+class ModelSpaces:
     """The spaces of a model and everything that follows from them alone.
 
     Args:
@@ -23,7 +23,7 @@ class Interface:
     def __init__(self, state_space: Box, context_space: Box, action_space: Box | Discrete) -> None:
         checks.require_flat_box("state_space", state_space)
         checks.require_flat_box("context_space", context_space)
-        self.spaces = (state_space, context_space, action_space)
+        self._three = (state_space, context_space, action_space)
         self.state_dim, self.context_dim = state_space.shape[0], context_space.shape[0]
         self.action_dim = checks.action_width(action_space)
         self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else None
@@ -38,7 +38,7 @@ class Interface:
         if not callable(partial_net):
             raise TypeError(f"partial_net is {type(partial_net).__name__}, expected a function that makes a network")
         signature = inspect.signature(partial_net)
-        arguments = next((a for a in ((*self.spaces, n_modes), self.spaces) if _takes(signature, a)), None)
+        arguments = next((a for a in ((*self._three, n_modes), self._three) if _takes(signature, a)), None)
         if arguments is None:
             raise TypeError(
                 f"partial_net takes {signature}, expected (state_space, context_space, action_space, n_modes)"
