@@ -13,6 +13,8 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layeredrl.checks import require_flat
+
 
 def is_discrete(space: spaces.Space[Any]) -> bool:
     """Whether actions are integers."""
@@ -25,8 +27,7 @@ def width(space: spaces.Space[Any]) -> int:
         return 1
     if not isinstance(space, spaces.Box | spaces.MultiDiscrete):
         raise ValueError(f"action space is {space}, expected a Box, Discrete or MultiDiscrete")
-    if len(space.shape) != 1:
-        raise ValueError(f"action space has shape {space.shape}, expected one dimension")
+    require_flat("action space", space)
     return int(space.shape[0])
 
 

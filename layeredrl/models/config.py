@@ -1,6 +1,5 @@
 """Settings of an ensemble of Gaussian-mixture networks, and the ensemble that they describe."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_number
+from layeredrl.checks import require_finite_number, require_number
 from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
@@ -59,8 +58,8 @@ class EnsembleConfig:
     def __post_init__(self) -> None:
         if not self.weight_decay:
             raise ValueError("weight_decay is empty, expected one value, or one for each layer")
-        if not all(math.isfinite(frequency) for frequency in self.frequencies):
-            raise ValueError(f"frequencies is {self.frequencies}, expected finite numbers")
+        for frequency in self.frequencies:
+            require_finite_number("frequencies", frequency)
         require_number("beta_nll", self.beta_nll, 0, 1)
         if self.beta_nll > 0 and self.n_modes > 1:
             raise ValueError(f"beta_nll is {self.beta_nll} with n_modes {self.n_modes}, expected 0 for several modes")
@@ -91,7 +90,6 @@ class EnsembleConfig:
             sb_start_factor: Length of the change that it gives an action of length one.
             weighted_loss: Whether what it learns from carries weights.
         """
-        dims.check(state_space.shape[0], slice(0, 0))
         kind = DeterministicEnsemble if self.deterministic else ProbabilisticEnsemble
         return kind(
             state_space,

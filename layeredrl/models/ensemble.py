@@ -133,9 +133,8 @@ class ProbabilisticEnsemble(Members):
         if rollout_dtype not in (None, "auto", torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise ValueError(f"rollout_dtype is {rollout_dtype!r}, expected a floating type of torch, 'auto' or None")
         spaces = ModelSpaces(state_space, context_space, action_space)
-        is_delta = spaces.delta_dims(predict_delta, absolute_dims)
+        is_delta, groups = spaces.dims(predict_delta, absolute_dims, alike_dims)
         networks = spaces.make_networks(partial_net, n_models, n_modes)
-        groups = spaces.groups(alike_dims, is_delta)
         scale = RunningScale(spaces.state_dim, target_bn_momentum, groups) if normalize_targets else None
         start = None
         if symmetry_breaking_start:

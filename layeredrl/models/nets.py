@@ -15,6 +15,7 @@ from layeredrl.models.density import probability
 from layeredrl.models.normalization import pooled
 from layeredrl.models.outputs import StepOutput
 from layeredrl.models.stacked.layers import StackedSequential
+from layeredrl.task import StateDims
 
 MIN_STD = 1e-12
 """Input dimensions that vary less than this are only centred (the rule of the released PETS code)."""
@@ -174,16 +175,15 @@ class GaussianMixtureMLP(nn.Module):
         self.state_dim = flatdim(state_space)
         self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else 0
         self.bound_penalty = bound_penalty
-        for name, dims in (("angle_dims", angle_dims), ("unseen_dims", unseen_dims)):
-            if not set(dims) <= set(range(self.state_dim)):
-                raise ValueError(f"{name} is {tuple(dims)}, expected numbers from 0 to {self.state_dim - 1}")
+        dims = StateDims(angle=tuple(angle_dims), unseen=tuple(unseen_dims), alike=tuple(map(tuple, alike_dims)))
+        dims.check(self.state_dim)
         if fixed_std is not None:
             require_number("fixed_std", fixed_std, 0, math.inf, open_low=True)
         # Slices, because indexing with a list or a tensor costs more in every step of a rollout.
-        self.angles = _runs(set(angle_dims))
-        self.raw = _runs(set(range(self.state_dim)) - set(angle_dims) - set(unseen_dims))
+        self.angles = _runs(set(dims.angle))
+        self.raw = _runs(set(range(self.state_dim)) - set(dims.angle) - set(dims.unseen))
         n_raw = sum(stop - start for start, stop in self.raw)
-        n_seen = n_raw * (1 + 2 * len(self.frequencies)) + 2 * len(set(angle_dims))
+        n_seen = n_raw * (1 + 2 * len(self.frequencies)) + 2 * len(dims.angle)
         n_inputs = n_seen + flatdim(context_space) + flatdim(action_space)
         self.n_gaussian = n_modes * self.state_dim
         # Means, shares of the variance, termination, modes; and some unused ones, because matrix products of odd widths
@@ -191,10 +191,7 @@ class GaussianMixtureMLP(nn.Module):
         parts = [self.n_gaussian, self.n_gaussian, 1, n_modes if n_modes > 1 else 0]
         self.parts = [*parts, -sum(parts) % 16]
         seen = {dim: place for place, dim in enumerate(dim for start, stop in self.raw for dim in range(start, stop))}
-        grouped = [dim for group in alike_dims for dim in group]
-        if not set(grouped) <= seen.keys() or len(set(grouped)) < len(grouped):
-            raise ValueError(f"alike_dims is {alike_dims}, expected groups of {sorted(seen)}, each in one at the most")
-        groups = tuple(tuple(seen[dim] for dim in group) for group in alike_dims)
+        groups = tuple(tuple(seen[dim] for dim in group) for group in dims.alike)
         self.standardizer = InputStandardizer(n_inputs, groups)
         self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)
         self.bounds = BoundedStd(self.n_gaussian) if fixed_std is None else FixedStd(self.n_gaussian, fixed_std)

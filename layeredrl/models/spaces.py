@@ -8,7 +8,8 @@ from gymnasium.spaces import Box, Discrete
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl import checks
+from layeredrl import action_spaces, checks
+from layeredrl.task import StateDims
 
 
 class ModelSpaces:
@@ -25,7 +26,11 @@ class ModelSpaces:
         checks.require_flat_box("context_space", context_space)
         self._three = (state_space, context_space, action_space)
         self.state_dim, self.context_dim = state_space.shape[0], context_space.shape[0]
-        self.action_dim = checks.action_width(action_space)
+        if not isinstance(action_space, Box | Discrete):
+            raise TypeError(f"action_space is {type(action_space).__name__}, expected a gymnasium Box or Discrete")
+        if isinstance(action_space, Discrete) and action_space.start != 0:
+            raise ValueError(f"action_space is {action_space}, expected one that starts at 0")
+        self.action_dim = action_spaces.width(action_space)
         self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else None
 
     def make_networks(self, partial_net: Callable[..., nn.Module], n_models: int, n_modes: int) -> list[nn.Module]:
@@ -48,28 +53,21 @@ class ModelSpaces:
             raise TypeError(f"partial_net returned {type(net).__name__}, expected a torch.nn.Module")
         return net
 
-    def delta_dims(self, predict_delta: bool, absolute_dims: Sequence[int]) -> Tensor:
-        """1.0 for state dimensions predicted as a change, 0.0 for those predicted as the next value, (S,)."""
-        is_delta = torch.full((self.state_dim,), float(predict_delta))
-        for dim in absolute_dims:
-            checks.require_count("absolute_dims", dim, minimum=0)
-            if dim >= self.state_dim:
-                raise ValueError(f"absolute_dims holds {dim}, expected less than the state's width {self.state_dim}")
-            is_delta[dim] = 0.0
-        return is_delta
+    def dims(
+        self, predict_delta: bool, absolute_dims: Sequence[int], alike_dims: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
+        """Check the state dimensions of an ensemble's settings.
 
-    def groups(self, alike_dims: Sequence[Sequence[int]], is_delta: Tensor) -> tuple[tuple[int, ...], ...]:
-        """Groups of state dimensions, each dimension in one of them at the most, that are predicted in the same way."""
-        groups = tuple(tuple(group) for group in alike_dims)
-        dims = [dim for group in groups for dim in group]
-        for dim in dims:
-            checks.require_count("alike_dims", dim, minimum=0)
-        if max(dims, default=0) >= self.state_dim or len(set(dims)) < len(dims):
-            raise ValueError(f"alike_dims is {groups}, expected different numbers from 0 to {self.state_dim - 1}")
-        for group in groups:
-            if len({float(is_delta[dim]) for dim in group}) > 1:
-                raise ValueError(f"alike_dims holds {group}, of which absolute_dims has some, expected all or none")
-        return groups
+        Returns:
+            1.0 for dimensions predicted as a change and 0.0 for those predicted as the next value, (S,); and the groups
+            of dimensions with a common scale.
+        """
+        absolute = checks.require_dims("absolute_dims", absolute_dims, self.state_dim)
+        dims = StateDims(absolute=absolute if predict_delta else (), alike=tuple(map(tuple, alike_dims)))
+        dims.check(self.state_dim)
+        is_delta = torch.full((self.state_dim,), float(predict_delta))
+        is_delta[list(absolute)] = 0.0
+        return is_delta, dims.alike
 
     def random_inputs(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
         """State, context and action to try a network with; they do not touch the global random state."""
@@ -160,9 +158,7 @@ class ModelSpaces:
                 raise ValueError(f"{key} has shape {tuple(value.shape)}, expected {tuple(lead)}")
             rows[key] = value.reshape(-1)
         valid = rows.pop("validity_mask").bool() if "validity_mask" in rows else None
-        # Sums of finite numbers are finite, short of overflow: a quick look at all of them before a close one at each.
-        if not bool(torch.stack([x.sum() for x in rows.values() if x.is_floating_point()]).isfinite().all()):
-            checks.require_finite(rows, valid)
+        checks.require_finite(rows, valid)
         if valid is None:
             return rows
         # What is masked may hold anything, NaN too, and must not reach the networks.

@@ -241,9 +241,16 @@ def test_dimensions_that_are_alike_are_standardised_together():
     assert float(net.standardizer.inverse_std[4]) == pytest.approx(float(alone), rel=1e-5)
 
 
-@pytest.mark.parametrize("dims", [((0, 1),), ((2, 5),), ((0, 2), (2, 3))])
-def test_angles_and_what_is_not_there_are_not_alike(dims):
-    with pytest.raises(ValueError, match=r"alike_dims is .*, expected groups of \[0, 2, 3, 4\]"):
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        (((0, 1),), r"alike_dims holds \[1\], expected dimensions that are neither angles nor unseen"),
+        (((2, 5),), r"alike_dims is \(2, 5\), expected different numbers from 0 to 4"),
+        (((0, 2), (2, 3)), r"alike_dims is \(0, 2, 2, 3\), expected different numbers from 0 to 4"),
+    ],
+)
+def test_groups_hold_different_dimensions_that_are_no_angles(dims, message):
+    with pytest.raises(ValueError, match=message):
         GaussianMixtureMLP(box(5), box(0), box(1), angle_dims=(1,), alike_dims=dims)
 
 
@@ -257,7 +264,7 @@ def test_a_network_may_see_no_state_at_all():
 @pytest.mark.parametrize("name", ["angle_dims", "unseen_dims"])
 @pytest.mark.parametrize("dims", [(S,), (0, -1)])
 def test_dimensions_that_the_state_does_not_have_are_refused(name, dims):
-    with pytest.raises(ValueError, match=rf"{name} is \({dims[0]},.*expected numbers from 0 to {S - 1}"):
+    with pytest.raises(ValueError, match=rf"{name} is \({dims[0]},.*expected different numbers from 0 to {S - 1}"):
         make(**{name: dims})
 
 
