@@ -35,7 +35,8 @@ class Scores:
     """Scores of one-step predictions for each dimension of the state: of the mixture (S,), or of each member (M, S)."""
 
     r2: Tensor
-    """Share of the variance of the change in state that the predicted mean explains: 1 perfect, 0 like a constant."""
+    """Share of the variance of the change in state that the predicted mean explains: 1 is perfect, 0 as good as a
+    constant; NaN for dimensions that do not vary."""
     rmse: Tensor
     """Root mean squared error of the predicted mean, in the state's units."""
     nll: Tensor
@@ -60,6 +61,8 @@ class OneStep:
     """Predicted standard deviation: within and between members, (N, S)."""
     aleatoric_std: Tensor
     """Predicted standard deviation within members: root of the mean of their variances, (N, S)."""
+    varies: Tensor
+    """True for dimensions whose change varies by more than rounding, (S,); the overall R² is theirs alone."""
     levels: Tensor
     """Probabilities of the central intervals, (L,)."""
     mixture: Scores
@@ -72,10 +75,9 @@ class OneStep:
     def metrics(self) -> dict[str, float]:
         """Numbers to log; those of single dimensions and members end in their index.
 
-        The overall R² are of the dimensions whose change varies: nothing can be explained of the others.
+        The overall R² (mean and minimum) leave out dimensions whose change does not vary; NaN if none varies.
         """
-        scores, expected = self.mixture, self.levels.unsqueeze(-1)
-        varies = (self.change != self.change[0]).any(0)
+        scores, expected, varies = self.mixture, self.levels.unsqueeze(-1), self.varies
         r2 = scores.r2[varies]
         result = {
             "model/nll": self.nll,
@@ -125,7 +127,8 @@ def evaluate_one_step(model: Model, data: Batch, levels: Sequence[float] = LEVEL
     pit = (weights * cdf).sum(-1)
     log_prob = mixture_log_prob(target.unsqueeze(-1), mean.unsqueeze(-1), std.unsqueeze(-1), weights)  # (N, M, S)
     log_mean = torch.logsumexp(log_prob, 1) - math.log(log_prob.shape[1])
-    units = _variance_of_change(data), levels
+    variance, varies = _variance_of_change(data)
+    units = torch.where(varies, variance, torch.nan), levels
     members = _scores(target - moments.member_mean, moments.member_var.sqrt(), log_prob, pit, units)
     mixture = _scores(target[:, 0] - moments.total_mean, moments.total_std, log_mean, pit.mean(1), units)
     return OneStep(
@@ -133,6 +136,7 @@ def evaluate_one_step(model: Model, data: Batch, levels: Sequence[float] = LEVEL
         predicted=moments.total_mean - data.state.double(),
         std=moments.total_std,
         aleatoric_std=moments.member_var.mean(1).sqrt(),
+        varies=varies,
         levels=torch.as_tensor(levels, dtype=torch.float64, device=change.device),
         mixture=mixture,
         members=members,
@@ -231,7 +235,8 @@ class Disagreement:
     rank_correlation: Tensor
     """Spearman's, of the two, for each dimension, (S,); NaN where members never differ, as a single one."""
     score: Tensor
-    """Disagreement on held-out data, over all dimensions, in standard deviations of the change in state, (N,)."""
+    """Disagreement on held-out data, root mean square over the dimensions whose change varies, in standard deviations
+    of that change, (N,)."""
     off_score: Tensor | None
     """The same on data off the training distribution, (F,)."""
     auroc: float
@@ -255,15 +260,16 @@ def evaluate_disagreement(model: Model, data: Batch, off: Batch | None = None) -
         off: Keys `state` (F, S), `context` (F, C), `act` (F, A), from anywhere else.
     """
     _require_rows(data, *TRANSITION)
-    unit = _variance_of_change(data).sqrt()
+    variance, varies = _variance_of_change(data)
+    unit = variance.sqrt()
     with _evaluating(model):
         moments = _Moments.of(model, data)
         epistemic = moments.member_mean.std(1, correction=0)
-        score, off_score = (epistemic / unit).square().mean(-1).sqrt(), None
+        score, off_score = _size(epistemic / unit, varies), None
         if off is not None:
             _require_rows(off, *TRANSITION[:3])
             off_spread = _Moments.of(model, off).member_mean.std(1, correction=0)
-            off_score = (off_spread / unit).square().mean(-1).sqrt()
+            off_score = _size(off_spread / unit, varies)
     error = (data.state_next.double() - moments.total_mean).abs()
     correlations = [spearman(a, b) for a, b in zip(epistemic.unbind(-1), error.unbind(-1), strict=True)]
     return Disagreement(
@@ -322,12 +328,16 @@ def _scores(error: Tensor, std: Tensor, log_prob: Tensor, pit: Tensor, units: tu
     )
 
 
-def _variance_of_change(data: Batch) -> Tensor:
-    """Variance of the change in state, (S,), at least what rounding alone would make of states of this size."""
+def _variance_of_change(data: Batch) -> tuple[Tensor, Tensor]:
+    """Variance of the change in state, and whether it exceeds what rounding alone makes of such states, (S,) each."""
     rounding = torch.finfo(data.state.dtype).eps * data.state.double().abs().amax(0)
     variance = (data.state_next.double() - data.state.double()).var(0, correction=0)
-    floor: Tensor = rounding.square().clamp(min=torch.finfo(torch.float32).tiny)
-    return floor.maximum(variance)
+    return variance, variance > rounding.square()
+
+
+def _size(x: Tensor, varies: Tensor) -> Tensor:
+    """Root mean square of x (N, S) over the dimensions that vary, (N,); zero if none does."""
+    return (x[:, varies].square().sum(-1) / varies.sum().clamp(min=1)).sqrt()
 
 
 def _rms(x: Tensor) -> Tensor:

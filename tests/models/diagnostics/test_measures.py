@@ -1,6 +1,7 @@
 """Diagnostics against closed forms, brute force and torch.distributions."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ from tianshou.data import Batch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from experiments.benchmarks.calibration import measure
-from layeredrl.models.diagnostics.figures import draw_calibration, draw_disagreement, draw_open_loop, draw_predictions
+from layeredrl.models.diagnostics.figures import (
+    draw_calibration,
+    draw_disagreement,
+    draw_open_loop,
+    draw_predictions,
+    panel_grid,
+)
 from layeredrl.models.diagnostics.measures import LEVELS, evaluate_disagreement, evaluate_one_step, evaluate_open_loop
 from layeredrl.models.diagnostics.ranking import auroc, ranks, spearman
 from layeredrl.world_model import Oracle
@@ -108,24 +115,40 @@ def test_a_model_without_a_density_has_no_likelihood():
     assert math.isnan(evaluate_one_step(Densityless(), noisy(10)).nll)
 
 
-def test_a_state_that_never_changes_is_judged_by_more_than_rounding():
+@pytest.mark.parametrize("rounding", [0.0, 6e-5])  # 6e-5 is the distance between float32 numbers at 1000
+def test_constant_dimensions_have_no_r2_and_are_left_out_of_the_overall_value(rounding):
+    data = noisy(50)
+    data.state[:, 1] = 1000.0
+    data.state_next[:, 1] = 1000.0 + rounding * (torch.arange(50) % 2)
+    report = evaluate_one_step(Gaussian(offsets=(-0.1, 0.1)), data)
+    metrics = report.metrics()
+    assert report.varies.tolist() == [True, False]
+    assert report.mixture.r2.isnan().tolist() == [False, True]
+    assert metrics["model/r2"] == metrics["model/r2_min"] == float(report.mixture.r2[0])
+    assert metrics["model/r2/member_1"] == float(report.members.r2[1, 0])
+    figure = draw_predictions(report)
+    assert [axes.get_title() for axes in figure.axes] == [f"state 0: R² {metrics['model/r2']:.3f}", "state 1: constant"]
+
+    far = Batch(state=data.state + 1, context=data.context, act=data.act)
+    disagreement = evaluate_disagreement(Gaussian(offsets=(-0.1, 0.1)), data, far)
+    unit = report.change[:, 0].std(correction=0)
+    torch.testing.assert_close(disagreement.score, (0.1 / unit).expand(50), rtol=1e-5, atol=0)
+
+
+def test_a_small_change_of_a_large_state_is_a_change():
+    data = noisy(50)
+    data.state[:, 1] = 1000.0
+    data.state_next[:, 1] = 1000.0 + 1e-3 * (torch.arange(50) % 2)
+    assert evaluate_one_step(Gaussian(), data).varies.all()
+
+
+def test_there_is_no_r2_where_nothing_varies():
     state = torch.full((10, 2), 1000.0)
     data = Batch(state=state, context=state[:, :0], act=state, state_next=state)
-    shift = torch.tensor([0.0, 1e-3])
-    rounded = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: state + shift)
-    report = evaluate_one_step(rounded, data)
-    assert report.mixture.r2[0] == 1
-    assert report.mixture.r2.isfinite().all()
-    assert math.isnan(report.metrics()["model/r2"])
-    assert math.isnan(report.metrics()["model/r2_min"])
-
-
-def test_overall_explained_variance_is_of_what_varies():
-    data = noisy(50)
-    data.state_next[:, 1] = data.state[:, 1] = 1000.0
-    report = evaluate_one_step(Gaussian(), data)
-    assert report.mixture.r2[1] < -1
-    assert report.metrics()["model/r2"] == report.metrics()["model/r2_min"] == float(report.mixture.r2[0])
+    metrics = evaluate_one_step(Gaussian(), data).metrics()
+    assert math.isnan(metrics["model/r2"])
+    assert math.isnan(metrics["model/r2_min"])
+    assert not evaluate_disagreement(Gaussian(offsets=(-0.1, 0.1)), data).score.any()
 
 
 def test_mixtures_agree_with_torch_distributions():
@@ -281,7 +304,7 @@ def test_metrics_are_floats_that_name_the_model():
     assert {"model/r2/state_1", "model/r2/member_1", "model/coverage_90", "model/coverage_99"} <= metrics.keys()
 
 
-def test_pictures_of_everything(tmp_path):
+def test_figures_draw_the_measures_and_name_the_dimensions():
     data, names = noisy(200), ["x", "y"]
     model = Gaussian(offsets=(-0.1, 0.1))
     one_step = evaluate_one_step(model, data)
@@ -292,12 +315,30 @@ def test_pictures_of_everything(tmp_path):
         draw_disagreement(evaluate_disagreement(model, data), names),
         draw_disagreement(evaluate_disagreement(model, data, data)),
     ]
-    for i, figure in enumerate(figures):
-        figure.savefig(tmp_path / f"{i}.png")
     assert [axes.get_title().partition(":")[0] for axes in figures[2].axes] == names
     line = figures[1].axes[0].lines[-1]
     assert line.get_xdata()[1:] == pytest.approx(LEVELS)
     assert line.get_ydata()[1:] == pytest.approx(one_step.mixture.coverage[:, 0].numpy())
+    assert len(figures[4].legends[0].get_texts()) == len(figures[3].legends[0].get_texts()) + 1
+
+
+@pytest.mark.parametrize("size", [1e-7, 2e-3, 1.0, 3e4, 5e7])
+def test_tick_labels_do_not_overlap_whatever_the_size_of_the_numbers(size):
+    figure, panels, _ = panel_grid(4, None, "title")
+    for i, axes in enumerate(panels):
+        axes.plot([-size, (i + 1) * size], [0.3 * size, (i + 1) * size])
+    figure.canvas.draw()
+    for axes in panels:
+        for which, axis in enumerate((axes.xaxis, axes.yaxis)):
+            low, high = axis.get_view_interval()
+            labels = {label.get_position()[which]: label for label in axis.get_ticklabels()}
+            labels = {place: label for place, label in labels.items() if low <= place <= high}
+            assert len(labels) >= 2
+            assert [float(label.get_text()) for label in labels.values()] == pytest.approx(
+                list(labels), abs=1e-6 * size
+            )
+            boxes = [label.get_window_extent() for label in labels.values()]
+            assert not any(one.overlaps(following) for one, following in pairwise(boxes))
 
 
 @pytest.mark.parametrize(
