@@ -1,4 +1,4 @@
-"""Checks of arguments: each error names the argument, what it was and what it should be."""
+"""Checks of arguments: each error names the argument, its value and the expected one."""
 
 import math
 from collections.abc import Collection, Iterable, Mapping
@@ -107,7 +107,7 @@ def require_integers(name: str, value: Tensor, n: int) -> None:
     """Raise unless `value` has an integer dtype, as choices among `n` have."""
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {value.dtype}, expected integers in [0, {n})")
-    # On a GPU a look at the values would stall; there torch's own assertion has to do.
+    # Reading values from a GPU would make it wait; torch's own assertion has to do there.
     if value.device.type == "cpu" and value.numel() and not 0 <= int(value.min()) <= int(value.max()) < n:
         raise ValueError(f"{name} holds {int(value.min())} to {int(value.max())}, expected integers in [0, {n})")
 

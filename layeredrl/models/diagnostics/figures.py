@@ -168,7 +168,7 @@ def panel_grid(n: int, names: Sequence[str] | None, title: str) -> tuple[Figure,
 
 
 class _ShortLabels(Formatter):
-    """Tick labels like 0.02 and 5e-7: no more digits than the distance of ticks needs, no factor beside the axis."""
+    """Tick labels such as 0.02 and 5e-7: only as many digits as needed, and no common factor beside the axis."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
         return f"{x:g}"
@@ -180,7 +180,7 @@ class _ShortLabels(Formatter):
 
 
 def _short(x: float, step: float, *, fixed: bool) -> str:
-    """A number with the digits that a distance of `step` between ticks needs, as a power of ten unless `fixed`."""
+    """Format a number with the digits needed for ticks at a distance of `step`, as a power of ten unless `fixed`."""
     if abs(x) <= 1e-6 * step:
         return "0"
     place = math.floor(math.log10(step) + 1e-6)
@@ -191,7 +191,7 @@ def _short(x: float, step: float, *, fixed: bool) -> str:
 
 
 def _rounded(x: float) -> str:
-    """A score with three decimals, or as a power of ten where it is large."""
+    """Format a score with three decimals, or as a power of ten if it is large."""
     return f"{x:.3f}" if abs(x) < 100 or not math.isfinite(x) else f"{x:.0e}"
 
 
