@@ -112,14 +112,6 @@ class ExplodingNet(DriftNet):
         return (torch.where(beyond, self.bad, mean), std), weights, term_prob
 
 
-class GrowingNet(DriftNet):
-    """Multiplies the state by a huge factor at every step."""
-
-    def forward(self, state: Tensor, context: Tensor, action: Tensor):
-        (_, std), weights, term_prob = super().forward(state, context, action)
-        return ((1e9 * state).unsqueeze(-2), std), weights, term_prob
-
-
 class OutputNet(nn.Module):
     """Splits the outputs of `body` into the parts of a mixture and a termination probability."""
 

@@ -63,7 +63,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def noisy(n=20_000, gain=1.0):
+def noisy(n=5_000, gain=1.0):
     """Transitions of the truth that `Gaussian` knows."""
     generator = seeded()
     state, act = torch.randn(n, 2, generator=generator), torch.randn(n, 2, generator=generator)
@@ -71,40 +71,30 @@ def noisy(n=20_000, gain=1.0):
     return Batch(state=state, context=torch.zeros(n, 0), act=act, state_next=after)
 
 
-def test_the_truth_is_calibrated():
+def test_the_true_model_is_calibrated():
     report = evaluate_one_step(Gaussian(), noisy())
     levels = torch.tensor(LEVELS, dtype=torch.float64)
-    error = (levels * (1 - levels) / 20_000).sqrt()[:, None]
+    error = (levels * (1 - levels) / 5_000).sqrt()[:, None]
     assert ((report.mixture.coverage - levels[:, None]).abs() < 4 * error).all()
-    torch.testing.assert_close(report.mixture.residual_std, torch.ones(2).double(), atol=0.02, rtol=0)
-    torch.testing.assert_close(report.mixture.residual_mean, torch.zeros(2).double(), atol=0.03, rtol=0)
-    torch.testing.assert_close(report.mixture.rmse, NOISE.double(), atol=0, rtol=0.02)
+    torch.testing.assert_close(report.mixture.residual_std, torch.ones(2).double(), atol=0.04, rtol=0)
+    torch.testing.assert_close(report.mixture.residual_mean, torch.zeros(2).double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(report.mixture.rmse, NOISE.double(), atol=0, rtol=0.04)
     entropy = 0.5 + 0.5 * math.log(2 * math.pi) + NOISE.double().log()
-    torch.testing.assert_close(report.mixture.nll, entropy, atol=0.02, rtol=0)
-    assert report.nll == pytest.approx(float(entropy.sum()), abs=0.03)
+    torch.testing.assert_close(report.mixture.nll, entropy, atol=0.04, rtol=0)
+    assert report.nll == pytest.approx(float(entropy.sum()), abs=0.06)
     explained = 1 - NOISE.square() / (NOISE.square() + DRIFT.square())
-    torch.testing.assert_close(report.mixture.r2, explained.double(), atol=0.02, rtol=0)
+    torch.testing.assert_close(report.mixture.r2, explained.double(), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_a_model_too_sure_or_too_unsure_is_seen(factor):
+def test_over_and_underconfidence_are_measured(factor):
     report = evaluate_one_step(Gaussian(std=factor * NOISE), noisy())
-    torch.testing.assert_close(report.mixture.residual_std, torch.full((2,), 1 / factor).double(), rtol=0.02, atol=0)
+    torch.testing.assert_close(report.mixture.residual_std, torch.full((2,), 1 / factor).double(), rtol=0.04, atol=0)
     for level, observed in zip(LEVELS, report.mixture.coverage, strict=True):
         inside = Normal(0.0, 1.0).icdf(torch.tensor((1 + level) / 2)) * factor
         expected = 2 * Normal(0.0, 1.0).cdf(inside) - 1
-        torch.testing.assert_close(observed, expected.double().expand(2), atol=0.015, rtol=0)
+        torch.testing.assert_close(observed, expected.double().expand(2), atol=0.03, rtol=0)
     assert report.metrics()["model/calibration_error"] > 0.1
-
-
-def test_r2_of_a_perfect_model_is_one_and_of_a_constant_zero():
-    data = noisy(500)
-    change = data.state_next - data.state
-    exact = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: data.state_next)
-    constant = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: state + change.mean(0))
-    torch.testing.assert_close(evaluate_one_step(exact, data).mixture.r2, torch.ones(2).double())
-    torch.testing.assert_close(evaluate_one_step(constant, data).mixture.r2, torch.zeros(2).double(), atol=1e-5, rtol=0)
-    assert evaluate_one_step(exact, data).nll < evaluate_one_step(constant, data).nll
 
 
 def test_a_model_without_a_density_has_no_likelihood():
@@ -184,7 +174,7 @@ def test_mixtures_agree_with_torch_distributions():
     assert K > 1
 
 
-def trajectories(n=4000, horizon=6, gain=0.9):
+def trajectories(n=1500, horizon=6, gain=0.9):
     generator = seeded()
     states, act = [torch.randn(n, 2, generator=generator)], torch.randn(n, horizon, 2, generator=generator)
     for action in act.unbind(1):
@@ -205,18 +195,18 @@ def test_open_loop_error_and_band_of_a_linear_system_are_those_of_the_closed_for
         "epistemic": offset,
     }
     for name, value in expected.items():
-        torch.testing.assert_close(getattr(report, name), value.double(), rtol=0.03, atol=1e-6)
+        torch.testing.assert_close(getattr(report, name), value.double(), rtol=0.06, atol=1e-6)
     biased = (expected["rmse"].square() + (0.2 * drift[:, None]).square()).sqrt().double()
-    torch.testing.assert_close(report.member_rmse[0], biased, rtol=0.03, atol=1e-6)
+    torch.testing.assert_close(report.member_rmse[0], biased, rtol=0.06, atol=1e-6)
     assert report.member_rmse.shape == (3, 7, 2)
     assert report.diverged == 0
 
 
-def test_open_loop_bands_of_the_truth_hold_their_share():
-    report = evaluate_open_loop(Gaussian(gain=0.9), trajectories(), 199, generator=seeded(1))
-    torch.testing.assert_close(report.coverage[1:], torch.full((6, 2), 0.9).double(), atol=0.02, rtol=0)
-    sure = evaluate_open_loop(Gaussian(std=NOISE / 2, gain=0.9), trajectories(), 50, generator=seeded(1))
-    assert (sure.coverage[1:] < 0.65).all()
+def test_open_loop_bands_of_the_true_model_hold_their_share():
+    report = evaluate_open_loop(Gaussian(gain=0.9), trajectories(), 99, generator=seeded(1))
+    torch.testing.assert_close(report.coverage[1:], torch.full((6, 2), 0.9).double(), atol=0.04, rtol=0)
+    sure = evaluate_open_loop(Gaussian(std=NOISE / 2, gain=0.9), trajectories(), 20, generator=seeded(1))
+    assert (sure.coverage[1:] < 0.68).all()
     metrics = report.metrics()
     assert metrics["model/open_loop/rmse_4"] == pytest.approx(float(report.rmse[4].square().mean().sqrt()))
     assert {f"model/open_loop/band_{k}" for k in (1, 2, 4, 6)} <= metrics.keys()
@@ -283,7 +273,7 @@ def test_ranks_with_ties_against_brute_force(n_values):
     assert auroc(a, b[:25]) == pytest.approx(float(sum(pairs)) / len(pairs))
 
 
-def test_a_model_keeps_its_mode_and_its_statistics():
+def test_measures_change_neither_the_mode_nor_the_statistics():
     model = make_model(normalize_targets=True).train()
     state, context, act = inputs(8)
     before = {name: x.clone() for name, x in model.state_dict().items()}
@@ -322,9 +312,9 @@ def test_figures_draw_the_measures_and_name_the_dimensions():
     assert len(figures[4].legends[0].get_texts()) == len(figures[3].legends[0].get_texts()) + 1
 
 
-@pytest.mark.parametrize("size", [1e-7, 2e-3, 1.0, 3e4, 5e7])
+@pytest.mark.parametrize("size", [1e-7, 2e-3, 3e4])
 def test_tick_labels_do_not_overlap_whatever_the_size_of_the_numbers(size):
-    figure, panels, _ = panel_grid(4, None, "title")
+    figure, panels, _ = panel_grid(2, None, "title")
     for i, axes in enumerate(panels):
         axes.plot([-size, (i + 1) * size], [0.3 * size, (i + 1) * size])
     figure.canvas.draw()
