@@ -1,4 +1,4 @@
-"""Small user networks for the tests: constants, known functions, and the awkward ones."""
+"""Small user networks for the tests: constants, known functions, and ones that are hard to batch."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class Members:
 
 
 class Recorder:
-    """A `partial_net` that keeps a copy of every network that its factory made, as it was at birth."""
+    """A `partial_net` that keeps a copy of every network of its factory, from before it is used."""
 
     def __init__(self, factory: Callable[..., nn.Module]) -> None:
         self.factory = factory
@@ -154,7 +154,7 @@ class SequentialNet(OutputNet):
 
 
 class HalvingLinear(nn.Linear):
-    """A person's own linear layer."""
+    """A user's linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * super().forward(x) + 0.1

@@ -41,7 +41,7 @@ def make(n_models=2, hidden=(32,), seed=0, **settings):
 
 
 def linear_gaussian(n, seed=0, noise_std=NOISE_STD):
-    """Transitions of a linear system with Gaussian noise; the rows can be told apart by their state."""
+    """Transitions of a linear system with Gaussian noise; each row has its own state."""
     generator = seeded(seed)
     state, context = torch.randn(n, S, generator=generator), torch.randn(n, C, generator=generator)
     act = 2 * torch.rand(n, A, generator=generator) - 1

@@ -186,7 +186,7 @@ def shares(model, n_rows: int, row_losses: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("n_rows", [3, 10])
 def test_partitioned_members_train_on_disjoint_shares(n_rows):
-    # The loss of a row is the same for all rows and very different for each member, which tells whose it is.
+    # All rows have the same loss, which is very different for each member, so it identifies the member.
     stds = torch.tensor([1.0, 1e3, 1e10])
     nets = [ConstantNet(torch.zeros(1, S), std.reshape(1, 1).expand(1, S), term_prob=0.5) for std in stds]
     model = make_model(nets, n_modes=1, partition_batch=True, weighted_loss=True)

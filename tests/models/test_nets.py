@@ -211,16 +211,17 @@ def test_alike_dimensions_share_mean_and_standard_deviation():
 
 
 @pytest.mark.parametrize(
-    ("dims", "message"),
+    ("settings", "message"),
     [
-        (((0, 1),), r"alike_dims holds \[1\], expected dimensions that are neither angles nor unseen"),
-        (((2, 5),), r"alike_dims is \(2, 5\), expected different numbers from 0 to 4"),
-        (((0, 2), (2, 3)), r"alike_dims is \(0, 2, 2, 3\), expected different numbers from 0 to 4"),
+        ({"alike_dims": ((0, 1),)}, r"alike_dims holds \[1\], expected dimensions that are neither angles nor unseen"),
+        ({"alike_dims": ((0, 2), (2, 3))}, r"alike_dims is \(0, 2, 2, 3\), expected different numbers from 0 to 3"),
+        ({"angle_dims": (S,)}, rf"angle_dims is \({S},\), expected different numbers from 0 to 3"),
+        ({"unseen_dims": (0, -1)}, r"unseen_dims is \(0, -1\), expected different numbers from 0 to 3"),
     ],
 )
-def test_alike_groups_hold_different_dimensions_without_angles(dims, message):
+def test_wrong_dimensions_of_the_state_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
-        GaussianMixtureMLP(box(5), box(0), box(1), angle_dims=(1,), alike_dims=dims)
+        make(**{"angle_dims": (1,)} | settings)
 
 
 def test_all_dimensions_of_the_state_may_be_unseen():
@@ -228,13 +229,6 @@ def test_all_dimensions_of_the_state_may_be_unseen():
     net = make(unseen_dims=range(S))
     assert net(state, context, action)[0][0].shape == (5, 1, S)
     assert net.layers[0].in_features == C + A
-
-
-@pytest.mark.parametrize("name", ["angle_dims", "unseen_dims"])
-@pytest.mark.parametrize("dims", [(S,), (0, -1)])
-def test_dimensions_that_the_state_does_not_have_are_refused(name, dims):
-    with pytest.raises(ValueError, match=rf"{name} is \({dims[0]},.*expected different numbers from 0 to {S - 1}"):
-        make(**{name: dims})
 
 
 def test_a_fixed_deviation_makes_the_loss_the_squared_error():

@@ -240,7 +240,7 @@ def test_disagreement_is_the_spread_of_the_means_in_units_of_the_change():
 
 def test_disagreement_where_the_error_is_has_rank_correlation_one():
     class Honest(Gaussian):
-        """Disagrees by as much as it is wrong."""
+        """Members whose disagreement is proportional to the error."""
 
         def predict(self, state, context, action, std=None):
             mean, weights, std, term_prob = super().predict(state, context, action)

@@ -83,7 +83,7 @@ def test_more_leading_dimensions() -> None:
 
 
 def test_a_layer_that_mixes_rows_gets_all_rows_at_once() -> None:
-    class MinusMeanOfRows(nn.Module):
+    class MinusMeanOfRows(nn.Identity):  # a subclass of a layer that works row by row
         def forward(self, x: Tensor) -> Tensor:
             return x - x.mean(-2, keepdim=True)
 
@@ -199,18 +199,9 @@ def test_a_new_rollout_sees_parameters_that_have_changed() -> None:
     assert torch.equal(rollout(untouched), changed)
 
 
-def test_subclasses_and_hooks_are_not_treated_as_known_layers():
-    class Center(nn.Identity):
-        def forward(self, x):
-            return x - x.mean(-2, keepdim=True)
-
-    x = torch.randn(2, 300, 3)
-    mixing = stack_modules([nn.Sequential(nn.Linear(3, 4000), Center(), nn.Linear(4000, 2)) for _ in range(2)])
-    with torch.enable_grad():
-        expected = mixing(x)
-    with torch.no_grad():
-        torch.testing.assert_close(mixing(x), expected, rtol=1e-4, atol=1e-5)
+def test_hooks_are_called_in_prepared_chains() -> None:
+    x = torch.randn(2, 4, 3)
     hooked = stack_modules([nn.Sequential(nn.Linear(3, 5), nn.SiLU()) for _ in range(2)])
     hooked[1].register_forward_hook(lambda module, inputs, output: 2 * output)
     with torch.no_grad():
-        torch.testing.assert_close(hooked.prepared()(x[:, :4]), hooked(x[:, :4]))
+        close(hooked.prepared()(x), hooked(x), 1e-5)
