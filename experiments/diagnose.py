@@ -1,6 +1,7 @@
 """How good is a run's world model? `python -m experiments.diagnose runs/NAME` prints numbers, draws figures."""
 
 import json
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,8 +69,15 @@ def main() -> None:
         "number", *columns, caption=f"{DIAGNOSIS} and figures, model_*.png, in the run's folder", caption_justify="left"
     )
     for key in columns["random"] | columns["agent"]:
-        table.add_row(key, *(f"{column[key]:.4g}" if key in column else "" for column in columns.values()))
+        table.add_row(key, *(_shown(key, column.get(key)) for column in columns.values()))
     show(table)
+
+
+def _shown(key: str, value: float | None) -> str:
+    """A number of the table; R² of a dimension that does not vary is NaN."""
+    if value is None:
+        return ""
+    return "constant" if key.startswith("model/r2/state_") and math.isnan(value) else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -13,20 +13,21 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layeredrl.checks import require_flat
+
 
 def is_discrete(space: spaces.Space[Any]) -> bool:
-    """Whether actions are integers."""
+    """Return True if actions are integers."""
     return isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
 
 
 def width(space: spaces.Space[Any]) -> int:
-    """Width A of an action; raises for other spaces than flat ones of the three kinds."""
+    """Width A of an action; raises unless the space is a one-dimensional Box, Discrete or MultiDiscrete."""
     if isinstance(space, spaces.Discrete):
         return 1
     if not isinstance(space, spaces.Box | spaces.MultiDiscrete):
         raise ValueError(f"action space is {space}, expected a Box, Discrete or MultiDiscrete")
-    if len(space.shape) != 1:
-        raise ValueError(f"action space has shape {space.shape}, expected one dimension")
+    require_flat("action space", space)
     return int(space.shape[0])
 
 
@@ -65,7 +66,7 @@ def uniform(space: spaces.Space[Any], lead: Sequence[int], generator: torch.Gene
 
 
 def features(space: spaces.Space[Any], actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Actions (..., A) as numbers (..., F) that a network can take: one-hot, in `dtype`, where they are choices."""
+    """Actions (..., A) as network inputs (..., F): one-hot in `dtype` if discrete, unchanged if from a Box."""
     if not isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
         return actions
     counts, starts = choices(space)
@@ -79,12 +80,12 @@ def n_features(space: spaces.Space[Any]) -> int:
 
 
 def to_env(space: spaces.Space[Any], actions: NDArray[Any]) -> NDArray[Any]:
-    """Actions (n, A) as a vector environment takes them, which wants (n,) for Discrete."""
+    """Actions (n, A) in the form that a vector environment takes: (n,) for Discrete."""
     return actions[:, 0] if isinstance(space, spaces.Discrete) else actions
 
 
 def model_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
-    """Action space of a dynamics model, which knows Box and Discrete: several choices become one-hot features."""
+    """Action space of a dynamics model: MultiDiscrete becomes a Box of one-hot features, others stay the same."""
     if isinstance(space, spaces.MultiDiscrete):
         return spaces.Box(0.0, 1.0, (n_features(space),))
     width(space)
@@ -93,5 +94,5 @@ def model_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:
 
 
 def for_model(space: spaces.Space[Any], actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Actions (..., A) as actions in `model_space`."""
+    """Actions (..., A) converted to `model_space`."""
     return features(space, actions, dtype) if isinstance(space, spaces.MultiDiscrete) else actions

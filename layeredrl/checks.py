@@ -1,10 +1,14 @@
-"""Checks of arguments: each error names the argument, what it was and what it should be."""
+"""Checks of arguments: each error names the argument, its value and the expected one."""
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from numbers import Integral, Real
+from typing import Any
 
+import numpy as np
 import torch
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, MultiDiscrete
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -24,6 +28,14 @@ def require_number(name: str, value: float, low: float, high: float, *, open_low
         raise ValueError(f"{name} is {value}, expected a number in {'(' if open_low else '['}{low}, {high}]")
 
 
+def require_finite_number(name: str, value: float) -> None:
+    """Raise unless `value` is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
+    if not math.isfinite(value):
+        raise ValueError(f"{name} is {value}, expected a finite number")
+
+
 def require_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise unless `value` is one of `choices`."""
     if value not in choices:
@@ -40,20 +52,27 @@ def require_flat_box(name: str, space: object) -> None:
     """Raise unless `space` is a one-dimensional Box."""
     if not isinstance(space, Box):
         raise TypeError(f"{name} is {type(space).__name__}, expected a gymnasium Box")
+    require_flat(name, space)
+
+
+def require_flat(name: str, space: Box | MultiDiscrete) -> None:
+    """Raise unless `space` is one-dimensional."""
     if len(space.shape) != 1:
         raise ValueError(f"{name} has shape {space.shape}, expected one dimension, such as (4,)")
 
 
-def action_width(space: object) -> int:
-    """Width of an action tensor: that of a flat Box, 1 for Discrete; raises for other spaces."""
-    if isinstance(space, Discrete):
-        if space.start != 0:
-            raise ValueError(f"action_space is {space}, expected one that starts at 0")
-        return 1
-    if not isinstance(space, Box):
-        raise TypeError(f"action_space is {type(space).__name__}, expected a gymnasium Box or Discrete")
-    require_flat_box("action_space", space)
-    return int(space.shape[0])
+def require_dims(name: str, dims: object, width: int | None = None) -> tuple[int, ...]:
+    """Return `dims` as integers; raise unless they are different dimensions of a vector of this width.
+
+    Without `width`, which may not be known yet, they only have to be integers.
+    """
+    values = tuple(dims) if isinstance(dims, Iterable) else (None,)
+    if any(isinstance(dim, bool) or not isinstance(dim, Integral) for dim in values):
+        raise TypeError(f"{name} is {dims!r}, expected integers")
+    result = tuple(int(dim) for dim in values)
+    if width is not None and (len(set(result)) < len(result) or not all(0 <= dim < width for dim in result)):
+        raise ValueError(f"{name} is {result}, expected different numbers from 0 to {width - 1}")
+    return result
 
 
 def require_tensor(name: str, value: object, width: int, *, n_dims: int | None = None) -> Tensor:
@@ -88,20 +107,31 @@ def require_integers(name: str, value: Tensor, n: int) -> None:
     """Raise unless `value` has an integer dtype, as choices among `n` have."""
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
         raise TypeError(f"{name} has dtype {value.dtype}, expected integers in [0, {n})")
-    # On a GPU a look at the values would stall; there torch's own assertion has to do.
+    # Reading values from a GPU would make it wait; torch's own assertion has to do there.
     if value.device.type == "cpu" and value.numel() and not 0 <= int(value.min()) <= int(value.max()) < n:
         raise ValueError(f"{name} holds {int(value.min())} to {int(value.max())}, expected integers in [0, {n})")
 
 
 def require_finite(tensors: Mapping[str, Tensor], valid: Tensor | None = None) -> None:
-    """Raise, naming the first row, if a tensor (N, ...) is not finite; rows that `valid` (N) rules out pass."""
+    """Raise, naming the first row, if a tensor (N, ...) is not finite; rows where `valid` (N) is false may be."""
     floats = {name: x.reshape(len(x), -1) for name, x in tensors.items() if x.is_floating_point()}
-    bad = {
-        name: ~torch.isfinite(x).all(1) if valid is None else ~torch.isfinite(x).all(1) & valid
-        for name, x in floats.items()
-    }
-    if not bool(torch.stack([rows.any() for rows in bad.values()]).any()):  # one look, because on a GPU each one stalls
+    # A sum of finite numbers is finite unless it overflows: one quick test of all tensors before a close one of each.
+    if bool(torch.stack([x.sum() for x in floats.values()]).isfinite().all()):
+        return
+    bad = {name: ~x.isfinite().all(1) if valid is None else ~x.isfinite().all(1) & valid for name, x in floats.items()}
+    if not bool(torch.stack([rows.any() for rows in bad.values()]).any()):  # one transfer from a GPU, not one each
         return
     name = next(name for name, rows in bad.items() if bool(rows.any()))
     row = int(bad[name].nonzero()[0, 0])
     raise ValueError(f"{name}[{row}] is {tensors[name][row].tolist()}, expected finite numbers")
+
+
+def require_finite_rows(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
+    """Raise, naming the environment, if a row of the array `values` (n, ...) is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):  # as in `require_finite`, the sum first
+        if np.isfinite(values.sum()):
+            return
+    finite = np.isfinite(values.reshape(len(values), -1)).all(1)
+    if not finite.all():
+        row = int(np.flatnonzero(~finite)[0])
+        raise ValueError(f"{name} of environment {env_ids[row]} is {values[row].tolist()}, expected finite numbers")

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from layeredrl.action_spaces import choices, to_env
+from layeredrl.checks import require_finite_rows
 from layeredrl.environments.running_episodes import RunningEpisodes
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.storage.replay import require_finite_rows
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_count
+from layeredrl.checks import require_count, require_dims, require_flat
 
 TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Function of (state (..., S), context (..., C), action (..., A), next_state (..., S)) to (...)."""
@@ -47,9 +47,9 @@ class StateDims:
         groups = tuple(self.alike) if isinstance(self.alike, Iterable) else None
         if groups is None or not all(isinstance(group, Iterable) for group in groups):
             raise TypeError(f"alike_dims is {self.alike!r}, expected groups of integers")
-        object.__setattr__(self, "alike", tuple(_integers("alike_dims", group) for group in groups))
+        object.__setattr__(self, "alike", tuple(require_dims("alike_dims", group) for group in groups))
         for name in _FLAT:
-            object.__setattr__(self, name, _integers(f"{name}_dims", getattr(self, name)))
+            object.__setattr__(self, name, require_dims(f"{name}_dims", getattr(self, name)))
         both = sorted(set(self.angle) & set(self.unseen))
         if both:
             raise ValueError(f"angle_dims and unseen_dims both hold {both}, expected dimensions of one of the two")
@@ -60,12 +60,11 @@ class StateDims:
             if 0 < len(set(group) & set(self.absolute)) < len(set(group)):
                 raise ValueError(f"alike_dims holds {group}, of which absolute_dims has some, expected all or none")
 
-    def check(self, width: int, goal: slice) -> None:
+    def check(self, width: int, goal: slice | None = None) -> None:
         """Raise unless all are distinct dimensions of vectors of this width, outside of the goal."""
         for name, dims in (*((name, getattr(self, name)) for name in _FLAT), ("alike", sum(self.alike, ()))):
-            if len(set(dims)) < len(dims) or not all(0 <= dim < width for dim in dims):
-                raise ValueError(f"{name}_dims is {dims}, expected different numbers from 0 to {width - 1}")
-            if any(goal.start <= dim < goal.stop for dim in dims):
+            require_dims(f"{name}_dims", dims, width)
+            if goal is not None and any(goal.start <= dim < goal.stop for dim in dims):
                 raise ValueError(f"{name}_dims is {dims}, but {goal.start} to {goal.stop - 1} are the goal's")
 
     def among(self, kept: Sequence[int]) -> "StateDims":
@@ -77,13 +76,6 @@ class StateDims:
 
         groups = tuple(group for group in map(kept_of, self.alike) if len(group) > 1)
         return StateDims(kept_of(self.angle), kept_of(self.unseen), kept_of(self.absolute), groups)
-
-
-def _integers(name: str, dims: object) -> tuple[int, ...]:
-    values = tuple(dims) if isinstance(dims, Iterable) else (None,)
-    if not all(isinstance(dim, int | np.integer) for dim in values):
-        raise TypeError(f"{name} is {dims!r}, expected integers")
-    return tuple(int(dim) for dim in values)
 
 
 @dataclass(frozen=True, eq=False)  # arrays have no single truth value
@@ -114,7 +106,7 @@ class TaskSpec:
 
     def __post_init__(self) -> None:
         check_observation_space(self.observation_space)
-        self.dims.check(self.observation_dim, self.slices.get(GOAL_KEY, slice(0, 0)))
+        self.dims.check(self.observation_dim, self.slices.get(GOAL_KEY))
         if self.n_envs < 1:
             raise ValueError(f"n_envs is {self.n_envs}, expected at least 1")
 
@@ -272,13 +264,11 @@ def check_observation_space(space: object) -> None:
         name = f"observation space {key!r}" if key else "observation space"
         if not isinstance(part, spaces.Box):
             raise ValueError(f"{name} is {part}, expected a flat Box or a Dict of flat Boxes")
-        if len(part.shape) != 1:
-            raise ValueError(f"{name} has shape {part.shape}, expected one dimension")
+        require_flat(name, part)
 
 
 def check_action_box(space: spaces.Box) -> None:
     """Raise unless the bounds of an action space are finite and its shape is flat."""
-    if len(space.shape) != 1:
-        raise ValueError(f"action space has shape {space.shape}, expected one dimension")
+    require_flat("action space", space)
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(f"action space is {space}, expected finite bounds: agents' actions are scaled to them")

@@ -76,8 +76,8 @@ def test_other_spaces_are_refused(space, message):
 
 
 @in_all_spaces
-@pytest.mark.parametrize("lead", [(), (7,), (2, 3, 4), (0,)], ids=str)
-def test_what_uniform_actions_are(space, lead):
+@pytest.mark.parametrize("lead", [(), (2, 3, 4), (0,)], ids=str)
+def test_uniform_actions_are_elements_of_the_space(space, lead):
     draws = action_spaces.uniform(space, lead, seeded())
     assert draws.shape == (*lead, action_spaces.width(space))
     assert draws.dtype == (torch.int64 if action_spaces.is_discrete(space) else torch.float32)
@@ -86,8 +86,8 @@ def test_what_uniform_actions_are(space, lead):
 
 
 @in_discrete_spaces
-def test_every_choice_is_as_likely(space):
-    n = 20_000
+def test_every_choice_is_equally_likely(space):
+    n = 4_000
     draws = action_spaces.uniform(space, (n,), seeded())
     for i, (n_choices, start) in enumerate(zip(*action_spaces.choices(space), strict=True)):
         share = torch.bincount(draws[:, i] - start, minlength=n_choices) / n
@@ -99,15 +99,15 @@ def test_every_choice_is_as_likely(space):
         np.testing.assert_allclose(correlation, np.eye(len(correlation)), atol=5 / n**0.5)
 
 
-def test_all_of_a_box_is_as_likely():
-    n = 20_000
+def test_actions_in_a_box_are_uniform():
+    n = 5_000
     share = (np.sort(action_spaces.uniform(BOX, (n,), seeded()).double().numpy(), 0) - BOX.low) / (BOX.high - BOX.low)
     distance = np.abs(share - (np.arange(n) + 0.5)[:, None] / n).max(0)
     assert (distance < 2.3 / n**0.5).all()  # Kolmogorov and Smirnov: one in 20,000 exceeds
 
 
 @pytest.mark.parametrize("largest", [0.0, 1 - 2**-24])
-def test_rounding_does_not_lead_out_of_a_box(monkeypatch, largest):
+def test_rounding_does_not_leave_a_box(monkeypatch, largest):
     # The first one's width is rounded up.
     low = np.array([-1.0, -0.3, -2.6, 0.1], np.float32)
     high = np.array([7e-8, 0.1, -0.7, 1.1], np.float32)
@@ -115,7 +115,7 @@ def test_rounding_does_not_lead_out_of_a_box(monkeypatch, largest):
     assert spaces.Box(low, high).contains(action_spaces.uniform(spaces.Box(low, high), (), seeded()).numpy())
 
 
-def test_a_point_is_a_box():
+def test_a_box_may_be_a_single_point():
     assert action_spaces.uniform(spaces.Box(0.3, 0.3, (2,)), (5,), seeded()).unique().tolist() == [np.float32(0.3)]
 
 
@@ -149,31 +149,21 @@ def test_features_in_numbers():
     assert action_spaces.features(SHIFTED_MULTI, torch.tensor([3, -4])).tolist() == [0, 0, 1, 1, 0]
 
 
-def test_features_of_a_box_are_the_actions():
-    drawn = sampled(BOX, 5)
-    assert torch.equal(action_spaces.features(BOX, drawn), drawn)
-
-
 @pytest.mark.parametrize("space", [BOX, DISCRETE, SHIFTED], ids=str)
-def test_models_know_a_box_and_a_choice(space):
+def test_models_take_box_and_discrete_unchanged(space):
     drawn = sampled(space, 5)
     assert action_spaces.model_space(space) == space
     assert action_spaces.for_model(space, drawn) is drawn
 
 
 @pytest.mark.parametrize("space", [MULTI, SHIFTED_MULTI], ids=str)
-def test_to_models_several_choices_are_features(space):
+def test_models_take_multidiscrete_as_features(space):
     drawn, model_space = sampled(space, 5), action_spaces.model_space(space)
     assert isinstance(model_space, spaces.Box)
     assert action_spaces.width(model_space) == action_spaces.n_features(space)
     converted = action_spaces.for_model(space, drawn)
     assert torch.equal(converted, action_spaces.features(space, drawn))
     assert all(model_space.contains(action) for action in converted.numpy())
-
-
-def test_models_know_no_other_spaces():
-    with pytest.raises(ValueError, match="expected a Box, Discrete or MultiDiscrete"):
-        action_spaces.model_space(spaces.MultiBinary(3))
 
 
 @in_all_spaces
@@ -185,6 +175,6 @@ def test_features_keep_leading_dimensions(space, lead):
 
 
 @pytest.mark.parametrize("action", [[4], [-1]])
-def test_choices_that_there_are_not_have_no_features(action):
+def test_choices_outside_the_space_have_no_features(action):
     with pytest.raises(RuntimeError):
         action_spaces.features(DISCRETE, torch.tensor(action))

@@ -82,11 +82,12 @@ def draw_model(path: Path, world: WorldModel, data: Batch, names: Sequence[str],
         title: Above the picture.
 
     Returns:
-        Share of the variance of the change that the model explains (R2), by name of the dimension.
+        R² of the predicted change by name of the dimension, without dimensions that do not vary.
     """
     report = evaluate_one_step(world.dynamics, transitions(data, world))
     draw_predictions(report, names, title=title).savefig(path, dpi=120)
-    return dict(zip(names, report.mixture.r2.tolist(), strict=True))
+    scores = zip(names, report.mixture.r2.tolist(), report.varies.tolist(), strict=True)
+    return {name: r2 for name, r2, varies in scores if varies}
 
 
 def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed: int) -> float:

@@ -115,7 +115,8 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
         names = [f"state {i}" for i in range(world.encoder.state_space.shape[0])]
         scores = draw_model(picture, world, data, names, f"{title}: the model on held-out transitions")
         logger.log_figure("model/predictions", picture, n_steps)
-        rows["model"] = f"{picture} (R² {min(scores.values()):.3f} or better)"
+        worst = f"R² {min(scores.values()):.3f} or better" if scores else "no dimension of the state varies"
+        rows["model"] = f"{picture} ({worst})"
     if can_render(config.env):
         video = folder / "policy.gif"
         try:

@@ -25,7 +25,7 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from torch import Tensor, nn
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_counts, require_number
+from layeredrl.checks import require_counts, require_finite_number, require_number
 from layeredrl.models.optimizer import restore_optimizer
 
 OffPolicyAlgorithm = ActorCriticOffPolicyAlgorithm[Any, Any]
@@ -84,8 +84,8 @@ class SACConfig(ActorCriticConfig):
         super().__post_init__()
         if self.alpha is not None:
             require_number("alpha", self.alpha, 0, math.inf)
-        if self.target_entropy is not None and not math.isfinite(self.target_entropy):
-            raise ValueError(f"target_entropy is {self.target_entropy}, expected a finite number")
+        if self.target_entropy is not None:
+            require_finite_number("target_entropy", self.target_entropy)
         require_number("initial_alpha", self.initial_alpha, 0, math.inf, open_low=True)
 
     def build(self, n_inputs: int, action_space: spaces.Space[Any], device: torch.device) -> OffPolicyAlgorithm:

@@ -1,4 +1,4 @@
-"""Dynamics models: the interface, probabilistic ensembles, and how they are fitted."""
+"""Dynamics models: the interface, probabilistic ensembles, and fitting."""
 
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, FitResult, fit

@@ -1,6 +1,5 @@
-"""Settings of an ensemble of Gaussian-mixture networks, and the ensemble that they describe."""
+"""Settings of an ensemble of Gaussian-mixture networks, and its construction."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -9,7 +8,7 @@ import torch
 from gymnasium import spaces
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_number
+from layeredrl.checks import require_finite_number, require_number
 from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
@@ -25,42 +24,43 @@ _ROLLOUT_DTYPES: dict[str, torch.dtype | Literal["auto"] | None] = {
 
 @dataclass(frozen=True)
 class EnsembleConfig:
-    """The ensemble and its networks."""
+    """Settings of the ensemble and its networks."""
 
     n_models: int = 5
-    """Members of the ensemble."""
+    """Number of ensemble members."""
     n_particles_per_model: int = 1
-    """Particles that a rollout follows for each member."""
+    """Number of particles that a rollout follows for each member."""
     n_modes: int = 1
-    """Gaussians that each member mixes."""
+    """Number of Gaussians in each member's mixture."""
     hidden: tuple[int, ...] = (200, 200, 200, 200)
     """Widths of the hidden layers."""
     frequencies: tuple[float, ...] = ()
-    """Of sines and cosines of the state that the networks see beside it, in radians per unit."""
+    """Frequencies of the sines and cosines of the state that are extra network inputs, in radians per unit."""
     learning_rate: float = 1e-3
-    """Of Adam."""
+    """Learning rate of Adam."""
     weight_decay: tuple[float, ...] = (1e-4,)
     """L2 penalty: 0.5 times this times the sum of squared weights. One value, or one for each layer."""
     bound_penalty: float = 0.01
     """Weight of the penalty that pulls the bounds of the log-variance together."""
     beta_nll: float = 0.0
-    """Weight of a dimension in the training loss: its predicted variance, in the unit of targets, to this power, in
-    [0, 1]. Above zero, means are fitted better where the members are not sure (Seitzer et al. 2022). For one mode."""
+    """Exponent in [0, 1]: the training loss weights each dimension by its predicted variance, in normalised units, to
+    this power. Above 0, means are fitted better where the variance is large (Seitzer et al. 2022). Needs one mode."""
     deterministic: bool = False
-    """Whether the networks are fitted by least squares, and rollouts follow what they predict, without noise."""
+    """If True, fit the networks by least squares, and let rollouts follow the predicted mean without noise."""
     propagation: Propagation = "tsinf"
-    """How rollouts follow particles: each with its member, shuffled at every step (ts1), the mean of all, or without
-    noise each member's likeliest mode."""
+    """Propagation of particles in rollouts: each stays with its member (tsinf), they are shuffled over members at every
+    step (ts1), they follow the mean over members (expectation), or their member's likeliest mode without noise (mode).
+    """
     normalize_targets: bool = True
-    """Whether predictions are scaled by the running standard deviation of what is predicted."""
+    """If True, scale predictions by the running standard deviation of their targets."""
     rollout_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Type of the matrix products in rollouts; auto takes bfloat16 where it is faster, by machine and size."""
+    """Type of the matrix products in rollouts; auto uses bfloat16 where it is faster on this machine at this size."""
 
     def __post_init__(self) -> None:
         if not self.weight_decay:
             raise ValueError("weight_decay is empty, expected one value, or one for each layer")
-        if not all(math.isfinite(frequency) for frequency in self.frequencies):
-            raise ValueError(f"frequencies is {self.frequencies}, expected finite numbers")
+        for frequency in self.frequencies:
+            require_finite_number("frequencies", frequency)
         require_number("beta_nll", self.beta_nll, 0, 1)
         if self.beta_nll > 0 and self.n_modes > 1:
             raise ValueError(f"beta_nll is {self.beta_nll} with n_modes {self.n_modes}, expected 0 for several modes")
@@ -79,19 +79,18 @@ class EnsembleConfig:
         sb_start_factor: float = 1.5,
         weighted_loss: bool = False,
     ) -> ProbabilisticEnsemble:
-        """The ensemble, with its optimiser; networks are drawn from torch's global generator.
+        """Build the ensemble with its optimiser; networks are initialised from torch's global generator.
 
         Args:
-            state_space: Of what it predicts.
-            context_space: Of what it sees besides, constant in an episode.
-            action_space: Of the level that plans with it.
-            device: Where it computes.
-            dims: Dimensions of the state that are seen or predicted in a way of their own.
+            state_space: Space of the predicted state.
+            context_space: Space of the context, which is constant in an episode.
+            action_space: Action space of the level that plans with the model.
+            device: Device of the parameters.
+            dims: Dimensions of the state with a special treatment as inputs or targets.
             sb_start_duration: Environment steps of the symmetry-breaking start; 0 for none.
-            sb_start_factor: Length of the change that it gives an action of length one.
-            weighted_loss: Whether what it learns from carries weights.
+            sb_start_factor: Length of the change in state that the start's random map gives an action of length one.
+            weighted_loss: If True, training batches carry weights.
         """
-        dims.check(state_space.shape[0], slice(0, 0))
         kind = DeterministicEnsemble if self.deterministic else ProbabilisticEnsemble
         return kind(
             state_space,

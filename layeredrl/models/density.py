@@ -36,10 +36,10 @@ def beta_log_prob(target: Tensor, mean: Tensor, std: Tensor, beta: float) -> Ten
     """Log density of a diagonal Gaussian, each dimension weighted by its predicted variance to the power `beta`.
 
     The gradient of a plain log density with respect to the mean is the error divided by the variance: rare large
-    errors soon pass for noise, and the mean is hardly fitted to them any more. With `beta` 1 the mean has the gradient
-    of least squares, with 0 that of the log density. The weight has no gradient, so that by itself this term has the
-    same optimal variance for all `beta`; what a loss adds to it then pulls more where the variance is small (Seitzer et
-    al. 2022, arXiv 2203.09168, "β-NLL").
+    errors are soon explained as noise, and the mean is hardly fitted to them any more. With `beta` 1 the mean has the
+    gradient of least squares, with 0 that of the log density. The weight has no gradient, so this term alone has the
+    same optimal variance for all `beta`; other terms of the loss have more influence where the variance is small
+    (Seitzer et al. 2022, arXiv 2203.09168, "β-NLL").
 
     Args:
         target: Shape (..., S).
@@ -55,7 +55,7 @@ def beta_log_prob(target: Tensor, mean: Tensor, std: Tensor, beta: float) -> Ten
 
 
 def _standardized(target: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    # Squares and their sums over a batch must not overflow; what is farther off (7e12 in float32) has no gradient.
+    # Squares and their sums over a batch must not overflow; residuals beyond 7e12 (in float32) have no gradient.
     farthest = torch.finfo(mean.dtype).max ** (1 / 3)
     return ((target - mean) / std).clamp(-farthest, farthest)
 
@@ -68,8 +68,8 @@ def mixture_mean(mean: Tensor, weights: Tensor) -> Tensor:
 def probability(logit: Tensor) -> Tensor:
     """Sigmoid of a logit (...), for a termination probability whose gradient does not vanish.
 
-    The gradient of `termination_loss` with respect to the logit is then exactly `p - y`, also where the sigmoid is 0
-    or 1 to machine accuracy and its own derivative is lost.
+    The gradient of `termination_loss` with respect to the logit is then exactly `p - y`, also where the sigmoid rounds
+    to 0 or 1 and its own derivative is zero.
     """
     return _sigmoid(logit)
 
@@ -77,7 +77,7 @@ def probability(logit: Tensor) -> Tensor:
 def termination_loss(term_prob: Tensor, terminated: Tensor) -> Tensor:
     """Binary cross-entropy of a termination probability (...), elementwise; finite at 0 and 1 too.
 
-    Its gradient, `(p - y) / (p (1 - p))`, is finite everywhere and cut off only where p is no longer told from 0 or 1.
+    Its gradient, `(p - y) / (p (1 - p))`, is finite everywhere and limited only where p rounds to 0 or 1.
     """
     return _binary_cross_entropy(term_prob, terminated.to(term_prob.dtype))
 
@@ -85,9 +85,9 @@ def termination_loss(term_prob: Tensor, terminated: Tensor) -> Tensor:
 def _variance(p: Tensor) -> Tensor:
     """Variance p (1 - p) of a binary variable, (...), kept away from zero.
 
-    Its reciprocal times any sensible weight must not overflow, hence the smallest value. Where p is exactly 0 or 1
-    nothing is known of how close it is, and the value is moderate: an optimiser squares the gradient, which may reach
-    a parameter as it is.
+    Its reciprocal times any sensible weight must not overflow, hence the smallest value. Where p is exactly 0 or 1,
+    its distance from there is unknown, and the value is moderate: the gradient may reach a parameter unscaled, and an
+    optimiser squares it.
     """
     variance = p * (1 - p)
     return torch.where(variance > 0, variance.clamp(min=torch.finfo(p.dtype).tiny ** 0.75), 1e-12)

@@ -1,4 +1,4 @@
-"""Deterministic ensembles: what PETS is compared with (Chua et al. 2018, section 6, "D" and "DE")."""
+"""Deterministic ensembles, a baseline of PETS (Chua et al. 2018, section 6, "D" and "DE")."""
 
 from torch import Tensor, zeros_like
 
@@ -8,11 +8,12 @@ from layeredrl.models.rollout import StepModel
 
 
 class DeterministicEnsemble(ProbabilisticEnsemble):
-    """An ensemble of networks whose rollouts follow what they predict, without noise.
+    """An ensemble of networks whose rollouts follow the predicted means, without noise.
 
     Its members still differ, and particles may change members (TS1). The networks should predict with a fixed standard
-    deviation, as `GaussianMixtureMLP` does with `fixed_std`: the loss is then the squared error. Densities and samples,
-    other than rollouts, are those of Gaussians of that deviation. Constructed as a `ProbabilisticEnsemble`.
+    deviation, as `GaussianMixtureMLP` does with `fixed_std`: the loss is then the squared error. Unlike rollouts,
+    densities and samples are those of Gaussians with that standard deviation. The constructor is that of
+    `ProbabilisticEnsemble`.
     """
 
     def step_model(self, *, loss_mode: bool) -> StepModel:

@@ -30,7 +30,7 @@ from layeredrl.models.rollout import (
     simulate,
     to_public,
 )
-from layeredrl.models.spaces import Interface, counted_rows, deal
+from layeredrl.models.spaces import ModelSpaces, counted_rows, deal
 from layeredrl.models.stacked.graphs import GraphCache
 from layeredrl.models.stacked.layers import gains_from_bfloat16
 from layeredrl.models.stacked.network import StackedNetwork
@@ -40,14 +40,14 @@ from layeredrl.models.symmetry import SymmetryBreakingStart
 class ProbabilisticEnsemble(Members):
     """An ensemble of networks, each predicting a mixture of Gaussians over next states and a termination probability.
 
-    See https://arxiv.org/abs/1805.12114. The disagreement of the members tells what the data has not settled
-    (epistemic uncertainty), the spread that each predicts what is random (aleatoric uncertainty).
+    See https://arxiv.org/abs/1805.12114. The disagreement between members measures epistemic uncertainty (from too
+    little data), the standard deviation that each predicts measures aleatoric uncertainty (randomness).
 
     Attributes:
         network: The members' networks, stacked.
         scale: Running standard deviation of the prediction targets; None without `normalize_targets`.
         start: The symmetry-breaking start, or None.
-        graphs: CUDA graphs of rollouts; None where there are none.
+        graphs: CUDA graphs of rollouts; None if they are not used.
     """
 
     def __init__(
@@ -80,48 +80,48 @@ class ProbabilisticEnsemble(Members):
         rollout_graphs: bool = True,
         **kwargs: Any,
     ) -> None:
-        """Build the members and, if asked for, an optimiser.
+        """Build the members and, with `create_optimizer`, an optimiser.
 
         Args:
             state_space: Box of shape (S,).
-            context_space: Box of shape (C,), of what is constant during an episode; C may be zero.
+            context_space: Box of shape (C,) for information that is constant during an episode; C may be zero.
             action_space: Box of shape (A,), or Discrete.
             partial_net: Called with the three spaces and `n_modes` (or with the spaces alone), returns a randomly
                 initialised network; see the documentation of the network contract.
             n_models: Number of members M.
-            n_modes: Number of Gaussians K that a member mixes.
-            n_particles_per_model: Particles P that a rollout follows per member.
-            learning_rate: Of the optimiser.
-            create_optimizer: Whether to create an optimiser, which `learn` needs.
-            device: Where the parameters live.
-            predict_delta: Whether the networks predict the change in state instead of the next state.
-            normalize_targets: Whether what the networks predict is scaled by its running standard deviation.
+            n_modes: Number of Gaussians K in each member's mixture.
+            n_particles_per_model: Number of particles P that a rollout follows per member.
+            learning_rate: Learning rate of the optimiser.
+            create_optimizer: If True, create an optimiser, which `learn` needs.
+            device: Device of the parameters.
+            predict_delta: If True, the networks predict the change in state instead of the next state.
+            normalize_targets: If True, the networks' outputs are in units of the targets' running standard deviation.
             target_bn_momentum: Weight of a new batch in that running statistic.
-            weighted_loss: Whether training batches carry a `weight` for each transition.
-            symmetry_breaking_start: Whether a random linear map of the action stands in for the networks at first.
-            sb_start_duration: Environment steps (all instances summed) until the networks have taken over.
+            weighted_loss: If True, training batches carry a `weight` for each transition.
+            symmetry_breaking_start: If True, a random linear map of the action replaces the networks at first.
+            sb_start_duration: Environment steps, summed over all instances, until only the networks are used.
             sb_start_factor: Length of the change in state that the random map gives an action of length one.
-            partition_batch: Whether each member trains on its own share of a batch, not on all of it.
+            partition_batch: If True, each member trains on its own share of a batch, not on all of it.
             absolute_dims: State dimensions predicted as the next value itself although `predict_delta`.
             alike_dims: Groups of state dimensions whose predictions have one scale, with `normalize_targets`.
-            propagation: How rollouts follow particles: "tsinf", each stays with its member; "ts1", shuffled over the
+            propagation: Propagation of particles in rollouts: "tsinf", each stays with its member; "ts1", shuffled over
                 members at every step; "expectation", the mean over members (PETS, section 5); "mode", the mean of its
                 member's likeliest mode, which is deterministic and, unlike a mean, never between two outcomes.
             weight_decay: L2 penalty 0.5 * weight_decay * |W|^2 on the weights of linear layers, one value for all
                 layers or one for each in order.
             beta_nll: In training, weight each dimension of a member's loss by its predicted variance, in the unit of
-                targets, to this power, in [0, 1] and without a gradient: towards 1 the means are fitted more as by
-                least squares, also where the member is not sure (Seitzer et al. 2022, arXiv 2203.09168). For `n_modes`
-                1. Such a training loss does not tell which of two members is better.
-            rollout_dtype: Type that rollouts compute the networks' chains of layers (`nn.Sequential`) in, None for
-                that of the parameters. `torch.bfloat16` is faster for wide networks and many rows where the processor
-                has it; states, noise and the normalisation of inputs stay as they are. "auto" takes it where it gains.
-                Chains of other layers than linear, layer norm and common activations, and rollouts with gradients,
+                targets, to this power, in [0, 1] and without a gradient: towards 1 the means are fitted as by least
+                squares, also where the variance is large (Seitzer et al. 2022, arXiv 2203.09168). Needs `n_modes` 1.
+                Such training losses of different members are not comparable.
+            rollout_dtype: Type of the networks' chains of layers (`nn.Sequential`) in rollouts, None for that of the
+                parameters. `torch.bfloat16` is faster for wide networks and many rows on processors that support it;
+                states, noise and the normalisation of inputs keep their type. "auto" uses it where it is faster.
+                Chains with layers other than linear, layer norm and common activations, and rollouts with gradients,
                 keep the parameters' type.
             rollout_graphs: On a GPU, replay rollouts without gradients in evaluation mode as CUDA graphs, one for each
-                of a few numbers of rows. Parameters and buffers may change; plain attributes of a network, and the
-                tensors among them, may not. What cannot be captured runs as it is, and a warning says so once; so do
-                networks with hooks on their forward, without one.
+                of a few numbers of rows. Parameters and buffers may change; plain attributes of a network, including
+                tensors, may not. Rollouts that cannot be captured run without a graph, with one warning; networks
+                with hooks on their forward do so without a warning.
             **kwargs: Further arguments of `Model`.
         """
         checks.require_number("learning_rate", learning_rate, 0, math.inf, open_low=True)
@@ -132,19 +132,18 @@ class ProbabilisticEnsemble(Members):
             raise ValueError(f"beta_nll is {beta_nll} with n_modes {n_modes}, expected 0 for several modes")
         if rollout_dtype not in (None, "auto", torch.float32, torch.float64, torch.bfloat16, torch.float16):
             raise ValueError(f"rollout_dtype is {rollout_dtype!r}, expected a floating type of torch, 'auto' or None")
-        interface = Interface(state_space, context_space, action_space)
-        is_delta = interface.delta_dims(predict_delta, absolute_dims)
-        networks = interface.make_networks(partial_net, n_models, n_modes)
-        groups = interface.groups(alike_dims, is_delta)
-        scale = RunningScale(interface.state_dim, target_bn_momentum, groups) if normalize_targets else None
+        spaces = ModelSpaces(state_space, context_space, action_space)
+        is_delta, groups = spaces.dims(predict_delta, absolute_dims, alike_dims)
+        networks = spaces.make_networks(partial_net, n_models, n_modes)
+        scale = RunningScale(spaces.state_dim, target_bn_momentum, groups) if normalize_targets else None
         start = None
         if symmetry_breaking_start:
             if not isinstance(action_space, Box):
                 raise TypeError(f"symmetry_breaking_start needs a Box action_space, got {type(action_space).__name__}")
-            start = SymmetryBreakingStart(interface.state_dim, interface.action_dim, sb_start_duration, sb_start_factor)
+            start = SymmetryBreakingStart(spaces.state_dim, spaces.action_dim, sb_start_duration, sb_start_factor)
         super().__init__(
-            interface,
-            StackedNetwork(networks, n_modes, interface.random_inputs),
+            spaces,
+            StackedNetwork(networks, n_modes, spaces.random_inputs),
             scale,
             start,
             is_delta,
@@ -175,7 +174,7 @@ class ProbabilisticEnsemble(Members):
         Returns:
             A scalar.
         """
-        rows = self.interface.training_rows(batch, self.dtype, self.weighted_loss)
+        rows = self.spaces.training_rows(batch, self.dtype, self.weighted_loss)
         if self.training and self.scale is not None:
             self.scale.update(self.targets(rows), counted_rows(rows))
         if self.partition_batch:
@@ -193,14 +192,14 @@ class ProbabilisticEnsemble(Members):
         *,
         loss_mode: bool = False,
     ) -> tuple[Tensor, ...]:
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action)
         out = self.predicted(rows, loss_mode=loss_mode)
         shape = (*lead, self.n_models, self.n_modes)
         mean = out.mean + self.base(rows[0]).unsqueeze(-2)
         mean = mean.transpose(0, 1).reshape(*shape, self.state_dim)
         predicted_std = out.std.transpose(0, 1).reshape(*shape, self.state_dim)
         if std is not None:
-            predicted_std = self.interface.std(std, predicted_std.shape, self.dtype).clone()
+            predicted_std = self.spaces.std(std, predicted_std.shape, self.dtype).clone()
         weights = out.weights.transpose(0, 1).reshape(shape)
         return mean, weights, predicted_std, out.term_prob.mean(0).reshape(lead)
 
@@ -218,7 +217,7 @@ class ProbabilisticEnsemble(Members):
         Returns:
             Next states (B, S).
         """
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action)
         out = self.predicted(rows, loss_mode=False)
         n_rows = out.mean.shape[1]
         device, dtype = out.mean.device, out.mean.dtype
@@ -250,13 +249,13 @@ class ProbabilisticEnsemble(Members):
             std: Replaces the predicted standard deviations; broadcastable to (..., S).
             loss_mode: Always use the learned networks, not the symmetry-breaking start.
             transform: Maps predicted means and observed target, in the predicted space (the change in state with
-                `predict_delta`), before the density is taken. It makes sense with a given `std` only.
+                `predict_delta`), before the density is taken. Only meaningful with a given `std`.
 
         Returns:
             Log density (...), termination probability averaged over members (...), and a dict with `means`
             (..., M, S), each member's mean in the predicted space, after `transform`.
         """
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
         out = self.predicted(rows[:3], loss_mode=loss_mode)
         log_prob, means = self._log_prob(rows, lead, out, std, transform)
         log_prob = torch.logsumexp(log_prob, 0) - math.log(self.n_models)
@@ -274,7 +273,7 @@ class ProbabilisticEnsemble(Members):
         loss_mode: bool = False,
         transform: nn.Module | None = None,
     ) -> tuple[Tensor, ...]:
-        """The same as `get_log_prob`, and with the same arguments, for the member `id`.
+        """Same as `get_log_prob`, with the same arguments, for the member `id` only.
 
         Returns:
             Log density (...), termination probability (...), and the mean of the member's mixture (..., S) in the
@@ -283,7 +282,7 @@ class ProbabilisticEnsemble(Members):
         checks.require_count("id", id, minimum=0)
         if id >= self.n_models:
             raise ValueError(f"id is {id}, expected a member in [0, {self.n_models})")
-        rows, lead = self.interface.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
+        rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
         out = self.predicted(rows[:3], loss_mode=loss_mode, member=id)
         log_prob, means = self._log_prob(rows, lead, out, std, transform)
         return log_prob.reshape(lead), out.term_prob.reshape(lead), means.reshape(*lead, -1)
@@ -309,8 +308,8 @@ class ProbabilisticEnsemble(Members):
             deterministic: Follow the mean of each member's mixture instead of sampling.
             loss_mode: Always use the learned networks, not the symmetry-breaking start.
             generator: Source of randomness; None for torch's global one.
-            statistics: Whether to return means and variances too.
-            n_alike: Rows of the batch, one after the other, that draw the same noise.
+            statistics: If True, return means and variances too.
+            n_alike: Number of consecutive rows of the batch that draw the same noise.
 
         Returns:
             Batch with `state` (B, M, P, H+1, S), `state_mean` and `state_var` over particles (B, M, H+1, S),
@@ -319,7 +318,7 @@ class ProbabilisticEnsemble(Members):
             members of the variances, both (B, H+1, S). `diverged` is true from the step at which a particle left the
             finite range; its state is held from there on.
         """
-        self.interface.check_plan(initial_state, context, actions, self.dtype)
+        self.spaces.check_plan(initial_state, context, actions, self.dtype)
         checks.require_count("n_alike", n_alike)
         b, m, p, h = len(initial_state), self.n_models, self.n_particles_per_model, actions.shape[1]
         n_rows = rows_to_compute(b, p, self.network.row_multiple, few_sizes=self.graphs is not None)
@@ -348,14 +347,14 @@ class ProbabilisticEnsemble(Members):
 
     @contextmanager
     def reduced(self, n_rows: int) -> Iterator[None]:
-        """Let predictions without gradients be computed as rollouts of so many rows are, in `rollout_dtype`."""
+        """Compute predictions without gradients in the type that rollouts of `n_rows` rows have (`rollout_dtype`)."""
         with self.network.computing_in(self._reduced_dtype(n_rows)):
             yield
 
     def _simulate(
         self, state: Tensor, context: Tensor, actions: Tensor, noise: Noise, follow: Follow, *, loss_mode: bool
     ) -> tuple[Tensor, ...]:
-        """`simulate`, as a CUDA graph where that can be, from state (R, S), context (R, C) and actions (H, R, A)."""
+        """Run `simulate`, as a CUDA graph if possible, from state (R, S), context (R, C) and actions (H, R, A)."""
         reduced = self._reduced_dtype(len(state))
 
         def run(state: Tensor, context: Tensor, actions: Tensor, *noise: Tensor | None) -> tuple[Tensor, ...]:
@@ -367,13 +366,13 @@ class ProbabilisticEnsemble(Members):
         inputs = (state, context, actions, *noise)
         if self.graphs is None or torch.is_grad_enabled() or self.training or self.start_takes_part(loss_mode):
             return run(*inputs)
-        if self.network.is_hooked:  # a replay calls none
+        if self.network.is_hooked:  # a replay does not call hooks
             return run(*inputs)
         live = (*self.parameters(), *self.buffers())
         return self.graphs(run, inputs, (follow, reduced), dtype=reduced or self.dtype, live=live)
 
     def _reduced_dtype(self, n_rows: int) -> torch.dtype | None:
-        """Type to compute a rollout of n rows a member in; None for that of the parameters."""
+        """Type of the networks in a rollout of `n_rows` rows per member; None for that of the parameters."""
         if self.rollout_dtype == "auto":
             width = max((weight.shape[2] for weight in self.network.linear_weights()), default=0)
             return torch.bfloat16 if gains_from_bfloat16(self.device, n_rows, width) else None
@@ -394,7 +393,7 @@ class ProbabilisticEnsemble(Members):
                 raise TypeError(f"transform is {type(transform).__name__}, expected a torch.nn.Module")
             target, mean = transform(target), transform(mean)
         if std is not None:
-            # A transform may change the width; the given deviation lives in the space that it maps to.
-            member_std = self.interface.std(std, (*lead, target.shape[-1]), self.dtype)
+            # A transform may change the width; the given standard deviation is in its output space.
+            member_std = self.spaces.std(std, (*lead, target.shape[-1]), self.dtype)
             member_std = member_std.reshape(1, -1, 1, target.shape[-1])
         return mixture_log_prob(target, mean, member_std, out.weights), mixture_mean(mean, out.weights)

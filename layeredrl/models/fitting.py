@@ -1,4 +1,4 @@
-"""Fitting an ensemble to a fixed set of transitions, between phases of planning."""
+"""Fitting of an ensemble or a reward network to a fixed set of transitions."""
 
 import math
 from collections.abc import Callable
@@ -22,19 +22,19 @@ class FitConfig:
     """Settings of one fit."""
 
     epochs: int = 5
-    """Passes over the data, at the most."""
+    """Maximum number of passes over the data."""
     max_steps: int | None = None
-    """Optimiser steps of the ensemble, at the most; the last pass may end early. It bounds the first fit, too."""
+    """Maximum number of optimiser steps of the ensemble, also in the first fit; the last pass may end early."""
     batch_size: int = 256
-    """Transitions of a batch, for each member."""
+    """Number of transitions in a batch, for each member."""
     bootstrap: bool = True
-    """Whether each member trains on transitions of its own, drawn with replacement (PETS)."""
+    """If True, each member trains on its own transitions, drawn with replacement (PETS)."""
     holdout: float = 0.0
-    """Share of the transitions that is kept from training; above zero, members stop early at their best."""
+    """Fraction of the transitions held out from training; above 0, each member ends with its best parameters on it."""
     patience: int = 5
-    """Epochs without improvement on the holdout, of any member, after which the fit stops."""
+    """Number of epochs without improvement of any member on the holdout after which the fit stops."""
     max_skipped: int = 10
-    """Steps that a fit may leave out because their loss or gradient is not finite; one more is an error."""
+    """Maximum number of steps that a fit skips because their loss or gradient is not finite; more are an error."""
 
     def __post_init__(self) -> None:
         most = {} if self.max_steps is None else {"max_steps": 1}
@@ -45,21 +45,18 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitResult:
-    """How a fit went."""
+    """Result of a fit."""
 
     loss: Tensor
-    """Mean training loss of each member over the steps taken in the last epoch, (M,); NaN if none was."""
+    """Mean training loss of each member over the steps taken in the last epoch, (M,); NaN without any."""
     holdout_loss: Tensor | None
     """Best loss of each member on the holdout, (M,); None without holdout."""
-    elites: Tensor
-    """Members, best first, by their loss on the holdout, or in training where there is none, (M,); with `beta_nll` the
-    training loss does not tell."""
     epochs: int
-    """Passes over the data that were made, or begun."""
+    """Number of passes over the data, including one that ended early."""
     steps: int
-    """Optimiser steps that were taken."""
+    """Number of optimiser steps taken."""
     skipped: int
-    """Steps that were left out because their loss or gradient was not finite."""
+    """Number of steps skipped because their loss or gradient was not finite."""
 
 
 def fit(
@@ -68,34 +65,32 @@ def fit(
     config: FitConfig,
     *,
     generator: torch.Generator,
-    progress: Callable[[int, Tensor], None] | None = None,
 ) -> FitResult:
-    """Train all members for some epochs, starting from the parameters that they have.
+    """Train all members for some epochs, starting from their current parameters.
 
-    Every member goes through the data in an order of its own; with `bootstrap` its data are drawn anew, with
-    replacement, at every call. The statistics of inputs and targets are those of all the data, and fixed meanwhile.
+    Every member goes through the data in its own order; with `bootstrap` its data are drawn anew, with replacement, at
+    every call. The statistics of inputs and targets are those of all the data and stay fixed during the fit.
 
     Args:
-        ensemble: With an optimiser.
+        ensemble: Ensemble with an optimiser.
         data: Keys as in `ProbabilisticEnsemble.loss`, on the ensemble's device.
-        config: Settings.
+        config: Settings of the fit.
         generator: Source of randomness, on the ensemble's device.
-        progress: Told after each epoch its number, from 1, and the members' mean training losses in it, (M,).
 
     Raises:
-        NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite; found at the end of
+        NonFiniteError: More than `max_skipped` steps have a loss or gradient that is not finite; raised at the end of
             an epoch.
     """
     if ensemble.optimizer is None:
         raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
-    rows = ensemble.interface.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
+    rows = ensemble.spaces.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
     counted = counted_rows(rows)
     if counted is not None:
         rows.pop("validity_mask", None)
         rows = {key: x[counted] for key, x in rows.items()}
     n_rows, n_members = len(rows["state"]), ensemble.n_models
     if n_rows == 0:
-        raise ValueError("data holds no row that counts, expected at least one transition to train on")
+        raise ValueError("data has no valid row of nonzero weight, expected at least one transition to train on")
     ensemble.fit_statistics(rows)
     rows, held_out = split_holdout(rows, config.holdout, generator)
     n_rows = len(rows["state"])
@@ -117,47 +112,44 @@ def fit(
         n_epochs += 1
         order = share.gather(1, permutations(n_rows))
         shuffled = {key: x[order] for key, x in rows.items()}
-        # Chunks of equal size, rather than full batches and a noisy rest of a row or two.
+        # Chunks of equal size, because a last batch of one or two rows would be noisy.
         chunks = zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True)
         batches = [dict(zip(shuffled, tensors, strict=True)) for tensors in islice(chunks, n_left)]
         n_left -= len(batches)
         member_losses, taken = (torch.stack(x) for x in zip(*(_step(ensemble, b) for b in batches), strict=True))
         losses = torch.where(taken.unsqueeze(1), member_losses, 0.0).sum(0) / taken.sum()
-        left_out = (~taken).nonzero().flatten().tolist()  # the epoch's one look at a value
-        skipped += len(left_out)
+        not_taken = (~taken).nonzero().flatten().tolist()  # the only transfer from a GPU in an epoch
+        skipped += len(not_taken)
         if skipped > config.max_skipped:
-            i = left_out[config.max_skipped - skipped]  # the first one too many
-            what = _blame(ensemble, member_losses[i], batches[i])
+            i = not_taken[config.max_skipped - skipped]  # the first beyond the limit
+            cause = _cause(ensemble, member_losses[i], batches[i])
             ensemble.train(was_training)
-            raise NonFiniteError(f"{what}, in batch {i} of epoch {n_epochs}")
-        if progress is not None:
-            progress(n_epochs, losses)
+            raise NonFiniteError(f"{cause}, in batch {i} of epoch {n_epochs}")
         if best is not None and best.update() >= config.patience:
             break
     if best is not None:
         best.restore()
     ensemble.train(was_training)
     holdout_loss = None if best is None else best.losses
-    elites = (losses if holdout_loss is None else holdout_loss).argsort()
-    return FitResult(losses, holdout_loss, elites, n_epochs, n_steps - n_left - skipped, skipped)
+    return FitResult(losses, holdout_loss, n_epochs, n_steps - n_left - skipped, skipped)
 
 
 def _step(ensemble: ProbabilisticEnsemble, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """One optimiser step on rows (M, b, ...); the members' losses before it (M,), and whether it was taken."""
+    """Take one step on rows (M, b, ...); return the members' losses before it (M,) and True if it was taken."""
     member_losses = ensemble.member_losses(batch)
     taken = ensemble.take_step(member_losses.sum() + ensemble.regularization())
     return member_losses.detach(), taken
 
 
-def _blame(ensemble: ProbabilisticEnsemble, member_losses: Tensor, batch: dict[str, Tensor]) -> str:
-    """Which members' losses or gradients are not finite, and what in the batch is the largest."""
-    what, members = "the loss", _listed(~member_losses.isfinite())
-    if not members:  # gradients are not kept: those of the parameters as they are now
+def _cause(ensemble: ProbabilisticEnsemble, member_losses: Tensor, batch: dict[str, Tensor]) -> str:
+    """Describe which members' losses or gradients are not finite, and the largest number in the batch."""
+    name, members = "the loss", _listed(~member_losses.isfinite())
+    if not members:  # gradients were not kept, so they are computed again with the current parameters
         loss = ensemble.member_losses(batch).sum() + ensemble.regularization()
         gradients = torch.autograd.grad(loss, list(ensemble.get_parameters()), allow_unused=True)
         bad = [~g.isfinite().flatten(1).all(1) for g in gradients if g is not None]  # members are the first dimension
-        what, members = "a gradient", _listed(torch.stack(bad).any(0))
-    return f"{what}{' of member ' if members else ''}{members} is not finite; {_largest(batch)}"
+        name, members = "a gradient", _listed(torch.stack(bad).any(0))
+    return f"{name}{' of member ' if members else ''}{members} is not finite; {_largest(batch)}"
 
 
 def _listed(members: Tensor) -> str:
@@ -165,7 +157,7 @@ def _listed(members: Tensor) -> str:
 
 
 def _largest(batch: dict[str, Tensor]) -> str:
-    """What in a batch is the largest; a number that is not finite is larger than all others."""
+    """Describe the largest number in a batch; one that is not finite counts as larger than all others."""
     largest = {key: float(x.abs().max()) for key, x in batch.items() if x.is_floating_point() and x.numel()}
     key = max(largest, key=lambda name: largest[name] if math.isfinite(largest[name]) else math.inf)
     return f"the largest number is {largest[key]:.3g}, in {key}"
@@ -174,7 +166,7 @@ def _largest(batch: dict[str, Tensor]) -> str:
 def split_holdout(
     rows: dict[str, Tensor], fraction: float, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Split rows (N, ...) at random into those to train on and those held out; None if there are none."""
+    """Split rows (N, ...) at random into training rows and held-out rows; None for the latter if there are none."""
     n_rows = len(rows["state"])
     n_held_out = int(fraction * n_rows)
     if n_held_out == 0:
@@ -187,7 +179,7 @@ def split_holdout(
 
 
 class _BestMembers:
-    """Remembers the parameters with which each member did best on the holdout."""
+    """Keeps the parameters with which each member had its lowest loss on the holdout."""
 
     def __init__(self, ensemble: ProbabilisticEnsemble, held_out: dict[str, Tensor]) -> None:
         self.ensemble = ensemble
@@ -197,7 +189,7 @@ class _BestMembers:
         self.epochs_without_gain = 0
 
     def update(self) -> int:
-        """Take in the parameters as they are now; the number of epochs since any member improved."""
+        """Evaluate the current parameters; return the number of epochs since any member improved."""
         losses = self._evaluate()
         better = losses < self.losses
         self.losses = torch.where(better, losses, self.losses)
@@ -220,12 +212,12 @@ class _BestMembers:
 
 
 class RegressionResult(NamedTuple):
-    """How a regression went."""
+    """Result of a regression."""
 
     loss: float
-    """Mean loss over the steps taken in the last epoch; NaN if none was."""
+    """Mean loss over the steps taken in the last epoch; NaN without any."""
     skipped: int
-    """Steps that were left out because their loss or gradient was not finite."""
+    """Number of steps skipped because their loss or gradient was not finite."""
 
 
 def fit_regression(
@@ -237,18 +229,18 @@ def fit_regression(
     *,
     generator: torch.Generator,
 ) -> RegressionResult:
-    """Least squares for some epochs, for the reward network.
+    """Fit the reward network by least squares for some epochs.
 
     Args:
-        predict: Inputs (b, D) to predictions (b,).
-        optimizer: Of the parameters of `predict`.
+        predict: Maps inputs (b, D) to predictions (b,).
+        optimizer: Optimiser of the parameters of `predict`.
         inputs: Shape (N, D).
         targets: Shape (N,).
-        config: Its `epochs`, `batch_size` and `max_skipped` count.
+        config: Only `epochs`, `batch_size` and `max_skipped` are used.
         generator: Source of randomness, on the inputs' device.
 
     Raises:
-        NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite; found at the end of
+        NonFiniteError: More than `max_skipped` steps have a loss or gradient that is not finite; raised at the end of
             an epoch.
     """
     n_batches = math.ceil(len(inputs) / config.batch_size)
@@ -262,11 +254,11 @@ def fit_regression(
             steps.append((loss.detach(), descend(loss, optimizer)))
         losses, taken = (torch.stack(x) for x in zip(*steps, strict=True))
         mean = torch.where(taken, losses, 0.0).sum() / taken.sum()
-        left_out = (~taken).nonzero().flatten().tolist()  # the epoch's one look at a value
-        skipped += len(left_out)
+        not_taken = (~taken).nonzero().flatten().tolist()  # the only transfer from a GPU in an epoch
+        skipped += len(not_taken)
         if skipped > config.max_skipped:
-            i = left_out[config.max_skipped - skipped]  # the first one too many
-            what = "a gradient of the reward network" if losses[i].isfinite() else "the reward network's loss"
+            i = not_taken[config.max_skipped - skipped]  # the first beyond the limit
+            cause = "a gradient of the reward network" if losses[i].isfinite() else "the reward network's loss"
             largest = _largest({"inputs": inputs[batches[i]], "targets": targets[batches[i]]})
-            raise NonFiniteError(f"{what} is not finite; {largest}, in batch {i} of epoch {epoch}")
+            raise NonFiniteError(f"{cause} is not finite; {largest}, in batch {i} of epoch {epoch}")
     return RegressionResult(float(mean), skipped)

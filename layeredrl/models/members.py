@@ -1,4 +1,4 @@
-"""What the members of an ensemble predict and how well: tensors with the member axis first, (M, R, ...)."""
+"""Predictions and losses of the members of an ensemble: tensors with the member axis first, (M, R, ...)."""
 
 from collections.abc import Generator, Sequence
 from typing import Any, cast
@@ -11,29 +11,29 @@ from layeredrl.models.model import Model
 from layeredrl.models.normalization import RunningScale
 from layeredrl.models.outputs import NetOutput, StepOutput
 from layeredrl.models.rollout import StepModel
-from layeredrl.models.spaces import Interface
+from layeredrl.models.spaces import ModelSpaces
 from layeredrl.models.stacked.network import StackedNetwork
 from layeredrl.models.symmetry import SymmetryBreakingStart
 
 
 class Members(Model):
-    """The members' networks, the units of what they predict, and what stands in for them at the start.
+    """The members' networks, the units of their outputs, and the symmetry-breaking start that precedes them.
 
     Args:
-        interface: The spaces.
+        spaces: Spaces of states, contexts and actions.
         network: The members' networks, stacked.
-        scale: Running standard deviation of what they predict, which is their unit; None for no scaling.
+        scale: Running standard deviation of the targets, the unit of the networks' outputs; None for no scaling.
         start: The symmetry-breaking start, or None.
         is_delta: 1.0 for state dimensions predicted as a change, 0.0 for those predicted as the next value, (S,).
         beta_nll: Power of the predicted variance, in the networks' units, that weights each dimension in training.
-        **settings: Of `Model`.
+        **settings: Arguments of `Model`.
     """
 
     is_delta: Tensor
 
     def __init__(
         self,
-        interface: Interface,
+        spaces: ModelSpaces,
         network: StackedNetwork,
         scale: RunningScale | None,
         start: SymmetryBreakingStart | None,
@@ -44,8 +44,8 @@ class Members(Model):
     ) -> None:
         super().__init__(network.n_members, **settings)
         self.beta_nll = beta_nll
-        self.interface = interface
-        self.state_dim, self.n_modes = interface.state_dim, network.n_modes
+        self.spaces = spaces
+        self.state_dim, self.n_modes = spaces.state_dim, network.n_modes
         self.network, self.scale, self.symmetry = network, scale, start
         self._all_delta = bool(is_delta.all())
         self.register_buffer("is_delta", is_delta, persistent=False)
@@ -55,11 +55,11 @@ class Members(Model):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the parameters, and of the tensors that the model wants."""
+        """Type of the parameters, and of the tensors that the model takes."""
         return self.is_delta.dtype
 
     def get_parameters(self) -> Generator[Tensor, None, None]:
-        """The parameters of all members, one tensor for each with the member axis first."""
+        """Parameters of all members, each stacked in one tensor with the member axis first."""
         yield from self.network.parameters()
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
@@ -68,15 +68,15 @@ class Members(Model):
             self.symmetry.set_n_total_env_steps(n_total_env_steps)
 
     def targets(self, rows: dict[str, Tensor]) -> Tensor:
-        """What the networks should predict, in the state's units: change in state or next state (..., S).
+        """Prediction targets in the state's units: change in state or next state (..., S).
 
         Args:
-            rows: With `state` and `state_next`, (..., S).
+            rows: `state` and `state_next`, (..., S) each.
         """
         return rows["state_next"] - self.base(rows["state"])
 
     def base(self, state: Tensor) -> Tensor:
-        """What a prediction is relative to: the state (..., S) in dimensions predicted as a change, zero in others."""
+        """Reference of a prediction: the state (..., S) in dimensions predicted as a change, zero in others."""
         return state if self._all_delta else state * self.is_delta
 
     @property
@@ -85,7 +85,7 @@ class Members(Model):
         return torch.ones_like(self.is_delta) if self.scale is None else self.scale.std
 
     def fit_statistics(self, rows: dict[str, Tensor]) -> None:
-        """Take the statistics of inputs and targets from all the data that a fit will use.
+        """Set the statistics of inputs and targets from all the data of a fit.
 
         Args:
             rows: `state` (N, S), `context` (N, C), `act` (N, A) and `state_next` (N, S).
@@ -95,7 +95,7 @@ class Members(Model):
             self.scale.fit(self.targets(rows))
 
     def member_losses(self, rows: dict[str, Tensor]) -> Tensor:
-        """The loss of each member on its own rows, (M,), without regularisation; in training mode with `beta_nll`.
+        """Loss of each member on its own rows, (M,), without regularisation; in training mode with `beta_nll`.
 
         Args:
             rows: Members first: `state` (M, N, S), `context` (M, N, C), `act` (M, N, A), `state_next` (M, N, S),
@@ -105,7 +105,7 @@ class Members(Model):
         target = self.targets(rows)
         out = self.network(rows["state"], rows["context"], rows["act"])
         terms = termination_loss(out.term_prob, rows["terminated"])
-        if self.scale is not None:  # in the networks' units, where numbers are moderate; the change adds a constant
+        if self.scale is not None:  # in the networks' units, of moderate size; the conversion adds a constant
             target, terms = target / self.scale.std, terms + self.scale.std.log().sum()
         if self.training and self.beta_nll > 0:
             terms = terms - beta_log_prob(target, out.mean.squeeze(-2), out.std.squeeze(-2), self.beta_nll)
@@ -118,17 +118,17 @@ class Members(Model):
         return torch.where(valid, terms, 0.0).sum(1) / valid.sum(1).clamp(min=1)
 
     def regularization(self) -> Tensor:
-        """What the networks themselves add to the loss, summed over members, a scalar."""
+        """Regularisation term of the networks, summed over members, a scalar."""
         term = self.network.regularization()
         return torch.zeros((), device=self.device) if term is None else term
 
     def predicted(self, rows: Sequence[Tensor], *, loss_mode: bool, member: int | None = None) -> NetOutput:
-        """What is predicted, change in state or next state, in the state's units.
+        """Predict the change in state or the next state, in the state's units.
 
         Args:
             rows: State (R, S), context (R, C) and action (R, A).
-            loss_mode: Always from the networks, never from the symmetry-breaking start.
-            member: The one to ask; None for all of them.
+            loss_mode: If True, always use the networks, never the symmetry-breaking start.
+            member: Index of the only member to use; None for all members.
         """
         n = self.n_models if member is None else 1
         state, context, action = (x.expand(n, *x.shape) for x in rows)
@@ -136,12 +136,12 @@ class Members(Model):
         return out._replace(mean=out.mean * self.unit, std=out.std * self.unit)
 
     def step_model(self, *, loss_mode: bool) -> StepModel:
-        """The dynamics as a rollout wants them; whatever stays the same during one is computed here."""
+        """One-step dynamics for a rollout; everything constant during a rollout is computed here."""
         predict = self._step_with_start if self.start_takes_part(loss_mode) else self.network.prepared()
         return StepModel(predict, self.unit, None if self._all_delta else self.is_delta)
 
     def start_takes_part(self, loss_mode: bool) -> bool:
-        """Whether predictions come, in part at least, from the symmetry-breaking start."""
+        """Return True if the symmetry-breaking start contributes to predictions."""
         return not loss_mode and self.symmetry is not None and self.symmetry.uses_map
 
     def _step_with_start(self, state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
@@ -150,7 +150,7 @@ class Members(Model):
     def _network_output(
         self, state: Tensor, context: Tensor, action: Tensor, *, loss_mode: bool, member: int | None = None
     ) -> NetOutput:
-        """Prediction of all members, or of one, in the networks' units: learned, random, or a blend of the two."""
+        """Predict with all members or one, in the networks' units: learned, random, or a blend of both."""
         start = None if loss_mode else self.symmetry
         if start is not None and not start.uses_network:
             return start.predict(action, self.n_modes)
@@ -162,6 +162,6 @@ class Members(Model):
 
 
 def _follow_start(members: Members, _: object) -> None:
-    """After loading a state, let the symmetry-breaking start be where it was."""
+    """After loading a state, set the symmetry-breaking start to its step count."""
     if members.symmetry is not None:
         members.symmetry.set_n_total_env_steps(int(members.n_total_env_steps))

@@ -21,7 +21,7 @@ class Model(ABC, nn.Module):
     constant during an episode. Public tensors are batch first; integer actions have shape (..., 1).
 
     Attributes:
-        optimizer: Of the model's parameters, for `learn`; None if it does not learn by itself.
+        optimizer: Optimiser of the model's parameters, for `learn`; None if the model does not learn by itself.
     """
 
     n_total_env_steps: Tensor
@@ -32,12 +32,12 @@ class Model(ABC, nn.Module):
         n_particles_per_model: int = 1,
         device: torch.device = torch.device("cpu"),  # noqa: B008  the default that the Models API asks for
     ) -> None:
-        """Set what all models have.
+        """Set the attributes that all models have.
 
         Args:
             n_models: Number of ensemble members M.
             n_particles_per_model: Particles P that a rollout follows per member.
-            device: Where the parameters live and inputs are expected.
+            device: Device of the parameters and inputs.
         """
         nn.Module.__init__(self)
         require_count("n_models", n_models)
@@ -61,20 +61,20 @@ class Model(ABC, nn.Module):
             next_state: Shape (..., S).
 
         Returns:
-            Log density (...), termination probability (...), and a dict with more.
+            Log density (...), termination probability (...), and a dict with additional information.
         """
 
     @abstractmethod
     def get_parameters(self) -> Iterable[Tensor]:
-        """The parameters that an optimiser should train."""
+        """Parameters that an optimiser should train."""
 
     def get_prob(
         self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """Density of an observed next state: the exponential of `get_log_prob`, which is the more accurate one.
+        """Density of an observed next state: the exponential of `get_log_prob`, which is more accurate.
 
         Returns:
-            Density (...) in float64, held inside that type's finite range; the rest as from `get_log_prob`.
+            Density (...) in float64, clamped to that type's finite range; the rest as from `get_log_prob`.
         """
         log_prob, term_prob, info = self.get_log_prob(state, context, action, next_state)
         prob = log_prob.double().exp().clamp(max=torch.finfo(torch.float64).max)
@@ -83,10 +83,10 @@ class Model(ABC, nn.Module):
     def learn(self, batch_lst: list[Batch]) -> Tensor:
         """Take one optimiser step for each of the batches.
 
-        A step whose loss or gradient is not finite is left out, with a warning.
+        A step whose loss or gradient is not finite is skipped, with a warning.
 
         Args:
-            batch_lst: Batches as `loss` wants them; at least one.
+            batch_lst: Batches as for `loss`; at least one.
 
         Returns:
             The last batch's loss before its step, a detached scalar.
@@ -100,17 +100,18 @@ class Model(ABC, nn.Module):
             losses.append(loss.detach())
         for i in (~torch.stack(taken)).nonzero().flatten().tolist():
             warnings.warn(
-                f"the loss of batch {i} is {float(losses[i])}, or its gradient not finite: no step", stacklevel=2
+                f"skipped the step of batch {i}: its loss is {float(losses[i])}, or its gradient is not finite",
+                stacklevel=2,
             )
         return losses[-1]
 
     def take_step(self, loss: Tensor) -> Tensor:
-        """One optimiser step down the gradient of `loss`, a scalar, unless that is not finite.
+        """Take one optimiser step down the gradient of `loss`, a scalar, unless loss or gradient is not finite.
 
-        On a GPU a fused optimiser is left to see that by itself: to look would be to wait.
+        On a GPU a fused optimiser checks this itself, because reading the result would make the GPU wait.
 
         Returns:
-            Whether the step was taken, a scalar of bools on the loss's device.
+            True if the step was taken, a bool scalar on the loss's device.
         """
         if self.optimizer is None:
             raise RuntimeError("learning needs an optimizer: construct the model with create_optimizer=True")
@@ -159,13 +160,13 @@ class Model(ABC, nn.Module):
             actions: Shape (B, H, A).
             deterministic: Follow the mean instead of sampling.
             generator: Source of randomness; None for torch's global one.
-            statistics: Whether to return `state_mean` and other moments, which planning does not need.
-            n_alike: Rows of the batch, one after the other, that draw the same noise: what else differs between them
-                can then be compared.
+            statistics: If True, return `state_mean` and other moments too, which planning does not need.
+            n_alike: Number of consecutive rows of the batch that draw the same noise, so that their other differences
+                can be compared.
 
         Returns:
-            Batch with `state` (B, M, P, H+1, S), `state_mean` (B, M, H+1, S), `term_prob` (B, M, P, H), and what
-            else a model has to say.
+            Batch with `state` (B, M, P, H+1, S), `state_mean` (B, M, H+1, S), `term_prob` (B, M, P, H), and further
+            keys that depend on the model.
         """
 
     @abstractmethod
@@ -175,6 +176,6 @@ class Model(ABC, nn.Module):
         """Draw one next state (B, S) for each row of state (B, S), context (B, C), action (B, A)."""
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
-        """Tell the model how far the training has come, in environment steps summed over all instances."""
+        """Set the progress of training, in environment steps summed over all instances."""
         require_count("n_total_env_steps", n_total_env_steps, minimum=0)
         self.n_total_env_steps.fill_(n_total_env_steps)

@@ -1,4 +1,4 @@
-"""Default networks: what a recipe uses when a person brings none of their own."""
+"""Default networks of the recipes."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -15,23 +15,24 @@ from layeredrl.models.density import probability
 from layeredrl.models.normalization import pooled
 from layeredrl.models.outputs import StepOutput
 from layeredrl.models.stacked.layers import StackedSequential
+from layeredrl.task import StateDims
 
 MIN_STD = 1e-12
-"""Input dimensions that vary less than this are only centred (the rule of the released PETS code)."""
+"""Input dimensions with a smaller standard deviation are only centred (as in the released PETS code)."""
 
 
 def mlp(
     widths: Sequence[int], activation: Callable[[], nn.Module] = nn.SiLU, *, layer_norm: bool = False
 ) -> nn.Sequential:
-    """Linear layers with an activation between every two, none after the last.
+    """Make linear layers with activations between them, none after the last.
 
-    Weights are drawn from a normal distribution of standard deviation 1 / (2 sqrt(fan_in)), cut at two standard
-    deviations, and biases start at zero, as in PETS.
+    Weights are drawn from a normal distribution with standard deviation 1 / (2 sqrt(fan_in)), truncated at two standard
+    deviations, and biases are zero, as in PETS.
 
     Args:
         widths: Input width, hidden widths, output width.
-        activation: Makes the activation module.
-        layer_norm: Whether to normalise the hidden layers before their activation.
+        activation: Function that makes the activation module.
+        layer_norm: If True, apply a layer norm before each activation.
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
@@ -44,11 +45,11 @@ def mlp(
 
 
 class InputStandardizer(nn.Module):
-    """Subtracts a mean and divides by a standard deviation that were fitted to data; the identity until then.
+    """Subtracts the mean and divides by the standard deviation of fitted data; the identity before the first fit.
 
     Args:
         width: Number of dimensions.
-        alike: Groups of dimensions that have one mean and one deviation, those of all their values together.
+        alike: Groups of dimensions that share the mean and standard deviation of all their values.
     """
 
     mean: Tensor
@@ -65,7 +66,7 @@ class InputStandardizer(nn.Module):
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> None:
-        """Take the statistics of `x`, shape (N, width)."""
+        """Set the statistics to those of `x`, shape (N, width)."""
         std, mean = torch.std_mean(x, dim=0, correction=0)
         if self.alike:
             common = pooled(mean, self.alike)
@@ -75,11 +76,11 @@ class InputStandardizer(nn.Module):
 
 
 class BoundedStd(nn.Module):
-    """A standard deviation between two learned bounds (PETS, appendix A.1).
+    """Standard deviation between two learned bounds (PETS, appendix A.1).
 
     PETS bounds the log-variance `raw` softly, first from above, `v = upper - softplus(upper - raw)`, then from below,
     `lower + softplus(v - lower)`. The exponential of that is `exp(lower) + exp(upper) * sigmoid(raw - upper)`. Here
-    the network's output stands for `raw - upper`: the same functions, with the last layer's bias shifted.
+    the network's output is `raw - upper`: the same functions, with the last layer's bias shifted.
     """
 
     def __init__(self, width: int, lower: float = -10.0, upper: float = 0.5) -> None:
@@ -88,21 +89,21 @@ class BoundedStd(nn.Module):
         self.upper = nn.Parameter(torch.full((width,), upper))
 
     def variances(self) -> tuple[Tensor, Tensor]:
-        """The two factors `exp(lower)` and `exp(upper)`, (width,)."""
+        """Lowest variance `exp(lower)` and its maximal increase `exp(upper)`, (width,) each."""
         return self.lower.exp(), self.upper.exp()
 
     def forward(self, share: Tensor) -> Tensor:
-        """Standard deviation (..., width) for `share`, sigmoid(raw - upper), between 0 and 1."""
+        """Standard deviation (..., width) for `share` = sigmoid(raw - upper) in [0, 1], (..., width)."""
         lowest, room = self.variances()
         return torch.addcmul(lowest, room, share).sqrt()
 
     def penalty(self) -> Tensor:
-        """Sum of the distances between the bounds; small when the bounds hug what the data needs."""
+        """Sum of the distances between the bounds, a scalar; small if the bounds are tight."""
         return self.upper.sum() - self.lower.sum()
 
 
 class FixedStd(nn.Module):
-    """A standard deviation that is not learned, in the place of a `BoundedStd`."""
+    """Constant standard deviation with the interface of `BoundedStd`."""
 
     lowest: Tensor
     room: Tensor
@@ -113,15 +114,15 @@ class FixedStd(nn.Module):
         self.register_buffer("room", torch.zeros(width))
 
     def variances(self) -> tuple[Tensor, Tensor]:
-        """The variance, and how much more the network may make of it: none, (width,) each."""
+        """Variance and its maximal increase, zero, (width,) each."""
         return self.lowest, self.room
 
     def forward(self, share: Tensor) -> Tensor:
-        """The standard deviation (..., width), whatever `share` (..., width) is."""
+        """Standard deviation (..., width), independent of the values of `share` (..., width)."""
         return torch.addcmul(self.lowest, self.room, share).sqrt()
 
     def penalty(self) -> Tensor:
-        """Zero."""
+        """Zero, a scalar."""
         return self.room.sum()
 
 
@@ -134,21 +135,22 @@ class GaussianMixtureMLP(nn.Module):
     Args:
         state_space: Box of shape (S,).
         context_space: Box of shape (C,), C may be zero.
-        action_space: Box of shape (A,), or Discrete (one-hot encoded inside).
+        action_space: Box of shape (A,), or Discrete, whose actions are one-hot encoded inside.
         n_modes: Number of Gaussians K.
         hidden: Widths of the hidden layers.
-        activation: Makes the activation module.
-        layer_norm: Whether to normalise the hidden layers before their activation.
-        bound_penalty: Weight of the penalty that pulls the log-variance bounds together (PETS: 0.01).
-        frequencies: Of sines and cosines of each dimension of the state, in radians per unit of it, which the network
-            sees beside the state itself: what changes within a short distance, such as at a wall, is learned faster
+        activation: Function that makes the activation module.
+        layer_norm: If True, apply a layer norm before each activation.
+        bound_penalty: Weight of the penalty on the distance between the log-variance bounds (PETS: 0.01).
+        frequencies: Frequencies, in radians per unit of the state, of sines and cosines of each dimension of the state
+            that are extra inputs: dynamics that change within a short distance, such as at a wall, are learned faster
             (Tancik et al. 2020, arXiv 2006.10739).
-        angle_dims: Dimensions of the state that are angles, in radians: the network sees their sine and cosine
-            instead. They are predicted as they are.
-        unseen_dims: Dimensions of the state that the network does not see; it predicts them all the same.
-        alike_dims: Groups of dimensions of the state, neither angles nor unseen, that are standardised alike.
-        fixed_std: Standard deviation of every prediction, in the network's units, instead of a learned one. Fitting is
-            then by least squares.
+        angle_dims: Dimensions of the state that are angles, in radians: their sine and cosine are inputs instead. The
+            angles themselves are predicted.
+        unseen_dims: Dimensions of the state that are not inputs; they are predicted like the others.
+        alike_dims: Groups of dimensions of the state, neither angles nor unseen, with a common mean and standard
+            deviation as inputs.
+        fixed_std: Standard deviation of all predictions, in the network's units, instead of a learned one. The fit then
+            minimises squared errors.
     """
 
     def __init__(
@@ -174,27 +176,23 @@ class GaussianMixtureMLP(nn.Module):
         self.state_dim = flatdim(state_space)
         self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else 0
         self.bound_penalty = bound_penalty
-        for name, dims in (("angle_dims", angle_dims), ("unseen_dims", unseen_dims)):
-            if not set(dims) <= set(range(self.state_dim)):
-                raise ValueError(f"{name} is {tuple(dims)}, expected numbers from 0 to {self.state_dim - 1}")
+        dims = StateDims(angle=tuple(angle_dims), unseen=tuple(unseen_dims), alike=tuple(map(tuple, alike_dims)))
+        dims.check(self.state_dim)
         if fixed_std is not None:
             require_number("fixed_std", fixed_std, 0, math.inf, open_low=True)
         # Slices, because indexing with a list or a tensor costs more in every step of a rollout.
-        self.angles = _runs(set(angle_dims))
-        self.raw = _runs(set(range(self.state_dim)) - set(angle_dims) - set(unseen_dims))
+        self.angles = _runs(set(dims.angle))
+        self.raw = _runs(set(range(self.state_dim)) - set(dims.angle) - set(dims.unseen))
         n_raw = sum(stop - start for start, stop in self.raw)
-        n_seen = n_raw * (1 + 2 * len(self.frequencies)) + 2 * len(set(angle_dims))
+        n_seen = n_raw * (1 + 2 * len(self.frequencies)) + 2 * len(dims.angle)
         n_inputs = n_seen + flatdim(context_space) + flatdim(action_space)
         self.n_gaussian = n_modes * self.state_dim
-        # Means, shares of the variance, termination, modes; and some unused ones, because matrix products of odd widths
-        # are slow: an output layer of 16 is done in a third of the time of one of 9.
+        # Means, shares of the variance, termination, modes; and unused outputs up to a multiple of 16: an output layer
+        # of width 16 takes a third of the time of one of width 9.
         parts = [self.n_gaussian, self.n_gaussian, 1, n_modes if n_modes > 1 else 0]
         self.parts = [*parts, -sum(parts) % 16]
         seen = {dim: place for place, dim in enumerate(dim for start, stop in self.raw for dim in range(start, stop))}
-        grouped = [dim for group in alike_dims for dim in group]
-        if not set(grouped) <= seen.keys() or len(set(grouped)) < len(grouped):
-            raise ValueError(f"alike_dims is {alike_dims}, expected groups of {sorted(seen)}, each in one at the most")
-        groups = tuple(tuple(seen[dim] for dim in group) for group in alike_dims)
+        groups = tuple(tuple(seen[dim] for dim in group) for group in dims.alike)
         self.standardizer = InputStandardizer(n_inputs, groups)
         self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)
         self.bounds = BoundedStd(self.n_gaussian) if fixed_std is None else FixedStd(self.n_gaussian, fixed_std)
@@ -213,7 +211,7 @@ class GaussianMixtureMLP(nn.Module):
         return F.one_hot(action.long().squeeze(-1), self.n_choices).to(dtype)
 
     def forward(self, state: Tensor, context: Tensor, action: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor, Tensor]:
-        """Predict, for state (..., S), context (..., C) and action (..., A) or (..., 1) of integers.
+        """Predict for state (..., S), context (..., C) and action (..., A) or (..., 1) of integers.
 
         Returns:
             ((mean, std), weights, term_prob) of shapes (..., K, S), (..., K, S), (..., K), (...).
@@ -227,7 +225,7 @@ class GaussianMixtureMLP(nn.Module):
         return (mean.view(*lead, *modes), std), weights, probability(logit.squeeze(-1))
 
     def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]:
-        """`forward` for the steps of a rollout: what stays the same is computed beforehand, the rest in few calls."""
+        """Return `forward` for the steps of a rollout, with its constants computed in advance and fewer calls."""
         n, k, modes = self.n_gaussian, self.n_modes, (self.n_modes, self.state_dim)
         means, shares, gates = (..., slice(n)), (..., slice(n, 2 * n + 1)), (..., slice(2 * n + 1, 2 * n + 1 + k))
         center, inverse_std = self.standardizer.mean, self.standardizer.inverse_std
@@ -236,7 +234,7 @@ class GaussianMixtureMLP(nn.Module):
 
         def step(state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
             out = layers((self._inputs(state, context, action) - center).mul_(inverse_std))
-            share = torch.sigmoid(out[shares])  # one call for the deviations and the termination
+            share = torch.sigmoid(out[shares])  # one call for standard deviations and termination
             mean, std, term_prob = out[means], torch.addcmul(lowest, room, share[means]).sqrt_(), share[..., n]
             if k == 1:
                 return StepOutput(mean, std, None, term_prob)
@@ -246,16 +244,16 @@ class GaussianMixtureMLP(nn.Module):
         return step
 
     def regularization(self) -> Tensor:
-        """The penalty on the log-variance bounds, a scalar (PETS, appendix A.1)."""
+        """Penalty on the log-variance bounds, a scalar (PETS, appendix A.1)."""
         return self.bound_penalty * self.bounds.penalty()
 
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
-        """Take input statistics from data of shapes (N, S), (N, C), (N, A) or (N, 1)."""
+        """Set the input statistics to those of data of shapes (N, S), (N, C), (N, A) or (N, 1)."""
         self.standardizer.fit(self._inputs(state, context, action))
 
 
 def _runs(dims: AbstractSet[int]) -> tuple[tuple[int, int], ...]:
-    """Dimensions as runs from start to stop: {0, 2, 3} is ((0, 1), (2, 4))."""
+    """Group dimensions into runs (start, stop): {0, 2, 3} becomes ((0, 1), (2, 4))."""
     starts = [dim for dim in sorted(dims) if dim - 1 not in dims]
     stops = [dim + 1 for dim in sorted(dims) if dim + 1 not in dims]
     return tuple(zip(starts, stops, strict=True))
@@ -265,7 +263,7 @@ class ScalarMLP(nn.Module):
     """Predicts one number from a transition, such as its reward: (..., S), (..., C), (..., A), (..., S) -> (...).
 
     Inputs are standardised with statistics of the fitted data and the output is scaled to the fitted targets, so
-    that one learning rate serves rewards of any size.
+    that one learning rate works for rewards of any size.
     """
 
     def __init__(self, n_inputs: int, hidden: Sequence[int] = (64, 64)) -> None:
@@ -275,12 +273,12 @@ class ScalarMLP(nn.Module):
         self.layers = mlp([n_inputs, *hidden, 1])
 
     def fit_scales(self, inputs: Tensor, targets: Tensor) -> None:
-        """Take the statistics of inputs (N, n_inputs) and targets (N,)."""
+        """Set the statistics to those of inputs (N, n_inputs) and targets (N,)."""
         self.inputs.fit(inputs)
         self.targets.fit(targets.unsqueeze(-1))
 
     def to_units(self, targets: Tensor) -> Tensor:
-        """Targets (N,) in the units of `normalized`."""
+        """Convert targets (N,) to the units of `normalized`."""
         scaled: Tensor = self.targets(targets.unsqueeze(-1))
         return scaled.squeeze(-1)
 

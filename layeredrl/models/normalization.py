@@ -1,11 +1,11 @@
-"""Running scale of what a model predicts."""
+"""Running scale of prediction targets."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-MIN_VARIANCE = 1e-24  # of a dimension that does not vary, which is then left unscaled; the square of `nets.MIN_STD`
+MIN_VARIANCE = 1e-24  # dimensions that vary less are not scaled; the square of `nets.MIN_STD`
 
 
 class RunningScale(nn.Module):
@@ -34,13 +34,13 @@ class RunningScale(nn.Module):
 
     @torch.no_grad()
     def fit(self, targets: Tensor) -> None:
-        """Take the standard deviation of targets (N, S), forgetting what was; a single row changes nothing."""
+        """Replace the statistics by those of targets (N, S); a single row changes nothing."""
         self.initialized.logical_and_(torch.tensor(len(targets) < 2))
         self.update(targets)
 
     @torch.no_grad()
     def update(self, targets: Tensor, counted: Tensor | None = None) -> None:
-        """Take in targets (N, S), only the rows where `counted` (N) is true; fewer than two rows change nothing."""
+        """Update with targets (N, S), only the rows where `counted` (N) is true; fewer than two change nothing."""
         targets = targets.double()
         if counted is None:
             n, enough = len(targets), None
@@ -54,8 +54,7 @@ class RunningScale(nn.Module):
             values = torch.where(rows, targets, 0.0)
             residuals = torch.where(rows, targets - values.sum(0) / n_counted.clamp(min=1), 0.0)
             variance, enough = residuals.square().sum(0) / (n_counted - 1).clamp(min=1), n_counted >= 2
-        # Weight of the new batch: one for the first, none for a batch too small. No branch on a tensor, which would
-        # make a GPU wait.
+        # Weight of the new batch: 1 for the first, 0 if it is too small. A branch on a tensor would make a GPU wait.
         weight = torch.where(self.initialized, self.momentum, 1.0)
         if enough is None:
             self.initialized.fill_(True)
@@ -68,12 +67,12 @@ class RunningScale(nn.Module):
 
 
 def pooled(x: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:
-    """Let each of the groups of x (D,) have its mean in all of its places."""
+    """Replace the values of each group of dimensions of x (D,) by their mean."""
     if not groups:
         return x
     x = x.clone()
     for group in groups:
         mean = torch.stack([x[place] for place in group]).mean()
-        for place in group:  # one by one: a list of places would be copied to a GPU, which waits for it
+        for place in group:  # one by one: copying a list of indices to a GPU would make it wait
             x[place] = mean
     return x

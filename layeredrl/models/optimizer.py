@@ -1,4 +1,4 @@
-"""Optimisers: the ensemble's, and their states from files."""
+"""Optimisers: construction, steps that skip non-finite gradients, and loading of states."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ from layeredrl.models.stacked.network import StackedNetwork
 def make_optimizer(
     network: StackedNetwork, learning_rate: float, weight_decay: float | Sequence[float]
 ) -> torch.optim.Adam:
-    """Adam, with an L2 penalty on the weights of linear layers.
+    """Make Adam with an L2 penalty on the weights of linear layers.
 
     Args:
-        network: Whose parameters to train.
-        learning_rate: The same for all.
+        network: Network whose parameters to train.
+        learning_rate: Learning rate of all parameters.
         weight_decay: Factor of the penalty 0.5 * |W|^2: one for all linear layers, or one for each in order.
     """
     weights = network.linear_weights()
@@ -36,19 +36,19 @@ def make_optimizer(
 
 
 def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
-    """One step down the gradient of a scalar, unless that is not finite.
+    """Take one step down the gradient of `loss`, a scalar, unless loss or gradient is not finite.
 
-    On a GPU a fused optimiser is left to see that by itself: to look would be to wait.
+    On a GPU a fused optimiser checks this itself, because reading the result would make the GPU wait.
 
     Returns:
-        Whether the step was taken, a scalar of bools on the loss's device.
+        True if the step was taken, a bool scalar on the loss's device.
     """
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward(loss)
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    # A sum is finite if its terms are: one look for all of them.
+    # A sum of finite numbers is finite, so one check covers all gradients.
     is_finite = torch.stack([loss.detach(), *(g.sum() for g in gradients)]).sum().isfinite()
-    if loss.is_cuda and getattr(optimizer, "_step_supports_amp_scaling", False):  # torch's mark of a fused one
+    if loss.is_cuda and getattr(optimizer, "_step_supports_amp_scaling", False):  # set by torch on fused optimisers
         step_if(is_finite, optimizer)
     elif bool(is_finite):
         optimizer.step()
@@ -56,11 +56,11 @@ def descend(loss: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
 
 
 def step_if(condition: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """A step that happens if a condition holds, a scalar of bools at whose value nobody looks.
+    """Take a step if a condition holds, without reading its value from the device.
 
     Args:
-        condition: On the device of the parameters.
-        optimizer: A fused one: these leave everything as it is where `found_inf` is one, as mixed precision wants it.
+        condition: Bool scalar on the device of the parameters.
+        optimizer: Fused optimiser; its step changes nothing if `found_inf` is 1, a feature for mixed precision.
     """
     fused = cast(Any, optimizer)
     fused.found_inf = (~condition).float()
@@ -71,16 +71,21 @@ def step_if(condition: Tensor, optimizer: torch.optim.Optimizer) -> None:
 
 
 def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a state that fits the parameters; torch takes any, and a fused step would then write out of bounds.
+    """Load a state after checking that it fits the parameters.
+
+    torch does not check the shapes, and a fused step with wrong ones would write out of bounds.
 
     Args:
-        name: Of the optimiser, for the message.
-        optimizer: Unchanged if the state does not fit.
-        state: From its `state_dict`.
+        name: Name of the optimiser, for error messages.
+        optimizer: Optimiser; unchanged if the state does not fit.
+        state: A `state_dict` of such an optimiser.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if set(state["state"]) - set(range(len(parameters))):
-        raise ValueError(f"the state of {name} is of other parameters than {len(parameters)}")
+        raise ValueError(
+            f"the state of {name} has entries for parameters {sorted(state['state'])}, "
+            f"expected indices below {len(parameters)}"
+        )
     for i, slots in state["state"].items():
         for key, value in slots.items():
             shape = parameters[i].shape

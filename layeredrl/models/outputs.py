@@ -1,4 +1,4 @@
-"""What networks predict, members first: M members, R rows, K modes, S state dimensions."""
+"""Outputs of networks, members first: M members, R rows, K modes, S state dimensions."""
 
 from typing import NamedTuple
 
@@ -6,33 +6,33 @@ from torch import Tensor
 
 
 class NetOutput(NamedTuple):
-    """What the networks of all members predict for R rows, members first, in the networks' units."""
+    """Predictions of all members' networks for R rows, members first, in the networks' units."""
 
     mean: Tensor
-    """(M, R, K, S)"""
+    """Means of the modes, (M, R, K, S)."""
     std: Tensor
-    """(M, R, K, S)"""
+    """Standard deviations of the modes, (M, R, K, S)."""
     weights: Tensor
-    """(M, R, K)"""
+    """Weights of the modes, (M, R, K)."""
     term_prob: Tensor
-    """(M, R)"""
+    """Termination probabilities, (M, R)."""
 
 
 class StepOutput(NamedTuple):
-    """What a step of a rollout needs of a `NetOutput`. With a single mode there is no axis of modes."""
+    """The same for one step of a rollout. With a single mode there is no axis of modes."""
 
     mean: Tensor
-    """(M, R, K, S), or (M, R, S) with a single mode."""
+    """Means, (M, R, K, S), or (M, R, S) with a single mode."""
     std: Tensor
-    """Of the mean's shape."""
+    """Standard deviations, same shape as the means."""
     weights: Tensor | None
-    """(M, R, K), or None with a single mode."""
+    """Weights of the modes, (M, R, K), or None with a single mode."""
     term_prob: Tensor
-    """(M, R)"""
+    """Termination probabilities, (M, R)."""
 
     @staticmethod
     def of(out: NetOutput) -> "StepOutput":
-        """Leave out the axis of modes if there is only one."""
+        """Convert a `NetOutput`, without the axis of modes if there is only one."""
         if out.mean.shape[-2] > 1:
             return StepOutput(*out)
         return StepOutput(out.mean.squeeze(-2), out.std.squeeze(-2), None, out.term_prob)

@@ -16,15 +16,15 @@ from layeredrl.models.outputs import StepOutput
 
 Propagation = Literal["tsinf", "ts1", "expectation", "mode"]
 Follow = Literal["sample", "mean", "expectation", "mode"]
-"""What a particle goes on from: a draw, the mean of its member's mixture, the mean of all members, or the mean of its
+"""Next state of a particle: a sample, the mean of its member's mixture, the mean of all members, or the mean of its
 member's likeliest mode."""
 
 
 class StepModel(NamedTuple):
-    """One step of the dynamics: `next = is_delta * state + std * (what the networks predict)`."""
+    """One step of the dynamics: `next = is_delta * state + std * output of the networks`."""
 
     predict: Callable[[Tensor, Tensor, Tensor], StepOutput]
-    """From state (M, R, S), context (M, R, C) and action (M, R, A), in the networks' units."""
+    """Maps state (M, R, S), context (M, R, C) and action (M, R, A) to outputs in the networks' units."""
     std: Tensor
     """Units of the networks' outputs, (S,)."""
     is_delta: Tensor | None
@@ -32,32 +32,32 @@ class StepModel(NamedTuple):
 
 
 class Noise(NamedTuple):
-    """All randomness of a rollout of R rows over H steps, drawn beforehand.
+    """All randomness of a rollout of R rows over H steps, drawn in advance.
 
-    The rows' noise is the same for every member (the member axis has length one), so that members that agree stay
-    together exactly and their spread measures disagreement alone. In TS1 all particles draw their own.
+    All members share the noise of a row (the member axis has length one): equal members stay exactly equal, and the
+    spread between members measures disagreement alone. In TS1 all particles have their own noise.
     """
 
     normal: Tensor | None
-    """Standard normal, (H, 1 or M, R, S); None in a deterministic rollout, which has none of the three."""
+    """Standard normal noise, (H, 1 or M, R, S); None in a deterministic rollout, like the other two."""
     uniform: Tensor | None
-    """Choice of the mode, in [0, 1), (H, 1 or M, R); None with a single mode."""
+    """Uniform noise in [0, 1) that chooses the mode, (H, 1 or M, R); None with a single mode."""
     order: Tensor | None
-    """TS1: permutation of the M * P particles of a row of the batch, (H, B, M * P); None otherwise."""
+    """Permutation of the M * P particles of a row of the batch in TS1, (H, B, M * P); None otherwise."""
 
 
 NO_NOISE = Noise(None, None, None)
-"""Of a deterministic rollout."""
+"""Noise of a deterministic rollout."""
 
 
 def rows_to_compute(n_rows: int, n_particles: int, row_multiple: int, *, few_sizes: bool) -> int:
-    """A number of rows B' >= B that is better to compute; what the added rows give is dropped.
+    """Number of rows B' >= B to compute; results of the added rows are dropped.
 
     Args:
-        n_rows: B.
-        n_particles: P.
-        row_multiple: B' * P is a multiple of this, a power of two.
-        few_sizes: Whether to round up to one of eight sizes between any two powers of two.
+        n_rows: Number of rows B.
+        n_particles: Number of particles P.
+        row_multiple: Power of two of which B' * P is a multiple.
+        few_sizes: If True, round up to one of eight sizes between any two powers of two.
     """
     step = row_multiple // math.gcd(row_multiple, n_particles)
     if few_sizes:
@@ -66,7 +66,7 @@ def rows_to_compute(n_rows: int, n_particles: int, row_multiple: int, *, few_siz
 
 
 def per_particle(x: Tensor, n_rows: int, n_particles: int) -> Tensor:
-    """Rows (..., B, D) as often as there are particles, (..., B' * P, D); the first stands in for those added."""
+    """Repeat rows (..., B, D) for each particle, (..., B' * P, D); added rows are copies of the first."""
     added = n_rows - x.shape[-2]
     if added:
         x = torch.cat([x, x[..., :1, :].expand(*x.shape[:-2], added, -1)], -2)
@@ -86,13 +86,13 @@ def draw_noise(
     """Draw the noise of a sampled rollout.
 
     Args:
-        sizes: (B, M, P, H, S).
-        n_modes: K.
-        shuffle: Whether particles change members at every step (TS1).
-        like: A tensor of the device and type wanted.
+        sizes: Sizes (B, M, P, H, S).
+        n_modes: Number of modes K.
+        shuffle: If True, particles change members at every step (TS1).
+        like: Tensor whose device and type the noise gets.
         generator: Source of randomness; None for torch's global one.
-        n_alike: Rows of the batch, one after the other, that get the same noise; what is left at the end is cut off.
-        n_added: Rows beyond B that get noise too; if rows are alike, that of the first, and nothing is drawn for them.
+        n_alike: Number of consecutive rows of the batch that get the same noise; the last group may be smaller.
+        n_added: Number of rows beyond B that get noise too; with `n_alike` > 1 they get that of the first row.
     """
     n_rows, m, p, h, s = sizes
     b = n_rows + n_added if n_alike == 1 else math.ceil(n_rows / n_alike)
@@ -121,18 +121,18 @@ def draw_noise(
 
 
 def choose_mode(values: Tensor, weights: Tensor, uniform: Tensor) -> Tensor:
-    """Pick one mode per row by inverse transform: values (..., K, S), weights (..., K), uniform (...) -> (..., S)."""
+    """Sample one mode per row by inverse transform: values (..., K, S), weights (..., K), uniform (...) -> (..., S)."""
     return _take(values, (weights.cumsum(-1) < uniform.unsqueeze(-1)).sum(-1).clamp(max=weights.shape[-1] - 1))
 
 
 def _take(values: Tensor, mode: Tensor) -> Tensor:
-    """One mode per row: values (..., K, S), mode (...) -> (..., S)."""
+    """Select one mode per row: values (..., K, S), mode (...) -> (..., S)."""
     index = mode[..., None, None].expand(*mode.shape, 1, values.shape[-1])
     return values.gather(-2, index).squeeze(-2)
 
 
 def _gaussian(out: StepOutput, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (M, R, S) to draw a step from: those of the mode that `uniform` (1 or M, R) chooses."""
+    """Mean and standard deviation (M, R, S) of the mode that `uniform` (1 or M, R) chooses."""
     if out.weights is None or uniform is None:
         return out.mean, out.std
     uniform = uniform.expand(out.weights.shape[:-1])
@@ -140,7 +140,7 @@ def _gaussian(out: StepOutput, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _center(out: StepOutput, follow: Follow) -> Tensor:
-    """What a deterministic rollout goes on from, (M or 1, R, S)."""
+    """Next state of a deterministic rollout in the networks' units, (M or 1, R, S)."""
     if out.weights is None:
         mean = out.mean
     elif follow == "mode":
@@ -151,7 +151,7 @@ def _center(out: StepOutput, follow: Follow) -> Tensor:
 
 
 def _permute(x: Tensor, order: Tensor) -> Tensor:
-    """Exchange particles between members: x (M, R, S), order (B, M * P)."""
+    """Permute particles over members: x (M, R, S), order (B, M * P)."""
     m, r, s = x.shape
     b = order.shape[0]
     rows = x.view(m, b, r // b, s).transpose(0, 1).reshape(b, -1, s)
@@ -168,23 +168,23 @@ def simulate(
     *,
     follow: Follow = "sample",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Follow actions.
+    """Follow a sequence of actions.
 
     Args:
-        model: The model of one step.
-        state: Start, (M, R, S).
-        context: (M, R, C).
-        actions: (H, R, A).
-        noise: From `draw_noise`; `NO_NOISE` for a deterministic rollout.
-        follow: What particles go on from; "sample" if there is noise.
+        model: Model of one step.
+        state: Initial state, shape (M, R, S).
+        context: Shape (M, R, C).
+        actions: Shape (H, R, A).
+        noise: Noise from `draw_noise`; `NO_NOISE` for a deterministic rollout.
+        follow: Next state of particles; "sample" if there is noise.
 
     Returns:
-        States (H+1, M, R, S), termination probabilities (H, M, R), and whether a particle has left the finite range
-        (H, M, R); from then on its state and termination probability are held.
+        States (H+1, M, R, S), termination probabilities (H, M, R), and flags (H, M, R) that are true from the step at
+        which a particle left the finite range; its state and termination probability are held from there on.
     """
     n_steps, n_members = len(actions), len(state)
     states, term_probs = [state], []
-    with torch.inference_mode(not torch.is_grad_enabled()):  # a tenth faster; what is stacked below is ordinary again
+    with torch.inference_mode(not torch.is_grad_enabled()):  # a tenth faster; results are ordinary tensors
         steps = actions.unsqueeze(1).expand(-1, n_members, -1, -1).unbind(0)
         none: list[Tensor | None] = [None] * n_steps
         draws = none if noise.normal is None else (noise.normal * model.std).unbind(0)
@@ -210,12 +210,12 @@ def simulate(
 
 
 def hold(states: Tensor, term_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Let each particle stay where it last was finite.
+    """Hold each particle at its last finite state.
 
-    Done after the whole rollout, where it costs a few operations instead of a few for every step.
+    This runs after the whole rollout, because a few operations then replace a few for every step.
     """
-    # The usual case in one operation; not on a GPU, where a look at the result would make everything wait. A sum is
-    # finite if its terms are, short of overflow.
+    # The usual case in one operation: a sum of finite numbers is finite unless it overflows. Not on a GPU, which would
+    # have to wait for the result.
     if states.device.type == "cpu" and math.isfinite(states.detach().sum()):
         return states, term_probs, torch.zeros(term_probs.shape, dtype=torch.bool)
     finite = states[1:].detach().isfinite().all(-1)
@@ -227,13 +227,13 @@ def hold(states: Tensor, term_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def to_public(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int) -> Batch:
-    """Public form of a rollout, batch first.
+    """Convert a rollout to its public form, batch first.
 
     Args:
-        states: (H+1, M, B * P, S).
-        term_probs: (H, M, B * P).
-        diverged: (H, M, B * P).
-        n_rows: B.
+        states: Shape (H+1, M, B * P, S).
+        term_probs: Shape (H, M, B * P).
+        diverged: Shape (H, M, B * P).
+        n_rows: Number of rows B.
     """
     n_steps, m, _, s = states.shape
     return Batch(
@@ -247,8 +247,8 @@ def add_moments(result: Batch, members_apart: bool) -> None:
     """Add the moments over particles and members to a rollout in its public form.
 
     Args:
-        result: With `state` (B, M, P, H+1, S).
-        members_apart: Whether a particle stays with its member; only then do spreads within and between members mean
+        result: Batch with `state` (B, M, P, H+1, S).
+        members_apart: True if particles stay with their member; only then are variances within and between members
             aleatoric and epistemic uncertainty.
     """
     result.state_mean, result.state_var = moments(result.state, 2)
@@ -259,10 +259,10 @@ def add_moments(result: Batch, members_apart: bool) -> None:
 
 
 def moments(x: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of x over a short dimension, slice by slice: much faster than torch.var_mean there.
+    """Mean and biased variance of x over a short dimension, slice by slice: much faster than torch.var_mean.
 
-    Both come from deviations from the first slice, so that the variance of equal slices is exactly zero, and that of
-    nearly equal ones is not lost in rounding.
+    Both are computed from differences to the first slice, so that the variance of equal slices is exactly zero, and
+    that of nearly equal slices is not lost in rounding.
     """
     first, *others = x.unbind(dim)
     if not others:

@@ -1,4 +1,4 @@
-"""What goes in and out of a model: its spaces, the networks made for them, and the checks of its arguments."""
+"""Spaces of a model, the networks made for them, and the checks of its arguments."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -8,11 +8,12 @@ from gymnasium.spaces import Box, Discrete
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl import checks
+from layeredrl import action_spaces, checks
+from layeredrl.task import StateDims
 
 
-class Interface:
-    """The spaces of a model and everything that follows from them alone.
+class ModelSpaces:
+    """State, context and action space of a model, and the checks that depend on them alone.
 
     Args:
         state_space: Box of shape (S,).
@@ -23,22 +24,26 @@ class Interface:
     def __init__(self, state_space: Box, context_space: Box, action_space: Box | Discrete) -> None:
         checks.require_flat_box("state_space", state_space)
         checks.require_flat_box("context_space", context_space)
-        self.spaces = (state_space, context_space, action_space)
+        self._all = (state_space, context_space, action_space)
         self.state_dim, self.context_dim = state_space.shape[0], context_space.shape[0]
-        self.action_dim = checks.action_width(action_space)
+        if not isinstance(action_space, Box | Discrete):
+            raise TypeError(f"action_space is {type(action_space).__name__}, expected a gymnasium Box or Discrete")
+        if isinstance(action_space, Discrete) and action_space.start != 0:
+            raise ValueError(f"action_space is {action_space}, expected one that starts at 0")
+        self.action_dim = action_spaces.width(action_space)
         self.n_choices = int(action_space.n) if isinstance(action_space, Discrete) else None
 
     def make_networks(self, partial_net: Callable[..., nn.Module], n_models: int, n_modes: int) -> list[nn.Module]:
-        """Call `partial_net` for each member, with the spaces and `n_modes`, or with the spaces alone if need be."""
+        """Call `partial_net` for each member, with the spaces and `n_modes` or, if it takes only these, the spaces."""
         checks.require_count("n_models", n_models)
         checks.require_count("n_modes", n_modes)
         return [self._make_network(partial_net, n_modes) for _ in range(n_models)]
 
     def _make_network(self, partial_net: Callable[..., nn.Module], n_modes: int) -> nn.Module:
         if not callable(partial_net):
-            raise TypeError(f"partial_net is {type(partial_net).__name__}, expected a function that makes a network")
+            raise TypeError(f"partial_net is {type(partial_net).__name__}, expected a function that returns a network")
         signature = inspect.signature(partial_net)
-        arguments = next((a for a in ((*self.spaces, n_modes), self.spaces) if _takes(signature, a)), None)
+        arguments = next((a for a in ((*self._all, n_modes), self._all) if _takes(signature, a)), None)
         if arguments is None:
             raise TypeError(
                 f"partial_net takes {signature}, expected (state_space, context_space, action_space, n_modes)"
@@ -48,31 +53,24 @@ class Interface:
             raise TypeError(f"partial_net returned {type(net).__name__}, expected a torch.nn.Module")
         return net
 
-    def delta_dims(self, predict_delta: bool, absolute_dims: Sequence[int]) -> Tensor:
-        """1.0 for state dimensions predicted as a change, 0.0 for those predicted as the next value, (S,)."""
-        is_delta = torch.full((self.state_dim,), float(predict_delta))
-        for dim in absolute_dims:
-            checks.require_count("absolute_dims", dim, minimum=0)
-            if dim >= self.state_dim:
-                raise ValueError(f"absolute_dims holds {dim}, expected less than the state's width {self.state_dim}")
-            is_delta[dim] = 0.0
-        return is_delta
+    def dims(
+        self, predict_delta: bool, absolute_dims: Sequence[int], alike_dims: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
+        """Check the state dimensions of an ensemble's settings.
 
-    def groups(self, alike_dims: Sequence[Sequence[int]], is_delta: Tensor) -> tuple[tuple[int, ...], ...]:
-        """Groups of state dimensions, each dimension in one of them at the most, that are predicted in the same way."""
-        groups = tuple(tuple(group) for group in alike_dims)
-        dims = [dim for group in groups for dim in group]
-        for dim in dims:
-            checks.require_count("alike_dims", dim, minimum=0)
-        if max(dims, default=0) >= self.state_dim or len(set(dims)) < len(dims):
-            raise ValueError(f"alike_dims is {groups}, expected different numbers from 0 to {self.state_dim - 1}")
-        for group in groups:
-            if len({float(is_delta[dim]) for dim in group}) > 1:
-                raise ValueError(f"alike_dims holds {group}, of which absolute_dims has some, expected all or none")
-        return groups
+        Returns:
+            1.0 for dimensions predicted as a change and 0.0 for those predicted as the next value, (S,); and the groups
+            of dimensions with a common scale.
+        """
+        absolute = checks.require_dims("absolute_dims", absolute_dims, self.state_dim)
+        dims = StateDims(absolute=absolute if predict_delta else (), alike=tuple(map(tuple, alike_dims)))
+        dims.check(self.state_dim)
+        is_delta = torch.full((self.state_dim,), float(predict_delta))
+        is_delta[list(absolute)] = 0.0
+        return is_delta, dims.alike
 
     def random_inputs(self, n_rows: int) -> tuple[Tensor, Tensor, Tensor]:
-        """State, context and action to try a network with; they do not touch the global random state."""
+        """Random state, context and action to test a network; the global random state does not change."""
         generator = torch.Generator().manual_seed(0)
         state = torch.randn(n_rows, self.state_dim, generator=generator)
         context = torch.randn(n_rows, self.context_dim, generator=generator)
@@ -81,7 +79,7 @@ class Interface:
         return state, context, torch.randn(n_rows, self.action_dim, generator=generator)
 
     def check(self, name: str, value: Tensor, dtype: torch.dtype, *, n_dims: int | None = None) -> None:
-        """Raise unless `value` can be what its name says: a state, a context, or actions."""
+        """Raise unless `value` has the width and type of what `name` says: a state, a context, or actions."""
         if name in ("act", "action", "actions"):
             checks.require_tensor(name, value, self.action_dim, n_dims=n_dims)
             if self.n_choices is not None:
@@ -93,7 +91,7 @@ class Interface:
         checks.require_dtype(name, value, dtype)
 
     def check_plan(self, initial_state: Tensor, context: Tensor, actions: Tensor, dtype: torch.dtype) -> None:
-        """Raise unless states (B, S), contexts (B, C) and actions (B, H, A) can be rolled out."""
+        """Raise unless states (B, S), contexts (B, C) and actions (B, H, A) are valid arguments of a rollout."""
         self.check("initial_state", initial_state, dtype, n_dims=2)
         self.check("context", context, dtype, n_dims=2)
         self.check("actions", actions, dtype, n_dims=3)
@@ -103,7 +101,7 @@ class Interface:
             raise ValueError(f"actions has shape {tuple(actions.shape)}, expected ({b}, H, {self.action_dim})")
 
     def std(self, std: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A given standard deviation, expanded to `shape`; raises if it is none or does not broadcast."""
+        """Return a given standard deviation expanded to `shape`; raise if it is no tensor or does not broadcast."""
         if not isinstance(std, Tensor):
             raise TypeError(f"std is {type(std).__name__}, expected a torch.Tensor")
         checks.require_dtype("std", std, dtype)
@@ -113,14 +111,14 @@ class Interface:
             raise ValueError(f"std has shape {tuple(std.shape)}, expected it to broadcast to {tuple(shape)}") from None
 
     def rows(self, dtype: torch.dtype, **tensors: Tensor) -> tuple[list[Tensor], torch.Size]:
-        """Check tensors of equal leading dimensions and flatten these.
+        """Check tensors of equal leading dimensions and flatten these dimensions.
 
         Args:
-            dtype: The type that states, contexts and Box actions should have.
-            **tensors: By the names of the public arguments; the first one sets the leading dimensions.
+            dtype: Expected type of states, contexts and Box actions.
+            **tensors: Tensors by the names of the public arguments; the first sets the leading dimensions.
 
         Returns:
-            The tensors, (R, width) each, and the leading dimensions.
+            The tensors, each (R, width), and the leading dimensions.
         """
         for name, value in tensors.items():
             self.check(name, value, dtype)
@@ -134,12 +132,12 @@ class Interface:
 
         Args:
             batch: Keys as in `ProbabilisticEnsemble.loss`.
-            dtype: The type that its numbers should have.
-            weighted: Whether it needs the key `weight`.
+            dtype: Expected type of states, contexts and Box actions.
+            weighted: If True, the key `weight` is required.
 
         Returns:
             `state` (N, S), `context` (N, C), `act` (N, A), `state_next` (N, S), `terminated` (N), and, where they
-            are given, `weight` (N) and `validity_mask` (N) of bools. Rows that are not valid hold zeros.
+            are given, `weight` (N) and `validity_mask` (N) of bools. Invalid rows hold zeros.
         """
         if not isinstance(batch, Batch):
             raise TypeError(f"batch is {type(batch).__name__}, expected a tianshou.data.Batch")
@@ -160,12 +158,10 @@ class Interface:
                 raise ValueError(f"{key} has shape {tuple(value.shape)}, expected {tuple(lead)}")
             rows[key] = value.reshape(-1)
         valid = rows.pop("validity_mask").bool() if "validity_mask" in rows else None
-        # Sums of finite numbers are finite, short of overflow: a quick look at all of them before a close one at each.
-        if not bool(torch.stack([x.sum() for x in rows.values() if x.is_floating_point()]).isfinite().all()):
-            checks.require_finite(rows, valid)
+        checks.require_finite(rows, valid)
         if valid is None:
             return rows
-        # What is masked may hold anything, NaN too, and must not reach the networks.
+        # Masked rows may hold anything, including NaN, and must not reach the networks.
         rows = {k: torch.where(valid.view(-1, *[1] * (x.ndim - 1)), x, torch.zeros_like(x)) for k, x in rows.items()}
         return {**rows, "validity_mask": valid}
 
@@ -179,7 +175,7 @@ def _takes(signature: inspect.Signature, arguments: tuple[object, ...]) -> bool:
 
 
 def counted_rows(rows: dict[str, Tensor]) -> Tensor | None:
-    """Which rows (N) of a training batch statistics count: valid ones of some weight; None if all do."""
+    """Mask (N) of the rows of a training batch that statistics count: valid and of nonzero weight; None if all are."""
     valid, weight = rows.get("validity_mask"), rows.get("weight")
     if weight is None:
         return valid
@@ -187,9 +183,9 @@ def counted_rows(rows: dict[str, Tensor]) -> Tensor | None:
 
 
 def deal(rows: dict[str, Tensor], n_members: int) -> dict[str, Tensor]:
-    """Deal N rows out to members, (M, ceil(N / M), ...): row r goes to member r % M, so shares differ by one at most.
+    """Distribute N rows over members, (M, ceil(N / M), ...): row r goes to member r % M.
 
-    Places that stay empty are ruled out by `validity_mask`.
+    Shares differ by at most one row; `validity_mask` is false for the places that stay empty.
     """
     n = len(rows["state"])
     missing = -n % n_members

@@ -1,8 +1,8 @@
-"""The symmetry-breaking start: a fixed random model that hands over to the learned one.
+"""The symmetry-breaking start: a fixed random model that is blended into the learned one.
 
-When skills are learned by making their outcomes predictable and distinct, the learned model at first ignores the
-skill, all skills look alike, and nothing tells them apart. A fixed random linear map of the action in place of the
-model gives every skill a displacement of its own to aim at, until the model has learned what the skills do.
+Skills are learned by making their outcomes predictable and distinct. At first the learned model ignores the skill, so
+all skills are rewarded alike and do not become distinct. A fixed random linear map of the action, used in place of the
+model, gives every skill its own target displacement until the model has learned the effects of the skills.
 """
 
 import math
@@ -20,12 +20,12 @@ RANDOM_STD = 0.3
 class SymmetryBreakingStart(nn.Module):
     """Random linear dynamics, `mean = factor * T Q action`, and the schedule of their replacement.
 
-    With D = `duration`, the random dynamics rule up to D/2 environment steps and fade out linearly until D.
+    With D = `duration`, only the random dynamics are used up to D/2 environment steps; they fade out linearly until D.
 
     Args:
-        state_dim: S.
-        action_dim: A, at most S.
-        duration: D, in environment steps summed over all instances.
+        state_dim: Number of state dimensions S.
+        action_dim: Number of action dimensions A, at most S.
+        duration: Duration D in environment steps, summed over all instances.
         factor: Length of the displacement of an action of length one.
     """
 
@@ -52,7 +52,7 @@ class SymmetryBreakingStart(nn.Module):
         self.set_n_total_env_steps(0)
 
     def set_n_total_env_steps(self, n: int) -> None:
-        """Set the weight of the learned network, `blend`, for n environment steps; it is updated in place."""
+        """Set `blend`, the weight of the learned network, for n environment steps; it is updated in place."""
         half = self.duration / 2
         weight = 1.0 if n >= self.duration else max(0.0, (n - half) / half)
         self.uses_map = weight < 1
@@ -60,19 +60,19 @@ class SymmetryBreakingStart(nn.Module):
         self.blend.fill_(weight)
 
     def set_transform(self, transform: Tensor) -> None:
-        """Set T, shape (S, S): for instance the inverse of a skill method's whitener."""
+        """Set T, shape (S, S), for instance to the inverse of a skill method's whitener."""
         if transform.shape != self.transform.shape:
             raise ValueError(f"transform has shape {tuple(transform.shape)}, expected {tuple(self.transform.shape)}")
         self.transform.copy_(transform.detach())
 
     def predict(self, action: Tensor, n_modes: int) -> NetOutput:
-        """The random dynamics' prediction for actions (M, R, A), alike in all modes, in the network's units."""
+        """Predict with the random dynamics for actions (M, R, A), equal in all modes, in the network's units."""
         map_ = self.factor * (self.transform @ self.directions)
         mean = (action @ map_.mT).unsqueeze(-2).expand(-1, -1, n_modes, -1)
         weights = mean.new_full(mean.shape[:-1], 1 / n_modes)
         return NetOutput(mean, torch.full_like(mean, RANDOM_STD), weights, mean.new_zeros(mean.shape[:2]))
 
     def mix(self, learned: NetOutput, action: Tensor) -> NetOutput:
-        """Blend the random dynamics with what the network predicts: means, deviations, weights, termination."""
+        """Blend the random dynamics with the network's means, standard deviations, weights and termination."""
         random = self.predict(action, learned.mean.shape[-2])
         return NetOutput(*(torch.lerp(a, b, self.blend) for a, b in zip(random, learned, strict=True)))

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.checks import require_finite_rows
 from layeredrl.randomness import require_twister
 from layeredrl.storage.rings import Rings
 from layeredrl.storage.segments import Increment
@@ -242,15 +243,3 @@ def _layout(columns: Mapping[str, NDArray[Any]]) -> dict[str, tuple[np.dtype[Any
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names)) or "nothing"
-
-
-def require_finite_rows(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
-    """Raise, naming the environment, if a row of `values` (n, ...) is not finite."""
-    # The sum is not finite if a term is not: one pass in the usual case. A sum that overflows is checked below.
-    with np.errstate(over="ignore", invalid="ignore"):
-        if np.isfinite(values.sum()):
-            return
-    finite = np.isfinite(values.reshape(len(values), -1)).all(1)
-    if not finite.all():
-        row = int(np.flatnonzero(~finite)[0])
-        raise ValueError(f"{name} of environment {env_ids[row]} is {values[row].tolist()}, expected finite numbers")

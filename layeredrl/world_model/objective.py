@@ -1,13 +1,12 @@
 """What action sequences are scored by."""
 
-import math
 from collections.abc import Callable
 
 import torch
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl.checks import require_number
+from layeredrl.checks import require_finite_number, require_number
 from layeredrl.models import Model
 from layeredrl.models.rollout import moments
 from layeredrl.world_model.support import Support
@@ -47,8 +46,7 @@ class Objective(nn.Module):
         super().__init__()
         require_number("discount", discount, 0, 1)
         for name, weight in (("uncertainty_weight", uncertainty_weight), ("support_weight", support_weight)):
-            if not math.isfinite(weight):
-                raise ValueError(f"{name} is {weight}, expected a finite number")
+            require_finite_number(name, weight)
         if support_weight and support is None:
             raise ValueError(f"support_weight is {support_weight}, but support is None, expected a Support")
         if support is not None:

@@ -16,7 +16,7 @@ from layeredrl import checks
 from layeredrl.models.density import mixture_log_prob
 from layeredrl.models.model import Model
 from layeredrl.models.rollout import add_moments, hold, to_public
-from layeredrl.models.spaces import Interface
+from layeredrl.models.spaces import ModelSpaces
 from layeredrl.task import DynamicsFunction, TaskSpec, TransitionFunction
 from layeredrl.world_model.encoders import Encoder
 
@@ -66,13 +66,13 @@ class Oracle(Model):
                 deviation around the next state instead. Rollouts follow the simulation exactly.
         """
         super().__init__(n_models, n_particles_per_model, device)
-        self.interface = Interface(state_space, context_space, action_space)
+        self.spaces = ModelSpaces(state_space, context_space, action_space)
         if not callable(simulate):
             raise TypeError(f"simulate is {type(simulate).__name__}, expected a function")
         checks.require_number("std", std, 0, math.inf, open_low=True)
         self.simulate = simulate
         self.termination = termination
-        self.register_buffer("std", torch.full((self.interface.state_dim,), float(std)), persistent=False)
+        self.register_buffer("std", torch.full((self.spaces.state_dim,), float(std)), persistent=False)
         self.to(self.device)
 
     @classmethod
@@ -113,13 +113,13 @@ class Oracle(Model):
         if task.termination is not None:
             kwargs.setdefault("termination", partial(_terminate_in_env_units, task, task.termination))
         in_env_units = partial(_simulate_in_env_units, task, simulate)
-        action_space = cast(Box | Discrete, task.action_space)  # Interface refuses others
+        action_space = cast(Box | Discrete, task.action_space)  # ModelSpaces refuses others
         return cls(encoder.state_space, encoder.context_space, action_space, in_env_units, **kwargs)
 
     # ------------------------------------------------------------------ one step
 
     def predict(self, state: Tensor, context: Tensor, action: Tensor, std: Tensor | None = None) -> tuple[Tensor, ...]:
-        rows, lead = self.interface.rows(_dtype(state), state=state, context=context, action=action)
+        rows, lead = self.spaces.rows(_dtype(state), state=state, context=context, action=action)
         after, term_prob = self._step(rows)
         shape = (*lead, self.n_models, 1, after.shape[-1])
         mean = after[:, None, None].expand(-1, self.n_models, -1, -1).reshape(shape).clone()
@@ -128,7 +128,7 @@ class Oracle(Model):
     def sample(
         self, state: Tensor, context: Tensor, action: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        rows, lead = self.interface.rows(_dtype(state), state=state, context=context, action=action)
+        rows, lead = self.spaces.rows(_dtype(state), state=state, context=context, action=action)
         after, _ = self._step(rows)
         normal = torch.randn(after.shape, generator=generator, device=after.device, dtype=after.dtype)
         return (after + self.std.to(after.dtype) * normal).reshape(*lead, -1)
@@ -148,7 +148,7 @@ class Oracle(Model):
             Log density (...), termination probability (...), and a dict with `means` (..., M, S), the next states.
         """
         dtype = _dtype(state)
-        rows, lead = self.interface.rows(dtype, state=state, context=context, action=action, next_state=next_state)
+        rows, lead = self.spaces.rows(dtype, state=state, context=context, action=action, next_state=next_state)
         after, term_prob = self._step(rows[:3])
         log_prob = mixture_log_prob(rows[3], after.unsqueeze(-2), self.std.to(dtype), after.new_ones(len(after), 1))
         means = after[:, None].repeat(1, self.n_models, 1).reshape(*lead, self.n_models, -1)
@@ -183,7 +183,7 @@ class Oracle(Model):
             step at which the simulation left the finite range; the state is held from there on.
         """
         dtype = _dtype(initial_state, "initial_state")
-        self.interface.check_plan(initial_state, context, actions, dtype)
+        self.spaces.check_plan(initial_state, context, actions, dtype)
         b, h = len(initial_state), actions.shape[1]
         states = self._simulated(initial_state, context, actions).transpose(0, 1).unsqueeze(1)  # (H+1, 1, B, S)
         states, term_prob, diverged = hold(states, states.new_zeros(h, 1, b))

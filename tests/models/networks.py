@@ -1,4 +1,4 @@
-"""Small user networks for the tests: constants, known functions, and the awkward ones."""
+"""Small user networks for the tests: constants, known functions, and ones that are hard to batch."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class Members:
 
 
 class Recorder:
-    """A `partial_net` that keeps a copy of every network that its factory made, as it was at birth."""
+    """A `partial_net` that keeps a copy of every network of its factory, from before it is used."""
 
     def __init__(self, factory: Callable[..., nn.Module]) -> None:
         self.factory = factory
@@ -112,14 +112,6 @@ class ExplodingNet(DriftNet):
         return (torch.where(beyond, self.bad, mean), std), weights, term_prob
 
 
-class GrowingNet(DriftNet):
-    """Multiplies the state by a huge factor at every step."""
-
-    def forward(self, state: Tensor, context: Tensor, action: Tensor):
-        (_, std), weights, term_prob = super().forward(state, context, action)
-        return ((1e9 * state).unsqueeze(-2), std), weights, term_prob
-
-
 class OutputNet(nn.Module):
     """Splits the outputs of `body` into the parts of a mixture and a termination probability."""
 
@@ -162,7 +154,7 @@ class SequentialNet(OutputNet):
 
 
 class HalvingLinear(nn.Linear):
-    """A person's own linear layer."""
+    """A user's linear layer."""
 
     def forward(self, x: Tensor) -> Tensor:
         return 0.5 * super().forward(x) + 0.1

@@ -8,13 +8,13 @@ from torch import nn
 from torch.distributions import Independent, Normal
 
 from tests.models import reference
-from tests.models.networks import ConstantNet, DriftNet, LinearNet, random_values
+from tests.models.networks import ConstantNet, LinearNet, random_values
 from tests.models.reference import A, C, K, M, S, box, inputs, linear_nets, make_batch, make_model
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 
 
-@pytest.mark.parametrize("leading", [(), (7,), (2, 7), (3, 1, 2)])
+@pytest.mark.parametrize("leading", [(), (3, 1, 2)])
 def test_log_prob_is_the_mixture_over_members_and_modes(leading):
     nets = linear_nets()
     state, context, action = inputs(*leading)
@@ -30,9 +30,9 @@ def test_log_prob_is_the_mixture_over_members_and_modes(leading):
     torch.testing.assert_close(info["means"].double(), means, **CLOSE)
 
 
-@pytest.mark.parametrize("leading", [(), (7,), (3, 2)])
-@pytest.mark.parametrize("member", [0, M - 1])
-def test_member_log_prob_is_the_mixture_of_one_member(leading, member):
+@pytest.mark.parametrize("leading", [(), (3, 2)])
+def test_member_log_prob_is_the_mixture_of_one_member(leading):
+    member = M - 1
     nets = linear_nets()
     state, context, action = inputs(*leading)
     next_state = state + random_values(0, *leading, S)
@@ -56,11 +56,10 @@ def test_equal_sizes_do_not_broadcast_into_each_other():
     torch.testing.assert_close(info["means"].double(), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("distance", [1e2, 1e4])
-def test_far_from_the_mean(distance):
+def test_log_prob_and_gradient_are_accurate_far_from_the_mean():
     nets = [ConstantNet(random_values(i, K, S), 0.1 * torch.ones(K, S)) for i in range(M)]
     state, context, action = torch.zeros(3, S), torch.zeros(3, C), torch.zeros(3, A)
-    next_state = distance * 0.1 * (1 + random_values(9, 3, S).abs())
+    next_state = 1e3 * (1 + random_values(9, 3, S).abs())
     next_state.requires_grad_()
     density = make_model(nets).get_log_prob(state, context, action, next_state)[0]
     expected = reference.log_prob(nets, state, context, action, next_state)
@@ -70,7 +69,7 @@ def test_far_from_the_mean(distance):
     torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("shape", [(S,), (), (1,), (6, S), (6, 1)])
+@pytest.mark.parametrize("shape", [(S,), (), (6, 1)])
 def test_given_std_replaces_the_learned_one(shape):
     nets = linear_nets()
     model = make_model(nets)
@@ -109,28 +108,6 @@ def test_transform_acts_on_means_and_target_in_the_predicted_space(predict_delta
     torch.testing.assert_close(mean.double(), expected, **CLOSE)
 
 
-def test_members_average_to_the_ensemble():
-    model = make_model()
-    state, context, action = inputs(6)
-    members = [model.get_member_log_prob(i, state, context, action, state) for i in range(M)]
-    density, term_prob, info = model.get_log_prob(state, context, action, state)
-    average = torch.stack([member[0] for member in members]).logsumexp(0) - math.log(M)
-    torch.testing.assert_close(density, average)
-    torch.testing.assert_close(term_prob, torch.stack([member[1] for member in members]).mean(0))
-    torch.testing.assert_close(info["means"], torch.stack([member[2] for member in members], 1))
-
-
-def test_prob_is_the_exponential_in_float64():
-    model = make_model()
-    state, context, action = inputs(2, 5)
-    density, term_prob, info = model.get_log_prob(state, context, action, state)
-    prob, prob_term, prob_info = model.get_prob(state, context, action, state)
-    assert prob.dtype == torch.float64
-    torch.testing.assert_close(prob, density.double().exp())
-    torch.testing.assert_close(prob_term, term_prob)
-    torch.testing.assert_close(prob_info["means"], info["means"])
-
-
 @pytest.mark.parametrize("width", [20, 100])
 def test_prob_stays_finite(width):
     # Log densities of about 166 and 829: beyond the range of float32, and of float64.
@@ -144,22 +121,6 @@ def test_prob_stays_finite(width):
     prob, *_ = model.get_prob(state, torch.zeros(2, C), torch.zeros(2, 1), state)
     assert torch.isfinite(prob).all()
     assert (prob > 1e60).all()
-
-
-@pytest.mark.parametrize("predict_delta", [True, False])
-def test_predict(predict_delta):
-    nets = linear_nets()
-    model = make_model(nets, predict_delta=predict_delta)
-    state, context, action = inputs(6)
-    mean, weights, std, term_prob = model.predict(state, context, action)
-    for i, net in enumerate(nets):
-        expected = reference.outputs(net, state, context, action)
-        offset = state[:, None].double() if predict_delta else 0
-        torch.testing.assert_close(mean[:, i].double(), offset + expected[0], **CLOSE)
-        torch.testing.assert_close(std[:, i].double(), expected[1], **CLOSE)
-        torch.testing.assert_close(weights[:, i].double(), expected[2], **CLOSE)
-    expected = reference.term_prob(nets, state, context, action)
-    torch.testing.assert_close(term_prob.double(), expected, **CLOSE)
 
 
 def test_predict_with_a_given_std():
@@ -234,7 +195,7 @@ def test_transform_sees_the_change_in_state_in_its_own_units():
 
 
 def test_sample_has_the_moments_of_the_whole_mixture():
-    n = 100_000
+    n = 20_000
     nets = linear_nets()
     model = make_model(nets)
     row = inputs(1)
@@ -249,15 +210,15 @@ def test_sample_has_the_moments_of_the_whole_mixture():
     cov = (weights[:, None, None] * second).sum(0).detach() - mean[:, None] * mean
     error = 5 * cov.diagonal().sqrt() / math.sqrt(n)
     assert ((delta.mean(0) - mean).abs() < error).all()
-    torch.testing.assert_close(delta.T.cov(), cov, rtol=0.03, atol=0.02)
+    torch.testing.assert_close(delta.T.cov(), cov, rtol=0.06, atol=0.05)
     # The same spread of log densities as samples of the reference: not only the first two moments fit.
     own, drawn = parts.log_prob(delta[:, None])[:, 0], parts.log_prob(parts.sample((n,)))[:, 0]
-    torch.testing.assert_close(own.mean(), drawn.mean(), rtol=0, atol=0.03)
-    torch.testing.assert_close(own.std(), drawn.std(), rtol=0.03, atol=0)
+    torch.testing.assert_close(own.mean(), drawn.mean(), rtol=0, atol=0.07)
+    torch.testing.assert_close(own.std(), drawn.std(), rtol=0.06, atol=0)
 
 
 def test_sample_picks_member_and_mode_with_their_probabilities():
-    n = 100_000
+    n = 20_000
     weights = [torch.tensor([0.1, 0.9]), torch.tensor([0.5, 0.5]), torch.tensor([0.7, 0.3])]
     centres = [torch.tensor([[20.0 * m] * S, [20.0 * m + 10] * S]) for m in range(3)]
     model = make_model([ConstantNet(c, torch.full((2, S), 0.5), w) for c, w in zip(centres, weights, strict=True)])
@@ -269,9 +230,9 @@ def test_sample_picks_member_and_mode_with_their_probabilities():
     expected = torch.cat(weights) / 3
     assert ((frequency - expected).abs() < 5 * (expected / n).sqrt()).all()
     noise = samples - 10 * nearest
-    torch.testing.assert_close(noise.std(0), torch.full((S,), 0.5), rtol=0.02, atol=0)
-    assert noise.T.corrcoef().fill_diagonal_(0).abs().max() < 0.02
-    assert torch.corrcoef(torch.stack([noise[1:, 0], noise[:-1, 0]]))[0, 1].abs() < 0.02
+    torch.testing.assert_close(noise.std(0), torch.full((S,), 0.5), rtol=0.04, atol=0)
+    assert noise.T.corrcoef().fill_diagonal_(0).abs().max() < 0.04
+    assert torch.corrcoef(torch.stack([noise[1:, 0], noise[:-1, 0]]))[0, 1].abs() < 0.04
 
 
 def test_sample_is_reproducible_and_leaves_the_global_generator_alone():
@@ -289,20 +250,9 @@ def test_sample_is_reproducible_and_leaves_the_global_generator_alone():
     assert torch.equal(first, model.sample(*row))
 
 
-@pytest.mark.parametrize("symmetry_breaking_start", [False, True])
-def test_gradients_of_the_log_density(symmetry_breaking_start):
-    settings = {"symmetry_breaking_start": symmetry_breaking_start, "sb_start_duration": 100}
-    model = make_model(linear_nets(2), **settings).double()
+def test_gradients_of_the_log_density():
+    model = make_model(linear_nets(2), symmetry_breaking_start=True, sb_start_duration=100).double()
     model.set_n_total_env_steps(75)
     state, context, action = (x.double().requires_grad_() for x in inputs(2))
     next_state = (state + 0.3).detach().requires_grad_()
     assert torch.autograd.gradcheck(lambda *args: model.get_log_prob(*args)[:2], (state, context, action, next_state))
-
-
-def test_drift_density_closed_form():
-    model = make_model([DriftNet(0.5, std=0.2)], n_modes=1)
-    state, context, action = inputs(6)
-    next_state = state + 0.5 + action.sum(-1, keepdim=True) + 0.2
-    density, *_ = model.get_log_prob(state, context, action, next_state)
-    expected = S * (-0.5 - math.log(0.2) - 0.5 * math.log(2 * math.pi))
-    torch.testing.assert_close(density, torch.full((6,), expected), **CLOSE)

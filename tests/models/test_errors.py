@@ -59,7 +59,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize(("name", "value"), SETTINGS, ids=str)
-def test_settings(name, value):
+def test_wrong_settings_are_named(name, value):
     with naming(name):
         make_model(**{name: value})
 
@@ -68,7 +68,7 @@ def test_settings(name, value):
     ("name", "value"),
     [("sb_start_duration", 0), ("sb_start_duration", -5), ("sb_start_factor", float("nan"))],
 )
-def test_settings_of_the_symmetry_breaking_start(name, value):
+def test_wrong_settings_of_the_symmetry_breaking_start_are_named(name, value):
     with naming(name):
         make_model(symmetry_breaking_start=True, **{name: value})
 
@@ -76,7 +76,7 @@ def test_settings_of_the_symmetry_breaking_start(name, value):
 @pytest.mark.parametrize(
     "partial_net", [None, 3, lambda *_: "no network", lambda: None], ids=["None", "3", "text", "no-spaces"]
 )
-def test_partial_net(partial_net):
+def test_a_wrong_partial_net_is_named(partial_net):
     with naming("partial_net"):
         ProbabilisticEnsemble(box(S), box(C), box(A), partial_net)
 
@@ -117,22 +117,15 @@ class Returns(LinearNet):
     ],
     ids=["number", "four", "mean alone", "no weights"],
 )
-def test_what_a_network_should_have_returned_is_told(change, message):
+def test_errors_say_what_a_network_should_return(change, message):
     with pytest.raises((ValueError, TypeError), match=message):
         make_model([Returns(change)])
 
 
-def test_members_whose_code_differs_in_secret_are_refused():
+def test_members_with_different_code_are_refused():
     changes = [lambda *out: out, lambda normal, *rest: ((2 * normal[0], normal[1]), *rest)]
     with pytest.raises(ValueError, match="must differ in nothing but their parameters"):
         make_model([Returns(change) for change in changes])
-
-
-def test_flags_of_a_batch_are_tensors():
-    batch = make_batch(6)
-    batch.terminated = batch.terminated.numpy()
-    with pytest.raises(TypeError, match="terminated is ndarray"):
-        make_model().loss(batch)
 
 
 ROWS = {
@@ -141,7 +134,7 @@ ROWS = {
     "action": [ACTION[:, :-1], ACTION[:5], ACTION[0], ACTION.long(), ACTION.bool(), ACTION.numpy(), None],
 }
 WRONG_ROWS = [(name, i) for name, values in ROWS.items() for i in range(len(values))]
-METHODS = ["predict", "sample", "get_log_prob", "get_member_log_prob", "get_prob"]
+METHODS = ["predict", "sample", "get_member_log_prob", "get_prob"]
 
 
 def call(model, method: str, **changes):
@@ -153,8 +146,11 @@ def call(model, method: str, **changes):
     return getattr(model, method)(**rows)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize(("name", "index"), WRONG_ROWS)
+@pytest.mark.parametrize(
+    ("method", "name", "index"),
+    # All methods share the checks, so each is tested with one wrong tensor, and one of them with all.
+    [*(("get_log_prob", *case) for case in WRONG_ROWS), *((method, "state", 0) for method in METHODS)],
+)
 def test_wrong_rows(model, method, name, index):
     # A wrong number of rows may as well be blamed on the arguments that it does not fit.
     value = ROWS[name][index]
@@ -164,7 +160,7 @@ def test_wrong_rows(model, method, name, index):
         call(model, method, **{name: value})
 
 
-@pytest.mark.parametrize("method", METHODS[2:])
+@pytest.mark.parametrize("method", ["get_log_prob", "get_member_log_prob"])
 @pytest.mark.parametrize("value", [NEXT_STATE[:5], NEXT_STATE[:, 1:], NEXT_STATE[:1], NEXT_STATE.long(), None])
 def test_wrong_next_state(model, method, value):
     with naming("next_state"):
@@ -176,18 +172,6 @@ def test_wrong_next_state(model, method, value):
 def test_wrong_std(model, method, std):
     with naming("std"):
         call(model, method, std=std)
-
-
-@pytest.mark.parametrize("member", [M, -M - 1, 0.5, None])
-def test_wrong_member(model, member):
-    with naming("id"):
-        call(model, "get_member_log_prob", id=member)
-
-
-@pytest.mark.parametrize("method", ["get_log_prob", "get_member_log_prob"])
-def test_wrong_transform(model, method):
-    with naming("transform"):
-        call(model, method, transform="whiten", std=torch.ones(S))
 
 
 ROLLOUT_INPUTS = [
@@ -213,11 +197,6 @@ def test_wrong_rollout_inputs(model, name, value):
     arguments = {"initial_state": STATE, "context": CONTEXT, "actions": ACTIONS, name: value}
     with naming(name):
         model.rollout(**arguments)
-
-
-def test_wrong_generator_of_a_sample(model):
-    with naming("generator"):
-        call(model, "sample", generator=np.random.default_rng(0))
 
 
 def test_discrete_actions_are_integers_in_a_last_dimension_of_one():
@@ -249,24 +228,21 @@ def test_wrong_step_count(model, n):
         model.set_n_total_env_steps(n)
 
 
+def test_other_wrong_arguments(model):
+    for member in (M, -M - 1, 0.5, None):
+        with naming("id"):
+            call(model, "get_member_log_prob", id=member)
+    for method in ("get_log_prob", "get_member_log_prob"):
+        with naming("transform"):
+            call(model, method, transform="whiten", std=torch.ones(S))
+    with naming("generator"):
+        call(model, "sample", generator=np.random.default_rng(0))
+
+
 KEYS = ["state", "context", "act", "state_next", "terminated"]
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_missing_key(model, key):
-    batch = make_batch(6)
-    del batch.__dict__[key]
-    with pytest.raises((ValueError, TypeError), match=rf"\b{key}\b"):
-        model.loss(batch)
-
-
-def test_missing_weight():
-    with naming("weight"):
-        make_model(weighted_loss=True).loss(make_batch(6))
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("key", [*KEYS, "weight"])
+@pytest.mark.parametrize(("key", "bad"), [*((key, float("nan")) for key in [*KEYS, "weight"]), ("state", float("inf"))])
 def test_numbers_that_are_not_finite_are_named_with_key_and_row(key, bad):
     batch = make_batch(60, weight=torch.ones(60))
     batch[key].view(60, -1)[37, -1] = bad
@@ -276,21 +252,25 @@ def test_numbers_that_are_not_finite_are_named_with_key_and_row(key, bad):
             method(argument)
 
 
-@pytest.mark.parametrize("key", KEYS)
-@pytest.mark.parametrize("rows", [slice(5), slice(1)], ids=["five", "one"])
-def test_keys_of_different_lengths(model, key, rows):
-    batch = make_batch(6)
-    batch[key] = batch[key][rows]
-    with pytest.raises((ValueError, TypeError), match="|".join(KEYS)):
-        model.loss(batch)
+WRONG_COLUMNS = [
+    *((key, None) for key in [*KEYS, "weight"]),
+    *((key, make_batch(6)[key][:1]) for key in KEYS),
+    *((key, make_batch(6)[key][:, :width]) for key, width in [("context", 0), ("act", A - 1), ("state_next", 1)]),
+    ("terminated", np.zeros(6)),
+    *(("weight", torch.ones(shape)) for shape in [(6, 2), (5,), (1,), (6, 6)]),
+    *(("validity_mask", torch.ones(shape).bool()) for shape in [(5,), (1,), (6, 6)]),
+]
 
 
-@pytest.mark.parametrize(("key", "width"), [("state", S - 1), ("context", 0), ("act", A - 1), ("state_next", 1)])
-def test_keys_of_a_wrong_width(model, key, width):
-    batch = make_batch(6)
-    batch[key] = batch[key][:, :width]
-    with naming(key):
-        model.loss(batch)
+@pytest.mark.parametrize(("key", "value"), WRONG_COLUMNS)
+def test_wrong_columns_of_a_batch(key, value):
+    batch = make_batch(6, weight=torch.ones(6))
+    batch[key] = value
+    if value is None:
+        del batch.__dict__[key]
+    # A wrong number of rows may also be attributed to the tensors that it does not fit.
+    with naming(f"(?:{'|'.join(KEYS)})" if key in KEYS and value is not None and len(value) == 1 else key):
+        make_model(weighted_loss=True).loss(batch)
 
 
 @pytest.mark.parametrize("key", ["terminated", "validity_mask"])
@@ -304,18 +284,6 @@ def test_a_column_never_broadcasts(model, key):
         assert key in str(error)  # noqa: PT017
     else:
         torch.testing.assert_close(result, expected)
-
-
-@pytest.mark.parametrize("weight", [torch.ones(6, 2), torch.ones(5), torch.ones(1), torch.ones(6, 6)], ids=str)
-def test_wrong_weights(weight):
-    with naming("weight"):
-        make_model(weighted_loss=True).loss(make_batch(6, weight=weight))
-
-
-@pytest.mark.parametrize("mask", [torch.ones(5).bool(), torch.ones(1).bool(), torch.ones(6, 6).bool()], ids=str)
-def test_wrong_mask(model, mask):
-    with naming("validity_mask"):
-        model.loss(make_batch(6, validity_mask=mask))
 
 
 def test_wrong_batches():

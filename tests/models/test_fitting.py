@@ -1,4 +1,4 @@
-"""Fitting: what is learned, who sees which rows, early stopping, and what is left as it was."""
+"""Fitting: results, bootstraps, early stopping, skipped steps, and absence of side effects."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def make(n_models=2, hidden=(32,), seed=0, **settings):
 
 
 def linear_gaussian(n, seed=0, noise_std=NOISE_STD):
-    """Transitions of a linear system with Gaussian noise; the rows can be told apart by their state."""
+    """Transitions of a linear system with Gaussian noise; each row has its own state."""
     generator = seeded(seed)
     state, context = torch.randn(n, S, generator=generator), torch.randn(n, C, generator=generator)
     act = 2 * torch.rand(n, A, generator=generator) - 1
@@ -87,10 +87,9 @@ def assert_same_state(a, b):
     torch.testing.assert_close(dict(a), dict(b), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("normalize_targets", [True, False])
-def test_a_fit_comes_close_to_the_true_entropy_and_noise(normalize_targets):
+def test_a_fit_comes_close_to_the_true_entropy_and_noise():
     # Linear networks, so that the truth is within reach.
-    ensemble = make(hidden=(), learning_rate=1e-2, normalize_targets=normalize_targets)
+    ensemble = make(hidden=(), learning_rate=1e-2)
     data, test = linear_gaussian(2000), linear_gaussian(2000, 1)
 
     @torch.no_grad()
@@ -100,7 +99,7 @@ def test_a_fit_comes_close_to_the_true_entropy_and_noise(normalize_targets):
         return -torch.stack(members).mean(1)
 
     before = nll()
-    result = fit(ensemble, data, FitConfig(epochs=60, batch_size=128, bootstrap=False), generator=seeded())
+    result = fit(ensemble, data, FitConfig(epochs=60, batch_size=250, bootstrap=False), generator=seeded())
     after = nll()
     std = ensemble.predict(test.state, test.context, test.act)[2][:, :, 0].detach()
     entropy = (0.5 * math.log(2 * math.pi * math.e) + NOISE_STD.log()).sum()
@@ -108,20 +107,20 @@ def test_a_fit_comes_close_to_the_true_entropy_and_noise(normalize_targets):
     torch.testing.assert_close(after, entropy.expand(2), rtol=0, atol=0.06)
     torch.testing.assert_close(std.mean(0), NOISE_STD.expand(2, S), rtol=0.1, atol=0)
     assert result.loss.shape == (2,)
-    assert (result.epochs, result.steps, result.holdout_loss) == (60, 60 * 16, None)
-    # The termination has been learned too, so that the loss is the negative log density but for the fit to the data.
-    torch.testing.assert_close(result.loss, entropy.expand(2), rtol=0, atol=0.06)
+    assert (result.epochs, result.steps, result.holdout_loss) == (60, 60 * 8, None)
+    # The termination has been learned too, so the loss is the negative log density and a small cross-entropy.
+    torch.testing.assert_close(result.loss, entropy.expand(2), rtol=0, atol=0.1)
 
 
 def test_termination_is_fitted():
-    ensemble, data = make(), linear_gaussian(500)
+    ensemble, data = make(learning_rate=1e-2), linear_gaussian(500)
     data.terminated = (data.state_next[:, 0] > 0).float()
-    fit(ensemble, data, FitConfig(epochs=30, batch_size=50), generator=seeded())
+    fit(ensemble, data, FitConfig(epochs=15, batch_size=50), generator=seeded())
     term_prob = ensemble.predict(data.state, data.context, data.act)[3]
     assert ((term_prob > 0.5) == data.terminated.bool()).float().mean() > 0.85
 
 
-def test_members_train_on_bootstraps_of_their_own(monkeypatch):
+def test_every_member_has_its_own_bootstrap_sample(monkeypatch):
     ensemble, data = make(n_models=3), linear_gaussian(100)
     spy = Spy(ensemble, monkeypatch)
     fit(ensemble, data, FitConfig(epochs=3, batch_size=30), generator=seeded())
@@ -138,7 +137,7 @@ def test_members_train_on_bootstraps_of_their_own(monkeypatch):
     assert not torch.equal(epochs[0], epochs[1])  # in another order
 
 
-def test_without_bootstrap_all_members_see_every_row_once_in_orders_of_their_own(monkeypatch):
+def test_without_bootstrap_every_member_gets_every_row_once_in_its_own_order(monkeypatch):
     ensemble, data = make(n_models=3), linear_gaussian(100)
     spy = Spy(ensemble, monkeypatch)
     result = fit(ensemble, data, FitConfig(epochs=2, batch_size=30, bootstrap=False), generator=seeded())
@@ -149,7 +148,7 @@ def test_without_bootstrap_all_members_see_every_row_once_in_orders_of_their_own
     assert not any(torch.equal(a, b) for i, a in enumerate(orders) for b in orders[:i])
 
 
-def test_a_row_stays_together(monkeypatch):
+def test_the_parts_of_a_row_stay_together(monkeypatch):
     ensemble, data = make(), linear_gaussian(50)
     data.terminated = (data.state[:, 0] > 0).float()
     spy = Spy(ensemble, monkeypatch)
@@ -162,7 +161,7 @@ def test_a_row_stays_together(monkeypatch):
 
 
 @pytest.mark.parametrize("bootstrap", [True, False])
-def test_bootstraps_are_what_makes_equal_members_differ(bootstrap):
+def test_equal_members_differ_only_by_bootstrapping(bootstrap):
     ensemble = make(n_models=2, normalize_targets=False)
     with torch.no_grad():
         for p in ensemble.get_parameters():
@@ -174,7 +173,7 @@ def test_bootstraps_are_what_makes_equal_members_differ(bootstrap):
     assert agree is not bootstrap
 
 
-def test_split_holdout_shares_rows_out():
+def test_split_holdout_splits_whole_rows():
     rows = {"state": torch.arange(10.0).view(10, 1), "weight": torch.arange(10.0)}
     train, held_out = split_holdout(rows, 0.35, seeded())
     assert len(train["state"]) == 7
@@ -186,9 +185,8 @@ def test_split_holdout_shares_rows_out():
     assert split_holdout(rows, 0.0, seeded()) == (rows, None)
 
 
-@pytest.mark.parametrize("normalize_targets", [False, True])
-def test_each_member_ends_with_the_parameters_that_did_best_on_the_holdout(monkeypatch, normalize_targets):
-    ensemble = make(n_models=3, hidden=(64,), learning_rate=1e-2, normalize_targets=normalize_targets)
+def test_each_member_ends_with_its_best_parameters_on_the_holdout(monkeypatch):
+    ensemble = make(n_models=3, hidden=(64,), learning_rate=1e-2)
     data = linear_gaussian(60)
     spy = Spy(ensemble, monkeypatch)
     config = FitConfig(epochs=200, batch_size=16, holdout=0.4, patience=8)
@@ -207,20 +205,19 @@ def test_each_member_ends_with_the_parameters_that_did_best_on_the_holdout(monke
             assert torch.equal(restored[member], then[member])
     # The fit stopped once no member had improved for `patience` epochs.
     assert result.epochs == best.max() + config.patience < config.epochs
-    # What was promised is what is there: the loss of the ensemble as it is now.
+    # The reported loss is that of the final parameters.
     with torch.no_grad():
         torch.testing.assert_close(ensemble.member_losses(held_out), result.holdout_loss)
 
 
-@pytest.mark.parametrize(("max_steps", "epochs"), [(3, 1), (7, 2), (12, 3), (100, 3)])
-def test_a_fit_may_be_cut_short(monkeypatch, max_steps, epochs):
+@pytest.mark.parametrize(("max_steps", "epochs"), [(3, 1), (7, 2), (100, 3)])
+def test_max_steps_ends_a_fit_early(monkeypatch, max_steps, epochs):
     data, taken = linear_gaussian(40), []
     monkeypatch.setattr(ProbabilisticEnsemble, "take_step", lambda self, loss: taken.append(loss) or torch.tensor(True))
-    told = []
     config = FitConfig(epochs=3, batch_size=10, max_steps=max_steps)
-    result = fit(make(), data, config, generator=seeded(), progress=lambda epoch, _: told.append(epoch))
+    result = fit(make(), data, config, generator=seeded())
     assert len(taken) == result.steps == min(max_steps, 12)
-    assert result.epochs == len(told) == epochs
+    assert result.epochs == epochs
 
 
 def test_input_statistics_are_those_of_all_the_data():
@@ -232,7 +229,7 @@ def test_input_statistics_are_those_of_all_the_data():
     torch.testing.assert_close(mean, inputs.mean(0).expand(2, -1))
 
 
-def test_masked_rows_are_as_if_they_were_not_there():
+def test_masked_rows_do_not_enter_the_input_statistics():
     states = []
     for masked in (True, False):
         ensemble, data = make(), linear_gaussian(100)
@@ -247,8 +244,8 @@ def test_masked_rows_are_as_if_they_were_not_there():
         torch.testing.assert_close(states[0][key], states[1][key])
 
 
-@pytest.mark.parametrize("decays", [(0.0, 10.0, 0.0), (10.0, 0.0, 0.0), (0.0, 0.0, 0.0)])
-def test_weight_decay_shrinks_the_weights_of_its_layer(decays):
+def test_weight_decay_shrinks_the_weights_of_its_layer():
+    decays = (0.0, 10.0, 0.0)
     data, config = linear_gaussian(64), FitConfig(epochs=100, batch_size=64)
     norms = []
     for weight_decay in (0.0, decays):
@@ -277,16 +274,6 @@ def test_weight_decay_is_the_gradient_of_half_its_square():
         torch.testing.assert_close(decayed - plain, -rate * (0.3 if is_weight else 0.0) * start, rtol=1e-2, atol=1e-6)
 
 
-def test_the_penalty_on_the_bounds_counts():
-    widths = []
-    for bound_penalty in (0.0, 100.0):
-        ensemble = make(partial_net=partial(GaussianMixtureMLP, hidden=(8,), bound_penalty=bound_penalty))
-        fit(ensemble, linear_gaussian(64), FitConfig(epochs=50), generator=seeded())
-        bounds = ensemble.network.net.bounds
-        widths.append((bounds.upper - bounds.lower).detach().max())
-    assert widths[1] < widths[0] - 0.2
-
-
 def test_a_layer_with_one_output_has_weights_too():
     assert make(hidden=(8, 1), weight_decay=(1e-4, 2e-4, 3e-4)).optimizer is not None
 
@@ -302,9 +289,8 @@ def test_the_same_generator_gives_the_same_fit():
     assert_same_state(ensembles[0].state_dict(), ensembles[1].state_dict())
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("holdout", [0.0, 0.3])
-def test_the_mode_is_as_before_and_the_data_too(training, holdout):
+@pytest.mark.parametrize(("training", "holdout"), [(True, 0.0), (False, 0.3)])
+def test_a_fit_changes_neither_the_mode_nor_the_data(training, holdout):
     ensemble, data = make().train(training), linear_gaussian(40)
     kept = copy.deepcopy(data)
     fit(ensemble, data, FitConfig(epochs=2, holdout=holdout), generator=seeded())
@@ -313,7 +299,7 @@ def test_the_mode_is_as_before_and_the_data_too(training, holdout):
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, 33])
-def test_few_rows_and_an_odd_rest_are_fine(n_rows):
+def test_any_number_of_rows_can_be_fitted(n_rows):
     ensemble = make()
     result = fit(ensemble, linear_gaussian(n_rows), FitConfig(epochs=2, batch_size=32), generator=seeded())
     assert result.loss.isfinite().all()
@@ -350,7 +336,7 @@ def test_regression_finds_the_least_squares_and_is_reproducible():
     for seed in (0, 0, 1):
         weights = torch.zeros(3, requires_grad=True)
         optimizer = torch.optim.Adam([weights], lr=0.05)
-        config = FitConfig(epochs=40, batch_size=32)
+        config = FitConfig(epochs=20, batch_size=32)
         loss, skipped = fit_regression(lambda z: z @ weights, optimizer, x, targets, config, generator=seeded(seed))  # noqa: B023
         assert skipped == 0
         losses.append(loss)
@@ -367,7 +353,7 @@ def regress(x, targets, config, weights):
     return fit_regression(lambda z: z @ weights, optimizer, x, targets, config, generator=seeded())
 
 
-def test_regression_leaves_out_steps_that_are_not_finite_and_counts_them():
+def test_regression_skips_and_counts_steps_that_are_not_finite():
     x = torch.randn(200, 3, generator=seeded())
     targets = x @ torch.tensor([1.0, -2.0, 0.5])
     targets[7] = torch.inf
@@ -384,7 +370,7 @@ def test_regression_leaves_out_steps_that_are_not_finite_and_counts_them():
     assert weights.isfinite().all()
 
 
-def test_a_regression_whose_gradient_is_not_finite_says_so():
+def test_a_non_finite_gradient_of_a_regression_is_named():
     weights = torch.zeros(1, requires_grad=True)
 
     def predict(x):
@@ -404,20 +390,6 @@ def test_a_regression_whose_gradient_is_not_finite_says_so():
     assert result.skipped == 1
 
 
-@pytest.mark.parametrize("holdout", [0.0, 0.25])
-def test_elites_are_the_best_first_and_progress_is_told(holdout):
-    told = []
-    config = FitConfig(epochs=3, batch_size=32, holdout=holdout, patience=3)
-    result = fit(
-        make(), linear_gaussian(200), config, generator=seeded(), progress=lambda *told_now: told.append(told_now)
-    )
-    assert [epoch for epoch, _ in told] == [1, 2, 3]
-    torch.testing.assert_close(told[-1][1], result.loss)
-    losses = result.loss if result.holdout_loss is None else result.holdout_loss
-    assert sorted(result.elites.tolist()) == list(range(len(losses)))
-    assert losses[result.elites].tolist() == sorted(losses.tolist())
-
-
 def spoil(ensemble, monkeypatch, spoiled):
     """Let the second member's loss be NaN in the batches of these numbers; gives all losses, batch by batch."""
     original, losses = ensemble.member_losses, []
@@ -433,16 +405,14 @@ def spoil(ensemble, monkeypatch, spoiled):
     return losses
 
 
-def test_steps_that_are_not_finite_are_left_out_and_do_not_count(monkeypatch):
-    ensemble, told = make(), []
+def test_skipped_steps_do_not_enter_the_mean_loss(monkeypatch):
+    ensemble = make()
     losses = spoil(ensemble, monkeypatch, {1, 4, 6})
     config = FitConfig(epochs=2, batch_size=25)  # four batches an epoch
-    result = fit(ensemble, linear_gaussian(100), config, generator=seeded(), progress=lambda _, x: told.append(x))
+    result = fit(ensemble, linear_gaussian(100), config, generator=seeded())
     assert (result.steps, result.skipped, result.epochs) == (5, 3, 2)
     assert all(p.isfinite().all() for p in ensemble.get_parameters())
-    torch.testing.assert_close(told[0], torch.stack([losses[i] for i in (0, 2, 3)]).mean(0))
-    torch.testing.assert_close(told[1], torch.stack([losses[i] for i in (5, 7)]).mean(0))
-    assert torch.equal(told[1], result.loss)
+    torch.testing.assert_close(result.loss, torch.stack([losses[i] for i in (5, 7)]).mean(0))
 
 
 def test_an_epoch_without_a_step_has_no_loss(monkeypatch):
@@ -456,7 +426,7 @@ def test_an_epoch_without_a_step_has_no_loss(monkeypatch):
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_too_many_steps_that_are_not_finite_are_an_error_that_names_the_first_of_them(training, monkeypatch):
+def test_the_error_names_the_first_step_beyond_max_skipped(training, monkeypatch):
     ensemble = make().train(training)
     losses = spoil(ensemble, monkeypatch, {1, 4, 6, 7})
     config = FitConfig(epochs=3, batch_size=25, max_skipped=2)
@@ -466,9 +436,8 @@ def test_too_many_steps_that_are_not_finite_are_an_error_that_names_the_first_of
     assert ensemble.training == training
 
 
-@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("key", ["inputs", "targets"])
-def test_the_key_that_holds_what_is_not_finite_is_named(key, value):
+@pytest.mark.parametrize(("key", "value"), [("inputs", torch.nan), ("targets", -torch.inf)])
+def test_the_key_that_is_not_finite_is_named(key, value):
     data = {"inputs": torch.full((4, 1), 1e30), "targets": torch.full((4,), 1e32)}
     data[key][2] = value
     weights, config = torch.zeros(1, requires_grad=True), FitConfig(epochs=1, max_skipped=0)
@@ -476,7 +445,7 @@ def test_the_key_that_holds_what_is_not_finite_is_named(key, value):
         regress(data["inputs"], data["targets"], config, weights)
 
 
-def test_the_member_whose_gradient_is_not_finite_is_named(monkeypatch):
+def test_the_member_with_a_non_finite_gradient_is_named(monkeypatch):
     ensemble = make(n_models=3)
     original = ensemble.member_losses
 

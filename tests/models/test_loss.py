@@ -3,14 +3,12 @@
 import copy
 import math
 
-import numpy as np
 import pytest
 import torch
-from torch.optim import SGD
 
 from tests.models import reference
-from tests.models.networks import ConstantNet, RegularizedNet, random_values
-from tests.models.reference import A, C, K, M, S, inputs, linear_nets, make_batch, make_model, running_std
+from tests.models.networks import ConstantNet, random_values
+from tests.models.reference import M, S, inputs, linear_nets, make_batch, make_model, running_std
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-4}
 MASK = torch.tensor([True, False, True, True, False, True, True, True])
@@ -27,7 +25,7 @@ def sorted_gradients(parameters) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("predict_delta", [True, False])
-def test_loss_and_its_gradient(predict_delta):
+def test_loss_and_gradient_are_those_of_the_reference(predict_delta):
     nets, batch = linear_nets(), make_batch(8)
     model = make_model(nets, predict_delta=predict_delta)
     loss = model.loss(batch)
@@ -40,7 +38,7 @@ def test_loss_and_its_gradient(predict_delta):
     torch.testing.assert_close(sorted_gradients(list(model.get_parameters())), wanted, rtol=1e-3, atol=1e-5)
 
 
-def test_masked_rows_count_neither_above_nor_below():
+def test_masked_rows_enter_neither_the_sum_nor_the_number_of_rows():
     nets, batch = linear_nets(), make_batch(8, validity_mask=MASK)
     batch.state_next[~MASK] = 1e6
     expected = reference.loss(nets, batch, valid=MASK)
@@ -50,9 +48,8 @@ def test_masked_rows_count_neither_above_nor_below():
     torch.testing.assert_close(make_model(nets).loss(batch).double(), expected, **CLOSE)
 
 
-@pytest.mark.parametrize("shape", [(8,), (8, 1)])
-@pytest.mark.parametrize("masked", [True, False])
-def test_weights_enter_once_and_rows_of_weight_zero_count_below(masked, shape):
+@pytest.mark.parametrize(("shape", "masked"), [((8,), True), ((8, 1), False)])
+def test_rows_of_weight_zero_enter_the_number_of_rows(masked, shape):
     nets, batch = linear_nets(), make_batch(8, weight=WEIGHT.reshape(shape))
     if masked:
         batch.validity_mask = MASK
@@ -60,21 +57,9 @@ def test_weights_enter_once_and_rows_of_weight_zero_count_below(masked, shape):
     torch.testing.assert_close(make_model(nets, weighted_loss=True).loss(batch).double(), expected, **CLOSE)
 
 
-def test_weights_are_ignored_unless_asked_for():
+def test_weights_are_ignored_without_weighted_loss():
     nets, batch = linear_nets(), make_batch(8, weight=WEIGHT)
     torch.testing.assert_close(make_model(nets).loss(batch).double(), reference.loss(nets, batch), **CLOSE)
-
-
-def test_regularization_is_added():
-    nets, batch = [RegularizedNet(S, C, A, K, seed=i) for i in range(M)], make_batch(8)
-    expected = reference.loss(nets, batch) + sum(net.regularization().double() for net in nets)
-    model = make_model(nets)
-    loss = model.loss(batch)
-    torch.testing.assert_close(loss.double(), expected, **CLOSE)
-    loss.backward()
-    expected.backward()
-    wanted = sorted_gradients([p for net in nets for p in net.parameters()])
-    torch.testing.assert_close(sorted_gradients(list(model.get_parameters())), wanted, rtol=1e-3, atol=1e-5)
 
 
 def beta_model(std: float, beta_nll: float, **settings):
@@ -110,7 +95,7 @@ def test_with_beta_nll_of_one_the_mean_has_the_gradient_of_least_squares(normali
 
 
 @pytest.mark.parametrize("beta_nll", [0.0, 0.5, 1.0])
-def test_with_beta_nll_the_best_deviation_stays_the_same(beta_nll):
+def test_the_optimal_standard_deviation_does_not_depend_on_beta_nll(beta_nll):
     model, batch = beta_model(2.0, beta_nll)
     batch.state_next = 2.0 * torch.tensor([1.0, -1]).repeat(4)[:, None].expand(8, S)  # errors of one deviation
     model.train().loss(batch).backward()
@@ -126,7 +111,7 @@ def test_beta_nll_with_weights_and_a_mask():
     torch.testing.assert_close(model.loss(batch), expected)
 
 
-def test_beta_nll_wants_one_mode():
+def test_beta_nll_needs_one_mode():
     with pytest.raises(ValueError, match=r"beta_nll is 0\.5 with n_modes 2"):
         make_model(linear_nets(n_modes=2), n_modes=2, beta_nll=0.5)
 
@@ -148,30 +133,13 @@ def test_terminated_of_any_sensible_type(dtype):
     torch.testing.assert_close(make_model(nets).loss(batch).double(), expected, **CLOSE)
 
 
-def test_context_reaches_the_loss():
-    nets, batch = linear_nets(), make_batch(8)
-    other = copy.deepcopy(batch)
-    other.context = batch.context + 1
-    assert not torch.allclose(make_model(nets).loss(batch), make_model(nets).loss(other))
-
-
-@pytest.mark.parametrize("normalize_targets", [True, False])
-@pytest.mark.parametrize("partition_batch", [True, False])
+@pytest.mark.parametrize(("partition_batch", "normalize_targets"), [(True, True), (False, True), (False, False)])
 def test_one_row_gives_a_finite_loss_and_step(partition_batch, normalize_targets):
     settings = {"partition_batch": partition_batch, "normalize_targets": normalize_targets}
     model = make_model(create_optimizer=True, **settings).train()
     for _ in range(3):
         assert torch.isfinite(model.learn([make_batch(1)]))
     assert torch.isfinite(model.predict(*inputs(3))[0]).all()
-
-
-@pytest.mark.parametrize("term_prob", [0.0, 1.0])
-def test_certain_and_wrong_about_termination_is_finite(term_prob):
-    model = make_model([ConstantNet(torch.zeros(1, S), torch.ones(1, S), term_prob=term_prob)], n_modes=1)
-    loss = model.loss(make_batch(8))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in model.get_parameters())
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e4, 1e20])
@@ -216,9 +184,9 @@ def shares(model, n_rows: int, row_losses: torch.Tensor) -> torch.Tensor:
     return torch.tensor(changes) / row_losses[:, None]
 
 
-@pytest.mark.parametrize("n_rows", [3, 8, 9, 10])
+@pytest.mark.parametrize("n_rows", [3, 10])
 def test_partitioned_members_train_on_disjoint_shares(n_rows):
-    # The loss of a row is the same for all rows and very different for each member, which tells whose it is.
+    # All rows have the same loss, which is very different for each member, so it identifies the member.
     stds = torch.tensor([1.0, 1e3, 1e10])
     nets = [ConstantNet(torch.zeros(1, S), std.reshape(1, 1).expand(1, S), term_prob=0.5) for std in stds]
     model = make_model(nets, n_modes=1, partition_batch=True, weighted_loss=True)
@@ -230,15 +198,6 @@ def test_partitioned_members_train_on_disjoint_shares(n_rows):
     counts = fits.sum(1)
     assert counts.max() - counts.min() <= 1
     torch.testing.assert_close(parts[fits], (1 / counts)[:, None].expand(3, n_rows)[fits], rtol=0.01, atol=0)
-
-
-@pytest.mark.parametrize("n_rows", [1, 2, 4])
-def test_partition_with_hardly_any_rows_is_finite(n_rows):
-    model = make_model(linear_nets(3), partition_batch=True)
-    loss = model.loss(make_batch(n_rows))
-    loss.backward()
-    assert torch.isfinite(loss)
-    assert all(torch.isfinite(p.grad).all() for p in model.get_parameters())
 
 
 def test_partition_means_are_over_valid_rows():
@@ -258,8 +217,7 @@ def spread(batch, rows=slice(None), delta=True) -> torch.Tensor:
     return target[rows].var(0, correction=0)
 
 
-@pytest.mark.parametrize("predict_delta", [True, False])
-@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+@pytest.mark.parametrize(("scale", "predict_delta"), [(1e-3, True), (1e3, False)])
 def test_first_batch_initialises_and_later_ones_have_momentum(scale, predict_delta):
     settings = {"target_bn_momentum": 0.3, "predict_delta": predict_delta, "n_modes": 1}
     model = make_model(constant_nets(), normalize_targets=True, **settings).train()
@@ -344,7 +302,7 @@ def test_the_loss_is_that_of_normalised_targets(training):
 
     In which unit the density is meant is open: the normalised target's and the target's differ by a constant.
     """
-    nets, batch = linear_nets(), make_batch(100, scale=3.0)
+    nets, batch = linear_nets(), make_batch(40, scale=3.0)
     model = make_model(nets, normalize_targets=True).train()
     first = model.loss(batch)
     value = first if training else model.eval().loss(batch)
@@ -356,18 +314,3 @@ def test_the_loss_is_that_of_normalised_targets(training):
     expected.backward()
     wanted = sorted_gradients([p for net in nets for p in net.parameters()])
     torch.testing.assert_close(sorted_gradients(list(model.get_parameters())), wanted, rtol=5e-2, atol=5e-2)
-
-
-def test_own_optimizer_over_get_parameters_fits_the_data():
-    model = make_model(linear_nets(2)).train()
-    optimizer = SGD(model.get_parameters(), lr=0.02)
-    batch = make_batch(64, scale=0.3)
-    losses = []
-    for _ in range(100):
-        optimizer.zero_grad()
-        loss = model.loss(batch)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0] - 1
-    assert np.isfinite(losses).all()

@@ -53,17 +53,13 @@ def test_initial_weights_are_truncated_normal(fan_in):
     assert (layer.bias == 0).all()
 
 
-def test_standardizer_is_the_identity_until_it_is_fitted():
-    x = torch.randn(10, 3)
-    assert torch.equal(InputStandardizer(3)(x), x)
-
-
 def test_standardizer_subtracts_the_mean_and_divides_by_the_biased_deviation():
     x, other = (
         torch.randn(50, 3) * torch.tensor([1.0, 100.0, 1e-3]) + torch.tensor([0.0, 5.0, -7.0]),
         torch.randn(2, 4, 3),
     )
     standardizer = InputStandardizer(3)
+    assert torch.equal(standardizer(x), x)  # before the first fit
     standardizer.fit(torch.randn(20, 3))  # only the last fit counts
     standardizer.fit(x)
     data = x.double().numpy()
@@ -72,9 +68,8 @@ def test_standardizer_subtracts_the_mean_and_divides_by_the_biased_deviation():
     np.testing.assert_allclose(standardizer(x).mean(0).numpy(), 0, atol=1e-3)
 
 
-@pytest.mark.parametrize("constant", [0.0, 0.1, -3.3, 1e6 + 0.3])
-@pytest.mark.parametrize("n_rows", [1, 7, 1000])
-def test_a_constant_dimension_is_only_centred(constant, n_rows):
+@pytest.mark.parametrize(("n_rows", "constant"), [(1, 0.0), (7, 0.1), (1000, -3.3), (1000, 1e6 + 0.3)])
+def test_a_constant_dimension_is_only_centred(n_rows, constant):
     x = torch.randn(n_rows, 3)
     x[:, 1] = constant
     standardizer = InputStandardizer(3)
@@ -126,7 +121,7 @@ def test_bounds_start_as_in_pets_and_are_learned():
     assert bounds.penalty().item() == pytest.approx(2 * 10.5 + 2.5)
 
 
-@pytest.mark.parametrize("lead", [(), (5,), (2, 5), (3, 1, 5)])
+@pytest.mark.parametrize("lead", [(), (3, 1, 5)])
 @pytest.mark.parametrize("n_modes", [1, 3])
 def test_mixture_network_satisfies_the_contract(n_modes, lead):
     (mean, std), weights, term_prob = make(n_modes)(*inputs(*lead))
@@ -137,15 +132,6 @@ def test_mixture_network_satisfies_the_contract(n_modes, lead):
     assert (weights > 0).all()
     assert (std > 0).all()
     assert ((term_prob >= 0) & (term_prob <= 1)).all()
-
-
-def test_rows_do_not_influence_each_other():
-    net, (state, context, action) = make(2), inputs(6)
-    (mean, std), weights, term_prob = net(state, context, action)
-    for i in range(6):
-        (mean_i, std_i), weights_i, term_prob_i = net(state[i], context[i], action[i])
-        for one, all_rows in [(mean_i, mean), (std_i, std), (weights_i, weights), (term_prob_i, term_prob)]:
-            torch.testing.assert_close(one, all_rows[i])
 
 
 def test_every_input_and_every_output_counts():
@@ -161,19 +147,7 @@ def test_every_input_and_every_output_counts():
     assert torch.linalg.matrix_rank(last / last.norm(dim=1, keepdim=True), rtol=1e-3) == 2 * 2 * S + 2
 
 
-def test_extreme_inputs_keep_the_deviation_between_its_bounds():
-    net = make(2)
-    low, high = net.bounds.lower.exp(), net.bounds.lower.exp() + net.bounds.upper.exp()
-    state, context, action = inputs(100)
-    (_, std), weights, term_prob = net(1e4 * state, context, action)
-    variance = std.square().flatten(-2)
-    assert (variance >= low * 0.999).all()
-    assert (variance <= high * 1.001).all()
-    assert weights.isfinite().all()
-    assert ((term_prob >= 0) & (term_prob <= 1)).all()
-
-
-def test_an_output_of_zero_stands_for_a_raw_log_variance_at_the_upper_bound():
+def test_an_output_of_zero_means_a_raw_log_variance_at_the_upper_bound():
     net = make(3)
     last = net.layers[-1]
     nn.init.zeros_(last.weight)
@@ -188,12 +162,7 @@ def test_an_output_of_zero_stands_for_a_raw_log_variance_at_the_upper_bound():
     torch.testing.assert_close(term_prob, torch.full((5,), 0.5))
 
 
-def test_without_context():
-    state, context, action = inputs(5, context_dim=0)
-    assert make(context_dim=0)(state, context, action)[1].shape == (5, 1)
-
-
-def test_waves_of_the_state_are_seen_beside_it():
+def test_sines_and_cosines_of_the_state_are_extra_inputs():
     net = make(frequencies=(1.5, 4.0))
     state, context, action = inputs(5)
     waves = [f(w * state) for f in (torch.sin, torch.cos) for w in (1.5, 4.0)]
@@ -216,7 +185,7 @@ def test_angles_are_seen_as_sine_and_cosine_and_unseen_dimensions_not_at_all():
     assert net.layers[0].in_features == 1 + 2 * 2 + C + A
 
 
-def test_waves_are_those_of_what_is_seen_as_it_is():
+def test_frequencies_do_not_apply_to_angles_or_unseen_dimensions():
     net = make(frequencies=(1.5,), angle_dims=(1,), unseen_dims=(3,))
     state, context, action = inputs(5)
     seen, angle = state[:, [0, 2]], state[:, 1:2]
@@ -225,7 +194,7 @@ def test_waves_are_those_of_what_is_seen_as_it_is():
     torch.testing.assert_close(net(state, context, action)[0][0][:, 0], expected[:, :S])
 
 
-def test_dimensions_that_are_alike_are_standardised_together():
+def test_alike_dimensions_share_mean_and_standard_deviation():
     net = GaussianMixtureMLP(box(5), box(0), box(1), angle_dims=(1,), alike_dims=((0, 4), (2, 3)))
     state = torch.randn(100, 5, generator=torch.Generator().manual_seed(0)) * torch.arange(5) + torch.arange(5)
     net.fit_inputs(state, state[:, :0], state[:, :1])
@@ -241,24 +210,25 @@ def test_dimensions_that_are_alike_are_standardised_together():
     assert float(net.standardizer.inverse_std[4]) == pytest.approx(float(alone), rel=1e-5)
 
 
-@pytest.mark.parametrize("dims", [((0, 1),), ((2, 5),), ((0, 2), (2, 3))])
-def test_angles_and_what_is_not_there_are_not_alike(dims):
-    with pytest.raises(ValueError, match=r"alike_dims is .*, expected groups of \[0, 2, 3, 4\]"):
-        GaussianMixtureMLP(box(5), box(0), box(1), angle_dims=(1,), alike_dims=dims)
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"alike_dims": ((0, 1),)}, r"alike_dims holds \[1\], expected dimensions that are neither angles nor unseen"),
+        ({"alike_dims": ((0, 2), (2, 3))}, r"alike_dims is \(0, 2, 2, 3\), expected different numbers from 0 to 3"),
+        ({"angle_dims": (S,)}, rf"angle_dims is \({S},\), expected different numbers from 0 to 3"),
+        ({"unseen_dims": (0, -1)}, r"unseen_dims is \(0, -1\), expected different numbers from 0 to 3"),
+    ],
+)
+def test_wrong_dimensions_of_the_state_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make(**{"angle_dims": (1,)} | settings)
 
 
-def test_a_network_may_see_no_state_at_all():
+def test_all_dimensions_of_the_state_may_be_unseen():
     state, context, action = inputs(5)
     net = make(unseen_dims=range(S))
     assert net(state, context, action)[0][0].shape == (5, 1, S)
     assert net.layers[0].in_features == C + A
-
-
-@pytest.mark.parametrize("name", ["angle_dims", "unseen_dims"])
-@pytest.mark.parametrize("dims", [(S,), (0, -1)])
-def test_dimensions_that_the_state_does_not_have_are_refused(name, dims):
-    with pytest.raises(ValueError, match=rf"{name} is \({dims[0]},.*expected numbers from 0 to {S - 1}"):
-        make(**{name: dims})
 
 
 def test_a_fixed_deviation_makes_the_loss_the_squared_error():
@@ -292,7 +262,7 @@ def test_discrete_actions_are_one_hot():
     assert not torch.allclose(mean, other)
 
 
-def test_fitted_inputs_make_the_network_blind_to_units():
+def test_predictions_do_not_depend_on_the_units_of_fitted_inputs():
     net, twin = make(), make()
     twin.load_state_dict(net.state_dict())
     data, (state, context, action) = inputs(200, seed=1), inputs(5)
@@ -312,14 +282,7 @@ def test_regularization_is_the_penalty_on_the_bounds():
     assert torch.equal(net.bounds.lower.grad, torch.full((2 * S,), -0.01))
 
 
-def test_scalar_network_takes_transitions():
-    net, (state, context, action) = ScalarMLP(2 * S + C + A), inputs(2, 5)
-    out = net(state, context, action, state + 1)
-    assert out.shape == (2, 5)
-    torch.testing.assert_close(out, net.normalized(torch.cat([state, context, action, state + 1], -1)))
-
-
-def test_scalar_network_speaks_in_the_units_of_its_targets():
+def test_scalar_network_predicts_in_the_units_of_its_targets():
     net, x = ScalarMLP(3), 10 * torch.randn(100, 3) + 4
     targets = 500 * torch.randn(100) - 2000
     net.fit_scales(x, targets)
@@ -338,8 +301,8 @@ def test_scalar_network_learns_alike_in_all_units():
         net = ScalarMLP(3, hidden=(16,))
         targets = unit * (x[:, 0] - x[:, 1] * x[:, 2]) + offset
         net.fit_scales(x, targets)
-        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-        for _ in range(150):
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-2)
+        for _ in range(60):
             optimizer.zero_grad()
             (net.normalized(x) - net.to_units(targets)).square().mean().backward()
             optimizer.step()

@@ -1,4 +1,4 @@
-"""Any network a person may bring gives what its own members give, called one after the other."""
+"""Ensembles of any network give the results of their members called one after the other."""
 
 import copy
 import warnings
@@ -21,9 +21,7 @@ from tests.models.networks import (
     Recorder,
     RegularizedNet,
     SequentialNet,
-    TableNet,
     TwoOutputNet,
-    random_values,
     three_space_factory,
 )
 from tests.models.reference import A, C, K, M, S, box, inputs, make_batch
@@ -84,7 +82,7 @@ def build(factory, n_modes: int = K, n_models: int = M, **settings):
 
 
 def check(model, nets, rows=inputs):
-    """Compare every way of asking with the loop over members; states positive, so that no branch flips."""
+    """Compare all methods with the loop over members; states are positive, so that no branch flips."""
     state, context, action = rows(6)
     state = state.abs()
     mean, weights, std, term_prob = model.predict(state, context, action)
@@ -107,30 +105,13 @@ def check(model, nets, rows=inputs):
 
 
 @pytest.mark.parametrize("name", FACTORIES)
-def test_equal_to_the_loop_over_members(name):
+def test_predictions_equal_those_of_the_members_one_by_one(name):
     factory, n_modes = FACTORIES[name]
     with warnings.catch_warnings():
-        # All can be batched in evaluation mode; two of them only with effort, so that a loop is fair for these.
+        # All can be batched in evaluation mode, but a loop is acceptable for two of them.
         warnings.simplefilter("ignore" if name in ("weight_norm", "shared_weight") else "error")
         model, nets = build(factory, n_modes)
         check(model, nets)
-
-
-@pytest.mark.parametrize("name", ["mixture_mlp", "layer_norm", "elementwise", "two_outputs", "constant"])
-def test_gradients_equal_those_of_the_loop(name):
-    factory, n_modes = FACTORIES[name]
-    model, nets = build(factory, n_modes)
-    state, context, action = inputs(6)
-    density = model.get_log_prob(state, context, action, state + 0.1)[0]
-    density.sum().backward()
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.get_parameters()]
-    got = torch.cat([grad.flatten() for grad in grads])
-    target = torch.full_like(state, 0.1)
-    total = torch.stack([output_log_prob(net(state, context, action), target) for net in nets]).logsumexp(0)
-    parameters = [p for net in nets for p in net.parameters()]
-    wanted = torch.autograd.grad(total.sum(), parameters, allow_unused=True, materialize_grads=True)
-    wanted = torch.cat([g.flatten() for g in wanted])
-    torch.testing.assert_close(got.sort().values, wanted.sort().values, rtol=1e-3, atol=1e-4)
 
 
 def output_log_prob(out, target) -> torch.Tensor:
@@ -142,7 +123,7 @@ def output_log_prob(out, target) -> torch.Tensor:
     return (rest[0].log() + parts).logsumexp(-1)
 
 
-def test_members_seeded_alike_are_built_in_order():
+def test_members_are_initialised_in_order_from_the_global_generator():
     torch.manual_seed(0)
     model = ProbabilisticEnsemble(box(S), box(C), box(A), mixture_mlp, M, K, normalize_targets=False).eval()
     torch.manual_seed(0)
@@ -155,15 +136,7 @@ def test_a_factory_of_three_spaces():
     check(model.eval(), [three_space_factory(box(S), box(C), box(A))] * 2)
 
 
-def test_discrete_actions_through_a_table():
-    model, nets = build(
-        lambda *_: TableNet(S, 4, seed=int(torch.randint(1000, ()))), 1, action_space=reference.discrete(4)
-    )
-    rows = lambda n: (*inputs(n)[:2], torch.arange(n)[:, None] % 4)  # noqa: E731
-    check(model, nets, rows)
-
-
-def test_as_many_members_as_rows_and_dimensions():
+def test_members_are_not_confused_with_rows_or_dimensions_of_the_same_number():
     """Raw parameter vectors meet the data elementwise: nothing broadcasts over the wrong axis."""
     factory, _ = FACTORIES["elementwise"]
     model, nets = build(factory, 1, n_models=S)
@@ -190,21 +163,6 @@ def test_control_flow_on_data_works_and_warns_once():
     message = str(caught[0].message)
     assert "Branching" in message or "partial_net" in message
     assert all(p.grad is not None for p in model.get_parameters())
-
-
-def test_control_flow_learns():
-    class Branching(BranchingNet):
-        pass
-
-    batch = make_batch(32, scale=0.3)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model, _ = build(elementwise(Branching), 1, create_optimizer=True, learning_rate=0.02)
-        model.train()
-        first = model.loss(batch).item()
-        for _ in range(30):
-            model.learn([batch])
-    assert model.loss(batch).item() < first
 
 
 def test_batch_norm_in_training_mode_works_and_warns_once():
@@ -251,7 +209,7 @@ def test_dropout_is_active_in_training_mode_only():
 
 
 def check_or_refused(factory, rows):
-    """Members that are no copies of each other: right, or refused at construction with a clear word."""
+    """Members that are no copies of each other are either evaluated correctly or refused at construction."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -260,11 +218,6 @@ def check_or_refused(factory, rows):
             assert "partial_net" in str(error)  # noqa: PT017
         else:
             check(model, nets, rows)
-
-
-def test_members_of_different_widths():
-    widths = iter([4, 8, 16])
-    check_or_refused(lambda *_: SequentialNet(S, C, A, 1, kind="none", width=next(widths)), inputs)
 
 
 @pytest.mark.parametrize("limits", [(0.0, 0.3, -0.3), (30.0, 50.0, 70.0)], ids=["near", "far"])
@@ -292,14 +245,14 @@ TRAINED = ["mixture_mlp", "plain", "layer_norm", "elementwise", "two_outputs", "
     ("name", "n_models"),
     [
         *((name, M) for name in TRAINED),
-        *((name, n) for name in ("alike", "scalar", "bound_method") for n in (1, 2, 3, 6)),
+        *(("alike", 1), ("alike", 6), ("scalar", 3), ("bound_method", 2)),
     ],
 )
-def test_training_moves_each_member_as_it_would_move_alone(name, n_models):
+def test_training_moves_each_member_as_if_it_were_alone(name, n_models):
     """Gradient descent on the loss of all, and on each member's own; then predictions are compared."""
     factory, n_modes = FACTORIES[name]
     model, nets = build(factory, n_modes, n_models)
-    batches = [make_batch(16, seed=i) for i in range(4)]
+    batches = [make_batch(16, seed=i) for i in range(2)]
     optimizers = [SGD([p for p in net.parameters() if p.requires_grad], lr=0.05) for net in nets]
     optimizers.append(SGD(model.get_parameters(), lr=0.05))
     for batch in batches:
@@ -311,23 +264,3 @@ def test_training_moves_each_member_as_it_would_move_alone(name, n_models):
         for optimizer in optimizers:
             optimizer.step()
     check(model.eval(), nets)
-
-
-def test_state_dict_sets_the_members():
-    factory, n_modes = FACTORIES["layer_norm"]
-    model, _ = build(factory, n_modes)
-    other, nets = build(factory, n_modes)
-    model.load_state_dict(other.state_dict())
-    check(model, nets)
-
-
-def test_double_precision():
-    factory, n_modes = FACTORIES["mixture_mlp"]
-    model, nets = build(factory, n_modes)
-    state, context, action = (x.double() for x in inputs(6))
-    density = model.double().get_log_prob(state, context, action, state + 0.1)[0]
-    assert density.dtype == torch.float64
-    expected = reference.log_prob(nets, state, context, action, state + 0.1)
-    torch.testing.assert_close(density, expected, rtol=1e-9, atol=1e-9)
-    actions = random_values(0, 6, 3, A).double()
-    assert model.rollout(state, context, actions).state.dtype == torch.float64

@@ -1,7 +1,5 @@
 """Open-loop rollouts: a plain loop in Python, closed forms, noise, propagation and divergence."""
 
-import copy
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from tests.models.networks import (
     ConstantNet,
     DriftNet,
     ExplodingNet,
-    GrowingNet,
     LinearNet,
     Recorder,
     SequentialNet,
@@ -34,9 +31,9 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize("context_dim", [0, C])
-@pytest.mark.parametrize("predict_delta", [True, False])
-@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize(
+    ("gradients", "predict_delta", "context_dim"), [(True, True, C), (False, False, C), (False, True, 0)]
+)
 def test_deterministic_rollout_is_the_plain_loop(gradients, predict_delta, context_dim):
     nets = linear_nets(context_dim=context_dim)
     spaces = {"context_space": box(context_dim)}
@@ -79,10 +76,9 @@ def test_variances_survive_a_large_offset():
     np.testing.assert_allclose(result.state_epistemic_var.detach()[:, 1:], mean.var(1)[:, 1:], rtol=0.2)
 
 
-@pytest.mark.parametrize(("n_models", "n_particles"), [(3, 3), (7, 1)])
-@pytest.mark.parametrize("gradients", [True, False])
+@pytest.mark.parametrize(("n_models", "n_particles", "gradients"), [(3, 3, True), (7, 1, False)])
 @pytest.mark.parametrize("kind", ["linear", "mixture_mlp"])
-def test_identical_members_have_no_epistemic_variance_at_all(kind, gradients, n_models, n_particles):
+def test_identical_members_have_no_epistemic_variance_at_all(kind, n_models, n_particles, gradients):
     nets = {
         "linear": LinearNet(S, C, A, K),
         "mixture_mlp": GaussianMixtureMLP(box(S), box(C), box(A), K, hidden=(16, 16)),
@@ -120,27 +116,18 @@ def test_noise_is_standard_and_independent():
 
 def test_particles_follow_the_mixture_of_their_member():
     nets = linear_nets()
-    model = make_model(nets, n_particles_per_model=20_000)
+    model = make_model(nets, n_particles_per_model=5_000)
     state, context, actions = plan(2, 1)
     with torch.no_grad():
         result = model.rollout(state, context, actions, generator=seeded())
     for m, net in enumerate(nets):
         parts, _ = reference.mixture([net], state, context, actions[:, 0])
         delta = (result.state[:, m, :, 1] - state[:, None]).double()
-        torch.testing.assert_close(delta.mean(1), parts.mean.detach(), rtol=0, atol=0.05)
-        torch.testing.assert_close(delta.var(1), parts.variance.detach(), rtol=0.08, atol=0)
+        torch.testing.assert_close(delta.mean(1), parts.mean.detach(), rtol=0, atol=0.08)
+        torch.testing.assert_close(delta.var(1), parts.variance.detach(), rtol=0.15, atol=0)
         own = parts.log_prob(delta.transpose(0, 1)).mean(0).detach()
-        drawn = parts.log_prob(parts.sample((20_000,))).mean(0).detach()
-        torch.testing.assert_close(own, drawn, rtol=0, atol=0.06)
-
-
-def test_a_random_walk_spreads_as_it_should():
-    model = make_model([DriftNet(std=0.2)], n_modes=1, n_particles_per_model=20_000)
-    state, context, actions = plan(1, 4)
-    with torch.no_grad():
-        result = model.rollout(state, context, actions, generator=seeded())
-    variance = result.state_aleatoric_var[0]
-    torch.testing.assert_close(variance, 0.04 * torch.arange(5.0)[:, None].expand(5, S), rtol=0.05, atol=1e-6)
+        drawn = parts.log_prob(parts.sample((5_000,))).mean(0).detach()
+        torch.testing.assert_close(own, drawn, rtol=0, atol=0.12)
 
 
 def test_noise_does_not_depend_on_the_actions():
@@ -178,7 +165,7 @@ def test_rows_do_not_depend_on_how_many_there_are(kind):
     model = make_model(nets)
     state, context, actions = plan(2, 4)
     states, terms = reference.rollout(nets, state, context, actions)
-    for copies in (1, 10, 1500):
+    for copies in (1, 10, 200):
         with torch.no_grad():
             many = (x.repeat(copies, *[1] * (x.ndim - 1)) for x in (state, context, actions))
             result = model.rollout(*many, deterministic=True)
@@ -189,7 +176,7 @@ def test_rows_do_not_depend_on_how_many_there_are(kind):
 
 def test_normalized_targets_scale_mean_and_noise():
     nets = [ConstantNet(torch.full((1, S), 0.5), torch.full((1, S), 0.2))]
-    model = make_model(nets, n_modes=1, normalize_targets=True, n_particles_per_model=20_000).train()
+    model = make_model(nets, n_modes=1, normalize_targets=True, n_particles_per_model=5_000).train()
     batch = make_batch(500, scale=3.0)
     model.loss(batch)
     model.eval()
@@ -197,8 +184,8 @@ def test_normalized_targets_scale_mean_and_noise():
     state, context, actions = plan(2, 1)
     with torch.no_grad():
         moves = model.rollout(state, context, actions, generator=seeded()).state.diff(dim=-2)[:, 0, :, 0]
-    torch.testing.assert_close(moves.mean(1), (0.5 * scale).expand(2, S), rtol=0.03, atol=0)
-    torch.testing.assert_close(moves.std(1), (0.2 * scale).expand(2, S), rtol=0.03, atol=0)
+    torch.testing.assert_close(moves.mean(1), (0.5 * scale).expand(2, S), rtol=0.04, atol=0)
+    torch.testing.assert_close(moves.std(1), (0.2 * scale).expand(2, S), rtol=0.06, atol=0)
 
 
 def opposite_drifts(**settings):
@@ -206,18 +193,12 @@ def opposite_drifts(**settings):
     return make_model(nets, n_modes=1, n_particles_per_model=8, **settings)
 
 
-def test_tsinf_particles_stay_with_their_member():
-    state, context, actions = plan(5, 6)
-    result = opposite_drifts().rollout(state, context, 0 * actions, generator=seeded())
-    moves = result.state.detach().diff(dim=-2)
-    torch.testing.assert_close(moves[:, 0], torch.ones_like(moves[:, 0]), **CLOSE)
-    torch.testing.assert_close(moves[:, 1], -torch.ones_like(moves[:, 1]), **CLOSE)
-
-
 def test_ts1_shuffles_particles_over_members_at_every_step():
     state, context, actions = plan(5, 6)
     result = opposite_drifts(propagation="ts1").rollout(state, context, 0 * actions, generator=seeded())
     assert result.state.shape == (5, 2, 8, 7, S)
+    assert {"state", "state_mean", "term_prob", "diverged"} <= set(result.get_keys())
+    assert not {"state_epistemic_var", "state_aleatoric_var"} & set(result.get_keys())
     moves = result.state.detach().diff(dim=-2)
     torch.testing.assert_close(moves.abs(), torch.ones_like(moves), **CLOSE)
     ups = moves.flatten(1, 2)[..., 0] > 0  # row, particle, step
@@ -227,13 +208,7 @@ def test_ts1_shuffles_particles_over_members_at_every_step():
     assert len(patterns) > 20  # rows and steps are shuffled each on its own
 
 
-def test_ts1_has_no_variance_keys():
-    keys = set(opposite_drifts(propagation="ts1").rollout(*plan(2, 3)).get_keys())
-    assert {"state", "state_mean", "term_prob", "diverged"} <= keys
-    assert not {"state_epistemic_var", "state_aleatoric_var"} & keys
-
-
-def test_expectation_draws_nothing():
+def test_expectation_has_no_noise():
     model = make_model(linear_nets(1), propagation="expectation", n_particles_per_model=2)
     result = model.rollout(*plan(4, 5), generator=seeded(0))
     assert torch.equal(result.state, model.rollout(*plan(4, 5), generator=seeded(1)).state)
@@ -264,8 +239,9 @@ def test_the_likeliest_mode_of_each_member_is_followed():
     )
 
 
-@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
-@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize(
+    ("deterministic", "bad"), [(True, float("inf")), (False, float("-inf")), (False, float("nan"))]
+)
 def test_a_state_that_leaves_the_finite_range_is_held(deterministic, bad):
     model = make_model([ExplodingNet(2.5, bad), ExplodingNet(99.0, bad)], n_modes=1, n_particles_per_model=2)
     state = torch.zeros(2, S)
@@ -298,23 +274,11 @@ def test_particles_stay_where_they_last_were_finite():
         assert diverged[:, 0, particle].tolist() == [t >= particle for t in range(horizon)]
 
 
-def test_overflow_is_divergence():
-    model = make_model([GrowingNet()], n_modes=1, n_particles_per_model=2)
-    result = model.rollout(torch.ones(3, S), torch.zeros(3, C), torch.zeros(3, 8, A), generator=seeded())
-    assert torch.isfinite(result.state).all()
-    assert not result.diverged[..., 0].any()
-    assert result.diverged[..., 4:].all()  # 1e45 is no float32
-    diverged = result.diverged
-    assert (diverged[..., 1:] >= diverged[..., :-1]).all()
-    moved = (result.state.diff(dim=-2) != 0).any(-1)
-    assert torch.equal(moved, ~diverged)
-
-
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("n_modes", [1, K])
 def test_gradients_through_a_rollout(n_modes, deterministic):
-    model = make_model(linear_nets(2, n_modes), n_modes=n_modes, n_particles_per_model=2).double()
-    state, context, actions = (x.double() for x in plan(2, 3))
+    model = make_model(linear_nets(2, n_modes), n_modes=n_modes).double()
+    state, context, actions = (x.double() for x in plan(2, 2))
 
     def states(state, actions):
         result = model.rollout(state, context, actions, deterministic, generator=seeded())
@@ -324,15 +288,8 @@ def test_gradients_through_a_rollout(n_modes, deterministic):
     assert torch.autograd.gradcheck(states, (state.requires_grad_(), actions.requires_grad_()))
 
 
-def test_a_copy_rolls_out_the_same():
-    model = make_model(n_particles_per_model=2)
-    twin = copy.deepcopy(model)
-    first = model.rollout(*plan(3, 4), generator=seeded())
-    assert torch.equal(first.state, twin.rollout(*plan(3, 4), generator=seeded()).state)
-
-
 @pytest.mark.parametrize("propagation", ["tsinf", "ts1"])
-def test_rows_that_are_to_be_compared_draw_the_same_noise(propagation):
+def test_rows_of_a_group_draw_the_same_noise(propagation):
     model = make_model(n_particles_per_model=3, propagation=propagation)
     rows = [x.expand(8, *x.shape[1:]) for x in plan(1, 4)]
     result = model.rollout(*rows, generator=seeded(), n_alike=5).state  # the second group is cut short

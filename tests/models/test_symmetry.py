@@ -11,7 +11,7 @@ from tests.models.reference import A, C, K, M, S, box, inputs, linear_nets, make
 D, FACTOR = 1000, 1.7
 SETTINGS = {"symmetry_breaking_start": True, "sb_start_duration": D, "sb_start_factor": FACTOR}
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
-BLENDS = [(0, 0.0), (1, 0.0), (D // 2, 0.0), (5 * D // 8, 0.25), (3 * D // 4, 0.5), (D, 1.0), (3 * D, 1.0)]
+BLENDS = [(0, 0.0), (D // 2, 0.0), (5 * D // 8, 0.25), (D, 1.0), (3 * D, 1.0)]
 
 
 def at(n: int, **settings):
@@ -51,7 +51,7 @@ def test_the_map_is_linear_in_the_action_with_orthonormal_columns():
 
 
 @pytest.mark.parametrize("size", [1, 2])
-def test_as_many_actions_as_states(size):
+def test_the_map_may_have_as_many_actions_as_states(size):
     spaces = {"state_space": box(size), "action_space": box(size)}
     nets = [SequentialNet(size, C, size, K, kind="none") for _ in range(2)]
     model = make_model(nets, **spaces, **SETTINGS)
@@ -113,8 +113,8 @@ def test_rollout_blends_in_closed_form(n, c):
             torch.testing.assert_close(result.term_prob[:, :, particle, t].double(), term, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("n", [0, 3 * D // 4, D])
-def test_loss_mode_bypasses_it(n):
+@pytest.mark.parametrize("n", [0, 3 * D // 4])
+def test_loss_mode_bypasses_the_start(n):
     model, learned = at(n), make_model()
     state, context, action = inputs(6)
     next_state = state + 0.1
@@ -131,8 +131,8 @@ def test_loss_mode_bypasses_it(n):
     torch.testing.assert_close(got.term_prob, wanted.term_prob)
 
 
-@pytest.mark.parametrize("n", [0, 3 * D // 4, D])
-def test_the_loss_never_uses_it(n):
+@pytest.mark.parametrize("n", [0, 3 * D // 4])
+def test_the_loss_never_uses_the_start(n):
     nets, batch = linear_nets(), make_batch(8)
     expected = reference.loss(nets, batch)
     torch.testing.assert_close(at(n, nets=nets).loss(batch).double(), expected, rtol=1e-5, atol=1e-4)
@@ -152,10 +152,10 @@ def test_learning_trains_the_network_but_not_the_map():
 
 
 def test_samples_and_stochastic_rollouts_at_the_start():
-    model = at(0, n_particles_per_model=20_000)
+    model = at(0, n_particles_per_model=4_000)
     matrix = random_map(model)
     state, context, action = inputs(1)
-    many = [x.expand(50_000, -1) for x in (state, context, action)]
+    many = [x.expand(20_000, -1) for x in (state, context, action)]
     with torch.no_grad():
         samples = model.sample(*many, generator=torch.Generator().manual_seed(0)) - state
         generator = torch.Generator().manual_seed(0)
@@ -166,16 +166,6 @@ def test_samples_and_stochastic_rollouts_at_the_start():
         torch.testing.assert_close(drawn.std(0), torch.full((S,), 0.3), rtol=0.03, atol=0)
     assert (result.term_prob == 0).all()
     assert (result.state_epistemic_var == 0).all()
-
-
-def test_given_std_replaces_that_of_the_map():
-    model = at(0)
-    state, context, action = inputs(6)
-    next_state, std = state + 0.2, torch.full((S,), 0.7)
-    move = action @ random_map(model).T
-    expected = Independent(Normal(move, std), 1).log_prob(next_state - state)
-    density = model.get_log_prob(state, context, action, next_state, std)[0]
-    torch.testing.assert_close(density, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_target_normalisation_scales_the_map_too():
@@ -228,21 +218,6 @@ def test_the_step_count_takes_effect_at_once_without_gradients_too():
         wanted = learned.rollout(state, context, action[:, None], deterministic=True).state
     assert not torch.allclose(start, end)
     torch.testing.assert_close(end, wanted)
-
-
-def test_without_symmetry_breaking_the_step_count_changes_nothing():
-    model = make_model()
-    before = model.predict(*inputs(4))
-    model.set_n_total_env_steps(500)
-    torch.testing.assert_close(model.predict(*inputs(4)), before)
-
-
-def test_the_default_duration_is_a_hundred_thousand_steps():
-    model, learned = make_model(symmetry_breaking_start=True), make_model()
-    wanted = learned.predict(*inputs(4))[0]
-    for n, same in ((99_000, False), (100_000, True)):
-        model.set_n_total_env_steps(n)
-        assert torch.allclose(model.predict(*inputs(4))[0], wanted) is same
 
 
 def test_discrete_actions_are_refused():

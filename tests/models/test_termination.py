@@ -29,16 +29,16 @@ def test_the_gradient_on_the_logit_is_p_minus_y(y, dtype):
     torch.testing.assert_close(gradient(logit, torch.full_like(logit, y)), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("logit", [-60.0, -46.0, -30.0, -3.0, 3.0, 10.0])
+@pytest.mark.parametrize("logit", [-60.0, -3.0, 10.0])
 @pytest.mark.parametrize("y", [0.0, 1.0])
-def test_a_users_sigmoid_has_its_gradient_as_long_as_the_probability_is_told_from_0_and_1(y, logit):
+def test_a_users_sigmoid_has_the_right_gradient_unless_it_rounds_to_0_or_1(y, logit):
     assert 0 < torch.sigmoid(torch.tensor(logit)) < 1
     expected = 1 / (1 + math.exp(-logit)) - y
     actual = gradient(torch.tensor(logit), torch.tensor(y), torch.sigmoid)
     assert actual.item() == pytest.approx(expected, rel=1e-2, abs=1e-30)  # 1 - p has few digits left
 
 
-@pytest.mark.parametrize("p", [0.0, 1e-45, 1e-38, 1e-20, 1.0 - 2**-24, 1.0])
+@pytest.mark.parametrize("p", [0.0, 1e-45, 1e-20, 1.0 - 2**-24, 1.0])
 @pytest.mark.parametrize("y", [0.0, 1.0])
 def test_the_gradient_on_the_probability_is_finite(y, p):
     prob = torch.tensor(p, requires_grad=True)
@@ -59,7 +59,7 @@ def test_the_loss_is_the_binary_cross_entropy():
     assert torch.equal(probability(p), torch.sigmoid(p))
 
 
-def test_gradients_are_those_of_finite_differences():
+def test_gradients_of_the_loss_are_those_of_finite_differences():
     logit = 3 * torch.randn(7, dtype=torch.float64).requires_grad_()
     y = torch.rand(7, dtype=torch.float64)
     assert torch.autograd.gradcheck(probability, logit)
@@ -67,18 +67,10 @@ def test_gradients_are_those_of_finite_differences():
     assert torch.autograd.gradcheck(lambda x: termination_loss(probability(x), y), logit)
 
 
-def test_batched_by_vmap():
-    logit, y = 50 * torch.randn(3, 4), torch.ones(3, 4)
-
-    def loss(logit: Tensor, y: Tensor) -> Tensor:
-        return termination_loss(probability(logit), y).sum()
-
-    actual = torch.vmap(torch.func.grad(loss))(logit, y)
-    torch.testing.assert_close(actual, torch.sigmoid(logit) - 1)
-
-
-@pytest.mark.parametrize("evaluation", ["broadcast", "vmap", "loop"])
-@pytest.mark.parametrize("logit", [0.5, 40.0, -40.0, 100.0, -100.0])
+@pytest.mark.parametrize(
+    ("logit", "evaluation"),
+    [(0.5, "broadcast"), (-40.0, "loop"), (100.0, "broadcast"), (100.0, "vmap"), (-100.0, "vmap")],
+)
 def test_the_built_in_network_learns_from_any_logit(logit, evaluation):
     model = make_model([GaussianMixtureMLP(box(S), box(C), box(A), hidden=(8,)) for _ in range(M)], n_modes=1)
     model.network.evaluation = evaluation
@@ -93,7 +85,7 @@ def test_the_built_in_network_learns_from_any_logit(logit, evaluation):
     assert all(p.grad.isfinite().all() for p in model.get_parameters())
 
 
-def test_the_deviations_keep_their_gradient():
+def test_gradients_of_the_built_in_network_are_those_of_finite_differences():
     net = GaussianMixtureMLP(box(S), box(C), box(A), hidden=(8,)).double().eval()
     state, context, action = (x.double() for x in inputs(3))
 
@@ -102,18 +94,6 @@ def test_the_deviations_keep_their_gradient():
         return mean, std, term_prob
 
     assert torch.autograd.gradcheck(outputs, state.requires_grad_())
-
-
-def test_a_rollout_predicts_what_the_network_predicts():
-    for n_modes in (1, 2):
-        nets = [GaussianMixtureMLP(box(S), box(C), box(A), n_modes, hidden=(8,)) for _ in range(M)]
-        model = make_model(nets, n_modes=n_modes, n_particles_per_model=1)
-        state, context, action = inputs(6)
-        with torch.no_grad():
-            mean, weights, _, term_prob = model.predict(state, context, action)
-            result = model.rollout(state, context, action[:, None], deterministic=True)
-        torch.testing.assert_close(result.state[:, :, 0, 1], (weights.unsqueeze(-1) * mean).sum(2))
-        torch.testing.assert_close(result.term_prob[..., 0].mean((1, 2)), term_prob)
 
 
 def test_certain_users_networks_learn_without_nan():

@@ -9,8 +9,9 @@ import pytest
 import torch
 from tianshou.data import Batch
 
+from layeredrl.checks import require_finite_rows
 from layeredrl.storage import Checkpoints
-from layeredrl.storage.replay import Replay, require_finite_rows
+from layeredrl.storage.replay import Replay
 from tests.recording import stored
 
 

@@ -1,9 +1,9 @@
-"""How far a dynamics model can be trusted, measured on transitions that it was not trained on.
+"""Accuracy and calibration of a dynamics model on held-out transitions.
 
-Is one step right, and as uncertain as the model says (R2, densities, calibration)? How fast do errors grow when the
-model runs on its own predictions? Does the members' disagreement tell where it is wrong? Each question has a function
-that takes any `Model` and answers with a dataclass of numbers; `diagnostic_figures` draws these. All comes from
-`predict`, `get_log_prob` and `rollout` in evaluation mode, on the device of model and data, with sums in float64.
+Three functions take any `Model` and return a dataclass of numbers, which `diagnostics.figures` draws: accuracy and
+calibration of one step (R², densities, coverage), growth of the error of open-loop predictions, and the relation of
+the members' disagreement to the error. They use `predict`, `get_log_prob` and `rollout` in evaluation mode, on the
+device of model and data, with sums in float64.
 """
 
 import math
@@ -22,9 +22,9 @@ from layeredrl.models.model import Model
 
 TRANSITION = ("state", "context", "act", "state_next")
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
-"""Probabilities of the central intervals whose coverage is counted."""
+"""Probabilities of the central intervals whose coverage is measured."""
 BAND_LEVEL = 0.9
-"""Probability of the central interval of the particles whose coverage is counted along a rollout."""
+"""Probability of the central interval of the particles whose coverage is measured along a rollout."""
 
 
 # ------------------------------------------------------------------ one step
@@ -35,17 +35,18 @@ class Scores:
     """Scores of one-step predictions for each dimension of the state: of the mixture (S,), or of each member (M, S)."""
 
     r2: Tensor
-    """Share of the variance of the change in state that the predicted mean explains: 1 perfect, 0 like a constant."""
+    """Share of the variance of the change in state that the predicted mean explains: 1 is perfect, 0 as good as a
+    constant; NaN for dimensions that do not vary."""
     rmse: Tensor
     """Root mean squared error of the predicted mean, in the state's units."""
     nll: Tensor
     """Negative log density of the dimension by itself, nats."""
     residual_mean: Tensor
-    """Mean of (true - predicted mean) / predicted std; 0 is right."""
+    """Mean of (true - predicted mean) / predicted std; 0 is ideal."""
     residual_std: Tensor
-    """Standard deviation of the same; 1 is right, more is overconfident."""
+    """Standard deviation of the same; 1 is ideal, more is overconfident."""
     coverage: Tensor
-    """Share of outcomes in the central interval of each level, (..., L, S); the level itself is right."""
+    """Share of outcomes in the central interval of each level, (..., L, S); ideal is the level itself."""
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,23 @@ class OneStep:
     """Predicted standard deviation: within and between members, (N, S)."""
     aleatoric_std: Tensor
     """Predicted standard deviation within members: root of the mean of their variances, (N, S)."""
+    varies: Tensor
+    """True for dimensions whose change varies by more than rounding, (S,); only these enter the overall R²."""
     levels: Tensor
     """Probabilities of the central intervals, (L,)."""
     mixture: Scores
-    """Of the average of all members' distributions, each (S,)."""
+    """Scores of the average of all members' distributions, each (S,)."""
     members: Scores
-    """Of each member, each (M, S)."""
+    """Scores of the members, each (M, S)."""
     nll: float
     """Negative log density of the whole state (`get_log_prob`), nats; NaN if the model has no density."""
 
     def metrics(self) -> dict[str, float]:
-        """Numbers to log; those of single dimensions and members end in their index.
+        """Metrics to log; names of single dimensions and members end in their index.
 
-        The overall R² are of the dimensions whose change varies: nothing can be explained of the others.
+        The overall R² (mean and minimum) leave out dimensions whose change does not vary; NaN if none varies.
         """
-        scores, expected = self.mixture, self.levels.unsqueeze(-1)
-        varies = (self.change != self.change[0]).any(0)
+        scores, expected, varies = self.mixture, self.levels.unsqueeze(-1), self.varies
         r2 = scores.r2[varies]
         result = {
             "model/nll": self.nll,
@@ -98,14 +100,14 @@ class OneStep:
 
 
 def evaluate_one_step(model: Model, data: Batch, levels: Sequence[float] = LEVELS) -> OneStep:
-    """Compare one-step predictions with what happened.
+    """Compare one-step predictions with the true next states.
 
     Coverage is exact: an outcome lies in the central interval of probability p if and only if the predicted
     distribution function there, a mixture of normal ones, lies within p/2 of one half (the probability integral
     transform; Gneiting et al. 2007, "Probabilistic forecasts, calibration and sharpness").
 
     Args:
-        model: Any.
+        model: Model to evaluate.
         data: Keys `state` (N, S), `context` (N, C), `act` (N, A), `state_next` (N, S).
         levels: Probabilities of the intervals, in (0, 1].
     """
@@ -116,7 +118,7 @@ def evaluate_one_step(model: Model, data: Batch, levels: Sequence[float] = LEVEL
         moments = _Moments.of(model, data)
         try:
             nll = -float(model.get_log_prob(*(data[key] for key in TRANSITION))[0].double().mean())
-        except NotImplementedError:  # by a deterministic model
+        except NotImplementedError:  # a deterministic model
             nll = math.nan
     change = data.state_next.double() - data.state.double()
     target = data.state_next.double()[:, None]  # (N, 1, S)
@@ -125,7 +127,8 @@ def evaluate_one_step(model: Model, data: Batch, levels: Sequence[float] = LEVEL
     pit = (weights * cdf).sum(-1)
     log_prob = mixture_log_prob(target.unsqueeze(-1), mean.unsqueeze(-1), std.unsqueeze(-1), weights)  # (N, M, S)
     log_mean = torch.logsumexp(log_prob, 1) - math.log(log_prob.shape[1])
-    units = _variance_of_change(data), levels
+    variance, varies = _variance_of_change(data)
+    units = torch.where(varies, variance, torch.nan), levels
     members = _scores(target - moments.member_mean, moments.member_var.sqrt(), log_prob, pit, units)
     mixture = _scores(target[:, 0] - moments.total_mean, moments.total_std, log_mean, pit.mean(1), units)
     return OneStep(
@@ -133,6 +136,7 @@ def evaluate_one_step(model: Model, data: Batch, levels: Sequence[float] = LEVEL
         predicted=moments.total_mean - data.state.double(),
         std=moments.total_std,
         aleatoric_std=moments.member_var.mean(1).sqrt(),
+        varies=varies,
         levels=torch.as_tensor(levels, dtype=torch.float64, device=change.device),
         mixture=mixture,
         members=members,
@@ -148,9 +152,9 @@ class OpenLoop:
     """Rollouts along N held-out trajectories of H steps; entry k of a horizon axis is k steps after the start."""
 
     rmse: Tensor
-    """Of the mean over members and particles, (H+1, S)."""
+    """Root mean squared error of the mean over members and particles, in the state's units, (H+1, S)."""
     member_rmse: Tensor
-    """Of each member's mean over its particles, (M, H+1, S)."""
+    """Root mean squared error of each member's mean over its particles, (M, H+1, S)."""
     band: Tensor
     """The ensemble's own standard deviation, within and between members; root mean square, (H+1, S)."""
     epistemic: Tensor
@@ -160,10 +164,10 @@ class OpenLoop:
     coverage: Tensor
     """Share of true states inside the particles' central interval of probability `BAND_LEVEL`, (H+1, S)."""
     diverged: float
-    """Share of particles that left the finite range, if the model tells."""
+    """Share of particles that left the finite range; 0 if the model does not report it."""
 
     def metrics(self) -> dict[str, float]:
-        """Numbers to log, at horizons 1, 2, 4, ... and the last one, relative to the baseline where that is said."""
+        """Metrics to log, at horizons 1, 2, 4, ... and the last one; `relative_rmse` is relative to the baseline."""
         last = len(self.rmse) - 1
         result = {"model/open_loop/diverged": self.diverged}
         for k in sorted({2**i for i in range(last.bit_length())} | {last}):
@@ -178,13 +182,13 @@ class OpenLoop:
 def evaluate_open_loop(
     model: Model, data: Batch, n_particles: int = 50, *, generator: torch.Generator | None = None
 ) -> OpenLoop:
-    """Let the model run on its own predictions along true action sequences.
+    """Compare open-loop predictions along true action sequences with the true states.
 
     Args:
-        model: Any.
+        model: Model to evaluate.
         data: Keys `state` (N, H+1, S), `context` (N, C), `act` (N, H, A); no trajectory crosses an episode's end.
-        n_particles: At least so many for each member; a model that follows fewer is asked several times. Few of
-            them add their sampling error to `rmse`, and make `coverage` lower by about 2 / n_particles.
+        n_particles: Minimum number of particles for each member; a model with fewer is rolled out several times. Few
+            particles add sampling error to `rmse` and lower `coverage` by about 2 / n_particles.
         generator: Source of randomness, on the model's device.
     """
     _require_rows(data, *TRANSITION[:3])
@@ -200,7 +204,7 @@ def evaluate_open_loop(
     states = states.unflatten(0, (n, repeats)).movedim(1, 2).flatten(2, 3)  # (N, M, P, H+1, S), more particles
     truth = data.state.double()
     member_mean = states.mean(2)
-    # Members share their noise, so what differs between their means is no sampling error, and needs no correction.
+    # Members share their noise, so differences between their means are no sampling error and need no correction.
     variance = states.var(2, correction=min(1, states.shape[2] - 1)).mean(1) + member_mean.var(1, correction=0)
     particles, x = states.flatten(1, 2), truth[:, None]
     # The rank of the truth among the particles is uniform if all are drawn from one distribution.
@@ -222,23 +226,24 @@ def evaluate_open_loop(
 
 @dataclass(frozen=True)
 class Disagreement:
-    """What the members' disagreement says about the error, and about where the data ends."""
+    """Relation of the members' disagreement to the error, and to the distance from the training data."""
 
     epistemic_std: Tensor
     """Standard deviation over members of their predicted means, (N, S)."""
     error: Tensor
     """Absolute error of the predicted mean, (N, S)."""
     rank_correlation: Tensor
-    """Spearman's, of the two, for each dimension, (S,); NaN where members never differ, as a single one."""
+    """Spearman's rank correlation of the two, for each dimension, (S,); NaN if members never differ, e.g. with one."""
     score: Tensor
-    """Disagreement on held-out data, over all dimensions, in standard deviations of the change in state, (N,)."""
+    """Disagreement on held-out data, root mean square over the dimensions whose change varies, in standard deviations
+    of that change, (N,)."""
     off_score: Tensor | None
     """The same on data off the training distribution, (F,)."""
     auroc: float
     """Probability that a row off the distribution has the higher score; NaN without such data."""
 
     def metrics(self) -> dict[str, float]:
-        """Numbers to log; those of single dimensions end in their index."""
+        """Metrics to log; names of single dimensions end in their index."""
         name = "model/disagreement/rank_correlation"
         result = {"model/disagreement/auroc": self.auroc, name: float(self.rank_correlation.mean())}
         for i, value in enumerate(self.rank_correlation.tolist()):
@@ -247,23 +252,24 @@ class Disagreement:
 
 
 def evaluate_disagreement(model: Model, data: Batch, off: Batch | None = None) -> Disagreement:
-    """Compare the members' disagreement with the error, and on unfamiliar data with that on familiar data.
+    """Compare the members' disagreement with the error, and its size on and off the training distribution.
 
     Args:
-        model: Any.
+        model: Model to evaluate.
         data: Keys `state` (N, S), `context` (N, C), `act` (N, A), `state_next` (N, S), from the training distribution.
         off: Keys `state` (F, S), `context` (F, C), `act` (F, A), from anywhere else.
     """
     _require_rows(data, *TRANSITION)
-    unit = _variance_of_change(data).sqrt()
+    variance, varies = _variance_of_change(data)
+    unit = variance.sqrt()
     with _evaluating(model):
         moments = _Moments.of(model, data)
         epistemic = moments.member_mean.std(1, correction=0)
-        score, off_score = (epistemic / unit).square().mean(-1).sqrt(), None
+        score, off_score = _size(epistemic / unit, varies), None
         if off is not None:
             _require_rows(off, *TRANSITION[:3])
             off_spread = _Moments.of(model, off).member_mean.std(1, correction=0)
-            off_score = (off_spread / unit).square().mean(-1).sqrt()
+            off_score = _size(off_spread / unit, varies)
     error = (data.state_next.double() - moments.total_mean).abs()
     correlations = [spearman(a, b) for a, b in zip(epistemic.unbind(-1), error.unbind(-1), strict=True)]
     return Disagreement(
@@ -292,19 +298,19 @@ class _Moments:
     @classmethod
     def of(cls, model: Model, data: Batch) -> "_Moments":
         mean, weights, std = (x.double() for x in model.predict(data.state, data.context, data.act)[:3])
-        std = std.clamp(min=torch.finfo(torch.float32).tiny)  # of a deterministic model: as sure as can be
+        std = std.clamp(min=torch.finfo(torch.float32).tiny)  # zero for a deterministic model
         member_mean = mixture_mean(mean, weights)
         member_var = mixture_mean(std.square() + (mean - member_mean.unsqueeze(2)).square(), weights)
         return cls(mean, weights, std, member_mean, member_var)
 
     @property
     def total_mean(self) -> Tensor:
-        """Over members and modes, (N, S)."""
+        """Mean over members and modes, (N, S)."""
         return self.member_mean.mean(1)
 
     @property
     def total_std(self) -> Tensor:
-        """Within and between members, (N, S)."""
+        """Standard deviation within and between members, (N, S)."""
         return (self.member_var.mean(1) + self.member_mean.var(1, correction=0)).sqrt()
 
 
@@ -322,12 +328,16 @@ def _scores(error: Tensor, std: Tensor, log_prob: Tensor, pit: Tensor, units: tu
     )
 
 
-def _variance_of_change(data: Batch) -> Tensor:
-    """Variance of the change in state, (S,), at least what rounding alone would make of states of this size."""
+def _variance_of_change(data: Batch) -> tuple[Tensor, Tensor]:
+    """Variance of the change in state, (S,), and a mask (S,) that is true where it exceeds that of rounding."""
     rounding = torch.finfo(data.state.dtype).eps * data.state.double().abs().amax(0)
     variance = (data.state_next.double() - data.state.double()).var(0, correction=0)
-    floor: Tensor = rounding.square().clamp(min=torch.finfo(torch.float32).tiny)
-    return floor.maximum(variance)
+    return variance, variance > rounding.square()
+
+
+def _size(x: Tensor, varies: Tensor) -> Tensor:
+    """Root mean square of x (N, S) over the dimensions where `varies` (S,) is true, (N,); zero if there is none."""
+    return (x[:, varies].square().sum(-1) / varies.sum().clamp(min=1)).sqrt()
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -336,7 +346,7 @@ def _rms(x: Tensor) -> Tensor:
 
 @contextmanager
 def _evaluating(model: Model) -> Iterator[None]:
-    """The model in evaluation mode, without gradients."""
+    """Set the model to evaluation mode, without gradients."""
     was_training = model.training
     model.eval()
     try:

@@ -1,1 +1,1 @@
-"""How the members of an ensemble are evaluated together, fast."""
+"""Fast evaluation of all members of an ensemble together."""

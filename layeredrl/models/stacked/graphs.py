@@ -1,6 +1,6 @@
-"""CUDA graphs: a rollout is recorded once for each shape of its inputs, then replayed in one launch.
+"""CUDA graphs: a rollout is captured once for each shape of its inputs, then replayed in one launch.
 
-A rollout is hundreds of small kernels, and on a GPU launching them takes far longer than running them.
+A rollout consists of hundreds of small kernels, and launching them takes far longer than running them.
 """
 
 import threading
@@ -17,35 +17,35 @@ from torch import Tensor
 Tensors = tuple[Tensor, ...]
 Replay = Callable[[], object]
 Capture = Callable[[Callable[[], Tensors]], tuple[Replay, Tensors]]
-"""Records a function without arguments; gives what runs it again, and the tensors that this fills."""
+"""Captures a function without arguments; returns its replay, and the output tensors that the replay writes."""
 
 WARM_UP = 3
-"""Runs before a capture, in which libraries choose their algorithms and allocate their workspaces."""
+"""Number of runs before a capture, in which libraries choose algorithms and allocate workspaces."""
 MAX_REFUSED = 8
-"""Captures that may fail until no more are tried: by then the network is to blame, and a trial costs several runs."""
+"""Number of failed captures after which no more are tried: the network is the likely cause, and a capture is slow."""
 
 
 class _Side(NamedTuple):
-    """What the captures on a device have in common."""
+    """Resources that the captures on a device share."""
 
     stream: Any
-    """Where they warm up and are recorded. torch's own is on whichever device was the first to capture."""
+    """Stream of warm-up and capture. torch's own is on the device of the first capture."""
     pool: Any
-    """Handle of the memory of their intermediate results, which they share: one is replayed at a time."""
+    """Handle of the shared memory pool of their intermediate results; one graph is replayed at a time."""
     graphs: WeakSet[Any]
-    """Those that live. A pool dies with the last graph in it, and its handle must not be used again."""
+    """Living graphs. A pool is freed with its last graph, and its handle must not be used again."""
 
 
 _LOCK = threading.RLock()
 _SIDES: dict[int, _Side] = {}
 _LAST_STREAM: dict[int, Any] = {}
-"""By device, the stream of the last replay."""
+"""Stream of the last replay, by device."""
 _FAILED: list[Any] = []
-"""Graphs whose capture failed. torch's allocators may go on asking them for their streams: they must not go away."""
+"""Graphs whose capture failed. They must stay alive, because torch's allocators may still ask for their streams."""
 
 
 def capture_on_cuda(function: Callable[[], Tensors]) -> tuple[Replay, Tensors]:
-    """Record a CUDA graph as torch's notes on them ask: warmed up on a side stream, captured in a memory pool."""
+    """Capture a CUDA graph as torch's notes require: warmed up on a side stream, captured in a memory pool."""
     cuda = cast(Any, torch.cuda)  # untyped in torch
     device, main = cuda.current_device(), cuda.current_stream()
     side = _SIDES.get(device)
@@ -60,16 +60,16 @@ def capture_on_cuda(function: Callable[[], Tensors]) -> tuple[Replay, Tensors]:
     main.wait_stream(side.stream)
     graph = cuda.CUDAGraph()
     try:
-        # Other threads may use the GPU meanwhile.
+        # thread_local: other threads may use the GPU during the capture.
         with cuda.graph(graph, pool=side.pool, stream=side.stream, capture_error_mode="thread_local"):
             outputs = function()
     except BaseException:
-        # torch stops half-way through ending a capture that failed: the side stream stays the current one, and the
-        # memory pool is held to be recording still. Whatever else may be wrong with them, the next capture gets others.
+        # torch does not fully end a failed capture: the side stream stays current, and the memory pool stays marked as
+        # recording. Both may be broken, so the next capture gets new ones.
         cuda.set_stream(main)
         _SIDES.pop(device, None)
         _FAILED.append(graph)
-        with suppress(Exception):  # private, and it complains where nothing is left to end
+        with suppress(Exception):  # private; raises if there is nothing to end
             cast(Any, torch._C)._cuda_endAllocateToPool(device, side.pool)
         graph.reset()
         raise
@@ -81,7 +81,7 @@ def capture_on_cuda(function: Callable[[], Tensors]) -> tuple[Replay, Tensors]:
 
 @contextmanager
 def _in_turn(x: Tensor) -> Iterator[None]:
-    """Work on the device of `x` after all earlier replays there, whatever thread and stream they came from."""
+    """Work on the device of `x` after all earlier replays there, from any thread and stream."""
     cuda = cast(Any, torch.cuda)  # untyped in torch
     with _LOCK, cuda.device_of(x):
         if x.is_cuda:
@@ -94,20 +94,20 @@ def _in_turn(x: Tensor) -> Iterator[None]:
 
 
 class GraphCache:
-    """Runs rollouts by replaying what was captured for the same key; the least recently used goes first.
+    """Runs rollouts by replaying captures with the same key; the least recently used capture is dropped first.
 
-    A rollout must be a pure function: what it computes follows from its inputs and from tensors that stay where they
-    are in memory, whatever happens to their values. Should a capture fail, or its replay give something else than the
-    function itself, that key is run as it is from then on; the first time there is a warning.
+    A rollout must be a pure function of its inputs and of tensors that keep their place in memory, whose values may
+    change. If a capture fails, or its replay gives other results than the function, the function is called directly for
+    that key from then on; the first time there is a warning.
 
     Args:
-        capture: How to record a function.
+        capture: Function that captures a function.
         size: Number of captures to keep. A planner needs one for each of its numbers of candidates, in training and in
-            evaluation: eight for iCEM as it comes. They share the memory of their intermediate results.
-        device: Type of the devices that it records; functions of tensors elsewhere are run as they are.
+            evaluation: eight for iCEM with default settings. They share the memory of their intermediate results.
+        device: Type of the devices to capture on; functions of tensors elsewhere are called directly.
 
     Attributes:
-        refused: Keys that are run as they are.
+        refused: Keys for which the function is called directly.
     """
 
     def __init__(self, capture: Capture = capture_on_cuda, size: int = 32, device: str = "cuda") -> None:
@@ -133,19 +133,19 @@ class GraphCache:
         dtype: torch.dtype,
         live: Iterable[Tensor] = (),
     ) -> Tensors:
-        """`function(*inputs)`, without gradients.
+        """Return `function(*inputs)`, without gradients.
 
         Args:
-            function: Gives what `simulate` does: states (H+1, M, R, S), termination probabilities (H, M, R) and
-                whether a particle has diverged (H, M, R). Pure; equal keys stand for equal functions.
-            inputs: Tensors of any shape, or None. Their shapes and types become part of the key. In another order along
-                their first dimension they must be valid inputs, too.
-            key: What the function depends on besides.
-            dtype: What it computes in, which tells how closely a replay has to agree.
-            live: Tensors that the function reads besides its inputs. Their places in memory become part of the key.
+            function: Pure function with the outputs of `simulate`: states (H+1, M, R, S), termination probabilities
+                (H, M, R) and divergence flags (H, M, R). Equal keys mean equal functions.
+            inputs: Tensors of any shape, or None. Their shapes and types become part of the key. Permuted along their
+                first dimension they must be valid inputs, too.
+            key: Everything else that the function depends on.
+            dtype: Type of the computation, which sets the tolerance of the comparison with a replay.
+            live: Tensors that the function reads besides its inputs. Their addresses become part of the key.
 
         Returns:
-            New tensors, as the function gives them.
+            New tensors, the outputs of the function.
         """
         if self._is_elsewhere(inputs):
             return function(*inputs)
@@ -158,8 +158,8 @@ class GraphCache:
             if full_key not in self._captured:
                 try:
                     self._captured[full_key] = self._checked_capture(function, inputs, dtype)
-                except Exception as error:  # a stranger's network may do anything that cannot be captured
-                    result = function(*inputs)  # raises its own error, if that is what is wrong
+                except Exception as error:  # a user's network may do anything that cannot be captured
+                    result = function(*inputs)  # raises the original error if the function itself fails
                     self._refuse(full_key, error)
                     return result
                 if len(self._captured) > self.size:
@@ -168,23 +168,23 @@ class GraphCache:
             static, replay, outputs = self._captured[full_key]
             for to, value in zip(static, given, strict=True):
                 to.copy_(value)
-            replay()  # the first time, too: a replay may round otherwise than the function
+            replay()  # the first time, too: a replay may round differently
             return tuple(x.clone() for x in outputs)  # the next replay overwrites them
 
     def _is_elsewhere(self, inputs: Sequence[Tensor | None]) -> bool:
-        """Whether tensors are on another device, or mixed precision or somebody's own capture is under way."""
+        """Return True if tensors are on another device, or in mixed precision, or during another capture."""
         if any(x is not None and x.device.type != self.device for x in inputs) or torch.is_autocast_enabled(
             self.device
         ):
             return True
         return self.device == "cuda" and torch.cuda.is_current_stream_capturing()
 
-    @torch.inference_mode(False)  # what is kept must be ordinary tensors, which may be written in either mode
+    @torch.inference_mode(False)  # kept tensors must be ordinary ones, which can be written in either mode
     @torch.no_grad()
     def _checked_capture(
         self, function: Callable[..., Tensors], inputs: Sequence[Tensor | None], dtype: torch.dtype
     ) -> tuple[Tensors, Replay, Tensors]:
-        """Static inputs, the replay and its outputs; raises unless it is right for other inputs than it saw."""
+        """Capture; return static inputs, replay and outputs. Raise unless the replay is right for other inputs."""
         static = [None if x is None else x.clone() for x in inputs]
         replay, outputs = self.capture(lambda: function(*static))
         others = [None if x is None else _rolled(x) for x in inputs]
@@ -192,35 +192,35 @@ class GraphCache:
         for to, value in zip(static, others, strict=True):
             if to is not None and value is not None:
                 to.copy_(value)
-        for output, value in zip(outputs, expected, strict=True):  # a replay that fills nothing must not look right
+        for output, value in zip(outputs, expected, strict=True):  # a replay that writes nothing must not pass
             output.copy_(torch.full_like(value, torch.nan) if value.is_floating_point() else ~value)
         replay()
         if not _agree(outputs, expected, 3 * torch.finfo(dtype).eps ** 0.5):  # 1e-3 for float32, 0.3 for bfloat16
-            raise ValueError("its replay differs from what it replays")
+            raise ValueError("its replay differs from the function itself")
         return tuple(x for x in static if x is not None), replay, outputs
 
     def _refuse(self, key: Hashable, error: Exception) -> None:
-        """Run a key as it is from now on."""
+        """Call the function directly for this key from now on."""
         if not self.refused:
             reason = (str(error).splitlines() or [""])[0]
             warnings.warn(
                 f"rollouts are not replayed as CUDA graphs, which is slower ({type(error).__name__}: {reason})",
-                stacklevel=5,  # who called the model
+                stacklevel=5,  # the caller of the model
             )
         self.refused.add(key)
 
 
 def _rolled(x: Tensor) -> Tensor:
-    """A tensor with the entries of its first dimension longer than one moved on by one."""
+    """Roll a tensor by one along its first dimension that is longer than one."""
     dim = next((i for i, size in enumerate(x.shape) if size > 1), None)
     return x if dim is None else x.roll(1, dim)
 
 
 def _agree(actual: Tensors, expected: Tensors, tolerance: float) -> bool:
-    """Whether two rollouts are equal up to a tolerance, particles that diverge apart, which amplify any difference.
+    """Return True if two rollouts are equal up to a tolerance; NaN equals NaN.
 
-    The tolerance is relative to the largest number of a particle, or of the median particle where that is larger. NaN
-    equals NaN.
+    Particles that diverge are ignored, because they amplify any difference. The tolerance is relative to the largest
+    number of a particle, or of the median particle if that is larger.
     """
     if any(a.shape != b.shape or a.dtype != b.dtype for a, b in zip(actual, expected, strict=True)):
         return False

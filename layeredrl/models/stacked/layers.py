@@ -1,4 +1,4 @@
-"""Layers with a member axis, and how a network is rebuilt from them.
+"""Layers with a member axis, and the rebuilding of a network from them.
 
 The members' parameters are stacked, the member axis first: (M, in, out) for the weight of a linear layer, (M, 1, *s)
 for any other parameter of shape s, which broadcasts over the rows of (M, R, width).
@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 MANY_ROWS = 256
-"""From here on large products member by member are faster on a CPU than one batched product."""
+"""Number of rows from which products member by member are faster on a CPU than one batched product."""
 CACHED_ELEMENTS = 400_000
-"""A chunk of rows has about this many elements in its widest layer: more would leave the cache between layers."""
+"""Number of elements of a chunk of rows in its widest layer; more would not stay in the cache between layers."""
 ELEMENTWISE = (nn.SiLU, nn.ReLU, nn.Tanh, nn.GELU, nn.ELU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.LeakyReLU, nn.Identity)
-"""Activations that do not mind how rows are cut up."""
+"""Activations that act on each element alone, so that rows may be split into chunks."""
 
 
 class Step(Protocol):
@@ -36,7 +36,7 @@ class StackedLinear(nn.Module):
         """Shape (M, 1, out)."""
 
     def bound(self, dtype: torch.dtype | None) -> Step:
-        """The layer as a function that holds its parameters, in another type if one is given."""
+        """Return the layer as a function that holds its parameters, converted to `dtype` if given."""
         weight, bias = _as_type(self.weight, dtype), None if self.bias is None else _as_type(self.bias, dtype)
 
         def run(x: Tensor, member: int | None = None) -> Tensor:
@@ -60,7 +60,7 @@ class StackedLayerNorm(nn.Module):
         self.weight, self.bias, self.eps = weight, bias, eps
 
     def bound(self, dtype: torch.dtype | None) -> Step:
-        """The layer as a function that holds its parameters, in another type if one is given."""
+        """Return the layer as a function that holds its parameters, converted to `dtype` if given."""
         weight, bias = _as_type(self.weight, dtype), None if self.bias is None else _as_type(self.bias, dtype)
 
         def run(x: Tensor, member: int | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class StackedSequential(nn.Sequential):
     chunk, so that activations stay in the cache.
 
     Attributes:
-        reduced: Type to compute in, float32 inputs and outputs notwithstanding; None for that of the parameters.
+        reduced: Type of the computation, while inputs and outputs stay float32; None for that of the parameters.
     """
 
     reduced: torch.dtype | None = None
@@ -95,9 +95,9 @@ class StackedSequential(nn.Sequential):
         return x
 
     def prepared(self) -> Callable[[Tensor], Tensor]:
-        """The chain as a function that has looked up and converted its parameters: for many calls, as in a rollout.
+        """Return the chain as a function with its parameters converted in advance, for many calls as in a rollout.
 
-        With gradients, or with layers that are not known to work row by row, it is the chain itself.
+        With gradients, or with layers that are not known to work row by row, the chain itself is returned.
         """
         if torch.is_grad_enabled() or not all(_is_known(layer) for layer in self):
             return super().forward
@@ -128,7 +128,7 @@ KNOWN = (StackedLinear, StackedLayerNorm, *ELEMENTWISE)
 
 
 def _is_known(layer: nn.Module) -> bool:
-    """Whether a layer does what its class does: a subclass might mix rows, a hook might do anything."""
+    """Return True if a layer works row by row: subclasses may mix rows, and hooks may do anything."""
     return type(layer) in KNOWN and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
@@ -147,7 +147,7 @@ def _activation(layer: nn.Module, *, in_place: bool) -> Step:
 
 
 def _by_member(steps: Sequence[Step], x: Tensor, dtype: torch.dtype | None, chunk: int) -> Tensor:
-    """Rows (M, R, in) through the steps, member by member and chunk by chunk, to (M, R, out)."""
+    """Apply the steps to rows (M, R, in), member by member and chunk by chunk; returns (M, R, out)."""
     out: Tensor | None = None
     start = 0
     for part in x.tensor_split(-(-x.shape[1] // chunk), 1):
@@ -164,7 +164,7 @@ def _by_member(steps: Sequence[Step], x: Tensor, dtype: torch.dtype | None, chun
 
 
 class _Stacker:
-    """Builds a module of the same structure whose tensors hold those of all members, each of them only once."""
+    """Builds a module of the same structure with the tensors of all members stacked; shared modules stay shared."""
 
     def __init__(self) -> None:
         self._modules: dict[int, nn.Module] = {}
@@ -215,7 +215,7 @@ class _Stacker:
 
 
 def gains_from_bfloat16(device: torch.device, n_rows: int, width: int) -> bool:
-    """Whether products of this size are faster in bfloat16 on this machine, conversions included."""
+    """Return True if products of this size are faster in bfloat16 on this machine, including conversions."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported())
     has_products = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
@@ -223,5 +223,5 @@ def gains_from_bfloat16(device: torch.device, n_rows: int, width: int) -> bool:
 
 
 def stack_modules(modules: Sequence[nn.Module]) -> nn.Module:
-    """One module in place of M alike ones: the same structure, linear and norm layers exchanged, tensors stacked."""
+    """Merge M equal modules into one of the same structure, with linear and norm layers replaced, tensors stacked."""
     return _Stacker().module(modules)

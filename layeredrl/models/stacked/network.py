@@ -1,14 +1,13 @@
 """Members of an ensemble, evaluated together.
 
 The parameters of M networks of one architecture are stacked, one tensor per parameter with the member axis first.
-How they are evaluated depends on what the network is made of; the choice is made once, by trying, and is checked
-against the members run one by one:
+The evaluation is chosen once, by trial: the first of these that gives the results of the members run one by one.
 
 * "broadcast": the network's own `forward` runs once on inputs of shape (M, R, width). Its linear and layer-norm
-  layers are exchanged for ones with a member axis; every other parameter of shape `s` becomes (M, 1, *s), which
+  layers are replaced by ones with a member axis; every other parameter of shape `s` becomes (M, 1, *s), which
   broadcasts over the rows. No overhead beyond the batched products themselves.
-* "vmap": `torch.vmap` over the members, for networks that broadcasting does not fit.
-* "loop": member by member, for what cannot be batched at all (data-dependent control flow).
+* "vmap": `torch.vmap` over the members, for networks that do not broadcast.
+* "loop": member by member, for networks that cannot be batched (data-dependent control flow).
 """
 
 import math
@@ -28,19 +27,19 @@ Evaluation = Literal["broadcast", "vmap", "loop"]
 
 
 class _Regularized(Protocol):
-    """What a network may offer: a term for the loss."""
+    """Network with a term for the loss."""
 
     def regularization(self) -> Tensor: ...
 
 
 class _FitsInputs(Protocol):
-    """What a network may offer: a look at the data before fitting."""
+    """Network that gets the data before fitting."""
 
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None: ...
 
 
 class _Prepared(Protocol):
-    """What a network may offer: its forward for the steps of a rollout."""
+    """Network with a forward for the steps of a rollout."""
 
     def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]: ...
 
@@ -49,13 +48,13 @@ class StackedNetwork(nn.Module):
     """M networks that satisfy the network contract of `layeredrl.models`, as one.
 
     Args:
-        members: The networks, alike but for their parameters and buffers.
+        members: Networks that differ only in the values of parameters and buffers.
         n_modes: Number of mixture modes K that the networks predict.
-        probe: Makes random inputs (state, context, action) of a given number of rows.
+        probe: Function that makes random inputs (state, context, action) with a given number of rows.
 
     Attributes:
-        evaluation: How the members are evaluated: "broadcast", "vmap" or "loop".
-        row_multiple: With this many rows, or a multiple of it, equal members give equal results to the last bit.
+        evaluation: Evaluation of the members: "broadcast", "vmap" or "loop".
+        row_multiple: Number of rows of which a multiple makes the results of equal members bitwise equal.
     """
 
     def __init__(
@@ -74,7 +73,7 @@ class StackedNetwork(nn.Module):
             for name, module in self.net.named_modules()
             if isinstance(module, StackedLinear)
         }
-        # One member as it is, for evaluation with other parameters; in a list, so that it is not a submodule.
+        # One unchanged member, for evaluation with other parameters; in a list, so that it is not a submodule.
         self._template = [members[0]]
         self._needs_loop_in_training = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in members[0].modules())
         self._regularizes = callable(getattr(members[0], "regularization", None))
@@ -93,7 +92,7 @@ class StackedNetwork(nn.Module):
 
     @contextmanager
     def computing_in(self, dtype: torch.dtype | None) -> Iterator[None]:
-        """Let chains of layers compute in another type, where they can; inputs and outputs keep theirs."""
+        """Let chains of layers compute in another type if they can; inputs and outputs keep theirs."""
         chains: list[StackedSequential] = []
         if dtype is not None:
             chains = [module for module in self.net.modules() if isinstance(module, StackedSequential)]
@@ -106,10 +105,10 @@ class StackedNetwork(nn.Module):
                 chain.reduced = None
 
     def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]:
-        """`forward` as a function that has looked up and computed what stays the same during a rollout.
+        """Return `forward` as a function with the constants of a rollout computed in advance.
 
-        A network may offer such a function itself, by a method `prepared`; it gives a `StepOutput`. It is used if it
-        gave the same as `forward` when it was tried, and as long as there are no hooks, which it knows nothing of.
+        A network may have a method `prepared` that returns such a function, with a `StepOutput` as its result. It is
+        used if its results were those of `forward` in a trial, and while there are no hooks, which it would ignore.
         """
         if self._may_prepare and not self.training and not self.is_hooked:
             return cast(_Prepared, self.net).prepared()
@@ -117,7 +116,7 @@ class StackedNetwork(nn.Module):
 
     @property
     def is_hooked(self) -> bool:
-        """Whether somebody has registered a hook on a forward, which then has to be called."""
+        """Return True if a hook is registered on a forward, which then has to be called."""
         return any(module._forward_hooks or module._forward_pre_hooks for module in self.modules())
 
     def forward_member(self, member: int, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
@@ -126,7 +125,7 @@ class StackedNetwork(nn.Module):
         return NetOutput(*(x.unsqueeze(0) for x in self._unpack(out, state.ndim)))
 
     def regularization(self) -> Tensor | None:
-        """Sum over the members of what the networks want added to the loss; None if they offer nothing."""
+        """Sum over members of the networks' regularisation terms; None if the networks have none."""
         if not self._regularizes:
             return None
         if self.evaluation == "broadcast":
@@ -140,7 +139,7 @@ class StackedNetwork(nn.Module):
 
     @torch.no_grad()
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
-        """Show data (N, S), (N, C), (N, A) to networks that have a `fit_inputs`, input standardisation for instance."""
+        """Call `fit_inputs` of networks that have it with data (N, S), (N, C), (N, A), e.g. to standardise inputs."""
         template = self._template[0]
         if not callable(getattr(template, "fit_inputs", None)):
             return
@@ -157,14 +156,14 @@ class StackedNetwork(nn.Module):
         return [module.weight for module in self.net.modules() if isinstance(module, StackedLinear)]
 
     def _member_state(self, member: int, prefix: str = "") -> dict[str, Tensor]:
-        """Views of one member's parameters and buffers, by the names they have in a single network."""
+        """Views of one member's parameters and buffers, by their names in a single network."""
         return {
             prefix + name: tensor[member].mT if name in self._linear_weights else tensor[member, 0]
             for name, tensor in self._tensors()
         }
 
     def move_template(self, device: torch.device) -> None:
-        """Move what a network keeps to itself, unregistered tensors for instance, to where the parameters are."""
+        """Move the template, including unregistered tensors that its `to` handles, to the device of the parameters."""
         self._template[0].to(device)
 
     def _tensors(self) -> list[tuple[str, Tensor]]:
@@ -195,7 +194,7 @@ class StackedNetwork(nn.Module):
         return NetOutput(*torch.vmap(one, randomness="different")(parameters, *inputs))
 
     def _unpack(self, out: Any, n_dims: int) -> NetOutput:
-        """Bring what a network returned into one form, for inputs of `n_dims` dimensions."""
+        """Convert the output of a network to a `NetOutput`, for inputs with `n_dims` dimensions."""
         try:
             (mean, std), *rest = out
         except (TypeError, ValueError):
@@ -214,10 +213,10 @@ class StackedNetwork(nn.Module):
 
     @torch.no_grad()
     def _choose(self, members: Sequence[nn.Module], probe: Callable[[int], tuple[Tensor, ...]]) -> Evaluation:
-        """Find the fastest way that gives what the members give one by one.
+        """Find the fastest evaluation that gives the results of the members one by one.
 
-        They are compared with parameters that are changed at random after stacking: members that start alike must not
-        hide that a network mixes them up, nor must a network see parameters that are not the stacked ones.
+        Parameters are changed at random after stacking for the comparison: with equal members it would not show that a
+        network mixes members up, and with the original values not that a network reads other tensors.
         """
         n_rows = _probe_rows(self.n_members, self.net)
         rows = probe(n_rows * self.n_members)
@@ -227,13 +226,13 @@ class StackedNetwork(nn.Module):
         was_training = [module.training for module in self.modules()]
         self.eval()
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            warnings.simplefilter("ignore")  # what a trial warns of concerns nobody
+            warnings.simplefilter("ignore")  # warnings of a trial are irrelevant to the user
             torch.manual_seed(0)
             for _, tensor in self._tensors():
-                if tensor.is_floating_point():  # upwards and never to zero, for what must stay positive
+                if tensor.is_floating_point():  # upwards, because some parameters must stay positive
                     tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.1 * torch.rand_like(tensor))
             reference = self._reference(members, inputs)
-            members[0].load_state_dict(first)  # so that whoever still looks at its tensors sees other values
+            members[0].load_state_dict(first)  # so that code that still reads its tensors gives other results
             choice = self._fastest(reference, inputs)
             self._may_prepare = choice == "broadcast" and self._prepared_agrees(reference[0], inputs)
         for (_, tensor), value in zip(self._tensors(), original, strict=True):
@@ -245,14 +244,14 @@ class StackedNetwork(nn.Module):
         return choice
 
     def _reference(self, members: Sequence[nn.Module], inputs: tuple[Tensor, ...]) -> tuple[NetOutput, Tensor]:
-        """What the members give one by one, with their own code and the stacked parameters; their regularisation."""
+        """Outputs and summed regularisation of the members one by one, with their own code and stacked parameters."""
         outputs, penalties = [], []
         for i, member in enumerate(members):
             member.load_state_dict(self._member_state(i))
             torch.manual_seed(0)
             try:
                 out = member.eval()(*(x[i] for x in inputs))
-            except Exception as error:  # a stranger's code, which may raise anything
+            except Exception as error:  # a user's code may raise anything
                 raise TypeError(
                     "the network made by partial_net cannot be called with (state, context, action) of shapes "
                     f"{', '.join(str(tuple(x.shape[1:])) for x in inputs)}: {type(error).__name__}: {error}"
@@ -272,7 +271,7 @@ class StackedNetwork(nn.Module):
                 penalty = expected_penalty
                 if evaluation == "broadcast" and self._regularizes:
                     penalty = cast(_Regularized, self.net).regularization()
-            except Exception as error:  # whatever a stranger's network raises means: not this way
+            except Exception as error:  # a user's network may raise anything; this evaluation fails
                 self._obstacle = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 return False
             self._obstacle = "its batched outputs differ from those of the members one by one"
@@ -288,7 +287,7 @@ class StackedNetwork(nn.Module):
         return "loop"
 
     def _prepared_agrees(self, expected: NetOutput, inputs: tuple[Tensor, ...]) -> bool:
-        """Whether the network offers a `prepared`, and it is that of its `forward`."""
+        """Return True if the network has a `prepared` whose results are those of its `forward`."""
         if not callable(getattr(self.net, "prepared", None)) or _overrides_forward_alone(type(self.net)):
             return False
         try:
@@ -298,14 +297,14 @@ class StackedNetwork(nn.Module):
             return isinstance(out, StepOutput) and all(
                 a is b if a is None or b is None else a.shape == b.shape and _close(a, b) for a, b in pairs
             )
-        except Exception:  # a stranger's code, which may raise anything; there is another way
+        except Exception:  # a user's code may raise anything; `forward` is used instead
             return False
 
     def _row_multiple(self) -> int:
-        """Rows that keep members equal bit for bit.
+        """Number of rows of which a multiple keeps equal members bitwise equal.
 
-        torch computes the last elements of a tensor, those that do not fill its vector registers (32 elements for
-        float32 at the most), by other code that may differ in the last bit. They belong to the last member.
+        torch computes the last elements of a tensor, which do not fill its vector registers (at most 32 elements for
+        float32), with other code that may differ in the last bit. They belong to the last member.
         """
         if self.evaluation == "loop":
             return 1
@@ -357,21 +356,21 @@ def _close(a: Tensor, b: Tensor) -> bool:
 
 
 def _overrides_forward_alone(cls: type) -> bool:
-    """Whether a class changes an inherited `forward` but not the `prepared` that belongs to it.
+    """Return True if a class overrides an inherited `forward` but not the `prepared` that belongs to it.
 
-    What it changes need not show in a trial: it may clip states that are far out, say.
+    A trial need not show the difference, for instance if the override clips states that are far out.
     """
     owner = next((c for c in cls.__mro__ if {"forward", "prepared"} & vars(c).keys()), None)
     return owner is not None and "prepared" not in vars(owner)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:
-    """What a module keeps besides tensors and submodules, where it is plain enough to compare."""
+    """Attributes of a module besides tensors and submodules, if of a type that is easy to compare."""
     return {name: x for name, x in vars(module).items() if isinstance(x, bool | int | float | str | tuple)}
 
 
 def _probe_rows(n_members: int, net: nn.Module) -> int:
-    """A number of rows unlike any other size in sight, so that an axis taken for another one shows."""
+    """Number of rows that differs from all other sizes, so that confused axes cause an error."""
     n, taken = 7, {n_members, *(size for tensor in net.state_dict().values() for size in tensor.shape)}
     while n in taken:
         n += 1
@@ -379,7 +378,7 @@ def _probe_rows(n_members: int, net: nn.Module) -> int:
 
 
 class _Regularization(nn.Module):
-    """Calls a network's `regularization` in its forward, for `functional_call`."""
+    """Wrapper whose forward is a network's `regularization`, for `functional_call`."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()

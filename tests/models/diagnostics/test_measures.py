@@ -1,6 +1,7 @@
 """Diagnostics against closed forms, brute force and torch.distributions."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,13 @@ from tianshou.data import Batch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from experiments.benchmarks.calibration import measure
-from layeredrl.models.diagnostics.figures import draw_calibration, draw_disagreement, draw_open_loop, draw_predictions
+from layeredrl.models.diagnostics.figures import (
+    draw_calibration,
+    draw_disagreement,
+    draw_open_loop,
+    draw_predictions,
+    panel_grid,
+)
 from layeredrl.models.diagnostics.measures import LEVELS, evaluate_disagreement, evaluate_one_step, evaluate_open_loop
 from layeredrl.models.diagnostics.ranking import auroc, ranks, spearman
 from layeredrl.world_model import Oracle
@@ -56,7 +63,7 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def noisy(n=20_000, gain=1.0):
+def noisy(n=5_000, gain=1.0):
     """Transitions of the truth that `Gaussian` knows."""
     generator = seeded()
     state, act = torch.randn(n, 2, generator=generator), torch.randn(n, 2, generator=generator)
@@ -64,40 +71,30 @@ def noisy(n=20_000, gain=1.0):
     return Batch(state=state, context=torch.zeros(n, 0), act=act, state_next=after)
 
 
-def test_the_truth_is_calibrated():
+def test_the_true_model_is_calibrated():
     report = evaluate_one_step(Gaussian(), noisy())
     levels = torch.tensor(LEVELS, dtype=torch.float64)
-    error = (levels * (1 - levels) / 20_000).sqrt()[:, None]
+    error = (levels * (1 - levels) / 5_000).sqrt()[:, None]
     assert ((report.mixture.coverage - levels[:, None]).abs() < 4 * error).all()
-    torch.testing.assert_close(report.mixture.residual_std, torch.ones(2).double(), atol=0.02, rtol=0)
-    torch.testing.assert_close(report.mixture.residual_mean, torch.zeros(2).double(), atol=0.03, rtol=0)
-    torch.testing.assert_close(report.mixture.rmse, NOISE.double(), atol=0, rtol=0.02)
+    torch.testing.assert_close(report.mixture.residual_std, torch.ones(2).double(), atol=0.04, rtol=0)
+    torch.testing.assert_close(report.mixture.residual_mean, torch.zeros(2).double(), atol=0.05, rtol=0)
+    torch.testing.assert_close(report.mixture.rmse, NOISE.double(), atol=0, rtol=0.04)
     entropy = 0.5 + 0.5 * math.log(2 * math.pi) + NOISE.double().log()
-    torch.testing.assert_close(report.mixture.nll, entropy, atol=0.02, rtol=0)
-    assert report.nll == pytest.approx(float(entropy.sum()), abs=0.03)
+    torch.testing.assert_close(report.mixture.nll, entropy, atol=0.04, rtol=0)
+    assert report.nll == pytest.approx(float(entropy.sum()), abs=0.06)
     explained = 1 - NOISE.square() / (NOISE.square() + DRIFT.square())
-    torch.testing.assert_close(report.mixture.r2, explained.double(), atol=0.02, rtol=0)
+    torch.testing.assert_close(report.mixture.r2, explained.double(), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("factor", [0.5, 2.0])
-def test_a_model_too_sure_or_too_unsure_is_seen(factor):
+def test_over_and_underconfidence_are_measured(factor):
     report = evaluate_one_step(Gaussian(std=factor * NOISE), noisy())
-    torch.testing.assert_close(report.mixture.residual_std, torch.full((2,), 1 / factor).double(), rtol=0.02, atol=0)
+    torch.testing.assert_close(report.mixture.residual_std, torch.full((2,), 1 / factor).double(), rtol=0.04, atol=0)
     for level, observed in zip(LEVELS, report.mixture.coverage, strict=True):
         inside = Normal(0.0, 1.0).icdf(torch.tensor((1 + level) / 2)) * factor
         expected = 2 * Normal(0.0, 1.0).cdf(inside) - 1
-        torch.testing.assert_close(observed, expected.double().expand(2), atol=0.015, rtol=0)
+        torch.testing.assert_close(observed, expected.double().expand(2), atol=0.03, rtol=0)
     assert report.metrics()["model/calibration_error"] > 0.1
-
-
-def test_r2_of_a_perfect_model_is_one_and_of_a_constant_zero():
-    data = noisy(500)
-    change = data.state_next - data.state
-    exact = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: data.state_next)
-    constant = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: state + change.mean(0))
-    torch.testing.assert_close(evaluate_one_step(exact, data).mixture.r2, torch.ones(2).double())
-    torch.testing.assert_close(evaluate_one_step(constant, data).mixture.r2, torch.zeros(2).double(), atol=1e-5, rtol=0)
-    assert evaluate_one_step(exact, data).nll < evaluate_one_step(constant, data).nll
 
 
 def test_a_model_without_a_density_has_no_likelihood():
@@ -108,24 +105,40 @@ def test_a_model_without_a_density_has_no_likelihood():
     assert math.isnan(evaluate_one_step(Densityless(), noisy(10)).nll)
 
 
-def test_a_state_that_never_changes_is_judged_by_more_than_rounding():
+@pytest.mark.parametrize("rounding", [0.0, 6e-5])  # 6e-5 is the distance between float32 numbers at 1000
+def test_constant_dimensions_have_no_r2_and_are_left_out_of_the_overall_value(rounding):
+    data = noisy(50)
+    data.state[:, 1] = 1000.0
+    data.state_next[:, 1] = 1000.0 + rounding * (torch.arange(50) % 2)
+    report = evaluate_one_step(Gaussian(offsets=(-0.1, 0.1)), data)
+    metrics = report.metrics()
+    assert report.varies.tolist() == [True, False]
+    assert report.mixture.r2.isnan().tolist() == [False, True]
+    assert metrics["model/r2"] == metrics["model/r2_min"] == float(report.mixture.r2[0])
+    assert metrics["model/r2/member_1"] == float(report.members.r2[1, 0])
+    figure = draw_predictions(report)
+    assert [axes.get_title() for axes in figure.axes] == [f"state 0: R² {metrics['model/r2']:.3f}", "state 1: constant"]
+
+    far = Batch(state=data.state + 1, context=data.context, act=data.act)
+    disagreement = evaluate_disagreement(Gaussian(offsets=(-0.1, 0.1)), data, far)
+    unit = report.change[:, 0].std(correction=0)
+    torch.testing.assert_close(disagreement.score, (0.1 / unit).expand(50), rtol=1e-5, atol=0)
+
+
+def test_a_small_change_of_a_large_state_is_a_change():
+    data = noisy(50)
+    data.state[:, 1] = 1000.0
+    data.state_next[:, 1] = 1000.0 + 1e-3 * (torch.arange(50) % 2)
+    assert evaluate_one_step(Gaussian(), data).varies.all()
+
+
+def test_there_is_no_r2_where_nothing_varies():
     state = torch.full((10, 2), 1000.0)
     data = Batch(state=state, context=state[:, :0], act=state, state_next=state)
-    shift = torch.tensor([0.0, 1e-3])
-    rounded = Oracle.from_step(PLANE, NOTHING, PLANE, lambda state, context, action: state + shift)
-    report = evaluate_one_step(rounded, data)
-    assert report.mixture.r2[0] == 1
-    assert report.mixture.r2.isfinite().all()
-    assert math.isnan(report.metrics()["model/r2"])
-    assert math.isnan(report.metrics()["model/r2_min"])
-
-
-def test_overall_explained_variance_is_of_what_varies():
-    data = noisy(50)
-    data.state_next[:, 1] = data.state[:, 1] = 1000.0
-    report = evaluate_one_step(Gaussian(), data)
-    assert report.mixture.r2[1] < -1
-    assert report.metrics()["model/r2"] == report.metrics()["model/r2_min"] == float(report.mixture.r2[0])
+    metrics = evaluate_one_step(Gaussian(), data).metrics()
+    assert math.isnan(metrics["model/r2"])
+    assert math.isnan(metrics["model/r2_min"])
+    assert not evaluate_disagreement(Gaussian(offsets=(-0.1, 0.1)), data).score.any()
 
 
 def test_mixtures_agree_with_torch_distributions():
@@ -161,7 +174,7 @@ def test_mixtures_agree_with_torch_distributions():
     assert K > 1
 
 
-def trajectories(n=4000, horizon=6, gain=0.9):
+def trajectories(n=1500, horizon=6, gain=0.9):
     generator = seeded()
     states, act = [torch.randn(n, 2, generator=generator)], torch.randn(n, horizon, 2, generator=generator)
     for action in act.unbind(1):
@@ -182,18 +195,18 @@ def test_open_loop_error_and_band_of_a_linear_system_are_those_of_the_closed_for
         "epistemic": offset,
     }
     for name, value in expected.items():
-        torch.testing.assert_close(getattr(report, name), value.double(), rtol=0.03, atol=1e-6)
+        torch.testing.assert_close(getattr(report, name), value.double(), rtol=0.06, atol=1e-6)
     biased = (expected["rmse"].square() + (0.2 * drift[:, None]).square()).sqrt().double()
-    torch.testing.assert_close(report.member_rmse[0], biased, rtol=0.03, atol=1e-6)
+    torch.testing.assert_close(report.member_rmse[0], biased, rtol=0.06, atol=1e-6)
     assert report.member_rmse.shape == (3, 7, 2)
     assert report.diverged == 0
 
 
-def test_open_loop_bands_of_the_truth_hold_their_share():
-    report = evaluate_open_loop(Gaussian(gain=0.9), trajectories(), 199, generator=seeded(1))
-    torch.testing.assert_close(report.coverage[1:], torch.full((6, 2), 0.9).double(), atol=0.02, rtol=0)
-    sure = evaluate_open_loop(Gaussian(std=NOISE / 2, gain=0.9), trajectories(), 50, generator=seeded(1))
-    assert (sure.coverage[1:] < 0.65).all()
+def test_open_loop_bands_of_the_true_model_hold_their_share():
+    report = evaluate_open_loop(Gaussian(gain=0.9), trajectories(), 99, generator=seeded(1))
+    torch.testing.assert_close(report.coverage[1:], torch.full((6, 2), 0.9).double(), atol=0.04, rtol=0)
+    sure = evaluate_open_loop(Gaussian(std=NOISE / 2, gain=0.9), trajectories(), 20, generator=seeded(1))
+    assert (sure.coverage[1:] < 0.68).all()
     metrics = report.metrics()
     assert metrics["model/open_loop/rmse_4"] == pytest.approx(float(report.rmse[4].square().mean().sqrt()))
     assert {f"model/open_loop/band_{k}" for k in (1, 2, 4, 6)} <= metrics.keys()
@@ -227,7 +240,7 @@ def test_disagreement_is_the_spread_of_the_means_in_units_of_the_change():
 
 def test_disagreement_where_the_error_is_has_rank_correlation_one():
     class Honest(Gaussian):
-        """Disagrees by as much as it is wrong."""
+        """Members whose disagreement is proportional to the error."""
 
         def predict(self, state, context, action, std=None):
             mean, weights, std, term_prob = super().predict(state, context, action)
@@ -260,7 +273,7 @@ def test_ranks_with_ties_against_brute_force(n_values):
     assert auroc(a, b[:25]) == pytest.approx(float(sum(pairs)) / len(pairs))
 
 
-def test_a_model_keeps_its_mode_and_its_statistics():
+def test_measures_change_neither_the_mode_nor_the_statistics():
     model = make_model(normalize_targets=True).train()
     state, context, act = inputs(8)
     before = {name: x.clone() for name, x in model.state_dict().items()}
@@ -281,7 +294,7 @@ def test_metrics_are_floats_that_name_the_model():
     assert {"model/r2/state_1", "model/r2/member_1", "model/coverage_90", "model/coverage_99"} <= metrics.keys()
 
 
-def test_pictures_of_everything(tmp_path):
+def test_figures_draw_the_measures_and_name_the_dimensions():
     data, names = noisy(200), ["x", "y"]
     model = Gaussian(offsets=(-0.1, 0.1))
     one_step = evaluate_one_step(model, data)
@@ -292,12 +305,30 @@ def test_pictures_of_everything(tmp_path):
         draw_disagreement(evaluate_disagreement(model, data), names),
         draw_disagreement(evaluate_disagreement(model, data, data)),
     ]
-    for i, figure in enumerate(figures):
-        figure.savefig(tmp_path / f"{i}.png")
     assert [axes.get_title().partition(":")[0] for axes in figures[2].axes] == names
     line = figures[1].axes[0].lines[-1]
     assert line.get_xdata()[1:] == pytest.approx(LEVELS)
     assert line.get_ydata()[1:] == pytest.approx(one_step.mixture.coverage[:, 0].numpy())
+    assert len(figures[4].legends[0].get_texts()) == len(figures[3].legends[0].get_texts()) + 1
+
+
+@pytest.mark.parametrize("size", [1e-7, 2e-3, 3e4])
+def test_tick_labels_do_not_overlap_whatever_the_size_of_the_numbers(size):
+    figure, panels, _ = panel_grid(2, None, "title")
+    for i, axes in enumerate(panels):
+        axes.plot([-size, (i + 1) * size], [0.3 * size, (i + 1) * size])
+    figure.canvas.draw()
+    for axes in panels:
+        for which, axis in enumerate((axes.xaxis, axes.yaxis)):
+            low, high = axis.get_view_interval()
+            labels = {label.get_position()[which]: label for label in axis.get_ticklabels()}
+            labels = {place: label for place, label in labels.items() if low <= place <= high}
+            assert len(labels) >= 2
+            assert [float(label.get_text()) for label in labels.values()] == pytest.approx(
+                list(labels), abs=1e-6 * size
+            )
+            boxes = [label.get_window_extent() for label in labels.values()]
+            assert not any(one.overlaps(following) for one, following in pairwise(boxes))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
-"""What a capture asks of CUDA, with a stand-in for it; and what counts as a replay that agrees."""
+"""Calls of a capture to a fake `torch.cuda`, and the comparison of a replay with the function."""
 
-import gc
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -20,7 +19,7 @@ def simulated(scale: float) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-4), (torch.bfloat16, 3e-2), (torch.float64, 1e-8)])
-def test_how_closely_a_replay_must_agree_depends_on_the_type(dtype, near):
+def test_the_tolerance_depends_on_the_type(dtype, near):
     tolerance = 3 * torch.finfo(dtype).eps ** 0.5
     for scale in (1e-3, 1.0, 1e5):
         expected = tuple(x.double() if x.is_floating_point() else x for x in simulated(scale))
@@ -120,14 +119,13 @@ def test_a_pool_without_graphs_is_not_used_again(monkeypatch):
     cuda = FakeCuda(monkeypatch)
     for _ in range(2):
         capture_on_cuda(lambda: ())
-        cuda.recorded[-1] = cuda.recorded[-1][1:]  # the graph goes
-        gc.collect()
+        cuda.recorded[-1] = cuda.recorded[-1][1:]  # the last reference to the graph
     (pool, stream), (other_pool, other_stream) = cuda.recorded
     assert pool is not other_pool
     assert stream is other_stream
 
 
-def test_after_a_failed_capture_all_is_as_before(monkeypatch):
+def test_a_failed_capture_restores_the_stream_and_drops_the_pool(monkeypatch):
     cuda, runs = FakeCuda(monkeypatch), []
 
     def function():

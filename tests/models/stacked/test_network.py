@@ -1,4 +1,4 @@
-"""A network's own `prepared` stands in for its `forward` in rollouts, where the two are the same."""
+"""A network's `prepared` replaces its `forward` in rollouts if both give the same results."""
 
 import pytest
 import torch
@@ -122,8 +122,7 @@ def test_rollouts_follow_the_forward(cls, is_prepared, n_modes, monkeypatch):
     assert bool(calls) == is_prepared
 
 
-@pytest.mark.parametrize("part", ["", "standardizer", "layers", "layers.0", "bounds"])
-@pytest.mark.parametrize("pre", [True, False])
+@pytest.mark.parametrize(("part", "pre"), [("", True), ("standardizer", False), ("layers.0", True), ("bounds", False)])
 def test_rollouts_call_hooks(part, pre):
     model, calls = model_of(GaussianMixtureMLP, 1), []
     module = model.network.net.get_submodule(part)
@@ -148,7 +147,7 @@ def test_a_hook_that_changes_the_output_is_followed():
 
 
 @pytest.mark.parametrize("n_modes", [1, 2])
-def test_a_prepared_of_ones_own(n_modes):
+def test_a_user_network_may_have_a_prepared(n_modes):
     """Without an axis of modes, and without weights, if there is a single mode."""
     calls = []
 
