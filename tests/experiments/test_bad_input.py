@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from experiments.run import parts as run
+from experiments.run import folder as run
 from tests.experiments.commands import QUICK, all_files, read_state, run_train
 from tests.experiments.conftest import Refusal
 from tests.experiments.damage import DAMAGES, OWNED, Damage, put_run

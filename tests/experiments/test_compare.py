@@ -3,6 +3,7 @@ import json
 import pytest
 
 from experiments import compare
+from experiments.report.comparison import results
 from experiments.report.runs import read_run
 from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
@@ -54,7 +55,7 @@ def test_code_versions_where_runs_have_them(pair, capsys):
 
 
 def test_other_metrics(pair):
-    found = compare.results(read_run(pair[0]), "model/loss")
+    found = results(read_run(pair[0]), "model/loss")
     assert found["model/loss, last"] == pytest.approx(0.1)
     assert found["model/loss, entries"] == 10
     assert found["eval/success, mean of the last tenth"] is None

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from agents.pets import PETS
+from experiments.run.building import build_agent
 from experiments.run.config import from_json
-from experiments.run.parts import build_agent
 from layeredrl.planners import RandomShooting
 from layeredrl.storage import Checkpoints
 from layeredrl.world_model import WorldModel

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from experiments import plot_plan
-from experiments.evaluate import EvaluateConfig, load
-from experiments.plot_plan import Comparison, PlotPlanConfig, compare
+from experiments.pictures.plans import Comparison, compare
+from experiments.run.loading import load
 from layeredrl.environments import make_env, make_task
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
@@ -33,7 +33,7 @@ def _row(text: str, name: str) -> str:
 
 def _plan(run: Path, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """The actions that a run's agent takes until some step, (step, A), and what it plans then, (H, A)."""
-    config, agent, _ = load(EvaluateConfig(run))
+    config, agent, _ = load(run)
     (level,) = agent.levels
     assert isinstance(level, PlannerLevel)
     env, carry = make_env(config.env), agent.initial_carry(1, seed)
@@ -119,8 +119,7 @@ def test_with_the_truth_for_a_model_the_prediction_is_what_happens(step: int) ->
     world = WorldModel(encoder, Oracle.from_task(task, encoder, n_models=2), task)
     planner = ICEM(task.action_space, ICEMConfig(horizon=8, n_samples=8, n_iterations=1, n_elites=2))
     level = PlannerLevel(world, planner, task.action_space)
-    args = PlotPlanConfig(Path(), step=step, seed=5, particles=3)
-    found = compare("ContinuousCartPole-v0", Hierarchy([level], task), level, args)
+    found = compare("ContinuousCartPole-v0", Hierarchy([level], task), level, step=step, seed=5, n_particles=3)
     assert found.predicted.state.shape == (3, 2, 1, 9, 4)
     assert found.carried_out is not None
     for states in found.predicted.state.flatten(0, 2):
@@ -157,7 +156,12 @@ def test_an_environment_that_does_not_repeat_itself(
     begins: bool, step: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found: list[Comparison] = []
-    monkeypatch.setattr(plot_plan, "compare", lambda *args: found.append(compare(*args)) or found[0])
+
+    def kept(*args: Any, **kwargs: Any) -> Comparison:
+        found.append(compare(*args, **kwargs))
+        return found[0]
+
+    monkeypatch.setattr(plot_plan, "compare", kept)
     gym.register("Forgetful-v0", Forgetful, kwargs={"begins": begins}, max_episode_steps=15)
     run_train("pets", *QUICK, "--env", "Forgetful-v0", "--name", "r")
     capsys.readouterr()

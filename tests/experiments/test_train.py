@@ -7,8 +7,8 @@ import imageio.v3 as iio
 import pytest
 
 import envs  # noqa: F401  registers cart-pole
+from experiments.run.building import build_agent
 from experiments.run.config import from_json, parse
-from experiments.run.parts import build_agent
 from layeredrl.collector import Collector
 from layeredrl.planners import ICEM
 from layeredrl.storage import Checkpoints

@@ -8,11 +8,14 @@ import torch
 from tianshou.data import Batch
 from torch import Tensor
 
-import experiments.pictures.of_a_run
-from experiments.pictures.of_a_run import collect_held_out, draw_learning_curve, draw_model, record_episode, write_gif
+from experiments.pictures import video
+from experiments.pictures.learning_curve import draw_learning_curve
+from experiments.pictures.model import draw_model
+from experiments.pictures.video import record_episode, write_gif
+from experiments.run.building import build_agent
 from experiments.run.config import from_json, parse
 from experiments.run.finish import Training, finish
-from experiments.run.parts import build_agent
+from experiments.run.held_out import collect_held_out
 from layeredrl.loggers import LoggerList
 from layeredrl.task import DynamicsFunction, TaskSpec
 from layeredrl.world_model import Encoder, Oracle, WorldModel
@@ -38,7 +41,7 @@ def test_a_gif_shows_at_most_25_frames_a_second(fps: float, skip: int, duration:
 def test_an_episode_is_recorded_from_its_first_frame_and_one_without_an_end_is_cut(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(experiments.pictures, "MAX_FRAMES", 30)
+    monkeypatch.setattr(video, "MAX_FRAMES", 30)
     gym.register("Blinking-v0", Blinking)
     config = parse(["random", "--env", "Blinking-v0"])
     agent = build_agent(config)

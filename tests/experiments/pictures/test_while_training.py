@@ -21,12 +21,15 @@ from tianshou.data import Batch
 import envs  # noqa: F401  registers the mazes
 from envs.maze2d_layouts import SIMPLE
 from experiments import plot_skills
-from experiments.pictures import of_skills as skill_pictures
-from experiments.pictures.of_skills import SkillPictures, draw_coverage, draw_plans, make_plans
-from experiments.plot_skills import Fan, PlotSkillsConfig, draw_fan, make_fan, states_of
-from experiments.run import finish
+from experiments.pictures import while_training
+from experiments.pictures.coverage import draw_coverage
+from experiments.pictures.fans import Fan, FanSettings, draw_fan, make_fan
+from experiments.pictures.mazes import draw_plans, make_plans
+from experiments.pictures.states import states_of
+from experiments.pictures.while_training import SkillPictures
+from experiments.run import building, finish
+from experiments.run.building import build_agent, make_collector
 from experiments.run.config import RunConfig, parse
-from experiments.run.parts import build_agent, make_collector
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger
 from tests.experiments.commands import assert_same, call, read_state, run_train, without_time
@@ -36,7 +39,7 @@ MAZE = ("--env", "Maze2D-Simple-v0", "--preset", "debug", "--n-envs", 2, "--vect
 STEPS, EVERY = "--trainer.n-total-env-steps", "--trainer.pictures-every"
 SKILLS = ("splates", "dads", "diayn", "splates-goals")
 NAMES = ("skill-fan", "skill-coverage", "plan-maze")
-FEW = PlotSkillsConfig(Path(), starts=3, skills=5, walk=4)
+FEW = FanSettings(starts=3, skills=5, walk=4)
 
 
 class Figures(Logger):
@@ -94,21 +97,21 @@ def test_a_fan_is_what_skills_do_from_common_starts(agent: str) -> None:
     n, duration = (3, 5) if agent == "diayn" else (5, 4)
     width = built.task.observation_dim if agent == "diayn" else 2
     assert fan.in_place
-    assert fan.ways.shape == (3, n, duration + 1, width)
-    assert (fan.ways[:, :, 0] == fan.ways[:, :1, 0]).all()
-    assert len(np.unique(fan.ways[:, 0, 0, :2], axis=0)) == 3
-    steps = np.diff(fan.ways[..., :2], axis=2)
+    assert fan.paths.shape == (3, n, duration + 1, width)
+    assert (fan.paths[:, :, 0] == fan.paths[:, :1, 0]).all()
+    assert len(np.unique(fan.paths[:, 0, 0, :2], axis=0)) == 3
+    steps = np.diff(fan.paths[..., :2], axis=2)
     assert 0 < np.abs(steps).max() < 0.11  # metres: places, step by step
     assert (fan.predicted is None) == (agent == "diayn")
     if fan.predicted is not None:
-        np.testing.assert_allclose(fan.predicted, fan.ways[:, :, 0] + 0.1 * fan.skills.numpy(), rtol=1e-5)
+        np.testing.assert_allclose(fan.predicted, fan.paths[:, :, 0] + 0.1 * fan.skills.numpy(), rtol=1e-5)
 
 
 def test_a_fan_draws_a_line_for_each_skill_and_start() -> None:
     ways = np.zeros((2, 3, 5, 2), np.float32)
     ways[:] = np.arange(30).reshape(2, 3, 5, 1)
     skills = torch.zeros(3, 2)
-    (axis,) = draw_fan(Fan(skills, ways, ways[:, :, -1] + 1, in_place=True), "title", SIMPLE).axes
+    (axis,) = draw_fan(Fan(skills, ways, ways[:, :, -1] + 1, "xy", in_place=True), "title", SIMPLE).axes
     lines = axis.lines
     crosses = [line for line in lines if line.get_marker() == "x"]
     starts = [line for line in lines if line.get_marker() == "o"]
@@ -119,27 +122,27 @@ def test_a_fan_draws_a_line_for_each_skill_and_start() -> None:
     assert [line.get_xydata()[0, 0] for line in starts] == [0, 15]
     assert len({line.get_color() for line in crosses}) == 3
 
-    (axis,) = draw_fan(Fan(skills, ways, None, in_place=False), "title", SIMPLE).axes
+    (axis,) = draw_fan(Fan(skills, ways, None, "xy", in_place=False), "title", SIMPLE).axes
     assert (len(axis.lines), len(axis.images)) == (2 * 3 + 2, 0)  # no walls where states are no places
-    (axis,) = draw_fan(Fan(skills, ways[..., :1], ways[:, :, -1, :1], in_place=False), "title").axes
+    (axis,) = draw_fan(Fan(skills, ways[..., :1], ways[:, :, -1, :1], "x", in_place=False), "title").axes
     np.testing.assert_array_equal(axis.lines[0].get_xydata(), np.stack([np.arange(5), ways[0, 0, :, 0]], 1))
     assert axis.lines[1].get_xydata().tolist() == [[4.0, 4.0]]
 
 
 def test_coverage_counts_what_was_visited() -> None:
     visited = np.array([[1.0, 2.0, 9.0]] * 3 + [[8.0, 8.0, 9.0]], np.float32)
-    axis, _ = draw_coverage(visited, "title", SIMPLE).axes
+    axis, _ = draw_coverage(visited, "xyz", "title", SIMPLE).axes
     (cells,) = [c for c in axis.collections if isinstance(c, QuadMesh)]
     assert sorted(np.ma.compressed(np.ma.masked_invalid(cells.get_array()))) == [1.0, 3.0]
     assert len(axis.images) == 1
-    (axis,) = draw_coverage(visited[:, :1], "title", None).axes
+    (axis,) = draw_coverage(visited[:, :1], "x", "title", None).axes
     assert sorted(bar.get_height() for bar in axis.patches if bar.get_height()) == [1.0, 3.0]
 
 
 @pytest.mark.parametrize("agent", ["splates", "dads", "goals", "pets"])
 def test_plans_begin_where_episodes_do(agent: str) -> None:
     config, built = trained(agent)
-    states, goals = make_plans(config, built, n=4)
+    states, goals = make_plans(config, built, n=4, seed=0)
     level: Any = built.levels[0]
     n_steps = level.planner.horizon * level.world.repeat
     assert states.shape[0] == 4
@@ -155,7 +158,7 @@ def test_plans_begin_where_episodes_do(agent: str) -> None:
 
 def test_states_are_places_only_where_they_begin_with_them() -> None:
     def in_place(*arguments: object) -> bool:
-        return states_of(build_agent(parse([*map(str, arguments)])))[1]
+        return states_of(build_agent(parse([*map(str, arguments)]))).in_place
 
     assert in_place("splates", *MAZE)
     assert in_place("splates", *MAZE, "--state", "achieved_goal", "observation")
@@ -179,15 +182,15 @@ def test_episodes_may_end_on_the_way(n_envs: int) -> None:
     config = parse(["diayn", "--env", "Short-v0", "--preset", "debug", "--n-envs", str(n_envs)])
     agent = build_agent(config)
     n_walk = np.random.default_rng(0).integers(0, 9, 20)
-    fan = make_fan(config, agent, PlotSkillsConfig(Path(), starts=20, skills=3, walk=8, seed=0))
-    assert len(fan.ways) == (n_walk <= 4).sum() < 20  # skills of five steps
-    cut = fan.ways[n_walk[n_walk <= 4] == 4]
+    fan = make_fan(config, agent, FanSettings(starts=20, skills=3, walk=8, seed=0))
+    assert len(fan.paths) == (n_walk <= 4).sum() < 20  # skills of five steps
+    cut = fan.paths[n_walk[n_walk <= 4] == 4]
     assert (cut[:, :, 4:] == cut[:, :, 3:4]).all()  # the episode ends with the 23rd step
     assert (cut[:, :, 3] != cut[:, :, 2]).any()
     assert np.isfinite(list(fan.numbers().values())).all()
     gym.register("Shorter-v0", lambda: TimeLimit(Short(), 1))
     with pytest.raises(ValueError, match=r"all episodes ended within 8 skills, .*expected shorter walks"):
-        make_fan(replace(config, env="Shorter-v0"), agent, PlotSkillsConfig(Path(), starts=3, skills=3, walk=8, seed=1))
+        make_fan(replace(config, env="Shorter-v0"), agent, FanSettings(starts=3, skills=3, walk=8, seed=1))
 
 
 def test_an_agent_without_skills_has_no_fan() -> None:
@@ -255,7 +258,7 @@ def test_what_cannot_be_drawn_is_told_of_once(where: str, tmp_path: Path, monkey
         for n in (10, 20):
             pictures(n)
 
-    monkeypatch.setattr(*((skill_pictures, "make_fan") if where == "make" else (Figure, "savefig")), fail)
+    monkeypatch.setattr(*((while_training, "make_fan") if where == "make" else (Figure, "savefig")), fail)
     with pytest.warns(RuntimeWarning, match="could not be drawn, training goes on: OSError") as told:
         draw_twice()
     n_broken = 1 if where == "make" else 3
@@ -269,7 +272,7 @@ def test_a_run_whose_pictures_fail_is_trained_to_the_end(monkeypatch: pytest.Mon
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no maze today")
 
-    monkeypatch.setattr(skill_pictures, "make_plans", fail)
+    monkeypatch.setattr(while_training, "make_plans", fail)
     with pytest.warns(RuntimeWarning, match="plan/maze could not be drawn, training goes on: RuntimeError: no maze"):
         run_train("splates", *MAZE, STEPS, 40, EVERY, 20, "--no-tensorboard", "--name", "r")
     assert pictures_of(Path("runs/r")) == {f"{name}-{n:09d}.png" for name in NAMES[:2] for n in (20, 40)}
@@ -283,10 +286,10 @@ def test_processes_are_not_started_for_a_picture(monkeypatch: pytest.MonkeyPatch
         made.append((config.vectorization, n_envs))
         return SimpleNamespace()
 
-    monkeypatch.setattr(plot_skills, "make_envs", make_envs)
+    monkeypatch.setattr(building, "make_envs", make_envs)
     arguments = ("splates", *map(str, MAZE[:-2]))
     for kind in ("sync", "async", "native"):
-        plot_skills.make_envs_here(parse([*arguments, "--vectorization", kind]), 3)
+        building.make_envs_here(parse([*arguments, "--vectorization", kind]), 3)
     assert made == [("sync", 3), ("sync", 3), ("native", 3)]
 
 
