@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 from numpy.typing import NDArray
 
 from envs.maze2d_layouts import Layout
@@ -28,7 +29,10 @@ def draw_coverage(visited: NDArray[np.float32], names: Sequence[str], title: str
         axis.set(xlabel=f"{names[0]} (environment's units)", ylabel="number of visits")
     else:
         label_states(axis, names, layout)
-        *_, cells = axis.hist2d(visited[:, 0], visited[:, 1], bins=80, cmin=1, norm=LogNorm(), cmap="viridis")
-        figure.colorbar(cells, ax=axis, label=f"number of visits, of {len(visited)} states", shrink=0.8)
+        extent = None if layout is None else [(0, layout.size[0]), (0, layout.size[1])]
+        *_, cells = axis.hist2d(*visited[:, :2].T, bins=80, range=extent, cmin=1, norm=LogNorm())
+        bar = figure.colorbar(cells, ax=axis, shrink=0.8, ticks=LogLocator(subs=(1, 2, 5)), format="%d")
+        bar.set_label(f"number of visits, of {len(visited)} states")
+        bar.minorticks_off()
     axis.set_title(title, fontsize=10)
     return figure

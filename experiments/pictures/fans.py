@@ -11,6 +11,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import VectorEnv
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
@@ -23,6 +24,7 @@ from layeredrl import action_spaces
 from layeredrl.checks import require_counts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import Decision, Level
+from layeredrl.models.diagnostics.figures import GREY
 from layeredrl.randomness import fork_globals, seed_globals
 from layeredrl.skills import SkillLevel
 
@@ -218,6 +220,11 @@ def draw_fan(fan: Fan, title: str, layout: Layout | None = None) -> Figure:
                 axis.plot(*_in_plane(fan.predicted[b, k, None], steps[-1:]), "x", color=colours[k], ms=4)
         axis.plot(*_in_plane(start[0, :1], steps[:1]), "o", color="black", ms=3)
     axis.set_title(title, fontsize=10)
+    marks = [Line2D([], [], ls="", marker="o", color="black", ms=3, label="start")]
+    marks.append(Line2D([], [], color=GREY, label="path of a skill"))
+    if fan.predicted is not None:
+        marks.append(Line2D([], [], ls="", marker="x", color=GREY, ms=4, label="predicted end"))
+    figure.legend(handles=marks, loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 

@@ -30,7 +30,7 @@ def draw_learning_curve(path: Path, episodes: Sequence[tuple[int, float]], title
         axes.plot(steps, returns, color=BLUE, alpha=0.4)
     if returns:
         axes.step(steps, np.maximum.accumulate(returns), where="post", color=ORANGE, lw=1, label="best so far")
-        axes.legend(loc="lower right")
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8)
     axes.set(xlabel="total environment steps", ylabel="episode return (sum of rewards)", title=title, xlim=(0, None))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

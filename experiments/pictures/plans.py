@@ -95,7 +95,7 @@ def draw_comparison(found: Comparison, level: PlannerLevel, title: str) -> Figur
     if found.carried_out is not None:
         lines.append((found.carried_out, "black", ".", "track, plan carried out"))
     n_dims = states.shape[-1]
-    names = [*state_names(level.world.encoder, level.world.task), "return (sum of rewards)"]
+    names = [*state_names(level.world.encoder, level.world.task), "return"]
     figure, panels, _ = panel_grid(n_dims + 1, names, title)
     for i, axes in enumerate(panels):
         is_state = i < n_dims
@@ -109,10 +109,10 @@ def draw_comparison(found: Comparison, level: PlannerLevel, title: str) -> Figur
             y = y[: found.horizon + is_state]
             axes.plot(np.arange(len(y)) + (not is_state), y, style, color=color, lw=1.2, label=label)
         axes.set_title(names[i], fontsize=9)
+        axes.set_xlabel("time ahead (environment steps)", fontsize=8)
+        axes.set_ylabel("environment's units" if is_state else "sum of rewards", fontsize=8)
         axes.grid(alpha=0.3)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.supxlabel("time ahead (environment steps)", fontsize=9)
-    figure.supylabel("state (environment's units)", fontsize=9)
     return figure
 
 
