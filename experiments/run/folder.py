@@ -109,7 +109,9 @@ def _require_own(folder: Path, config: RunConfig[Any]) -> None:
         raise ValueError(f"{folder} exists and is not the folder of a run; --name chooses another one")
     links = [path.name for path in folder.iterdir() if path.is_symlink()]
     if links:
-        raise ValueError(f"{folder} holds a link, {links[0]}, to what may not be the run's; remove it or choose --name")
+        raise ValueError(
+            f"{folder} holds a symbolic link, {links[0]}, expected files of the run; remove it or choose --name"
+        )
     if not os.access(folder, os.W_OK):
         raise PermissionError(13, "Permission denied")
     if config.fresh:

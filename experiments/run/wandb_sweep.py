@@ -42,9 +42,7 @@ class SweepTrial:
             ValueError: The run does not log to W&B, or has other settings.
         """
         if settings["wandb"] == "off":
-            raise ValueError(
-                "a W&B sweep has started this run, but wandb is off: its command should say --wandb online"
-            )
+            raise ValueError("a W&B sweep has started this run, but wandb is off; add --wandb online to its command")
         for name, value in self.parameters.items():
             own = _find(settings, name)
             if own is not _UNKNOWN and own != value and str(own) != str(value):
