@@ -56,6 +56,22 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs / "trained"
 
 
+@pytest.fixture(scope="session")
+def drift_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of PETS on OwnDrift-v0, where the reward is learned; not to be changed."""
+    runs = tmp_path_factory.mktemp("runs")
+    run_train("pets", *QUICK, "--env", "OwnDrift-v0", "--runs-dir", runs, "--name", "drift")
+    return runs / "drift"
+
+
+@pytest.fixture(scope="session")
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of random actions on OwnDrift-v0, not to be changed."""
+    runs = tmp_path_factory.mktemp("runs")
+    run_train("random", *QUICK, "--env", "OwnDrift-v0", "--runs-dir", runs, "--name", "random")
+    return runs / "random"
+
+
 @pytest.fixture
 def without_video(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run records a video, which takes longer than its training."""

@@ -62,12 +62,12 @@ def check_log(folder: Path, n_total_env_steps: int, fit_every: int) -> None:
 
 
 def test_three_kills_change_nothing() -> None:
-    arguments = ("pets", *QUICK, "--trainer.n-total-env-steps", 100, "--trainer.checkpoint-every", 3)
+    arguments = ("pets", *QUICK, "--trainer.n-total-env-steps", 60, "--trainer.checkpoint-every", 3)
     run_train(*arguments, "--name", "whole")
     rng = random.Random(0)
     kill_and_go_on(arguments, [rng.uniform(0.0, 0.3) for _ in range(3)])
     assert_same_run(FOLDER, Path("runs/whole"))
-    check_log(FOLDER, 100, fit_every=20)
+    check_log(FOLDER, 60, fit_every=20)
 
 
 @pytest.mark.slow
