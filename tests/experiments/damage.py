@@ -1,4 +1,4 @@
-"""Ways in which the files of a run may be bad, and what is said about them."""
+"""Damages of a run's files, and the messages about them."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from tests.experiments.commands import change_state, fit_manifest, newest, write
 
 FOLDER = Path("runs/r")
 OWNED = "owned"
-"""The file that hostile files would make."""
+"""File that hostile files would make."""
 
 
 class Malice:
@@ -28,18 +28,18 @@ class Malice:
 
 @dataclass(frozen=True)
 class Damage:
-    """One way to damage the run in `FOLDER`, which is PETS in one environment, 60 steps."""
+    """A damage of the run in `FOLDER`: PETS in one environment, 60 steps."""
 
     name: str
     do: Callable[[], object]
-    told: str
-    """A part of what is said."""
+    message: str
+    """Part of the message."""
     slow: bool = False
-    """Whether it is left to the slow tests: the quick ones have the same damage at other places."""
+    """True for slow tests: the quick ones have the same damage at other places."""
 
 
 def put_run(trained: Path) -> None:
-    """Put a copy of a run where it is to be damaged."""
+    """Copy a run to `FOLDER`."""
     shutil.copytree(trained, FOLDER)
     settings = replace(from_json(FOLDER / "config.json"), name="r", runs_dir=Path("runs"))
     (FOLDER / "config.json").write_text(to_json(settings))
@@ -121,7 +121,7 @@ def _edit_state(change: Callable[[dict[str, Any]], object]) -> Callable[[], obje
 
 
 def _set(*keys: Any, to: Any) -> Callable[[], object]:
-    """Set what lies under some keys of the state; a function gets what was there."""
+    """Set an entry of the state by its keys; a function gets the old value."""
 
     def change(state: dict[str, Any]) -> None:
         for key in keys[:-1]:
@@ -146,8 +146,8 @@ _CARRY = ("collector", "carry", "levels", 0)
 _UNFIT = "checkpoints does not fit the settings in config.json"
 
 TRUNCATED = [
-    Damage(f"{name} cut at {percent} %", _cut(find, percent), told, slow=percent not in (0, 40, 90))
-    for (name, find), told in zip(
+    Damage(f"{name} cut at {percent} %", _cut(find, percent), message, slow=percent not in (0, 40, 90))
+    for (name, find), message in zip(
         FILES.items(),
         ["bytes, expected", "bytes, expected", "is not a readable checkpoint", "not the folder of a run"],
         strict=True,
@@ -156,8 +156,8 @@ TRUNCATED = [
 ]
 
 FLIPPED = [
-    Damage(f"{name}, a bit at {percent} %", _flip(find, percent), told, slow=percent not in (0, 60, 100))
-    for (name, find), told in zip(
+    Damage(f"{name}, a bit at {percent} %", _flip(find, percent), message, slow=percent not in (0, 60, 100))
+    for (name, find), message in zip(
         FILES.items(), ["SHA-256", "SHA-256", "not a readable checkpoint", "not the folder of a run"], strict=True
     )
     for percent in range(0, 101, 20)
@@ -165,8 +165,8 @@ FLIPPED = [
 
 FORMATS = [
     *(
-        Damage(f"manifest.json of format {value!r}", _edit_manifest(lambda m, v=value: m.update(format=v)), told)
-        for value, told in [
+        Damage(f"manifest.json of format {value!r}", _edit_manifest(lambda m, v=value: m.update(format=v)), message)
+        for value, message in [
             (FORMAT - 1, f"has format {FORMAT - 1}, expected {FORMAT}"),
             (FORMAT + 1, f"has format {FORMAT + 1}, expected {FORMAT}"),
             (str(FORMAT), f"has format '{FORMAT}', expected {FORMAT}"),
@@ -175,8 +175,8 @@ FORMATS = [
         ]
     ),
     *(
-        Damage(f"state.pt of format {value!r}", _save(_state, {"format": value, "state": {}}), told)
-        for value, told in [
+        Damage(f"state.pt of format {value!r}", _save(_state, {"format": value, "state": {}}), message)
+        for value, message in [
             (FORMAT - 1, f"has format {FORMAT - 1}"),
             (FORMAT + 1, f"has format {FORMAT + 1}"),
             ([1], "has format list"),
@@ -300,8 +300,8 @@ SHAPES = [
 
 HOSTILE = [
     *(
-        Damage(f"a hostile pickle as {name}", _write(find, pickle.dumps(Malice())), told)
-        for (name, find), told in zip(
+        Damage(f"a hostile pickle as {name}", _write(find, pickle.dumps(Malice())), message)
+        for (name, find), message in zip(
             FILES.items(),
             ["bytes, expected", "bytes, expected", "not a readable checkpoint", "not the folder of a run"],
             strict=True,
