@@ -1,1 +1,1 @@
-"""Command lines: train, evaluate, benchmarks; and the results that they produced."""
+"""Commands such as train and evaluate, and the results that they produced."""

@@ -5,29 +5,22 @@
 
 import os
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import tyro
 
-from experiments.pictures.of_a_run import record_episode
-from experiments.run.command_line import command_line, fail
-from experiments.run.config import RunConfig, from_json
-from experiments.run.parts import CHECKPOINTS, CONFIG, FAULT, build_agent, can_render, play, restoring
+from experiments.pictures.video import record_episode
+from experiments.run.building import can_render
+from experiments.run.command_line import FAULT, command_line, fail
+from experiments.run.loading import WANDB, downloaded, load
+from experiments.run.playing import play
+from layeredrl.checks import require_counts
 from layeredrl.faults import Fault
-from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import closing_table
-from layeredrl.storage import Checkpoints
 from layeredrl.trainer import success_rate
-
-WANDB = "wandb:"
-"""What the name of a model on W&B begins with."""
 
 
 @dataclass(frozen=True)
@@ -37,72 +30,32 @@ class EvaluateConfig:
     run: tyro.conf.Positional[Path]
     """Folder of the run, or wandb:ENTITY/PROJECT/NAME:latest for a model on W&B."""
     episodes: int = 10
-    """How many episodes."""
+    """Number of episodes."""
     seed: int = 1_000_000
-    """Of the episodes; far from those of training."""
+    """Random seed of the episodes; the default is far from the seeds of training."""
     video: Path | None = None
-    """Write one more episode to this GIF."""
+    """Write a GIF of one more episode to this file."""
     best: bool = False
-    """Take the best checkpoint that was kept instead of the newest."""
+    """Load the kept checkpoint with the best score instead of the newest."""
     device: str | None = None
-    """Where the agent computes; where it was trained by default."""
+    """Device of the agent: cpu, cuda, cuda:1; the one it was trained on by default."""
 
     def __post_init__(self) -> None:
-        for name, minimum in (("episodes", 1), ("seed", 0)):
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {minimum}")
+        require_counts(self, episodes=1, seed=0)
+        if self.best and str(self.run).startswith(WANDB):
+            raise ValueError(f"--best asks for the best checkpoint, but {self.run} holds the newest alone")
         if self.video is not None and self.video.suffix.lower() != ".gif":
             raise ValueError(f"video is {self.video}, expected a name that ends in .gif")
         if self.video is not None and not os.access(self.video.parent, os.W_OK):
             raise ValueError(f"video {self.video} cannot be written: {self.video.parent} is no folder to write to")
 
 
-def load(args: EvaluateConfig) -> tuple[RunConfig[Any], Hierarchy, int]:
-    """The run's settings, its agent, and for how many environment steps that has been trained.
-
-    Raises:
-        ValueError: The run cannot be read, or its parts do not fit together.
-    """
-    config = from_json(args.run / CONFIG)
-    config = replace(config, device=args.device or config.device)
-    agent = build_agent(config)
-    path = args.run / CHECKPOINTS
-    state = Checkpoints(path).load(config.device, best=args.best, increments=False)
-    with restoring(path):
-        agent.load_state_dict(state["agent"])
-        return config, agent, int(state["n_total_env_steps"])
-
-
-@contextmanager
-def found(run: Path) -> Iterator[Path]:
-    """The folder of a run; a W&B model is downloaded to one, which is gone afterwards.
-
-    Raises:
-        ValueError: There is no such model, no key, or no network.
-    """
-    if not str(run).startswith(WANDB):
-        yield run
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        import wandb
-
-        try:
-            wandb.setup(settings=wandb.Settings(silent=True))
-            name = str(run).removeprefix(WANDB)
-            wandb.Api().artifact(name, type="model").download(folder)
-        except (OSError, ValueError, wandb.Error) as error:
-            raise ValueError(f"{run} cannot be downloaded: {error}") from error
-        yield Path(folder)
-
-
 def main() -> None:
-    """Load, play, tell."""
+    """Load the run, play episodes, and print a table of the results."""
     try:
-        args = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
-        if args.best and str(args.run).startswith(WANDB):
-            raise ValueError(f"--best asks for the best checkpoint, but {args.run} holds the newest alone")
-        with found(args.run) as folder:
-            config, agent, n_total_env_steps = load(replace(args, run=folder))
+        args: EvaluateConfig = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
+        with downloaded(args.run) as folder:
+            config, agent, n_total_env_steps = load(folder, device=args.device, best=args.best)
         if args.video is not None and not can_render(config.env):
             raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
     except (ValueError, TypeError, OSError) as error:

@@ -1,66 +1,29 @@
 """Train an agent: `python -m experiments.train pets --env ContinuousCartPole-v0 --seed 0`.
 
-The same command again goes on where it was stopped. Exit codes: 0 done, 2 bad input, 3 a fault that the run was saved
-before, 75 asked to stop.
+The same command resumes a run that was stopped. Exit codes: 0 done, 2 bad input, 3 a fault before which the run was
+saved, 75 stopped by a signal.
 """
 
 import sys
-import warnings
 from contextlib import ExitStack
-from pathlib import Path
 
-from experiments.pictures.of_skills import SkillPictures
-from experiments.run.command_line import fail
+from experiments.pictures.while_training import SkillPictures
+from experiments.run.building import build_agent, make_collector, make_logger
+from experiments.run.command_line import FAULT, fail
 from experiments.run.config import parse
 from experiments.run.finish import Training, finish
-from experiments.run.parts import (
-    CHECKPOINTS,
-    FAULT,
-    SUMMARY,
-    build_agent,
-    make_collector,
-    make_logger,
-    open_folder,
-    play,
-    restoring,
-)
+from experiments.run.folder import SUMMARY, open_folder
+from experiments.run.playing import play
+from experiments.run.saving import Saver
 from experiments.run.signals import STOPPED, StopRequest
 from experiments.run.versions import record
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
-from layeredrl.storage import Checkpoints
 from layeredrl.trainer import Trainer
 
 
-class Saver:
-    """Writes checkpoints; what cannot be written now is tried again the next time.
-
-    Args:
-        folder: Of the run.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
-        self.warned = False
-
-    def __call__(self, trainer: Trainer) -> bool:
-        """Save; a disk that is full or read-only is told of once, and does not stop the training."""
-        state = trainer.state_dict()
-        try:
-            self.checkpoints.save(state, state["n_total_env_steps"], score=trainer.score)
-        except OSError as error:
-            if not self.warned:
-                warnings.warn(
-                    f"no checkpoint could be written, training goes on: {error}", RuntimeWarning, stacklevel=2
-                )
-            self.warned = True
-            return False
-        self.warned = False
-        return True
-
-
 def main() -> None:
-    """Assemble the parts, go on from the last checkpoint if there is one, train, and leave pictures."""
+    """Assemble the parts, resume from the last checkpoint if there is one, train, and draw the pictures of the run."""
     with ExitStack() as at_end:
         stop = at_end.enter_context(StopRequest())
         try:
@@ -81,20 +44,14 @@ def main() -> None:
                 stop=lambda: bool(stop),
                 draw=SkillPictures(config, agent, folder, logger) if config.pictures else None,
             )
-            if save.checkpoints.newest() is not None:
-                state = save.checkpoints.load(config.device)
-                save.checkpoints.prune()  # a run that was killed in its last save may save nothing any more
-                with restoring(save.checkpoints.folder):
-                    trainer.load_state_dict(state)
+            save.restore(trainer, config.device)
         except Fault as error:
             fail(error, FAULT)
         except (ValueError, TypeError, OSError) as error:
             fail(error)
         n_before, n_end = collector.n_total_env_steps, config.trainer.n_total_env_steps
         if trainer.finished and (folder / SUMMARY).exists():
-            print(
-                f"{folder} is finished, with {n_before} environment steps. --trainer.n-total-env-steps goes on to more,"
-            )
+            print(f"{folder} is finished, with {n_before} environment steps. --trainer.n-total-env-steps continues it,")
             print("--fresh starts over.")
             return
         (folder / SUMMARY).unlink(missing_ok=True)  # of a shorter run
@@ -105,13 +62,12 @@ def main() -> None:
             trainer.run()
         except Fault as error:
             logger.close()
-            n_saved = save.checkpoints.newest() or 0
-            fail(f"{error}; the same command goes on at {n_saved} of {n_end} environment steps", FAULT)
+            fail(f"{error}; the same command goes on at {save.n_saved} of {n_end} environment steps", FAULT)
         if not trainer.finished:
             logger.close()
-            n_saved = save.checkpoints.newest() or 0
-            print(f"stopped by {stop.received} at {collector.n_total_env_steps} of {n_end} environment steps; ", end="")
-            print(f"the same command goes on at {n_saved}")
+            n_now = collector.n_total_env_steps
+            print(f"stopped by {stop.received} at {n_now} of {n_end} environment steps; ", end="")
+            print(f"the same command goes on at {save.n_saved}")
             raise SystemExit(STOPPED)
         training = Training(trainer.episodes, collector.n_total_env_steps, trainer.seconds, trainer.cpu_seconds)
         try:

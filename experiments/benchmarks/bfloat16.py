@@ -20,8 +20,8 @@ from agents.pets import PETS
 from envs.cartpole import THETA_LIMIT, X_LIMIT
 from experiments.benchmarks.cartpole import CartPoleBenchmark, Result, run_seed
 from experiments.benchmarks.machine import machine_line
+from experiments.run.building import build_agent, make_collector
 from experiments.run.config import RunConfig
-from experiments.run.parts import build_agent, make_collector
 from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.diagnostics.ranking import spearman

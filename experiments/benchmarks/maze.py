@@ -23,8 +23,8 @@ from envs.maze2d_layouts import MEDIUM
 from envs.maze2d_rules import SUCCESS_DISTANCE
 from envs.maze2d_vector import Maze2DVectorEnv
 from experiments.benchmarks.runs import columns, draw_curves, keep, kept, table, train
-from experiments.evaluate import EvaluateConfig, load
-from experiments.plot_plan import play
+from experiments.run.loading import load
+from experiments.run.playing import play_track
 from layeredrl.collector import Collector, Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
@@ -109,7 +109,7 @@ def run(study: MazeStudy, name: str, seed: int) -> dict[str, Any]:
     arguments += ["--trainer.n-total-env-steps", str(study.n_total_env_steps)]
     arguments += ["--trainer.eval-every", str(study.eval_every), "--trainer.eval-episodes", "24"]
     cost = train(study.runs_dir, folder.name, arguments)
-    _, agent, n_steps = load(EvaluateConfig(folder))
+    _, agent, n_steps = load(folder)
     episodes = evaluate(agent, study.episodes_each)
     returns = [episode.episode_return for episode in episodes]
     curves = columns(folder / "metrics.csv", ("eval/episode_return", "eval/success"))
@@ -160,7 +160,7 @@ def follow(
     with fork_globals():
         seed_globals(0)
         env = PairsEnv([pair], layout="medium", autoreset_mode="Disabled")
-        track, moments = play(env, agent, None, n_steps=400, seed=0)
+        track, moments = play_track(env, agent, None, n_steps=400, seed=0)
     way = track.obs[:, :2]
     there = np.flatnonzero(np.linalg.norm(way - np.array(pair[1]), axis=1) < SUCCESS_DISTANCE)
     n_steps = int(there[0]) if len(there) else len(way) - 1
@@ -237,7 +237,7 @@ def main() -> None:
                 report(study.output, kept(path))
     folder = study.runs_dir / f"maze-{study.agents[0]}-{study.seeds[0]}"
     if folder.exists():  # the results may be here without the runs
-        _, agent, _ = load(EvaluateConfig(folder))
+        _, agent, _ = load(folder)
         if isinstance(agent.levels[0], PlannerLevel):
             draw_plans(_plans(study.output), agent, [PAIRS[0], PAIRS[3]])
     report(study.output, kept(path))

@@ -11,9 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from experiments.benchmarks.runs import table
-from experiments.evaluate import EvaluateConfig, load
-from experiments.pictures.of_a_run import world_model_of
-from experiments.run.held_out import collect, displaced, longest_episode, trajectories, transitions
+from experiments.run.held_out import collect, displaced, longest_episode, trajectories, transitions, world_model_of
+from experiments.run.loading import load
 from layeredrl.models.diagnostics.measures import evaluate_disagreement, evaluate_one_step, evaluate_open_loop
 
 MODEL_NUMBERS = {
@@ -43,7 +42,7 @@ def judge_model(folder: Path, n_steps: int, horizon: int, seed: int) -> dict[str
         horizon: Of open-loop rollouts.
         seed: Of the data.
     """
-    config, agent, _ = load(EvaluateConfig(folder, device="cpu"))
+    config, agent, _ = load(folder, device="cpu")
     world = world_model_of(agent)
     if world is None:
         return None

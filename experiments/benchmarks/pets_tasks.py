@@ -20,7 +20,7 @@ import torch
 
 from experiments.benchmarks import pets_tables, runs
 from experiments.run.command_line import command_line, fail
-from experiments.run.parts import CHECKPOINTS
+from experiments.run.folder import CHECKPOINTS
 from experiments.run.signals import STOPPED, StopRequest
 from layeredrl.checks import require_counts, require_number
 from layeredrl.storage import Checkpoints

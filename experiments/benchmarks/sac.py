@@ -14,8 +14,8 @@ import tyro
 
 import envs  # noqa: F401  registers the tasks
 from experiments.benchmarks.runs import columns, draw_curves, keep, kept, table, train
-from experiments.evaluate import EvaluateConfig, load
-from experiments.run.parts import play
+from experiments.run.loading import load
+from experiments.run.playing import play
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def run(config: SACBenchmark, name: str, seed: int) -> dict[str, Any]:
     arguments = ["sac", "--env", task.env, "--seed", str(seed), *task.arguments, "--no-pictures", "--no-tensorboard"]
     arguments += ["--trainer.n-total-env-steps", str(task.n_total_env_steps), "--trainer.checkpoint-every", "5000"]
     cost = train(config.runs_dir, folder.name, arguments)
-    loaded, agent, n_steps = load(EvaluateConfig(folder))
+    loaded, agent, n_steps = load(folder)
     returns = [episode.episode_return for episode in play(loaded, agent, 20, 10**6)]
     return {
         "task": name,

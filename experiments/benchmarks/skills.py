@@ -28,8 +28,8 @@ from envs.maze2d_vector import Maze2DVectorEnv
 from experiments.benchmarks.machine import machine_line
 from experiments.benchmarks.maze import ENV
 from experiments.benchmarks.runs import keep, kept, table
-from experiments.evaluate import EvaluateConfig, load
-from experiments.plot_skills import skill_level_of, some_skills
+from experiments.pictures.fans import skill_level_of, some_skills
+from experiments.run.loading import load
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import Level
 from layeredrl.randomness import fork_globals, seed_globals
@@ -233,7 +233,7 @@ def stage_of(agent: Hierarchy) -> tuple[Stage, ModelBasedSkills]:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Everything that is told of one run."""
-    config, agent, n_steps = load(EvaluateConfig(folder, device="cpu"))
+    config, agent, n_steps = load(folder, device="cpu")
     if config.env != ENV:
         raise ValueError(f"{folder} was trained in {config.env}, expected {ENV}")
     stage, method = stage_of(agent)
@@ -341,7 +341,7 @@ def main() -> None:
             keep(path, {**measure(folder), "command": command})
     runs = {r["agent"]: Path(r["run"]) for r in reversed(kept(path))}  # the first one of each agent
     if runs and all(run.exists() for run in runs.values()):  # results may be here without the runs
-        agents = {name: load(EvaluateConfig(runs[name], device="cpu"))[1] for name in sorted(runs)}
+        agents = {name: load(runs[name], device="cpu")[1] for name in sorted(runs)}
         draw(study.output.with_suffix(".png"), agents)
     report(study.output, kept(path))
 

@@ -1,1 +1,1 @@
-"""Pictures of a run: learning curve, model, policy, skills and plans."""
+"""Pictures of a run: learning curve, model, video, skills and plans."""

@@ -28,7 +28,7 @@ from experiments.report.study import (
 )
 from experiments.report.tables import Table, notes_html
 from experiments.run.command_line import command_line, fail
-from experiments.run.parts import write_whole
+from experiments.run.folder import write_whole
 
 HOW = (
     "A setting is all settings but the seed, the device, and those that change nothing of what is learned; --group-by "

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments.report.runs import CPU_SECONDS, SECONDS, Run
 from experiments.report.tables import Cell, Table, notes_html
-from experiments.run.parts import PICTURES
+from experiments.run.folder import PICTURES
 
 MAX_BYTES = 8_000_000
 """Of a picture; a page of hundreds of megabytes opens nowhere."""

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.run.parts import CHECKPOINTS, CODE, CONFIG, DIAGNOSIS, FREE, METRICS, SUMMARY, flatten
+from experiments.run.folder import CHECKPOINTS, CODE, CONFIG, DIAGNOSIS, FREE, METRICS, SUMMARY, flatten
 from layeredrl.loggers import STEP_COLUMN
 
 SECONDS = "time/seconds"

@@ -31,7 +31,7 @@ AGENTS = {
     "splates": "agents.splates:SPlaTESAgent",
     "splates-goals": "agents.splates_goals:SPlaTESOverGoalsAgent",
 }
-"""Agents by their short names."""
+"""Classes of the agents by their short names."""
 
 
 class AgentConfig(Protocol):
@@ -41,7 +41,7 @@ class AgentConfig(Protocol):
     """
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
-        """Wire the agent for a task."""
+        """Build the agent for a task."""
         ...
 
 
@@ -55,51 +55,52 @@ class RunConfig(Generic[A]):
     agent: tyro.conf.Positional[str] = "pets"
     """Agent: pets, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
     preset: str = "demo"
-    """Defaults of everything below: demo, for a first look; debug, a check of seconds; paper; or others of the agent's
-    own, such as cartpole-fast of pets."""
+    """Defaults of all other settings: demo (a first impression), debug (a check that takes seconds), paper, or a preset
+    of the agent's own, such as cartpole-fast of pets."""
     env: str = "ContinuousCartPole-v0"
     """Environment: any id registered with gymnasium; package.module:Id imports the package first."""
     seed: int = 0
-    """Of everything random."""
+    """Random seed of networks, environments and exploration."""
     n_envs: int = 1
-    """Instances of the environment that run side by side."""
+    """Number of instances of the environment that run side by side."""
     vectorization: Vectorization = "sync"
-    """How instances run: one after the other, each in a process of its own, or as the environment's own vectors."""
+    """How instances run: sync (one after the other), async (each in its own process), or native (the environment's own
+    vectorization)."""
     on_env_fault: Literal["stop", "restart"] = "stop"
-    """What to do when an environment raises, hangs, dies or returns what is no observation."""
+    """Reaction to an environment that raises, hangs, dies or returns no valid observation."""
     env_timeout: float = 60.0
-    """Seconds in which an environment in a process of its own has to answer."""
+    """Time limit for the answer of an environment in its own process, in seconds."""
     max_env_faults: int = 100
-    """Faults after which a run stops in any case."""
+    """Number of faults after which a run stops in any case."""
     name: str | None = None
-    """Name of the run's folder; agent, environment and seed by default."""
+    """Name of the run's folder; AGENT-ENVIRONMENT-SEED by default."""
     runs_dir: Path = Path("runs")
-    """Where the folders of runs are."""
+    """Folder that holds the folders of runs."""
     fresh: bool = False
     """Replace the run of the same name, if there is one."""
     device: str = "cpu"
-    """Where the agent computes: cpu, cuda, cuda:1."""
+    """Device of the agent: cpu, cuda, cuda:1."""
     threads: int = 1
-    """Threads of torch on the CPU; small networks are fastest with one."""
+    """Number of threads of torch on the CPU; small networks are fastest with one."""
     tensorboard: bool = True
     """Write a TensorBoard log."""
     pictures: bool = True
-    """Draw the learning curve, the model's predictions and a video of the policy at the end, and skills, and plans in
-    mazes, on the way."""
+    """Draw the learning curve, the model's predictions and a video of the policy at the end of training; skills, and
+    plans in mazes, during training."""
     wandb: Literal["off", "offline", "online"] = "off"
-    """Log to Weights & Biases; online without a key or a network becomes offline."""
+    """Logging to Weights & Biases; without a key or a network, online becomes offline."""
     wandb_project: str = "layeredrl"
-    """Project that the run belongs to."""
+    """W&B project of the run."""
     wandb_group: str | None = None
-    """Runs that belong together, for instance the seeds of one setting."""
+    """W&B group of the run, for instance the seeds of one setting."""
     wandb_job_type: str = "train"
-    """Kind of the run within its group."""
+    """W&B job type: the kind of the run within its group."""
     wandb_name: str | None = None
-    """Name of the run; that of its folder by default."""
+    """W&B name of the run; the name of its folder by default."""
     wandb_tags: tuple[str, ...] = ()
-    """Labels to find the run by."""
+    """W&B tags of the run."""
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    """How long to train, and how often to look up."""
+    """Length of the training, and intervals of evaluations, checkpoints and pictures."""
     settings: Annotated[A, tyro.conf.arg(name="")] = field(kw_only=True)
     """Settings of the agent."""
 
@@ -110,7 +111,7 @@ class RunConfig(Generic[A]):
         if self.vectorization == "native" and self.on_env_fault != "stop":
             raise ValueError(
                 f"on_env_fault is {self.on_env_fault!r} with native vectorization, expected 'stop': "
-                "environments that step all at once cannot be made anew one by one"
+                "environments that step all at once cannot be restarted one by one"
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, expected a number in [0, 2^63)")
@@ -121,13 +122,13 @@ class RunConfig(Generic[A]):
 
     @property
     def folder(self) -> Path:
-        """Where the run leaves its files."""
+        """Folder of the run."""
         short = self.agent.rpartition(":")[2].lower()
         return self.runs_dir / (self.name or f"{short}-{self.env.replace('/', '-').replace(':', '-')}-{self.seed}")
 
     @property
     def wandb_settings(self) -> WandbSettings:
-        """For the W&B logger."""
+        """Settings of the W&B logger."""
         name = self.wandb_name or self.folder.name
         return WandbSettings(
             self.wandb, self.wandb_project, self.wandb_group, self.wandb_job_type, name, self.wandb_tags
@@ -142,10 +143,10 @@ TRAINER_PRESETS = {
 
 
 def agent_class(name: str) -> type[Any]:
-    """The recipe of a name from `AGENTS`, or of package.module:Class.
+    """Return the recipe of a name in `AGENTS`, or of package.module:Class.
 
     Raises:
-        ValueError: There is no such agent.
+        ValueError: The agent does not exist.
     """
     path = AGENTS.get(name, name)
     module, _, attribute = path.partition(":")
@@ -155,7 +156,7 @@ def agent_class(name: str) -> type[Any]:
         raise ValueError(f"unknown agent {name!r}{hint} (known: {', '.join(AGENTS)}, or package.module:Class)")
     try:
         found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: no name of a module
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: not the name of a module
         raise ValueError(f"unknown agent {name!r}: {error}") from error
     if not dataclasses.is_dataclass(found) or not callable(getattr(found, "build", None)):
         raise ValueError(f"agent {name!r} is not a dataclass with a method build(task, device, *, seed)")
@@ -163,11 +164,11 @@ def agent_class(name: str) -> type[Any]:
 
 
 def parse(args: Sequence[str]) -> RunConfig[Any]:
-    """Settings from a command line: an agent, a preset, and whatever differs from the preset.
+    """Read settings from a command line: an agent, a preset, and settings that differ from the preset.
 
     Raises:
-        ValueError: A setting makes no sense.
-        SystemExit: The command line cannot be parsed, or asks for help.
+        ValueError: The command line cannot be parsed, or a setting is invalid.
+        SystemExit: The command line asks for help.
     """
     args = _agent_first(list(args))
     agent = args[0] if args and not args[0].startswith("-") else "pets"
@@ -193,20 +194,20 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
 
 
 def to_json(config: RunConfig[Any]) -> str:
-    """A run's settings as JSON."""
+    """Return a run's settings as JSON."""
     return _adapter(config.agent).dump_json(config, indent=2).decode() + "\n"
 
 
 def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
-    """A run's settings as a nested dict of plain values."""
+    """Return a run's settings as a nested dict of plain values."""
     return cast(dict[str, Any], _adapter(config.agent).dump_python(config, mode="json"))
 
 
 def from_json(path: Path) -> RunConfig[Any]:
-    """Settings from a config.json.
+    """Read settings from a config.json.
 
     Raises:
-        ValueError: There is no such file, or it does not hold the settings of a run.
+        ValueError: The file does not exist, or does not hold the settings of a run.
     """
     try:
         text = path.read_bytes()
@@ -236,7 +237,7 @@ def _adapter(agent: str) -> TypeAdapter[Any]:
 
 
 def _agent_first(args: list[str]) -> list[str]:
-    """Turn --agent X, which may stand anywhere, into the positional argument."""
+    """Move --agent X, which may stand anywhere, to the front as the positional argument."""
     for i, arg in enumerate(args):
         if arg == "--agent" and i + 1 < len(args):
             return [args[i + 1], *args[:i], *args[i + 2 :]]

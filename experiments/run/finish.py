@@ -1,4 +1,4 @@
-"""The end of a run: pictures, and a table of what came out."""
+"""The end of a run: pictures, and a table of the results."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -9,15 +9,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from experiments.pictures.of_a_run import (
-    collect_held_out,
-    draw_learning_curve,
-    draw_model,
-    record_episode,
-    world_model_of,
-)
+from experiments.pictures.learning_curve import draw_learning_curve
+from experiments.pictures.model import draw_model
+from experiments.pictures.states import state_names
+from experiments.pictures.video import record_episode
+from experiments.run.building import can_render
 from experiments.run.config import RunConfig
-from experiments.run.parts import CHECKPOINTS, CONFIG, METRICS, PICTURES, SUMMARY, can_render, write_whole
+from experiments.run.folder import CHECKPOINTS, CONFIG, METRICS, PICTURES, SUMMARY, write_whole
+from experiments.run.held_out import collect_held_out, world_model_of
 from layeredrl.collector import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
@@ -29,16 +28,16 @@ from layeredrl.trainer import success_rate
 
 @dataclass(frozen=True)
 class Training:
-    """What a training came to."""
+    """Results of a training."""
 
     episodes: Sequence[Episode]
-    """All that ended, in that order."""
+    """All finished episodes, in the order of their ends."""
     n_total_env_steps: int
-    """Environment steps taken; several environments side by side may take a few more than were asked for."""
+    """Total environment steps; several environments side by side may take a few more than the settings say."""
     seconds: float
-    """Time that passed."""
+    """Wall time in seconds."""
     cpu_seconds: float
-    """Time that this process computed."""
+    """CPU time of this process in seconds."""
 
 
 def finish(
@@ -50,7 +49,16 @@ def finish(
     training: Training,
     save: Callable[[], object],
 ) -> None:
-    """Draw the pictures that the settings ask for, log and `save` them, log the model, and print the closing table."""
+    """Draw and log the pictures, save, log the model, and print the closing table.
+
+    Args:
+        config: Settings of the run.
+        agent: Trained agent.
+        folder: Folder of the run.
+        logger: Logger of pictures and model; closed at the end.
+        training: Results of the training.
+        save: Function that saves a checkpoint; called after the pictures.
+    """
     n_steps = training.n_total_env_steps
     rows = {
         "agent": config.agent,
@@ -75,9 +83,9 @@ def finish(
                 rows |= _draw(config, agent, folder, logger, training)
         except OSError as error:  # a full disk, after hours of training
             rows["pictures"] = f"not all: {error}"
-        save()  # the logs' positions: W&B would ignore what a longer run logged where the pictures are
+        save()  # the logs' positions: W&B would ignore records that a longer run logs at the positions of the pictures
     log_model(folder, logger)
-    if (folder / METRICS).exists():  # it begins with the first finished episode or fit
+    if (folder / METRICS).exists():  # it is written with the first finished episode or fit
         rows["metrics"] = str(folder / METRICS)
     rows["checkpoints"] = str(folder / CHECKPOINTS)
     try:
@@ -89,7 +97,7 @@ def finish(
 
 
 def log_model(folder: Path, logger: Logger) -> None:
-    """Log all that `experiments.evaluate` needs: the settings, and the newest checkpoint without its replay."""
+    """Log the files that `experiments.evaluate` needs: the settings, and the newest checkpoint without its replay."""
     newest = Checkpoints(folder / CHECKPOINTS).newest()
     if newest is not None:
         checkpoint = f"{CHECKPOINTS}/{newest:012d}"
@@ -98,7 +106,7 @@ def log_model(folder: Path, logger: Logger) -> None:
 
 
 def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, training: Training) -> dict[str, str]:
-    """Draw, log, and say where the pictures are and what they show."""
+    """Draw and log the pictures; return their files and what they show, as rows of a table."""
     rows: dict[str, str] = {}
     n_steps = training.n_total_env_steps
     title = f"{config.agent} on {config.env}, seed {config.seed}"
@@ -112,7 +120,7 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
     if world is not None:
         picture = folder / "model.png"
         data = collect_held_out(config, agent, seed=config.seed + 2)
-        names = [f"state {i}" for i in range(world.encoder.state_space.shape[0])]
+        names = state_names(world.encoder, world.task)
         scores = draw_model(picture, world, data, names, f"{title}: the model on held-out transitions")
         logger.log_figure("model/predictions", picture, n_steps)
         worst = f"R² {min(scores.values()):.3f} or better" if scores else "no dimension of the state varies"

@@ -1,4 +1,4 @@
-"""Fresh data to judge a model by: transitions and trajectories from any environment, under any policy."""
+"""Held-out data to measure a model on: transitions and trajectories from any environment, under any policy."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from experiments.run.config import RunConfig
 from layeredrl.collector import Collector
 from layeredrl.environments import make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import RandomLevel
+from layeredrl.levels import PlannerLevel, RandomLevel
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import WorldModel
 
@@ -23,13 +24,13 @@ from layeredrl.world_model import WorldModel
 def collect(
     env: str | Callable[[], gym.Env[Any, Any]], agent: Hierarchy | None = None, *, n_steps: int, seed: int
 ) -> Batch:
-    """Let an agent act without exploration, or random actions be taken, and keep what happens in its order.
+    """Collect transitions in order, from an agent that acts without exploration or from random actions.
 
     Args:
-        env: A registered id, or what makes an environment; Box actions of the latter are taken as they are.
-        agent: Acts, and learns nothing; None for uniformly random actions.
-        n_steps: How many environment steps.
-        seed: Of the environment and of acting.
+        env: A registered id, or a function that makes an environment; Box actions of the latter are not rescaled.
+        agent: Agent that acts and does not learn; None for uniformly random actions.
+        n_steps: Number of environment steps.
+        seed: Random seed of the environment and of acting.
 
     Returns:
         Batch with `obs` (N, O), `act` (N, A), `obs_next` (N, O), `terminated` and `truncated` (N).
@@ -52,11 +53,11 @@ def collect(
 
 
 def transitions(data: Batch, world: WorldModel | None = None) -> Batch:
-    """What was collected, as a model wants it: `state`, `context`, `act`, `state_next`.
+    """Return collected data as a model takes them: `state` (N, S), `context` (N, C), `act` (N, A), `state_next` (N, S).
 
     Args:
-        data: From `collect`.
-        world: Its encoder tells state from context, its device is used; None: the observation is the state, on the CPU.
+        data: Data from `collect`.
+        world: World model whose encoder and device are used; None: the observation is the state, on the CPU.
     """
     device = "cpu" if world is None else world.dynamics.device
     obs, act, obs_next = (torch.as_tensor(data[key], device=device) for key in ("obs", "act", "obs_next"))
@@ -67,16 +68,16 @@ def transitions(data: Batch, world: WorldModel | None = None) -> Batch:
 
 
 def longest_episode(data: Batch) -> int:
-    """Steps of the longest episode, or piece of one, in what `collect` returned."""
+    """Return the number of steps of the longest episode, or part of one, in data from `collect`."""
     return int(np.diff(_borders(data)).max())
 
 
 def trajectories(data: Batch, horizon: int, world: WorldModel | None = None) -> Batch:
-    """Pieces of `horizon` steps, none across the end of an episode: `state` (N, H+1, S), `context`, `act` (N, H, A).
+    """Return pieces of H steps, none across episodes: `state` (N, H+1, S), `context` (N, C), `act` (N, H, A).
 
     Args:
-        data: From `collect`.
-        horizon: H.
+        data: Data from `collect`.
+        horizon: Number of steps H.
         world: As in `transitions`.
 
     Raises:
@@ -94,17 +95,33 @@ def trajectories(data: Batch, horizon: int, world: WorldModel | None = None) -> 
 
 
 def displaced(data: Batch, factor: float = 3.0) -> Batch:
-    """Rows off the distribution of `data`: its states, `factor` times as far from their mean.
+    """Return rows off the distribution of the data: states moved `factor` times as far from their mean.
 
     Args:
-        data: From `transitions`.
-        factor: How much farther.
+        data: Data from `transitions`.
+        factor: Factor of the distance to the mean.
     """
     center: Tensor = data.state.mean(0)
     return Batch(state=center + factor * (data.state - center), context=data.context, act=data.act)
 
 
 def _borders(data: Batch) -> NDArray[np.int64]:
-    """Where episodes begin, and the end of the data."""
+    """Return the indices at which episodes begin, and the length of the data."""
     ends = np.flatnonzero(data.terminated | data.truncated) + 1
     return np.unique(np.concatenate([[0], ends, [len(data.obs)]]))
+
+
+def world_model_of(agent: Hierarchy) -> WorldModel | None:
+    """Return the world model with which the agent plans the environment's own actions; None if it does not."""
+    level = agent.levels[0]
+    return level.world if isinstance(level, PlannerLevel) and len(agent.levels) == level.duration == 1 else None
+
+
+def collect_held_out(config: RunConfig[Any], agent: Hierarchy, seed: int, n_steps: int = 400) -> Batch:
+    """Collect transitions that no model was trained on: half by the agent, half by random actions.
+
+    Returns:
+        Batch with `obs` (N, O), `act` (N, A), `obs_next` (N, O).
+    """
+    parts = [collect(config.env, actor, n_steps=n_steps // 2, seed=seed) for actor in (agent, None)]
+    return Batch.cat(parts)

@@ -1,4 +1,4 @@
-"""Being asked to stop."""
+"""Signals that ask a run to stop."""
 
 import os
 import signal
@@ -7,13 +7,16 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 STOPPED = 75
-"""Exit code of a run that was asked to stop and can go on (EX_TEMPFAIL: try again)."""
+"""Exit code of a run that was stopped by a signal and can be resumed (EX_TEMPFAIL: try again)."""
 
 
 class StopRequest:
-    """Whether SIGTERM or SIGINT has arrived. The second one ends the process at once.
+    """True once SIGTERM or SIGINT has arrived; a second signal ends the process at once.
 
-    A context manager: afterwards the signals do what they did before.
+    A context manager, which restores the handlers of the signals at its end.
+
+    Attributes:
+        received: Name of the first signal; None before.
     """
 
     def __init__(self) -> None:

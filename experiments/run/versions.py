@@ -1,4 +1,4 @@
-"""Which code a run is made with: its code.json, which tells the versions and, in a git checkout, the commit."""
+"""Versions of the code that a run is trained with, and in a git checkout its commit: the file code.json."""
 
 import contextlib
 import json
@@ -12,15 +12,15 @@ import numpy as np
 import torch
 
 import layeredrl
-from experiments.run.parts import CODE, write_whole
+from experiments.run.folder import CODE, write_whole
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_S = 5.0
-"""Git takes some milliseconds; on a disk that hangs, the run does without the commit."""
+"""Time limit of git in seconds: it takes milliseconds, and on a disk that hangs the commit is left out."""
 
 
 def versions() -> dict[str, str]:
-    """Of the code and of what it computes with, name by name."""
+    """Return the versions of the code and of its main dependencies, by name."""
     return {
         "layeredrl": layeredrl.__version__,
         **_commit(ROOT),
@@ -32,42 +32,42 @@ def versions() -> dict[str, str]:
 
 
 def record(folder: Path, n_total_env_steps: int) -> None:
-    """Write a run's code.json; what has changed since the run was begun stays, with the step until which it held.
+    """Write a run's code.json; versions that have changed are kept with the step until which they were used.
 
     Args:
-        folder: Of the run.
-        n_total_env_steps: Environment steps that it has taken with what the file tells so far.
+        folder: Folder of the run.
+        n_total_env_steps: Total environment steps so far, with the versions in the file.
     """
     now = versions()
     earlier = _read(folder / CODE) if n_total_env_steps else {}
     kept = {name: value for name, value in earlier.items() if ", until step " in name}
     changed = {name: value for name, value in earlier.items() if name not in kept and now.get(name) != value}
-    # Of several that went on from one step, the first made what is before it.
+    # Of several commands that resumed from one step, the first one trained the steps before it.
     kept = {f"{name}, until step {n_total_env_steps}": value for name, value in changed.items()} | kept
-    with contextlib.suppress(OSError):  # a disk that is full is told of by what cannot do without
+    with contextlib.suppress(OSError):  # a full disk is reported by the checkpoints
         write_whole(folder / CODE, json.dumps(now | kept, indent=2) + "\n")
 
 
 def _read(path: Path) -> dict[str, str]:
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):  # a run of an older version has none
+    except (OSError, ValueError, RecursionError):  # a run of an older version has no such file
         return {}
     return content if isinstance(content, dict) else {}
 
 
 def _commit(root: Path) -> dict[str, str]:
-    """The commit, and whether files that git knows differ from it; nothing if this is no checkout."""
-    if not (root / ".git").exists():  # git would find that of a folder above
+    """Return the commit, and if tracked files differ from it; an empty dict if `root` is no checkout."""
+    if not (root / ".git").exists():  # git would find the checkout of a folder above
         return {}
-    # Without optional locks, git does not get in the way of another one that somebody uses meanwhile.
+    # Without optional locks, git does not disturb another git that runs at the same time.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
     try:
-        told = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=TIMEOUT_S, check=True)
+        status = subprocess.run(command, cwd=root, env=environment, capture_output=True, timeout=TIMEOUT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return {}
-    lines = told.stdout.decode(errors="replace").splitlines()
+    lines = status.stdout.decode(errors="replace").splitlines()
     commits = [line.split()[-1] for line in lines if line.startswith("# branch.oid ")]
     if not commits:
         return {}

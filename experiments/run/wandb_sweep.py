@@ -1,4 +1,4 @@
-"""Runs that the agent of a W&B sweep starts: its words on the command line, and what it says in the environment."""
+"""Runs that the agent of a W&B sweep starts: its words on the command line, and its environment variables."""
 
 import ast
 import os
@@ -11,16 +11,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class SweepTrial:
-    """What the agent of a W&B sweep has told a run that it starts."""
+    """Settings that the agent of a W&B sweep has given to a run."""
 
     run_id: str
-    """Of the W&B run."""
+    """Id of the W&B run."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """That the sweep has chosen, by name."""
+    """Settings chosen by the sweep, by name."""
 
     @classmethod
     def from_environment(cls) -> "SweepTrial | None":
-        """The trial that this process is; None if no agent has started it."""
+        """Return the trial of this process; None if no sweep's agent has started it."""
         run_id = os.environ.get("WANDB_RUN_ID")
         if not run_id or not os.environ.get("WANDB_SWEEP_ID"):
             return None
@@ -30,41 +30,39 @@ class SweepTrial:
         import yaml
 
         content = yaml.safe_load(path.read_text()) or {}
-        return cls(run_id, {key: told["value"] for key, told in content.items() if isinstance(told, Mapping)})
+        return cls(run_id, {key: entry["value"] for key, entry in content.items() if isinstance(entry, Mapping)})
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """See to it that the run is what W&B takes it for.
+        """Raise unless the run logs to W&B with the settings that the sweep has chosen.
 
         Args:
-            settings: Of the run, nested.
+            settings: Settings of the run, nested.
 
         Raises:
-            ValueError: It does not log to W&B, or has other settings than the sweep has chosen.
+            ValueError: The run does not log to W&B, or has other settings.
         """
         if settings["wandb"] == "off":
-            raise ValueError(
-                "a W&B sweep has started this run, but wandb is off: its command should say --wandb online"
-            )
+            raise ValueError("a W&B sweep has started this run, but wandb is off; add --wandb online to its command")
         for name, value in self.parameters.items():
-            own = _look_up(settings, name)
+            own = _find(settings, name)
             if own is not _UNKNOWN and own != value and str(own) != str(value):
                 raise ValueError(
                     f"the W&B sweep sets {name} to {value!r}, but this run has {own!r}: its command should end in "
-                    "${args}, which tells all parameters"
+                    "${args}, which holds all parameters"
                 )
 
 
 def words_of_sweep(args: Sequence[str], default: Any) -> list[str]:
-    """A command line as tyro understands it: --a.b, --a.no-b, --a.b 1 2 for an agent's --a.b=True, =False, =[1, 2].
+    """Translate a sweep agent's --a.b=True, --a.b=False, --a.b=[1, 2] to tyro's --a.b, --a.no-b, --a.b 1 2.
 
     Args:
         args: Words of a command line.
-        default: Settings that tell which are switches and which are lists.
+        default: Settings whose types show which options are switches and which are lists.
     """
     words: list[str] = []
     for arg in args:
         name, given, value = arg.partition("=")
-        known = _look_up(default, name.removeprefix("--")) if given and name.startswith("--") else _UNKNOWN
+        known = _find(default, name.removeprefix("--")) if given and name.startswith("--") else _UNKNOWN
         if isinstance(known, bool) and value.lower() in ("true", "false"):
             head, dot, last = name.removeprefix("--").rpartition(".")
             words.append(f"--{head}{dot}{'' if value.lower() == 'true' else 'no-'}{last}")
@@ -76,7 +74,7 @@ def words_of_sweep(args: Sequence[str], default: Any) -> list[str]:
 
 
 def _items(text: str) -> list[str]:
-    """The items of a list as Python writes it; the text itself if it is none, which the command line then refuses."""
+    """Return the items of a Python list; the text itself if it is no list, which the command line then refuses."""
     try:
         return [str(item) for item in ast.literal_eval(text)]
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
@@ -86,8 +84,8 @@ def _items(text: str) -> list[str]:
 _UNKNOWN = object()
 
 
-def _look_up(settings: Any, name: str) -> Any:
-    """A setting by its name on the command line, where those of the agent have no prefix."""
+def _find(settings: Any, name: str) -> Any:
+    """Return a setting by its name on the command line, where settings of the agent have no prefix."""
     for prefix in ("", "settings."):
         found = settings
         for part in f"{prefix}{name}".replace("-", "_").split("."):

@@ -1,4 +1,4 @@
-"""The command lines, called in this process, and what they leave."""
+"""The commands, called in this process, and the files of their runs."""
 
 import contextlib
 import csv
@@ -19,7 +19,7 @@ from layeredrl.collector import Collector
 from layeredrl.storage import Checkpoints
 
 QUICK = ("--preset", "debug", "--no-pictures", "--no-tensorboard")
-"""A run of a fraction of a second."""
+"""Options of a run that takes a fraction of a second."""
 
 
 def call(main: Callable[[], None], *args: object) -> None:
@@ -39,13 +39,13 @@ def run_evaluate(*args: object) -> None:
 
 
 def read_metrics(folder: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv, as text."""
+    """Return the rows of a run's metrics.csv, as text."""
     with (folder / "metrics.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
 def without_time(folder: Path) -> list[dict[str, str]]:
-    """The rows of a run's metrics.csv that a second run has to repeat to the last digit."""
+    """Return the rows of a run's metrics.csv without the clocks: a second run repeats them to the last digit."""
     return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in read_metrics(folder)]
 
 
@@ -54,22 +54,22 @@ def episode_returns(folder: Path) -> list[float]:
 
 
 def all_files(folder: Path) -> dict[Path, bytes | None]:
-    """Everything below a folder, with its content; None for a folder."""
+    """Return the contents of all files below a folder; None for folders."""
     return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
 
 
 def newest(folder: Path) -> Path:
-    """The newest checkpoint of a run."""
+    """Return the newest checkpoint of a run."""
     return max((folder / "checkpoints").glob("0*"))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What the newest checkpoint of a run holds."""
+    """Return the state in the newest checkpoint of a run."""
     return Checkpoints(folder / "checkpoints").load()
 
 
 def change_state(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
-    """Replace the newest checkpoint of a run by a changed one with fitting checksums."""
+    """Change the newest checkpoint of a run; its checksums fit."""
     checkpoints = Checkpoints(folder / "checkpoints")
     state = checkpoints.load()
     change(state)
@@ -77,7 +77,7 @@ def change_state(folder: Path, change: Callable[[dict[str, Any]], None]) -> None
 
 
 def fit_manifest(folder: Path) -> None:
-    """Give the newest checkpoint's manifest the sizes and checksums of the files that lie there now."""
+    """Write the manifest of the newest checkpoint anew, with the sizes and checksums of its files."""
     manifest = json.loads((newest(folder) / "manifest.json").read_bytes())
     del manifest["sha256"]
     places = {"files": newest(folder), "segments": folder / "checkpoints" / "segments"}
@@ -89,7 +89,7 @@ def fit_manifest(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest with its own checksum: that of the JSON without it, keys in order."""
+    """Write a manifest with its own checksum: that of the sorted JSON without it."""
     checksum = hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     text = json.dumps({**manifest, "sha256": checksum}, sort_keys=True)
     (newest(folder) / "manifest.json").write_text(text)
@@ -97,7 +97,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def signal_at(n_total_env_steps: int, number: signal.Signals = signal.SIGTERM) -> Iterator[None]:
-    """Have a signal arrive in the midst of the step after so many."""
+    """Send a signal during the step after this number of steps."""
     real_step = Collector.step
 
     def step(collector: Collector, *, explore: bool) -> Any:
@@ -115,7 +115,7 @@ CLOCKS = {"seconds", "cpu_seconds", "elapsed_s", "run_id"}
 
 
 def assert_same(a: Any, b: Any, place: str = "state") -> None:
-    """Two nested states are equal to the last bit, but for the clocks."""
+    """Assert that two nested states are equal to the last bit, except for the clocks."""
     assert type(a) is type(b), place
     if isinstance(a, dict):
         assert a.keys() == b.keys(), place
@@ -127,13 +127,13 @@ def assert_same(a: Any, b: Any, place: str = "state") -> None:
             assert_same(*pair, f"{place}[{i}]")
     elif isinstance(a, torch.Tensor):
         assert a.dtype == b.dtype, place
-        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=lambda told: f"{place}: {told}")
+        torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True, msg=lambda message: f"{place}: {message}")
     else:
         assert a == b or (isinstance(a, float) and math.isnan(a) and math.isnan(b)), place
 
 
 def assert_same_run(a: Path, b: Path) -> None:
-    """Two runs left the same last checkpoint and the same metrics, but for the clocks."""
+    """Assert that two runs have the same last checkpoint and the same metrics, except for the clocks."""
     assert newest(a).name == newest(b).name
     assert (b / "metrics.csv").exists()  # else there is little to compare
     assert without_time(a) == without_time(b)

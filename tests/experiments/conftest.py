@@ -1,5 +1,5 @@
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import gymnasium as gym
@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tests.experiments.tasks  # noqa: F401  registers OwnDrift-v0
+from experiments.run import finish
 from tests.experiments.commands import QUICK, all_files, run_train
 
 Refusal = Callable[..., str]
@@ -14,9 +15,9 @@ Refusal = Callable[..., str]
 
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Runs go to an empty folder; environments that a test registers are gone after it, and torch has its threads.
+    """Work in an empty folder; afterwards restore the registered environments and the threads of torch.
 
-    Nothing waits for the disk: that takes time, and shows nothing as long as the machine does not lose its power.
+    Nothing waits for the disk, which takes time and matters only when the machine loses power.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
@@ -29,27 +30,66 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """Calls a command that has to fail on bad input, and returns its one line."""
+    """Calls a command that has to refuse its input, and returns its one line; no file may change."""
 
     def refuse(command: Callable[..., None], *args: object) -> str:
         before = all_files(tmp_path)
         capsys.readouterr()
         with pytest.raises(SystemExit) as stop:
             command(*args)
-        said, complained = capsys.readouterr()
+        output, error = capsys.readouterr()
         assert stop.value.code == 2
-        assert said == ""
-        assert complained.startswith("error: ")
-        assert complained.count("\n") == 1, complained
+        assert output == ""
+        assert error.startswith("error: ")
+        assert error.count("\n") == 1, error
         assert all_files(tmp_path) == before
-        return complained
+        return error
 
     return refuse
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of PETS, not to be changed."""
+    """The folder of a run of PETS with 60 steps, not to be changed."""
     runs = tmp_path_factory.mktemp("runs")
     run_train("pets", *QUICK, "--runs-dir", runs, "--name", "trained")
     return runs / "trained"
+
+
+@pytest.fixture(scope="session")
+def drift_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of PETS on OwnDrift-v0, where the reward is learned; not to be changed."""
+    runs = tmp_path_factory.mktemp("runs")
+    run_train("pets", *QUICK, "--env", "OwnDrift-v0", "--runs-dir", runs, "--name", "drift")
+    return runs / "drift"
+
+
+@pytest.fixture(scope="session")
+def random_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of random actions on OwnDrift-v0, not to be changed."""
+    runs = tmp_path_factory.mktemp("runs")
+    run_train("random", *QUICK, "--env", "OwnDrift-v0", "--runs-dir", runs, "--name", "random")
+    return runs / "random"
+
+
+@pytest.fixture
+def without_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No run records a video, which takes longer than its training."""
+    monkeypatch.setattr(finish, "can_render", lambda env_id: False)
+
+
+@pytest.fixture
+def lonely_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Neither a key, nor settings of this machine's user, nor state of the test before."""
+    import wandb
+
+    for name in ("API_KEY", "MODE", "DIR", "IDENTITY_TOKEN_FILE", "RUN_ID", "SWEEP_ID", "SWEEP_PARAM_PATH"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("NETRC", str(home / "netrc"))
+    monkeypatch.setenv("WANDB_CONFIG_DIR", str(home / "config"))
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    wandb.teardown()
+    yield
+    wandb.teardown()

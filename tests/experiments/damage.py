@@ -1,4 +1,4 @@
-"""Ways in which the files of a run may be bad, and what is said about them."""
+"""Damages of a run's files, and the messages about them."""
 
 import json
 import pickle
@@ -16,7 +16,7 @@ from tests.experiments.commands import change_state, fit_manifest, newest, write
 
 FOLDER = Path("runs/r")
 OWNED = "owned"
-"""The file that hostile files would make."""
+"""File that hostile files would make."""
 
 
 class Malice:
@@ -28,18 +28,18 @@ class Malice:
 
 @dataclass(frozen=True)
 class Damage:
-    """One way to damage the run in `FOLDER`, which is PETS in one environment, 60 steps."""
+    """A damage of the run in `FOLDER`: PETS in one environment, 60 steps."""
 
     name: str
     do: Callable[[], object]
-    told: str
-    """A part of what is said."""
+    message: str
+    """Part of the message."""
     slow: bool = False
-    """Whether it is left to the slow tests: the quick ones have the same damage at other places."""
+    """True for slow tests: the quick ones have the same damage at other places."""
 
 
 def put_run(trained: Path) -> None:
-    """Put a copy of a run where it is to be damaged."""
+    """Copy a run to `FOLDER`."""
     shutil.copytree(trained, FOLDER)
     settings = replace(from_json(FOLDER / "config.json"), name="r", runs_dir=Path("runs"))
     (FOLDER / "config.json").write_text(to_json(settings))
@@ -121,7 +121,7 @@ def _edit_state(change: Callable[[dict[str, Any]], object]) -> Callable[[], obje
 
 
 def _set(*keys: Any, to: Any) -> Callable[[], object]:
-    """Set what lies under some keys of the state; a function gets what was there."""
+    """Set an entry of the state by its keys; a function gets the old value."""
 
     def change(state: dict[str, Any]) -> None:
         for key in keys[:-1]:
@@ -146,39 +146,36 @@ _CARRY = ("collector", "carry", "levels", 0)
 _UNFIT = "checkpoints does not fit the settings in config.json"
 
 TRUNCATED = [
-    Damage(f"{name} cut at {percent} %", _cut(find, percent), told, slow=percent not in (0, 40, 90))
-    for (name, find), told in zip(
+    Damage(f"{name} cut at {percent} %", _cut(find, percent), message, slow=percent == 40)
+    for (name, find), message in zip(
         FILES.items(),
         ["bytes, expected", "bytes, expected", "is not a readable checkpoint", "not the folder of a run"],
         strict=True,
     )
-    for percent in range(0, 100, 10)
+    for percent in (0, 40, 90)
 ]
 
 FLIPPED = [
-    Damage(f"{name}, a bit at {percent} %", _flip(find, percent), told, slow=percent not in (0, 60, 100))
-    for (name, find), told in zip(
+    Damage(f"{name}, a bit at {percent} %", _flip(find, percent), message, slow=percent == 60)
+    for (name, find), message in zip(
         FILES.items(), ["SHA-256", "SHA-256", "not a readable checkpoint", "not the folder of a run"], strict=True
     )
-    for percent in range(0, 101, 20)
+    for percent in (0, 60, 100)
 ]
 
 FORMATS = [
     *(
-        Damage(f"manifest.json of format {value!r}", _edit_manifest(lambda m, v=value: m.update(format=v)), told)
-        for value, told in [
-            (FORMAT - 1, f"has format {FORMAT - 1}, expected {FORMAT}"),
+        Damage(f"manifest.json of format {value!r}", _edit_manifest(lambda m, v=value: m.update(format=v)), message)
+        for value, message in [
             (FORMAT + 1, f"has format {FORMAT + 1}, expected {FORMAT}"),
             (str(FORMAT), f"has format '{FORMAT}', expected {FORMAT}"),
-            (None, f"has format None, expected {FORMAT}"),
             (True, f"has format True, expected {FORMAT}"),
         ]
     ),
     *(
-        Damage(f"state.pt of format {value!r}", _save(_state, {"format": value, "state": {}}), told)
-        for value, told in [
+        Damage(f"state.pt of format {value!r}", _save(_state, {"format": value, "state": {}}), message)
+        for value, message in [
             (FORMAT - 1, f"has format {FORMAT - 1}"),
-            (FORMAT + 1, f"has format {FORMAT + 1}"),
             ([1], "has format list"),
         ]
     ),
@@ -191,18 +188,12 @@ FORMATS = [
 KEYS = [
     *(
         Damage(f"manifest.json without {key}", _edit_manifest(lambda m, k=key: m.pop(k)), "manifest.json has")
-        for key in ("files", "segments", "score", "n_total_env_steps", "format")
+        for key in ("files", "format")
     ),
-    Damage("manifest.json with a key more", _edit_manifest(lambda m: m.update(more=1)), "more"),
     Damage(
         "manifest.json of other steps",
         _edit_manifest(lambda m: m.update(n_total_env_steps=61)),
         "expected 000000000060",
-    ),
-    Damage(
-        "manifest.json with a score that is a word",
-        _edit_manifest(lambda m: m.update(score="good")),
-        "its values are not",
     ),
     Damage(
         "manifest.json that names a file elsewhere",
@@ -215,22 +206,11 @@ KEYS = [
     Damage("a missing segment", lambda: _segment().unlink(), "is missing"),
     *(
         Damage(f"a state without {key}", _without(key), "the state has the keys")
-        for key in (
-            "agent",
-            "experience",
-            "collector",
-            "loggers",
-            "globals",
-            "episodes",
-            "trainer",
-            "n_total_env_steps",
-        )
+        for key in ("agent", "collector", "n_total_env_steps")
     ),
-    Damage("a state with a key more", _edit_state(lambda s: s.update(more=1)), "more"),
     Damage(
         "an agent without its optimiser", _without(*_LEVEL, "model_optimizer"), f"{_UNFIT}: KeyError: 'model_optimizer'"
     ),
-    Damage("an agent with a tensor more", _set(*_LEVEL, "world", "more", to=torch.zeros(1)), "Unexpected key(s)"),
     Damage("an agent with a level more", _edit_state(lambda s: s["agent"].update({"1": {}})), "2 levels, expected 1"),
     Damage("another agent's checkpoint", _edit_state(lambda s: s.update(agent={"0": {}}, experience={})), _UNFIT),
     Damage("a replay without rewards", _without(*_REPLAY, "rows", "rows", "rew"), _UNFIT),
@@ -243,9 +223,6 @@ SHAPES = [
         _set(*_LEVEL, "world", to=lambda w: {k: v[..., :1] if v.ndim > 1 else v for k, v in w.items()}),
         "size mismatch",
     ),
-    Damage("weights that are a word", _set(*_LEVEL, "world", to="weights"), _UNFIT),
-    Damage("weights that are none", _set(*_LEVEL, "world", to=None), _UNFIT),
-    Damage("a generator that is a number", _set(*_LEVEL, "generator", to=5), _UNFIT),
     Damage("a generator's state that is too short", _set(*_LEVEL, "generator", to=lambda g: g[:10]), _UNFIT),
     Damage("steps that are a word", _set("collector", "n_total_env_steps", to="sixty"), _UNFIT),
     Damage(
@@ -254,14 +231,8 @@ SHAPES = [
         "the collector's obs has shape (1, 7), expected (1, 4)",
     ),
     Damage(
-        "returns of two environments",
-        _set("collector", "returns", to=torch.zeros(2)),
-        "the collector's returns has shape (2,)",
-    ),
-    Damage(
         "actions under way of another width", _set("collector", "running", "actions", to=[torch.zeros(3, 2)]), _UNFIT
     ),
-    Damage("actions under way of another kind", _set("collector", "running", "actions", to=["left"]), _UNFIT),
     Damage(
         "actions under way of two environments",
         _set("collector", "running", "actions", to=[torch.zeros(3, 1)] * 2),
@@ -273,35 +244,23 @@ SHAPES = [
         "the carry's reward has shape (2,), expected (1,)",
     ),
     Damage(
-        "a carry of two levels",
-        _set("collector", "carry", "levels", to=lambda x: x * 2),
-        "the carry has 2 levels, expected 1",
-    ),
-    Damage(
         "a replay of two environments",
         _set(*_REPLAY, "rows", to=lambda r: r | {"start": [0, 0], "stop": [30, 30]}),
         "of 2 environments, expected 1",
     ),
-    Damage("a replay of another size", _set(*_REPLAY, "ring_size", to=5), "room for 5 transitions"),
     Damage(
         "rewards of another type",
         _set(*_REPLAY, "rows", "rows", "rew", to=lambda r: r.int()),
         "rew of the replay's state has dtype int32, expected float64",
     ),
-    Damage(
-        "observations that are too few",
-        _set(*_REPLAY, "rows", "rows", "obs", to=lambda r: r[:5]),
-        "obs of the replay's state has shape",
-    ),
     Damage("episodes of another shape", _set("episodes", to=torch.zeros(2, 3)), _UNFIT),
-    Damage("random states of another kind", _set("globals", "numpy", to=["PCG64", torch.zeros(3), 0, 0, 0.0]), _UNFIT),
     Damage("a log with more rows than there are", _set("loggers", "CsvLogger", "n_rows", to=99), "should have 99 rows"),
 ]
 
 HOSTILE = [
     *(
-        Damage(f"a hostile pickle as {name}", _write(find, pickle.dumps(Malice())), told)
-        for (name, find), told in zip(
+        Damage(f"a hostile pickle as {name}", _write(find, pickle.dumps(Malice())), message)
+        for (name, find), message in zip(
             FILES.items(),
             ["bytes, expected", "bytes, expected", "not a readable checkpoint", "not the folder of a run"],
             strict=True,
@@ -324,11 +283,6 @@ HOSTILE = [
         for name in ("state.pt", "segment")
     ),
     Damage(
-        "a hostile key in a torch file",
-        _save(_state, {"format": FORMAT, "state": {Malice(): 1}}),
-        "is not a readable checkpoint",
-    ),
-    Damage(
         "yaml as config.json",
         _write(_config, b"!!python/object/apply:os.system ['touch owned']"),
         "not the folder of a run",
@@ -338,23 +292,13 @@ HOSTILE = [
         _edit_config(seed="!!python/object/apply:os.system ['touch owned']"),
         "config.json does not hold the settings of a run: seed",
     ),
-    Damage("a call as the seed in config.json", _edit_config(seed="__import__('os').system('touch owned')"), "seed"),
     Damage(
         "a call as the agent in config.json",
         _edit_config(agent="__import__('os').system('touch owned')"),
         "holds a run with other settings: agent was",
     ),
     Damage(
-        "os:system as the agent in config.json", _edit_config(agent="os:system"), "agent was 'os:system' and is 'pets'"
-    ),
-    Damage(
         "a class as the settings in config.json", _edit_config(settings={"py/object": "os.system"}), "other settings"
-    ),
-    Damage("a list as the settings in config.json", _edit_config(settings=[1]), "settings"),
-    Damage(
-        "no number of steps in config.json",
-        _edit_config(trainer={"n_total_env_steps": None}),
-        "trainer.n_total_env_steps",
     ),
     Damage("deep nesting as manifest.json", _write(_manifest, b"[" * 100_000), "is not a readable checkpoint"),
     Damage("deep nesting as config.json", _write(_config, b"[" * 100_000), "not the folder of a run"),

@@ -1,4 +1,4 @@
-"""What may go wrong in the 31st step of a training, and what is said about it."""
+"""Faults in the 31st step of a training, and the messages about them."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ Outcome = tuple[Any, Any, Any, Any, Any]
 
 
 class Faulty(Drift):
-    """Is an ordinary drift until somebody sets `spoil`, which changes what a step returns."""
+    """An ordinary drift, until `spoil` is set, which changes the outcome of a step."""
 
     spoil: Callable[[Outcome], Outcome] | None = None
     n_steps = 0
@@ -35,12 +35,13 @@ class Faulty(Drift):
 
 @dataclass(frozen=True)
 class Fault:
-    """Something that goes wrong."""
+    """A fault of environment, agent or learning."""
 
     name: str
     arguments: tuple[str, ...]
     cause: Callable[[], contextlib.AbstractContextManager[None]]
-    told: tuple[str, ...]
+    messages: tuple[str, ...]
+    """Parts of the message."""
 
 
 def _in_the_environment(spoil: Callable[[Outcome], Any]) -> Callable[[], contextlib.AbstractContextManager[None]]:
@@ -130,8 +131,8 @@ _STEP = "environment 0"
 
 FAULTS = [
     *(
-        Fault(name, _FAULTY, _in_the_environment(spoil), (_STEP, *told))
-        for name, spoil, told in [
+        Fault(name, _FAULTY, _in_the_environment(spoil), (_STEP, *messages))
+        for name, spoil, messages in [
             ("an observation with NaN", _with(0, np.array([np.nan, 0.0])), ("nan",)),
             ("an observation with infinity", _with(0, np.array([0.0, np.inf])), ("inf",)),
             ("an observation of another shape", _with(0, np.zeros(3)), ("(3,)",)),
@@ -146,8 +147,8 @@ FAULTS = [
         ]
     ),
     *(
-        Fault(name, ("random",), _in_the_action(change), ("the action of environment 0 is", *told))
-        for name, change, told in [
+        Fault(name, ("random",), _in_the_action(change), ("the action of environment 0 is", *messages))
+        for name, change, messages in [
             ("an action out of bounds", lambda a: a * 0 + 1.5, ("[1.5]", "expected one of Box(-1.0, 1.0")),
             ("an action of NaN", lambda a: a * torch.nan, ("[nan]",)),
             ("an action of minus infinity", lambda a: a - torch.inf, ("[-inf]",)),

@@ -1,4 +1,4 @@
-"""Agents as a person might bring them, and some that cannot be used."""
+"""Agents of a user, and some that cannot be used."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Hold.presets = {"debug": Hold(duration=5)}
 
 @dataclass(frozen=True)
 class Strange(Hold):
-    """Has a setting that is no plain value."""
+    """Has a setting that config.json cannot hold."""
 
     function: Callable[[int], int] | torch.Tensor | None = None
 
@@ -49,7 +49,7 @@ class Shooting(PETS):
 
 
 class NoDataclass:
-    """Has a build, but no settings."""
+    """Has a method build, but no settings."""
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         raise NotImplementedError

@@ -15,20 +15,20 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 _ROOT = Path(__file__).parents[2]
 
 LOG = "log.txt"
-"""What the processes said, in the folder that they work in."""
+"""Output of the processes, in the folder that they work in."""
 
 
 SAVING = "saving.txt"
-"""What `slow_saving` leaves in a run's folder once the third checkpoint is being written, which takes for ever."""
+"""File that `slow_saving` makes in a run's folder while the third checkpoint is written, which takes a minute."""
 
 
 def start(*arguments: object, die_at_call: int | None = None, slow_saving: bool = False) -> ForkServerProcess:
     """Train in another process, in this one's folder.
 
     Args:
-        arguments: Of the command line.
-        die_at_call: In place of which of the calls that change files it is killed, from 1.
-        slow_saving: Whether it stays in the third checkpoint for a minute.
+        arguments: Words of the command line.
+        die_at_call: Number, from 1, of the call that changes a file in place of which the process is killed.
+        slow_saving: If True, writing the third checkpoint takes a minute.
     """
     _start_server()
     process = _CONTEXT.Process(target=_train, args=(list(map(str, arguments)), Path.cwd(), die_at_call, slow_saving))
@@ -41,7 +41,7 @@ def finish(process: ForkServerProcess, timeout_s: float = 60.0) -> int:
     process.join(timeout_s)
     if process.exitcode is None:
         process.kill()
-        raise TimeoutError(f"a process hangs; it said: {Path(LOG).read_text()}")
+        raise TimeoutError(f"a process hangs; its output: {Path(LOG).read_text()}")
     return process.exitcode
 
 
@@ -52,7 +52,7 @@ def run(*arguments: object, die_at_call: int | None = None) -> int:
 
 @cache
 def _start_server() -> None:
-    """Start the process that all others begin as copies of; up to Python 3.12 it does not take over `sys.path`."""
+    """Start the process that all others are forked from; up to Python 3.12 it does not inherit `sys.path`."""
     modules = ["tests.experiments.tasks", "experiments.train", "experiments.run.finish"]
     _CONTEXT.set_forkserver_preload([*modules, "torch._dynamo"])  # which torch's optimizers import, and which is large
     with pytest.MonkeyPatch.context() as patch:
@@ -68,6 +68,7 @@ def _train(arguments: list[str], folder: Path, die_at_call: int | None, slow_sav
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     from experiments import train
 
+    os.fsync = lambda descriptor: None  # killing a process loses nothing that it wrote; the disk takes seconds
     if die_at_call is not None:
         _die_at(die_at_call)
     if slow_saving:

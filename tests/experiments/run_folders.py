@@ -1,4 +1,4 @@
-"""Folders of runs that nobody trained, written by tests of what reads them."""
+"""Folders of runs that were written without training, for tests of their readers."""
 
 import json
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ def write_run(
     finished: bool = True,
     settings: Mapping[str, Any] | None = None,
 ) -> Path:
-    """A run of ten episodes that climbs from 0 to a level, a second for every ten steps."""
+    """Write a run of ten episodes whose returns climb from 0 to a level; a second lasts ten steps."""
     folder.mkdir(parents=True)
     trainer = {"n_total_env_steps": n_steps}
     config = {"agent": agent, "preset": "demo", "env": env, "seed": seed, "name": folder.name, "trainer": trainer}
@@ -37,7 +37,7 @@ def write_run(
 
 
 def write_study(folder: Path, levels: Mapping[str, float], seeds: int = 5, **kwargs: Any) -> Path:
-    """Runs of several agents, which differ by their levels more than by their seeds."""
+    """Write runs of several agents, which differ by their levels more than by their seeds."""
     for agent, level in levels.items():
         for seed in range(seeds):
             write_run(folder / f"{agent}-{seed}", agent=agent, seed=seed, level=level, **kwargs)
@@ -45,7 +45,7 @@ def write_study(folder: Path, levels: Mapping[str, float], seeds: int = 5, **kwa
 
 
 def draw(path: Path) -> None:
-    """A small picture."""
+    """Write a small picture."""
     path.parent.mkdir(exist_ok=True)
     figure = Figure(figsize=(1, 1))
     figure.subplots().plot(np.arange(3))

@@ -1,4 +1,4 @@
-"""Environments as a person might bring them, registered on import, and some that cannot be used."""
+"""Environments of a user, registered on import, and some that cannot be used."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ UNBOUNDED = spaces.Box(-np.inf, np.inf, (2,), np.float64)
 
 
 class Drift(gym.Env[Any, Any]):
-    """A point that actions push about; nothing is known of its reward and its ends, and it cannot be drawn.
+    """A point that actions push, without known reward or termination, and without rendering.
 
-    An episode terminates when the point is far out.
+    An episode terminates when the point is far from the origin.
     """
 
     def __init__(
@@ -28,9 +28,9 @@ class Drift(gym.Env[Any, Any]):
         """Create the environment.
 
         Args:
-            observation_space: What it says it observes.
-            action_space: What it says it takes.
-            observation: What it observes instead of the point.
+            observation_space: Declared observation space.
+            action_space: Declared action space.
+            observation: Observation in place of the point.
         """
         self.observation_space = observation_space
         self.action_space = spaces.Box(-2.0, 2.0, (2,), np.float32) if action_space is None else action_space
@@ -52,7 +52,7 @@ class Drift(gym.Env[Any, Any]):
 
 
 class Blinking(Drift):
-    """Draws itself: frame n of an episode is n levels grey. Its episodes have no end."""
+    """Renders frame n of an episode in n levels of grey. Its episodes have no end."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gym.Env's own)
 
@@ -71,7 +71,7 @@ class Blinking(Drift):
 
 
 class Undrawable(Drift):
-    """Says that it can draw itself, but lacks what that takes."""
+    """Declares that it can render, but lacks a package for it."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012 (gym.Env's own)
 

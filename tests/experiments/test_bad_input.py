@@ -1,4 +1,4 @@
-"""Bad input: one line that names the culprit, and nothing lost.
+"""Bad input: one line that names the cause, and no file changed.
 
 `python -m tests.experiments.test_bad_input` prints experiments/results/bad_inputs.md.
 """
@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from experiments.run import parts as run
+from experiments.run import folder as run
 from tests.experiments.commands import QUICK, all_files, read_state, run_train
 from tests.experiments.conftest import Refusal
 from tests.experiments.damage import DAMAGES, OWNED, Damage, put_run
@@ -82,45 +82,42 @@ SETTINGS = [
     (["pets", "--trainer.n-total-steps", "5"], ["--trainer.n-total-steps", "--trainer.n-total-env-steps"]),
     (["pets", "--preset", "debug", "--agent"], ["Unrecognized options: --agent"]),
 ]
-"""Command lines, and parts of what is said about them."""
+"""Command lines, and parts of the message about them."""
 
 
 def _with_preset(arguments: list[str]) -> list[str]:
     return [*arguments, *([] if any(a.startswith("--preset") for a in arguments) else ["--preset", "debug"])]
 
 
-@pytest.mark.parametrize(("arguments", "told"), SETTINGS)
-def test_bad_settings(arguments: list[str], told: list[str], refusal: Refusal) -> None:
+@pytest.mark.parametrize(("arguments", "parts"), SETTINGS)
+def test_bad_settings(arguments: list[str], parts: list[str], refusal: Refusal) -> None:
     line = refusal(run_train, *_with_preset(arguments))
-    for part in told:
+    for part in parts:
         assert part in line
 
 
+def _box(*shape: int) -> spaces.Box:
+    return spaces.Box(-1, 1, shape)
+
+
 @pytest.mark.parametrize(
-    ("told", "spaces_"),
+    ("message", "unfit"),
     [
         ("observation space is Discrete(5)", {"observation_space": spaces.Discrete(5)}),
-        (
-            "observation space has shape (8, 8, 3), expected one dimension",
-            {"observation_space": spaces.Box(0, 255, (8, 8, 3), np.uint8)},
-        ),
+        ("observation space has shape (8, 8, 3), expected one dimension", {"observation_space": _box(8, 8, 3)}),
         (
             "observation space 'camera' has shape (8, 8, 3), expected one dimension",
-            {"observation_space": spaces.Dict(camera=spaces.Box(0, 255, (8, 8, 3), np.uint8))},
+            {"observation_space": spaces.Dict(camera=_box(8, 8, 3))},
         ),
-        (
-            "observation space 'inner' is Dict",
-            {"observation_space": spaces.Dict(inner=spaces.Dict(x=spaces.Box(-1, 1, (2,))))},
-        ),
+        ("observation space 'inner' is Dict", {"observation_space": spaces.Dict(inner=spaces.Dict(x=_box(2)))}),
         ("expected finite bounds", {"action_space": spaces.Box(-np.inf, np.inf, (2,), np.float32)}),
-        ("action space has shape (2, 2)", {"action_space": spaces.Box(-1, 1, (2, 2), np.float32)}),
+        ("action space has shape (2, 2)", {"action_space": _box(2, 2)}),
         ("MultiBinary(3)", {"action_space": spaces.MultiBinary(3)}),
     ],
 )
-def test_spaces_that_do_not_fit(told: str, spaces_: dict[str, spaces.Space], refusal: Refusal) -> None:
-    gym.register("Unfit-v0", Drift, kwargs=spaces_, max_episode_steps=5)
-    assert told in refusal(run_train, "pets", *QUICK, "--env", "Unfit-v0")
-    assert told in refusal(run_train, "random", *QUICK, "--env", "Unfit-v0")
+def test_unfit_spaces(message: str, unfit: dict[str, spaces.Space], refusal: Refusal) -> None:
+    gym.register("Unfit-v0", Drift, kwargs=unfit, max_episode_steps=5)
+    assert message in refusal(run_train, "pets", *QUICK, "--env", "Unfit-v0")
 
 
 @pytest.mark.parametrize("runs_dir", ["file", "file/below", "/proc/runs", "/dev/null"])
@@ -151,24 +148,25 @@ def test_a_full_disk_leaves_nothing(refusal: Refusal, monkeypatch: pytest.Monkey
     assert "cannot be written: No space left on device" in refusal(run_train, "random", *QUICK)
 
 
-def test_a_run_is_not_replaced_unasked(refusal: Refusal) -> None:
-    run_train("random", *QUICK, "--name", "r")
+def test_bad_input_leaves_a_run_as_it_is(random_run: Path, refusal: Refusal) -> None:
+    shutil.copytree(random_run, "runs/r")
     line = refusal(run_train, "pets", *QUICK, "--name", "r")
     assert "runs/r holds a run with other settings: agent was 'random' and is 'pets'" in line
     assert "--fresh" in line
+    assert "CartPole-v9" in refusal(run_train, "random", *QUICK, "--name", "r", "--fresh", "--env", "CartPole-v9")
 
 
-@pytest.mark.parametrize("fresh", [(), ("--fresh",)])
 @pytest.mark.parametrize("content", ['{"model_type": "bert"}', "[1, 2]", "no json", None])
-def test_what_is_no_run_is_never_replaced(content: str | None, fresh: tuple[str, ...], refusal: Refusal) -> None:
+def test_only_runs_are_replaced(content: str | None, refusal: Refusal) -> None:
     """A config.json alone makes no run: many programs write one."""
     folder = Path("runs/precious")
     folder.mkdir(parents=True)
     (folder / "photo.jpg").touch()
     if content is not None:
         (folder / "config.json").write_text(content)
-    line = refusal(run_train, "random", *QUICK, "--name", "precious", *fresh)
-    assert "runs/precious exists and is not the folder of a run" in line
+    for fresh in ((), ("--fresh",)):
+        line = refusal(run_train, "random", *QUICK, "--name", "precious", *fresh)
+        assert "runs/precious exists and is not the folder of a run" in line
 
 
 def test_a_file_is_never_replaced(refusal: Refusal) -> None:
@@ -178,23 +176,25 @@ def test_a_file_is_never_replaced(refusal: Refusal) -> None:
     assert "runs/notes exists and is not the folder of a run" in line
 
 
-def test_bad_input_does_not_cost_the_run_that_is_to_be_replaced(refusal: Refusal) -> None:
-    run_train("random", *QUICK, "--name", "r")
-    assert "CartPole-v9" in refusal(run_train, "random", *QUICK, "--name", "r", "--fresh", "--env", "CartPole-v9")
+def test_a_link_in_a_run_is_not_followed(random_run: Path, refusal: Refusal) -> None:
+    shutil.copytree(random_run, "runs/r")
+    Path("runs/r/results").symlink_to(random_run)
+    line = refusal(run_train, "random", *QUICK, "--name", "r", "--fresh")
+    assert "runs/r holds a symbolic link, results" in line
 
 
-def test_help_is_no_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_help_is_not_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
         run_train("pets", "--help")
     assert not stop.value.code
-    said, complained = capsys.readouterr()
-    assert "--icem.n-samples" in said
-    assert "Candidates sampled in the first iteration." in said
-    assert complained == ""
+    output, error = capsys.readouterr()
+    assert "--icem.n-samples" in output
+    assert "Candidates sampled in the first iteration." in output
+    assert error == ""
     assert all_files(tmp_path) == {}
 
 
-# ------------------------------------------------------------------ files that are bad
+# ------------------------------------------------------------------ damaged files
 
 
 @pytest.mark.parametrize(
@@ -204,34 +204,34 @@ def test_help_is_no_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) ->
         for damage in DAMAGES
     ],
 )
-def test_bad_files(damage: Damage, trained: Path, refusal: Refusal) -> None:
+def test_damaged_files(damage: Damage, trained: Path, refusal: Refusal) -> None:
     put_run(trained)
     damage.do()
     line = refusal(run_train, "pets", *QUICK, "--name", "r")
-    assert damage.told in line
+    assert damage.message in line
     assert len(line) < 1000
     assert not Path(OWNED).exists()
 
 
-# ------------------------------------------------------------------ what goes wrong in training
+# ------------------------------------------------------------------ faults in training
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_faults_save_the_run(fault: Fault, capfd: pytest.CaptureFixture[str]) -> None:
-    """One line, exit code 3, and the run goes on once the cause is gone."""
+    """One line, exit code 3, and the run can be resumed once the cause is gone."""
     arguments = (*fault.arguments, *QUICK, "--trainer.n-total-env-steps", 45, "--name", "r")
     with fault.cause(), pytest.raises(SystemExit) as stop:
         run_train(*arguments)
-    complained = capfd.readouterr().err
+    error = capfd.readouterr().err
     assert stop.value.code == 3
-    assert complained.count("\n") == 1
-    assert complained.startswith("error: ")
-    for part in fault.told:
-        assert part in complained
+    assert error.count("\n") == 1
+    assert error.startswith("error: ")
+    for part in fault.messages:
+        assert part in error
     n = read_state(Path("runs/r"))["n_total_env_steps"]
     assert n in (30, 31)
-    assert f"the same command goes on at {n} of 45 environment steps" in complained
+    assert f"the same command goes on at {n} of 45 environment steps" in error
     run_train(*arguments)
     assert f"runs/r goes on at {n} of 45" in capfd.readouterr().out
     assert read_state(Path("runs/r"))["n_total_env_steps"] == 45
@@ -266,15 +266,15 @@ is 3, and the run is saved. Checksums are left out.
 
 
 def _line(*arguments: object) -> str:
-    """What a command line that fails says."""
-    said, complained = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained), contextlib.suppress(SystemExit):
+    """Return the message of a command line that fails."""
+    output, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(error), contextlib.suppress(SystemExit):
         run_train(*arguments)
-    return complained.getvalue() or "(nothing)"
+    return error.getvalue() or "(nothing)"
 
 
 def _table() -> str:
-    """All bad inputs and what is said about them, as markdown."""
+    """Return all bad inputs and the messages about them, as markdown."""
     rows = []
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), warnings.catch_warnings():
         warnings.simplefilter("ignore")

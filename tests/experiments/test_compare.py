@@ -3,6 +3,7 @@ import json
 import pytest
 
 from experiments import compare
+from experiments.report.comparison import results
 from experiments.report.runs import read_run
 from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
@@ -11,7 +12,7 @@ from tests.experiments.run_folders import write_run
 
 @pytest.fixture
 def pair(tmp_path):
-    """Two runs that differ in a setting, the seed, and what came out."""
+    """Two runs that differ in a setting, the seed, and the results."""
     a = write_run(tmp_path / "a", settings={"width": 16, "deep": {"rate": 0.1}})
     b = write_run(tmp_path / "b", settings={"width": 32, "deep": {"rate": 0.1}}, seed=3, level=80, finished=False)
     return a, b
@@ -22,25 +23,25 @@ def _rows(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
-def test_what_differs_is_told_and_nothing_else(pair, capsys):
+def test_differences_are_shown_and_nothing_else(pair, capsys):
     call(compare.main, *pair)
-    said = capsys.readouterr().out
-    rows = _rows(said)
+    output = capsys.readouterr().out
+    rows = _rows(output)
     assert rows["settings.width"] == ["16", "32"]
     assert rows["seed"] == ["0", "3"]
-    assert "settings.deep.rate" not in said
+    assert "settings.deep.rate" not in output
     assert rows["environment steps"] == ["1000", "500", "-500"]
     assert rows["env/episode_return, mean of the last tenth"] == ["100", "80.003", "-19.997"]
     assert rows["wall time, seconds"] == ["100", "50", "-50"]
-    assert "Code: not recorded by these runs" in said
-    assert "not finished: 500 of 1000 environment steps" in said
+    assert "Code: not recorded by these runs" in output
+    assert "not finished: 500 of 1000 environment steps" in output
 
 
 def test_the_same_run_twice(trained, capsys):
     call(compare.main, trained, trained)
-    said = capsys.readouterr().out
-    assert "Settings: the same" in said
-    assert _rows(said)["environment steps"] == ["60", "60", "+0"]
+    output = capsys.readouterr().out
+    assert "Settings: the same" in output
+    assert _rows(output)["environment steps"] == ["60", "60", "+0"]
 
 
 def test_code_versions_where_runs_have_them(pair, capsys):
@@ -54,14 +55,14 @@ def test_code_versions_where_runs_have_them(pair, capsys):
 
 
 def test_other_metrics(pair):
-    found = compare.results(read_run(pair[0]), "model/loss")
+    found = results(read_run(pair[0]), "model/loss")
     assert found["model/loss, last"] == pytest.approx(0.1)
     assert found["model/loss, entries"] == 10
     assert found["eval/success, mean of the last tenth"] is None
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "part"),
     [
         (("a", "nowhere"), "nowhere is no folder"),
         (("a", "."), ". holds 2 runs"),
@@ -69,5 +70,5 @@ def test_other_metrics(pair):
         (("a",), "required"),
     ],
 )
-def test_bad_input_gets_one_line(pair, refusal: Refusal, args, told):
-    assert told in refusal(call, compare.main, *args)
+def test_bad_input_gets_one_line(pair, refusal: Refusal, args, part):
+    assert part in refusal(call, compare.main, *args)

@@ -14,7 +14,7 @@ from experiments.run.held_out import collect, displaced, longest_episode, trajec
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, Oracle, WorldModel
 from tests.envs.counter import CounterEnv
-from tests.experiments.commands import QUICK, call, run_train
+from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
 from tests.experiments.tasks import Drift
 
@@ -22,13 +22,13 @@ FIGURES = ("predictions", "calibration", "open_loop", "disagreement")
 
 
 def _table(text: str) -> dict[str, list[float]]:
-    """The rows of the printed table: the numbers of each policy by name."""
+    """Return the rows of the printed table: metrics of each policy by name."""
     rows = [[part.strip() for part in line.strip("│ ").split("│")] for line in text.splitlines() if "model/" in line]
     return {name: [float(x) for x in cells if x] for name, *cells in rows if cells}
 
 
-def test_numbers_and_figures_of_a_run(trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    shutil.copytree(trained, tmp_path / "r")
+def test_numbers_and_figures_of_a_run(drift_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(drift_run, tmp_path / "r")
     call(diagnose.main, "r", "--steps", 40, "--horizon", 8)
     rows = _table(capsys.readouterr().out)
     assert all(len(rows[f"model/{name}"]) == 2 for name in ("r2", "nll", "coverage_90", "open_loop/rmse_8"))
@@ -45,13 +45,12 @@ def test_numbers_and_figures_of_a_run(trained: Path, tmp_path: Path, capsys: pyt
             assert iio.imread(tmp_path / "r" / f"model_{name}_{policy}.png").ndim == 3
 
 
-def test_a_run_without_a_world_model_is_refused(refusal: Refusal) -> None:
-    run_train("random", *QUICK, "--name", "r")
-    assert "runs/r holds random, which does not plan" in refusal(call, diagnose.main, "runs/r")
-    assert "horizon is 0, expected at least 1" in refusal(call, diagnose.main, "runs/r", "--horizon", 0)
+def test_a_run_without_a_world_model_is_refused(random_run: Path, refusal: Refusal) -> None:
+    assert f"{random_run} holds random, which does not plan" in refusal(call, diagnose.main, random_run)
+    assert "horizon is 0, expected at least 1" in refusal(call, diagnose.main, random_run, "--horizon", 0)
 
 
-def test_what_is_collected_repeats_with_the_seed_from_an_id_or_a_factory() -> None:
+def test_collected_data_repeat_with_the_seed_from_an_id_or_a_factory() -> None:
     gym.register("Drift-v0", Drift)
     data, again, other = (collect("Drift-v0", n_steps=50, seed=seed) for seed in (1, 1, 2))
     assert data.obs.shape == data.obs_next.shape == data.act.shape == (50, 2)
@@ -62,7 +61,7 @@ def test_what_is_collected_repeats_with_the_seed_from_an_id_or_a_factory() -> No
     np.testing.assert_allclose(made.obs_next, made.obs + 0.3 * made.act, atol=1e-5)  # as they are
 
 
-def test_trajectories_follow_each_other_and_never_cross_an_end() -> None:
+def test_trajectories_are_contiguous_and_never_cross_an_end() -> None:
     data = collect(lambda: CounterEnv(), n_steps=200, seed=0)
     ended = data.terminated | data.truncated
     assert ended[:-1].any()

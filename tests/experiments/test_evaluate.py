@@ -9,41 +9,41 @@ import pytest
 import torch
 
 from layeredrl.storage import Checkpoints
-from tests.experiments.commands import QUICK, all_files, change_state, fit_manifest, newest, run_evaluate, run_train
+from tests.experiments.commands import all_files, change_state, fit_manifest, newest, run_evaluate
 from tests.experiments.conftest import Refusal
 
 
 @pytest.fixture
 def folder(trained: Path, tmp_path: Path) -> Path:
-    """A run that may be damaged."""
+    """A copy of a run, which may be changed."""
     shutil.copytree(trained, tmp_path / "r")
     return tmp_path / "r"
 
 
 def _row(table: str, name: str) -> str:
-    """The value of a row of the closing table."""
+    """Return the value of a row of the closing table."""
     (value,) = re.findall(rf"│ {name} +│ (.*?) +│", table)
     return value
 
 
 def test_the_same_seed_plays_the_same_episodes(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = []
+    before, tables = all_files(trained), []
     for seed in (1, 1, 2):
-        run_evaluate(trained, "--episodes", 3, "--seed", seed)
-        told.append(capsys.readouterr().out)
-    assert told[0] == told[1]
-    assert told[0] != told[2]
-    assert _row(told[0], "run") == str(trained)
-    assert _row(told[0], "episodes") == "3"
-    assert _row(told[0], "trained for") == "60 environment steps"
-    mean, low, high = re.findall(r"[\d.]+", re.sub(r"±\s*[\d.]+", "", _row(told[0], "return")))
+        run_evaluate(trained, "--episodes", 2, "--seed", seed)
+        tables.append(capsys.readouterr().out)
+    assert all_files(trained) == before
+    assert tables[0] == tables[1]
+    assert tables[0] != tables[2]
+    assert _row(tables[0], "run") == str(trained)
+    assert _row(tables[0], "episodes") == "2"
+    assert _row(tables[0], "trained for") == "60 environment steps"
+    mean, low, high = re.findall(r"[\d.]+", re.sub(r"±\s*[\d.]+", "", _row(tables[0], "return")))
     assert 8 <= float(low) <= float(mean) <= float(high) <= 200
-    assert _row(told[0], "length") == mean  # one point of reward a step
+    assert _row(tables[0], "length") == mean  # a reward of one for each step
 
 
-def test_it_plays_what_was_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Not with networks as they come: others in the checkpoint play differently."""
-    run_evaluate(folder, "--episodes", 3)
+def test_the_networks_of_the_checkpoint_play(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_evaluate(folder, "--episodes", 2)
     before = capsys.readouterr().out
 
     def change(state: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def test_it_plays_what_was_trained(folder: Path, capsys: pytest.CaptureFixture[s
                 world[name] = torch.full_like(tensor, 0.1)
 
     change_state(folder, change)
-    run_evaluate(folder, "--episodes", 3)
+    run_evaluate(folder, "--episodes", 2)
     assert capsys.readouterr().out != before
 
 
@@ -67,34 +67,26 @@ def test_the_best_checkpoint_can_be_played(folder: Path, capsys: pytest.CaptureF
         assert _row(capsys.readouterr().out, "trained for") == f"{steps} environment steps"
 
 
-def test_it_changes_nothing_in_the_run(folder: Path) -> None:
-    before = all_files(folder)
-    run_evaluate(folder, "--episodes", 1)
-    assert all_files(folder) == before
-
-
 def test_a_video_is_written(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_evaluate(trained, "--episodes", 1, "--seed", 3, "--video", "policy.GIF")
-    told = capsys.readouterr().out
-    (length,) = re.findall(r"policy\.GIF \(return ([\d.]+)\)", _row(told, "video"))
+    table = capsys.readouterr().out
+    (length,) = re.findall(r"policy\.GIF \(return ([\d.]+)\)", _row(table, "video"))
     assert len(iio.imread("policy.GIF", extension=".gif")) == -(-(int(float(length)) + 1) // 2)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "part"),
     [
         (["--episodes", 0], "error: episodes is 0, expected at least 1"),
         (["--seed", -1], "error: seed is -1, expected at least 0"),
         (["--video", "policy.mp4"], "video is policy.mp4, expected a name that ends in .gif"),
         (["--video", "nowhere/policy.gif"], "nowhere/policy.gif cannot be written"),
         (["--device", "abacus"], "device is 'abacus'"),
-        (["--device", "cuda:99"], "device is 'cuda:99'"),
-        (["--episodes", "many"], "--episodes"),
         (["--no-such-flag"], "--no-such-flag"),
     ],
 )
-def test_bad_arguments(arguments: list[object], told: str, trained: Path, refusal: Refusal) -> None:
-    assert told in refusal(run_evaluate, trained, *arguments)
+def test_bad_arguments(arguments: list[object], part: str, trained: Path, refusal: Refusal) -> None:
+    assert part in refusal(run_evaluate, trained, *arguments)
 
 
 def test_no_run(tmp_path: Path, refusal: Refusal) -> None:
@@ -104,14 +96,13 @@ def test_no_run(tmp_path: Path, refusal: Refusal) -> None:
     assert "empty/config.json cannot be read" in refusal(run_evaluate, "empty")
 
 
-def test_no_video_of_what_cannot_be_drawn(refusal: Refusal) -> None:
-    run_train("random", *QUICK, "--env", "OwnDrift-v0", "--name", "r")
-    line = refusal(run_evaluate, "runs/r", "--video", "policy.gif")
+def test_no_video_of_an_environment_that_cannot_render(random_run: Path, refusal: Refusal) -> None:
+    line = refusal(run_evaluate, random_run, "--video", "policy.gif")
     assert "environment OwnDrift-v0 cannot render an rgb_array" in line
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "part"),
     [
         ({"seed": "one"}, "seed"),
         ({"seed": -1}, "seed is -1"),
@@ -123,22 +114,21 @@ def test_no_video_of_what_cannot_be_drawn(refusal: Refusal) -> None:
         ({"env": "OwnDrift-v0"}, "checkpoints does not fit the settings in config.json"),
         ({"settings": {"planner": "tarot"}}, "settings.planner"),
         ({"settings": {"icem": {"n_elites": 0}}}, "n_elites is 0"),
-        ({"settings": {"model": {"hidden": [8]}}}, "checkpoints does not fit the settings in config.json"),
     ],
 )
-def test_settings_that_were_changed(changes: dict[str, Any], told: str, folder: Path, refusal: Refusal) -> None:
+def test_settings_that_were_changed(changes: dict[str, Any], part: str, folder: Path, refusal: Refusal) -> None:
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(settings | changes))
-    assert told in refusal(run_evaluate, folder)
+    assert part in refusal(run_evaluate, folder)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe\x00", b"{}"])
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe\x00", b"{}"])
 def test_a_damaged_config(content: bytes, folder: Path, refusal: Refusal) -> None:
     (folder / "config.json").write_bytes(content)
     assert f"{folder}/config.json does not hold the settings of a run" in refusal(run_evaluate, folder)
 
 
-@pytest.mark.parametrize("keep", [0, 100, -100])
+@pytest.mark.parametrize("keep", [0, -100])
 def test_a_damaged_checkpoint(keep: int, folder: Path, refusal: Refusal) -> None:
     path = newest(folder) / "state.pt"
     path.write_bytes(path.read_bytes()[:keep])
@@ -153,9 +143,9 @@ def test_no_checkpoint(folder: Path, refusal: Refusal) -> None:
 
 
 def test_a_checkpoint_of_other_shapes(folder: Path, refusal: Refusal) -> None:
-    run_train("pets", *QUICK, "--model.hidden", 8, "--name", "other")
-    shutil.rmtree(folder / "checkpoints")
-    shutil.copytree("runs/other/checkpoints", folder / "checkpoints")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["settings"]["model"]["hidden"] = [8]
+    (folder / "config.json").write_text(json.dumps(settings))
     line = refusal(run_evaluate, folder)
     assert f"{folder}/checkpoints does not fit the settings in config.json" in line
     assert "size mismatch" in line
@@ -164,7 +154,6 @@ def test_a_checkpoint_of_other_shapes(folder: Path, refusal: Refusal) -> None:
 
 @pytest.mark.parametrize("state", [{}, {"agent": {}}, {"agent": {"0": {}}, "n_total_env_steps": 5}, {"agent": 3}])
 def test_a_checkpoint_of_something_else(state: dict[str, Any], folder: Path, refusal: Refusal) -> None:
-
     def change(whole: dict[str, Any]) -> None:
         whole.clear()
         whole.update(state)
@@ -181,4 +170,4 @@ class _Malice:
 def test_loading_runs_no_code(folder: Path, refusal: Refusal) -> None:
     torch.save({"format": 1, "state": {"agent": _Malice()}}, newest(folder) / "state.pt")
     fit_manifest(folder)
-    assert "is not a readable checkpoint" in refusal(run_evaluate, folder)  # which also sees that no file came about
+    assert "is not a readable checkpoint" in refusal(run_evaluate, folder)  # and makes no file

@@ -1,4 +1,4 @@
-"""Runs that are killed, at any moment, and go on with the same command."""
+"""Runs that are killed at any moment and resumed with the same command."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def kill_and_go_on(arguments: tuple[object, ...], moments: list[float]) -> int:
     """Kill a run some seconds after it has opened its folder, again and again, then let it end.
 
     Returns:
-        How many processes were killed in training.
+        Number of processes that were killed during training.
     """
     arguments = (*arguments, "--name", "r")
     n_saved = n_killed = 0
@@ -52,7 +52,7 @@ def kill_and_go_on(arguments: tuple[object, ...], moments: list[float]) -> int:
 
 
 def check_log(folder: Path, n_total_env_steps: int, fit_every: int) -> None:
-    """No step is missing from the metrics, and none is there twice."""
+    """Assert that no step is missing from the metrics, and that none is there twice."""
     rows = read_metrics(folder)
     fits = [int(row["n_total_env_steps"]) for row in rows if row["model/loss"]]
     assert fits == list(range(fit_every, n_total_env_steps + 1, fit_every))
@@ -62,12 +62,12 @@ def check_log(folder: Path, n_total_env_steps: int, fit_every: int) -> None:
 
 
 def test_three_kills_change_nothing() -> None:
-    arguments = ("pets", *QUICK, "--trainer.n-total-env-steps", 100, "--trainer.checkpoint-every", 3)
+    arguments = ("pets", *QUICK, "--trainer.n-total-env-steps", 60, "--trainer.checkpoint-every", 3)
     run_train(*arguments, "--name", "whole")
     rng = random.Random(0)
-    kill_and_go_on(arguments, [rng.uniform(0.0, 0.5) for _ in range(3)])
+    kill_and_go_on(arguments, [rng.uniform(0.0, 0.3) for _ in range(3)])
     assert_same_run(FOLDER, Path("runs/whole"))
-    check_log(FOLDER, 100, fit_every=20)
+    check_log(FOLDER, 60, fit_every=20)
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_twenty_kills_and_one_run_for_wandb() -> None:
 
 
 CALLS = 33
-"""That change files, from the start of a run to its second checkpoint."""
+"""Number of calls that change files, from the start of a run to its second checkpoint."""
 RUN = ("random", *QUICK, "--trainer.n-total-env-steps", 80, "--trainer.checkpoint-every", 20)
 
 
@@ -122,7 +122,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ],
 )
 def test_a_kill_in_place_of_any_change_of_a_file(call: int, saved: Path) -> None:
-    """In the midst of saving above all: writing, moving into place, deleting what is old."""
+    """Above all during a save: writing, moving into place, deleting old files."""
     assert processes.run(*RUN, "--name", "r", die_at_call=call) == -signal.SIGKILL
     checkpoints = Checkpoints(FOLDER / "checkpoints")
     if checkpoints.newest() is not None:
@@ -134,7 +134,7 @@ def test_a_kill_in_place_of_any_change_of_a_file(call: int, saved: Path) -> None
 def test_a_run_killed_in_its_last_save_is_tidied_all_the_same(saved: Path) -> None:
     shutil.copytree(saved, FOLDER)
     (FOLDER / "summary.json").unlink()
-    (FOLDER / "checkpoints" / "000000000020.tmp").mkdir()  # which was in the midst of being deleted
+    (FOLDER / "checkpoints" / "000000000020.tmp").mkdir()  # which was being deleted
     run_train(*RUN, "--name", "r")
     assert not list(FOLDER.glob("checkpoints/*.tmp"))
     assert_same_run(FOLDER, saved)
@@ -156,18 +156,9 @@ def test_a_kill_in_place_of_every_change_of_a_file() -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_leaves_at_once(number: signal.Signals) -> None:
-    """Also in the midst of saving; the checkpoint before is whole."""
-    arguments = (
-        "random",
-        *QUICK,
-        "--trainer.n-total-env-steps",
-        10**9,
-        "--trainer.checkpoint-every",
-        50,
-        "--name",
-        "r",
-    )
-    process = processes.start(*arguments, slow_saving=True)
+    """Also during a save; the checkpoint before is whole."""
+    often = ("--trainer.n-total-env-steps", 10**9, "--trainer.checkpoint-every", 50)
+    process = processes.start("random", *QUICK, *often, "--name", "r", slow_saving=True)
     while process.is_alive() and not (FOLDER / processes.SAVING).exists():
         time.sleep(0.005)
     before = Checkpoints(FOLDER / "checkpoints").newest()
@@ -175,9 +166,7 @@ def test_a_second_signal_leaves_at_once(number: signal.Signals) -> None:
     time.sleep(0.1)
     assert process.is_alive()  # it wants to save first
     os.kill(process.pid, number)
-    start = time.monotonic()
-    assert processes.finish(process) == 128 + number
-    assert time.monotonic() - start < 5
+    assert processes.finish(process, timeout_s=30.0) == 128 + number  # the save would take a minute
     checkpoints = Checkpoints(FOLDER / "checkpoints")
     assert checkpoints.newest() == before
     assert checkpoints.load()["n_total_env_steps"] == before

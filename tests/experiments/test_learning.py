@@ -1,4 +1,4 @@
-"""What the framework is for: these train in earnest, with the commands that a person would type."""
+"""Agents learn their tasks, trained with the commands that a user types."""
 
 import statistics
 from itertools import groupby
@@ -19,9 +19,9 @@ def test_the_demo_balances_the_pole_three_times_in_a_row(seed: int) -> None:
 
 
 def test_eight_environments_at_once_balance_the_pole() -> None:
-    """From their second episode on: the eight first ones run side by side, so that nobody has seen the track's end yet.
+    """From their second episode on: the first eight run side by side, before any has seen the end of the track.
 
-    Of 96 first episodes, with twelve seeds, 80 lasted to the end; what misses, misses at the end of the track.
+    Of 96 first episodes, with twelve seeds, 80 lasted to the end; the others failed at the end of the track.
     """
     arguments = ["--n-envs", 8, "--trainer.n-total-env-steps", 3400, "--no-pictures", "--no-tensorboard"]
     run_train("pets", "--preset", "demo", *arguments, "--name", "r")

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 from pathlib import Path
@@ -8,32 +9,33 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from experiments import plot_plan
-from experiments.evaluate import EvaluateConfig, load
-from experiments.plot_plan import Comparison, PlotPlanConfig, compare
+from experiments.pictures.plans import Comparison, compare, draw_comparison
+from experiments.run.loading import load
 from layeredrl.environments import make_env, make_task
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.world_model import Encoder, Oracle, WorldModel
-from tests.experiments.commands import QUICK, call, run_train
+from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
 from tests.experiments.tasks import Drift
 
 HORIZON = 5
-"""Of the debug preset."""
+"""Steps of a plan of the debug preset."""
 
 
 def _row(text: str, name: str) -> str:
-    """A value of the printed table."""
+    """Return a value of the printed table."""
     (line,) = [line for line in text.splitlines() if re.match(rf"\W*{re.escape(name)}\s", line)]
     return line.split(name, 1)[1].strip(" │")
 
 
 def _plan(run: Path, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """The actions that a run's agent takes until some step, (step, A), and what it plans then, (H, A)."""
-    config, agent, _ = load(EvaluateConfig(run))
+    """Return the actions of a run's agent until some step, (step, A), and its plan there, (H, A)."""
+    config, agent, _ = load(run)
     (level,) = agent.levels
     assert isinstance(level, PlannerLevel)
     env, carry = make_env(config.env), agent.initial_carry(1, seed)
@@ -49,7 +51,7 @@ def _plan(run: Path, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _replay(env_id: str, seed: int, before: np.ndarray, plan: np.ndarray) -> list[float]:
-    """Rewards of a plan, carried out after other actions."""
+    """Return the rewards of a plan that is carried out after other actions."""
     env = make_env(env_id)
     env.reset(seed=seed)
     for action in before:
@@ -64,63 +66,62 @@ def _replay(env_id: str, seed: int, before: np.ndarray, plan: np.ndarray) -> lis
 
 
 class Endless(Drift):
-    """Rewards tell one sequence of actions from another; only a time limit ends an episode."""
+    """Rewards differ between sequences of actions; only a time limit ends an episode."""
 
     def step(self, action: np.ndarray) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, reward, _, truncated, info = super().step(action)
         return obs, reward, False, truncated, info
 
 
-@pytest.mark.parametrize(("step", "seed"), [(0, 3), (4, 1_000_000)])
-def test_what_the_table_says_is_what_happens(
-    step: int, seed: int, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(trained, tmp_path / "r")
-    call(plot_plan.main, "r", "--step", step, "--seed", seed, "--particles", 3)
+def _moved(run: Path, env_id: str) -> Path:
+    """Copy a run to a folder r, with another environment in its settings."""
+    shutil.copytree(run, "r")
+    settings = json.loads(Path("r/config.json").read_text())
+    Path("r/config.json").write_text(json.dumps(settings | {"env": env_id}))
+    return Path("r")
+
+
+def test_the_printed_return_is_that_of_the_plan(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(trained, "r")
+    call(plot_plan.main, "r", "--step", 4, "--seed", 1_000_000, "--particles", 3)
     text = capsys.readouterr().out
-    rewards = _replay("ContinuousCartPole-v0", seed, *_plan(trained, step, seed))
+    rewards = _replay("ContinuousCartPole-v0", 1_000_000, *_plan(trained, 4, 1_000_000))
     assert _row(text, "plan carried out") == f"{sum(rewards):.2f} in {len(rewards)} steps"
     assert _row(text, "figure") == "r/plan.png"
-    assert iio.imread(tmp_path / "r" / "plan.png").ndim == 3
+    assert iio.imread("r/plan.png").ndim == 3
 
 
-def test_until_the_end_of_an_episode_and_not_beyond(
-    tmp_path: Path, refusal: Refusal, capsys: pytest.CaptureFixture[str]
+def test_plans_are_carried_out_until_the_end_of_an_episode(
+    drift_run: Path, refusal: Refusal, capsys: pytest.CaptureFixture[str]
 ) -> None:
     gym.register("Endless-v0", Endless, max_episode_steps=15)
-    run_train("pets", *QUICK, "--env", "Endless-v0", "--name", "r")
-    for step, seed in ((7, 0), (13, 1)):
-        call(plot_plan.main, "runs/r", "--step", step, "--seed", seed, "--output", tmp_path / f"{step}.png")
-        text = capsys.readouterr().out
-        rewards = _replay("Endless-v0", seed, *_plan(Path("runs/r"), step, seed))
-        assert len(rewards) == min(HORIZON, 15 - step)
-        assert _row(text, "plan carried out") == f"{sum(rewards):.2f} in {len(rewards)} steps"
-        assert iio.imread(tmp_path / f"{step}.png").ndim == 3
-        members = [float(x) for x in _row(text, "members' means").split(", ")]
-        assert float(_row(text, "predicted return").split()[0]) == pytest.approx(np.mean(members), abs=0.01)
-    assert not Path("runs/r/plan.png").exists()
-    for step in (15, 40):
-        assert f"step is {step}, expected less than 15, where the episode ends" in refusal(
-            call, plot_plan.main, "runs/r", "--step", step, "--seed", 0
-        )
+    run = _moved(drift_run, "Endless-v0")
+    call(plot_plan.main, run, "--step", 13, "--seed", 1, "--output", "p.png")
+    text = capsys.readouterr().out
+    rewards = _replay("Endless-v0", 1, *_plan(run, 13, 1))
+    assert len(rewards) == 2 < HORIZON
+    assert _row(text, "plan carried out") == f"{sum(rewards):.2f} in 2 steps"
+    members = [float(x) for x in _row(text, "members' means").split(", ")]
+    assert float(_row(text, "predicted return").split()[0]) == pytest.approx(np.mean(members), abs=0.01)
+    assert iio.imread("p.png").ndim == 3
+    assert not (run / "plan.png").exists()
+    line = refusal(call, plot_plan.main, run, "--step", 15, "--seed", 0)
+    assert "step is 15, expected less than 15, where the episode ends" in line
 
 
-def test_runs_and_settings_that_do_not_fit_are_refused(refusal: Refusal) -> None:
-    run_train("random", *QUICK, "--name", "r")
-    assert "runs/r holds random, which does not plan" in refusal(call, plot_plan.main, "runs/r")
-    assert "particles is 0, expected at least 1" in refusal(call, plot_plan.main, "runs/r", "--particles", 0)
+def test_unfit_runs_and_settings_are_refused(random_run: Path, refusal: Refusal) -> None:
+    assert f"{random_run} holds random, which does not plan" in refusal(call, plot_plan.main, random_run)
+    assert "particles is 0, expected at least 1" in refusal(call, plot_plan.main, random_run, "--particles", 0)
     assert "runs/none" in refusal(call, plot_plan.main, "runs/none")
 
 
-@pytest.mark.parametrize("step", [0, 6])
-def test_with_the_truth_for_a_model_the_prediction_is_what_happens(step: int) -> None:
+def test_the_prediction_of_true_dynamics_is_what_happens() -> None:
     task = make_task("ContinuousCartPole-v0")
     encoder = Encoder(task)
     world = WorldModel(encoder, Oracle.from_task(task, encoder, n_models=2), task)
     planner = ICEM(task.action_space, ICEMConfig(horizon=8, n_samples=8, n_iterations=1, n_elites=2))
     level = PlannerLevel(world, planner, task.action_space)
-    args = PlotPlanConfig(Path(), step=step, seed=5, particles=3)
-    found = compare("ContinuousCartPole-v0", Hierarchy([level], task), level, args)
+    found = compare("ContinuousCartPole-v0", Hierarchy([level], task), level, step=6, seed=5, n_particles=3)
     assert found.predicted.state.shape == (3, 2, 1, 9, 4)
     assert found.carried_out is not None
     for states in found.predicted.state.flatten(0, 2):
@@ -132,7 +133,7 @@ def test_with_the_truth_for_a_model_the_prediction_is_what_happens(step: int) ->
 
 
 class Forgetful(Endless):
-    """Differs from one instance to the next: in what it begins with, or only in what comes of actions."""
+    """Instances differ: in their first states, or only in the effects of actions."""
 
     n_instances = 0
 
@@ -154,16 +155,16 @@ class Forgetful(Endless):
 
 @pytest.mark.parametrize(("begins", "step"), [(True, 0), (False, 0), (False, 3)])
 def test_an_environment_that_does_not_repeat_itself(
-    begins: bool, step: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    begins: bool, step: int, drift_run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[Comparison] = []
-    monkeypatch.setattr(plot_plan, "compare", lambda *args: found.append(compare(*args)) or found[0])
+    def draw(found: Comparison, *args: Any) -> Figure:
+        assert found.carried_out is None
+        return draw_comparison(found, *args) if step else Figure()
+
+    monkeypatch.setattr(plot_plan, "draw_comparison", draw)
     gym.register("Forgetful-v0", Forgetful, kwargs={"begins": begins}, max_episode_steps=15)
-    run_train("pets", *QUICK, "--env", "Forgetful-v0", "--name", "r")
-    capsys.readouterr()
-    call(plot_plan.main, "runs/r", "--step", step)
+    call(plot_plan.main, _moved(drift_run, "Forgetful-v0"), "--step", step)
     text = capsys.readouterr().out
     assert _row(text, "plan carried out") == "not comparable: the environment does not repeat itself"
     assert re.fullmatch(rf"-[\d.]+ in {HORIZON} steps", _row(text, "replanned"))
-    assert found[0].carried_out is None
-    assert iio.imread("runs/r/plan.png").ndim == 3
+    assert iio.imread("r/plan.png").ndim == 3

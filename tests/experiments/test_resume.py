@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on is the run that was never stopped, to the last bit."""
+"""A run that was stopped and resumed equals one that was never stopped, to the last bit."""
 
 import json
 import os
@@ -16,7 +16,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-import wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from layeredrl.collector import Collector
@@ -37,33 +36,46 @@ from tests.experiments.commands import (
 )
 from tests.experiments.conftest import Refusal
 from tests.experiments.tasks import Drift
-from tests.loggers.wandb_reader import read_offline_run, read_offline_runs
+from tests.loggers.wandb_reader import read_offline_runs
 from tests.recording import stored
 
-AGENTS = [
-    ("pets",),
-    # The reward is learned, too; the noise that candidates meet follows from the state of a generator.
-    ("pets", "--planner", "mppi", "--common-noise", "--env", "OwnDrift-v0"),
-    ("sac",),
-    ("sac", "--algorithm", "td3"),
-    ("goals", "--env", "Maze2D-Medium-v0"),
-    ("splates", "--env", "Maze2D-Medium-v0"),
-    pytest.param(("dads", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
-    pytest.param(("dads", "--env", "Maze2D-Medium-v0", "--importance-clip", "10"), marks=pytest.mark.slow),
-    pytest.param(("splates", "--env", "Maze2D-Medium-v0", "--encoder", "learned"), marks=pytest.mark.slow),
-    pytest.param(("splates-goals", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
-    pytest.param(("diayn", "--env", "Maze2D-Medium-v0"), marks=pytest.mark.slow),
-    ("random",),
-    ("tests.experiments.own_agents:Hold",),  # is stopped in the midst of an action
+MAZE = ("--env", "Maze2D-Medium-v0")
+AGENTS = {
+    ("pets",): 4,
+    # The reward is learned, too, and the noise that candidates share follows from the state of a generator.
+    ("pets", "--planner", "mppi", "--common-noise", "--env", "OwnDrift-v0"): 1,
+    (
+        "pets",
+        "--planner",
+        "cem",
+        "--cem.n-samples",
+        "50",
+        "--learning.fit.holdout",
+        "0.2",
+        "--learning.replay-size",
+        "33",
+    ): 1,
+    ("pets", "--planner", "random_shooting", "--random-shooting.n-samples", "50"): 1,
+    ("sac",): 1,
+    ("sac", "--algorithm", "td3"): 4,
+    ("goals", *MAZE): 4,
+    ("splates", *MAZE): 4,
+    ("random", "--env", "CartPole-v1"): 1,
+    ("tests.experiments.own_agents:Hold",): 4,  # is stopped during an action
+}
+"""Agents of the quick tests, and their numbers of environments; slow tests have the other number."""
+SLOW_AGENTS = [
+    ("dads", *MAZE),
+    ("dads", *MAZE, "--importance-clip", "10"),
+    ("splates", *MAZE, "--encoder", "learned"),
+    ("splates-goals", *MAZE),
+    ("diayn", *MAZE),
 ]
-"""Agents that come later join by one line."""
 
-# One environment with the first test of these agents, four with the second; the other pairs are among the slow tests.
-ONE = pytest.mark.parametrize("n_envs", [1, pytest.param(4, marks=pytest.mark.slow)])
-FOUR = pytest.mark.parametrize("n_envs", [pytest.param(1, marks=pytest.mark.slow), 4])
-
-ROOT = Path(__file__).parents[2]
 STEPS = "--trainer.n-total-env-steps"
+RANDOM = ("random", *QUICK, "--seed", 3, STEPS, 80)
+ROOT = Path(__file__).parents[2]
+FOLDER = Path("runs/r")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +93,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
 
 
 def stop_at(n_total_env_steps: int, *arguments: object, number: signal.Signals = signal.SIGTERM) -> None:
-    """Train until a signal arrives in the midst of a step."""
+    """Train until a signal arrives during a step."""
     with signal_at(n_total_env_steps, number), pytest.raises(SystemExit) as stop:
         run_train(*arguments)
     assert stop.value.code == 75
@@ -90,92 +102,67 @@ def stop_at(n_total_env_steps: int, *arguments: object, number: signal.Signals =
 # ------------------------------------------------------------------ the same, to the last bit
 
 
-@pytest.mark.parametrize("agent", AGENTS, ids=" ".join)
-@ONE
-def test_half_and_half_is_the_whole(agent: tuple[str, ...], n_envs: int, whole: Any, capsys: Any) -> None:
-    n = 80 if n_envs == 1 else 128
-    arguments = (*agent, *QUICK, "--n-envs", n_envs, "--seed", 3)
-    expected = whole(*arguments, STEPS, n)
-    run_train(*arguments, "--name", "r", STEPS, n // 2)
-    capsys.readouterr()
-    run_train(*arguments, "--name", "r", STEPS, n)
-    assert f"runs/r goes on at {n // 2} of {n} environment steps" in capsys.readouterr().out
-    assert_same_run(Path("runs/r"), expected)
+def _cases() -> list[Any]:
+    cases = [pytest.param(agent, n, id=f"{' '.join(agent)}-{n}") for agent, n in AGENTS.items()]
+    slow = [(agent, 5 - n) for agent, n in AGENTS.items()] + [(agent, n) for agent in SLOW_AGENTS for n in (1, 4)]
+    return cases + [pytest.param(*case, id=f"{' '.join(case[0])}-{case[1]}", marks=pytest.mark.slow) for case in slow]
 
 
-@pytest.mark.parametrize("agent", AGENTS, ids=" ".join)
-@FOUR
-def test_signals_in_the_midst_of_episodes_change_nothing(
-    agent: tuple[str, ...], n_envs: int, whole: Any, capsys: Any
+@pytest.mark.parametrize(("agent", "n_envs"), _cases())
+def test_signals_and_a_finished_part_change_nothing(
+    agent: tuple[str, ...], n_envs: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    n = 80 if n_envs == 1 else 128
-    arguments = (*agent, *QUICK, "--n-envs", n_envs, "--seed", 3, STEPS, n)
-    expected = whole(*arguments)
-    for at, number in [(7 * n_envs, signal.SIGTERM), (23 * n_envs, signal.SIGINT)]:  # before and after the first fit
+    """A signal before the first fit, an end in the middle, and a signal after it."""
+    half = 26 if n_envs == 1 else 36
+    arguments = (*agent, *QUICK, "--n-envs", n_envs, "--seed", 3)
+    run_train(*arguments, "--name", "whole", STEPS, 2 * half)
+    for number, at, n in [(signal.SIGTERM, 8, half), (None, half, half), (signal.SIGINT, half + 8, 2 * half)]:
         capsys.readouterr()
-        stop_at(at, *arguments, "--name", "r", number=number)
-        told = f"stopped by {number.name} at {at + n_envs} of {n} environment steps; the same command goes on"
-        assert told in capsys.readouterr().out
-        assert int(newest(Path("runs/r")).name) == at + n_envs
-    run_train(*arguments, "--name", "r")
-    assert_same_run(Path("runs/r"), expected)
+        if number is None:
+            run_train(*arguments, "--name", "r", STEPS, n)
+        else:
+            stop_at(at, *arguments, "--name", "r", STEPS, n, number=number)
+            line = f"stopped by {number.name} at {at + n_envs} of {n} environment steps; the same command goes on"
+            assert line in capsys.readouterr().out
+            at += n_envs
+        assert int(newest(FOLDER).name) == at
+    run_train(*arguments, "--name", "r", STEPS, 2 * half)
+    assert f"runs/r goes on at {half + 8 + n_envs} of {2 * half} environment steps" in capsys.readouterr().out
+    assert_same_run(FOLDER, Path("runs/whole"))
 
 
-@FOUR
+@pytest.mark.parametrize("n_envs", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_half_cheetah(n_envs: int) -> None:
     pytest.importorskip("mujoco")
     arguments = ("pets", *QUICK, "--env", "HalfCheetah-v5", "--n-envs", n_envs, STEPS, 60)
     run_train(*arguments, "--name", "whole")
     stop_at(32, *arguments, "--name", "r")
     run_train(*arguments, "--name", "r")
-    assert_same_run(Path("runs/r"), Path("runs/whole"))
+    assert_same_run(FOLDER, Path("runs/whole"))
 
 
-@pytest.mark.parametrize("planner", ["cem", "random_shooting"])
-def test_other_planners(planner: str) -> None:
-    arguments = ("pets", *QUICK, "--planner", planner, f"--{planner.replace('_', '-')}.n-samples", 50, STEPS, 40)
-    run_train(*arguments, "--name", "whole")
-    stop_at(30, *arguments, "--name", "r")
-    run_train(*arguments, "--name", "r")
-    assert_same_run(Path("runs/r"), Path("runs/whole"))
-
-
-def test_discrete_actions_and_a_holdout() -> None:
-    arguments = ("random", *QUICK, "--env", "CartPole-v1", "--n-envs", 2, STEPS, 160)
-    run_train(*arguments, "--name", "whole")
-    stop_at(30, *arguments, "--name", "r")
-    run_train(*arguments, "--name", "r")
-    assert_same_run(Path("runs/r"), Path("runs/whole"))
-    arguments = ("pets", *QUICK, "--learning.fit.holdout", 0.2, "--learning.replay-size", 33)
-    run_train(*arguments, "--name", "whole2")
-    stop_at(45, *arguments, "--name", "r2")
-    run_train(*arguments, "--name", "r2")
-    assert_same_run(Path("runs/r2"), Path("runs/whole2"))
-
-
-def test_environments_in_processes_of_their_own_go_on_alike() -> None:
-    arguments = ("random", *QUICK, "--n-envs", 2, STEPS, 160)
+def test_environments_in_processes_of_their_own_are_resumed_alike() -> None:
+    arguments = ("random", *QUICK, "--n-envs", 2, STEPS, 100)
     run_train(*arguments, "--name", "sync")
     stop_at(30, *arguments, "--vectorization", "async", "--name", "r")
     run_train(*arguments, "--vectorization", "async", "--name", "r")
-    assert_same_run(Path("runs/r"), Path("runs/sync"))
+    assert_same_run(FOLDER, Path("runs/sync"))
 
 
-def test_evaluations_in_between_change_nothing() -> None:
-    looks = ("--trainer.eval-every", 20, "--trainer.eval-episodes", 2, STEPS, 80)
-    arguments = ("pets", *QUICK, *looks)
-    run_train(*arguments, "--name", "whole")
-    for at in (19, 30, 55):  # the first one in a step that is followed by a fit and an evaluation
-        stop_at(at, *arguments, "--name", "r")
-    run_train(*arguments, "--name", "r")
-    assert_same_run(Path("runs/r"), Path("runs/whole"))
-    assert sum(bool(row["eval/episode_return"]) for row in read_metrics(Path("runs/r"))) == 4
+def test_evaluations_and_pictures_between_parts_change_nothing() -> None:
+    evaluations = ("--trainer.eval-every", 20, "--trainer.eval-episodes", 1, "--no-tensorboard")
+    arguments = ("pets", "--preset", "debug", *evaluations, "--name")
+    run_train(*arguments, "whole", "--no-pictures", STEPS, 60)
+    stop_at(19, *arguments, "r", STEPS, 40)  # in a step that is followed by a fit and an evaluation
+    run_train(*arguments, "r", STEPS, 40)  # with pictures
+    stop_at(50, *arguments, "r", STEPS, 60)
+    run_train(*arguments, "r", "--no-pictures", STEPS, 60)
+    assert_same_run(FOLDER, Path("runs/whole"))
+    assert sum(bool(row["eval/episode_return"]) for row in read_metrics(FOLDER)) == 3
 
 
-def test_what_is_not_saved_would_be_missed(whole: Any) -> None:
-    """The comparison sees a single number that is another one, in every part of the state."""
-    state = read_state(whole("pets", *QUICK, "--n-envs", 1, "--seed", 3, STEPS, 80))
-    other = read_state(whole("pets", *QUICK, "--n-envs", 1, "--seed", 3, STEPS, 80))
+def test_the_comparison_of_states_sees_every_number(trained: Path) -> None:
+    state, other = read_state(trained), read_state(trained)
     assert_same(state, other)
     level = state["agent"]["0"]
     for tensor in (
@@ -199,7 +186,7 @@ def test_what_is_not_saved_would_be_missed(whole: Any) -> None:
 @pytest.mark.parametrize("agent", ["pets", "random"])
 @pytest.mark.parametrize("n_envs", [1, 4])
 def test_command_lines_that_are_interrupted(agent: str, n_envs: int) -> None:
-    """As a person does it: `python -m experiments.train`, Ctrl-C, and again."""
+    """`python -m experiments.train`, Ctrl-C, and again."""
     arguments = (agent, *QUICK, "--n-envs", n_envs, STEPS, 2000, "--runs-dir", Path("runs").absolute())
     assert _command(*arguments, "--name", "whole").wait(120) == 0
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -210,7 +197,7 @@ def test_command_lines_that_are_interrupted(agent: str, n_envs: int) -> None:
         process.send_signal(number)
         assert process.wait(60) == 75
     assert _command(*arguments, "--name", "r").wait(120) == 0
-    assert_same_run(Path("runs/r"), Path("runs/whole"))
+    assert_same_run(FOLDER, Path("runs/whole"))
 
 
 @pytest.mark.parametrize(("agent", "n_envs"), [pytest.param("pets", 1, marks=pytest.mark.slow), ("random", 4)])
@@ -228,7 +215,7 @@ def test_processes_that_are_interrupted(agent: str, n_envs: int) -> None:
     assert stopped[0] == 75, Path(processes.LOG).read_text()
     assert set(stopped) <= {75, 0}  # the second may come too late
     assert processes.run(*arguments, "--name", "r") == 0
-    assert_same_run(Path("runs/r"), Path("runs/whole"))
+    assert_same_run(FOLDER, Path("runs/whole"))
 
 
 def _command(*arguments: object) -> subprocess.Popen[bytes]:
@@ -259,31 +246,25 @@ def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in tags}
 
 
-def test_tensorboard_shows_one_run() -> None:
-    arguments = ("pets", *(a for a in QUICK if a != "--no-tensorboard"), "--trainer.eval-every", 20, STEPS, 80)
-    run_train(*arguments, "--name", "whole")
-    stop_at(30, *arguments, "--name", "r")
+@pytest.mark.usefixtures("lonely_wandb")
+def test_tensorboard_and_wandb_show_one_run() -> None:
+    quick = [a for a in QUICK if a != "--no-tensorboard"]
+    arguments = ("pets", *quick, "--wandb", "offline", "--trainer.eval-every", 20, "--trainer.eval-episodes", 1)
+    run_train(*arguments, STEPS, 60, "--name", "whole")
+    stop_at(27, *arguments, STEPS, 60, "--name", "r")
     in_the_next_second()
-    run_train(*arguments, "--name", "r")
-    assert _scalars(Path("runs/r")) == _scalars(Path("runs/whole"))
-    assert len(_scalars(Path("runs/r"))["eval/episode_return"]) == 4
-
-
-@pytest.fixture
-def lonely_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    """No key, no settings of this machine's user, nothing left of the test before."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_IDENTITY_TOKEN_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path / "home" / "config"))
-    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
-    wandb.teardown()
-    yield
-    wandb.teardown()
+    run_train(*arguments, STEPS, 60, "--name", "r")
+    assert _scalars(FOLDER) == _scalars(Path("runs/whole"))
+    assert len(_scalars(FOLDER)["eval/episode_return"]) == 3
+    (whole,), parts = read_offline_runs(Path("runs/whole")), read_offline_runs(FOLDER)
+    assert len(parts) == 2
+    assert {part.run_id for part in parts} == {read_state(FOLDER)["loggers"]["WandbLogger"]["run_id"]}
+    assert whole.run_id != parts[0].run_id
+    assert _merged(FOLDER) == _merged(Path("runs/whole"))
 
 
 def _merged(folder: Path) -> dict[int, dict[str, Any]]:
-    """What `wandb sync` of all parts makes: a record by its number, the first that has come."""
+    """Rows by number as `wandb sync` of all parts merges them: the first of each number is kept."""
     rows: dict[int, dict[str, Any]] = {}
     for run in read_offline_runs(folder):
         for row in run.rows:
@@ -292,32 +273,16 @@ def _merged(folder: Path) -> dict[int, dict[str, Any]]:
     return rows
 
 
-@pytest.mark.usefixtures("lonely_wandb")
-def test_wandb_gets_one_run() -> None:
-    arguments = ("pets", *QUICK, "--wandb", "offline", STEPS, 80)
-    run_train(*arguments, "--name", "whole")
-    stop_at(47, *arguments, "--name", "r")
-    in_the_next_second()
-    run_train(*arguments, "--name", "r")
-    parts = read_offline_runs(Path("runs/r"))
-    assert len(parts) == 2
-    assert len({part.run_id for part in parts}) == 1
-    assert _merged(Path("runs/r")) == _merged(Path("runs/whole"))
-    assert read_offline_run(Path("runs/whole")).run_id != parts[0].run_id
-    run_ids = [read_state(Path("runs/r"))["loggers"]["WandbLogger"]["run_id"]]
-    assert run_ids == [parts[0].run_id]
-
-
-@pytest.mark.usefixtures("lonely_wandb")
+@pytest.mark.usefixtures("lonely_wandb", "without_video")
 def test_a_longer_run_logs_beyond_the_pictures_of_the_shorter_one() -> None:
     arguments = ("random", "--preset", "debug", "--no-tensorboard", "--wandb", "offline", "--name", "r")
     run_train(*arguments, STEPS, 60)
     in_the_next_second()
     run_train(*arguments, STEPS, 120)
-    rows = _merged(Path("runs/r"))
+    rows = _merged(FOLDER)
     metrics = [row for row in rows.values() if "env/episode_return" in row]
     assert [row["n_total_env_steps"] for row in metrics] == [
-        int(row["n_total_env_steps"]) for row in read_metrics(Path("runs/r"))
+        int(row["n_total_env_steps"]) for row in read_metrics(FOLDER)
     ]
     assert sum("env/learning_curve" in "".join(row) for row in rows.values()) == 2
 
@@ -340,16 +305,14 @@ class Restless(Drift):
 @pytest.mark.parametrize("agent", ["pets", "tests.experiments.own_agents:Hold"])
 def test_an_environment_that_does_not_repeat_itself_begins_another_episode(agent: str) -> None:
     gym.register("Restless-v0", Restless, max_episode_steps=15)
-    arguments = (agent, *QUICK, "--env", "Restless-v0", "--n-envs", 2, STEPS, 100, "--name", "r")
+    arguments = (agent, *QUICK, "--env", "Restless-v0", "--n-envs", 2, STEPS, 84, "--name", "r")
     stop_at(50, *arguments)
-    before = read_state(Path("runs/r"))
-    assert before["collector"]["lengths"].min() > 0  # both are in the midst of an episode
+    assert read_state(FOLDER)["collector"]["lengths"].min() > 0  # both are in the middle of an episode
     with pytest.warns(RuntimeWarning, match="environment . ended in another observation") as warned:
         run_train(*arguments)
-    told = {str(warning.message)[:100] for warning in warned}
-    assert len(told) == 2
-    state = read_state(Path("runs/r"))
-    assert state["n_total_env_steps"] == 100
+    assert len({str(warning.message)[:100] for warning in warned}) == 2
+    state = read_state(FOLDER)
+    assert state["n_total_env_steps"] == 84
     assert state["collector"]["n_abandoned"] == 2
     if agent != "pets":
         return
@@ -357,69 +320,51 @@ def test_an_environment_that_does_not_repeat_itself_begins_another_episode(agent
     replay.load_state_dict(state["experience"]["0"])
     for i in range(2):
         rows = stored(replay, i)
-        assert len(rows) == 50
-        obs, obs_next = rows.obs, rows.obs_next
+        assert len(rows) == 42
         over = rows.terminated | rows.truncated
         assert rows.truncated[25]  # the last one before the stop
-        joined = (obs_next[:-1] == obs[1:]).all(1)
-        np.testing.assert_array_equal(joined, ~over[:-1])  # nothing is stored across, nothing is missing
-    logged = {int(row["n_total_env_steps"]) for row in read_metrics(Path("runs/r")) if row["env/episode_length"]}
+        joined = (rows.obs_next[:-1] == rows.obs[1:]).all(1)
+        np.testing.assert_array_equal(joined, ~over[:-1])  # nothing is stored across episodes, nothing is missing
+    logged = {int(row["n_total_env_steps"]) for row in read_metrics(FOLDER) if row["env/episode_length"]}
     assert max(logged) > 52
 
 
-# ------------------------------------------------------------------ what the same command does
+# ------------------------------------------------------------------ effects of the same command
 
 
-def test_a_finished_run_says_so_and_changes_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    arguments = ("random", "--preset", "debug", "--name", "r")
-    run_train(*arguments)
+@pytest.mark.usefixtures("without_video")
+def test_a_finished_run_gets_missing_pictures_and_more_steps_and_is_else_unchanged(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    arguments = ("random", "--preset", "debug", "--name", "r", STEPS)
+    run_train(*arguments, 30, "--no-pictures")
+    (FOLDER / "summary.json").unlink()  # as if it was killed before its pictures
+    run_train(*arguments, 30)
+    curve = (FOLDER / "learning_curve.png").read_bytes()
+    assert (FOLDER / "summary.json").exists()
+    run_train(*arguments, 100)
+    assert (FOLDER / "learning_curve.png").read_bytes() != curve
+    assert json.loads((FOLDER / "summary.json").read_text())["environment steps"] == "100"
     before = all_files(tmp_path)
     capsys.readouterr()
-    run_train(*arguments)
-    told = capsys.readouterr().out
-    assert "runs/r is finished, with 60 environment steps" in told
-    assert "--fresh starts over" in told
+    run_train(*arguments, 100)
+    output = capsys.readouterr().out
+    assert "runs/r is finished, with 100 environment steps" in output
+    assert "--fresh starts over" in output
     assert all_files(tmp_path) == before
 
 
-def test_a_finished_run_goes_on_to_more_steps_and_new_pictures() -> None:
-    arguments = ("random", "--preset", "debug", "--no-tensorboard", "--name", "r")
-    run_train(*arguments, STEPS, 30)
-    curve = Path("runs/r/learning_curve.png").read_bytes()
-    run_train(*arguments, STEPS, 200)
-    assert Path("runs/r/learning_curve.png").read_bytes() != curve
-    assert json.loads(Path("runs/r/summary.json").read_text())["environment steps"] == "200"
-
-
-def test_pictures_in_between_do_not_change_what_is_learned(whole: Any) -> None:
-    arguments = ("pets", "--preset", "debug", "--no-tensorboard", "--seed", 3, "--n-envs", 1)
-    expected = whole("pets", *QUICK, "--n-envs", 1, "--seed", 3, STEPS, 80)
-    run_train(*arguments, STEPS, 40, "--name", "r")
-    run_train(*arguments, STEPS, 80, "--name", "r", "--no-pictures")
-    assert_same_run(Path("runs/r"), expected)
-
-
-def test_a_run_that_was_killed_before_its_pictures_still_gets_them() -> None:
-    run_train("random", *QUICK, "--name", "r")
-    Path("runs/r/summary.json").unlink()
-    run_train("random", "--preset", "debug", "--no-tensorboard", "--name", "r")
-    assert Path("runs/r/learning_curve.png").exists()
-    assert Path("runs/r/summary.json").exists()
-
-
-def test_what_is_free_may_change(whole: Any) -> None:
-    expected = whole("random", *QUICK, "--n-envs", 1, "--seed", 3, STEPS, 80)
-    run_train("random", *QUICK, "--seed", 3, STEPS, 40, "--name", "r")
+def test_free_settings_may_change(whole: Any) -> None:
+    run_train(*RANDOM[:-1], 40, "--name", "r")
     shutil.move("runs/r", "elsewhere")
-    changed = ("--trainer.checkpoint-every", 7, "--runs-dir", ".", "--name", "elsewhere")
-    run_train("random", *QUICK, "--seed", 3, STEPS, 80, *changed)
-    assert without_time(Path("elsewhere")) == without_time(expected)
+    run_train(*RANDOM, "--trainer.checkpoint-every", 7, "--runs-dir", ".", "--name", "elsewhere")
+    assert without_time(Path("elsewhere")) == without_time(whole(*RANDOM))
     run_evaluate("elsewhere", "--episodes", 1)
 
 
-def test_other_settings_are_refused_each_by_name(refusal: Refusal) -> None:
-    run_train("pets", *QUICK, "--name", "r", STEPS, 20)
-    for changes, told in [
+def test_other_settings_are_refused_each_by_name(trained: Path, refusal: Refusal) -> None:
+    arguments = (*QUICK, "--runs-dir", trained.parent, "--name", trained.name)
+    for changes, parts in [
         (["--seed", 1], ["seed was 0 and is 1"]),
         (["--n-envs", 4], ["n_envs was 1 and is 4"]),
         (["--discount", 0.5, "--planner", "cem"], ["discount was 1.0 and is 0.5", "planner was 'icem' and is 'cem'"]),
@@ -427,18 +372,18 @@ def test_other_settings_are_refused_each_by_name(refusal: Refusal) -> None:
         (["--trainer.eval-every", 5], ["trainer.eval_every was 0 and is 5"]),
         (["--env", "OwnDrift-v0"], ["env was 'ContinuousCartPole-v0' and is 'OwnDrift-v0'"]),
     ]:
-        line = refusal(run_train, "pets", *QUICK, "--name", "r", STEPS, 20, *changes)
-        assert "runs/r holds a run with other settings" in line
+        line = refusal(run_train, "pets", *arguments, *changes)
+        assert f"{trained} holds a run with other settings" in line
         assert "--fresh replaces it, --name chooses another folder" in line
-        for part in told:
+        for part in parts:
             assert part in line
-    assert "agent was 'pets' and is 'random'" in refusal(run_train, "random", *QUICK, "--name", "r", STEPS, 20)
+    assert "agent was 'pets' and is 'random'" in refusal(run_train, "random", *arguments)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--fresh",), (STEPS, 5)])
-def test_a_folder_in_use_is_refused(arguments: tuple[object, ...], refusal: Refusal) -> None:
-    """Also for --fresh, which would delete what the other process writes."""
-    run_train("random", *QUICK, "--name", "r", STEPS, 20)
+def test_a_folder_in_use_is_refused(refusal: Refusal) -> None:
+    """Also for --fresh, which would delete files that the other process writes."""
+    arguments = ("random", *QUICK, "--name", "r", STEPS, 20)
+    run_train(*arguments)
     holder = (
         "import fcntl, sys; f = open('runs/r/lock', 'w'); fcntl.lockf(f, fcntl.LOCK_EX); "
         "print(flush=True); sys.stdin.read()"
@@ -446,16 +391,18 @@ def test_a_folder_in_use_is_refused(arguments: tuple[object, ...], refusal: Refu
     command = [sys.executable, "-S", "-c", holder]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         process.stdout.readline()
-        line = refusal(run_train, "random", *QUICK, "--name", "r", STEPS, 20, *arguments)
-    assert line == "error: runs/r is in use: another process trains this run\n"
-    run_train("random", *QUICK, "--name", "r", STEPS, 20, *arguments)
+        for more in ((), ("--fresh",), (STEPS, 5)):
+            line = refusal(run_train, *arguments, *more)
+            assert line == "error: runs/r is in use: another process trains this run\n"
+    run_train(*arguments, "--fresh")
 
 
 def test_fresh_starts_over(whole: Any) -> None:
-    expected = whole("random", *QUICK, "--n-envs", 1, "--seed", 3, STEPS, 80)
-    stop_at(50, "random", *QUICK, "--seed", 3, STEPS, 80, "--name", "r")
-    run_train("random", *QUICK, "--seed", 3, STEPS, 80, "--name", "r", "--fresh")
-    assert_same_run(Path("runs/r"), expected)
+    stop_at(50, *RANDOM, "--name", "r")
+    (FOLDER / "left.txt").touch()
+    run_train(*RANDOM, "--name", "r", "--fresh")
+    assert_same_run(FOLDER, whole(*RANDOM))
+    assert not (FOLDER / "left.txt").exists()
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew() -> None:
@@ -479,17 +426,17 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_anew() -> None
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
-    assert len(read_metrics(Path("runs/r"))) > 0  # that is what has to go
-    assert not list(Path("runs/r").glob("checkpoints/0*"))
+    assert len(read_metrics(FOLDER)) > 0  # that is what has to go
+    assert not list(FOLDER.glob("checkpoints/0*"))
     in_the_next_second()
     run_train(*arguments, "--name", "r")
-    assert_same_run(Path("runs/r"), Path("runs/whole"))
-    assert _scalars(Path("runs/r")) == _scalars(Path("runs/whole"))
+    assert_same_run(FOLDER, Path("runs/whole"))
+    assert _scalars(FOLDER) == _scalars(Path("runs/whole"))
 
 
 def test_a_process_that_was_killed_at_once_leaves_a_folder_to_begin_in() -> None:
-    Path("runs/r").mkdir(parents=True)
-    Path("runs/r/lock").touch()
-    Path("runs/r/config.json.tmp").write_text('{"agent": "ra')
+    FOLDER.mkdir(parents=True)
+    (FOLDER / "lock").touch()
+    (FOLDER / "config.json.tmp").write_text('{"agent": "ra')
     run_train("random", *QUICK, "--name", "r")
-    assert re.fullmatch(r"0{10}60", newest(Path("runs/r")).name)
+    assert re.fullmatch(r"0{10}60", newest(FOLDER).name)

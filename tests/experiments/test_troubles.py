@@ -1,4 +1,4 @@
-"""What a run survives: a full disk, a read-only folder, a logger that fails, losses and plans that are NaN."""
+"""Runs survive a full disk, a read-only folder, a logger that fails, and losses and plans that are NaN."""
 
 import os
 import warnings
@@ -28,19 +28,20 @@ CHECKPOINTS = FOLDER / "checkpoints"
 FULL = OSError(28, "No space left on device")
 READ_ONLY = OSError(30, "Read-only file system")
 
-ARGUMENTS = ("pets", *QUICK, "--trainer.checkpoint-every", 10, "--trainer.n-total-env-steps", 60)
+ARGUMENTS = ("pets", *QUICK, "--trainer.checkpoint-every", 10, "--trainer.n-total-env-steps", 40)
+LONGER = (*ARGUMENTS, "--trainer.n-total-env-steps", 60)
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run that nothing happened to, not to be changed."""
+    """The folder of a run without trouble, not to be changed."""
     runs = tmp_path_factory.mktemp("runs")
     run_train(*ARGUMENTS, "--runs-dir", runs, "--name", "whole")
     return runs / "whole"
 
 
 def _train_warned(*arguments: object) -> list[str]:
-    """Train; returns what was warned of."""
+    """Train; return the warnings."""
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         run_train(*arguments)
@@ -48,7 +49,7 @@ def _train_warned(*arguments: object) -> list[str]:
 
 
 def _fails(target: Any, name: str, error: OSError, when: Callable[[Any], bool], patch: pytest.MonkeyPatch) -> None:
-    """Have a function of the saver fail for some paths."""
+    """Let a function of the saver fail for some paths."""
     real = getattr(target, name)
 
     def function(path: Any, *args: Any, **kwargs: Any) -> Any:
@@ -60,7 +61,7 @@ def _fails(target: Any, name: str, error: OSError, when: Callable[[Any], bool], 
 
 
 def _after(n: int) -> Callable[[Any], bool]:
-    """For paths of checkpoints of more than so many steps."""
+    """True for paths of checkpoints of more than n steps."""
     return lambda path: any(part[:12].isdigit() and int(part[:12]) > n for part in Path(path).parts)
 
 
@@ -69,14 +70,14 @@ def _after(n: int) -> Callable[[Any], bool]:
     [(os, "rename", FULL), (files, "write_bytes", FULL), (Path, "mkdir", READ_ONLY)],
     ids=["rename", "write", "mkdir"],
 )
-def test_what_cannot_be_saved_now_is_saved_later(error: OSError, target: Any, name: str, whole: Path) -> None:
+def test_a_failed_save_is_made_up_for(error: OSError, target: Any, name: str, whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         _fails(target, name, error, _after(20), patch)
-        told = _train_warned(*ARGUMENTS, "--name", "r")
-    assert len(told) == 1
-    assert f"no checkpoint could be written, training goes on: [Errno {error.errno}] {error.strerror}" in told[0]
+        messages = _train_warned(*ARGUMENTS, "--name", "r")
+    assert len(messages) == 1
+    assert f"no checkpoint could be written, training goes on: [Errno {error.errno}] {error.strerror}" in messages[0]
     assert without_time(FOLDER) == without_time(whole)
-    assert read_state(FOLDER)["n_total_env_steps"] == 20  # the last good one is as it was
+    assert read_state(FOLDER)["n_total_env_steps"] == 20  # the last good one is unchanged
     assert not list(CHECKPOINTS.glob("*.tmp"))
     segments = {path.name[:12] for path in (CHECKPOINTS / "segments").iterdir()}
     assert segments == {"000000000010", "000000000020"}
@@ -86,19 +87,19 @@ def test_what_cannot_be_saved_now_is_saved_later(error: OSError, target: Any, na
 
 def test_the_next_save_works_again(whole: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        _fails(os, "rename", FULL, lambda path: Path(path).name in ("000000000030.tmp", "000000000040.tmp"), patch)
-        told = _train_warned(*ARGUMENTS, "--name", "r")
-    assert len(told) == 1
+        _fails(os, "rename", FULL, lambda path: Path(path).name in ("000000000020.tmp", "000000000030.tmp"), patch)
+        messages = _train_warned(*ARGUMENTS, "--name", "r")
+    assert len(messages) == 1
     assert_same_run(FOLDER, whole)
 
 
-def test_what_is_old_and_cannot_be_deleted_does_not_cost_the_new() -> None:
+def test_old_checkpoints_that_cannot_be_deleted_do_not_prevent_new_ones() -> None:
     with pytest.MonkeyPatch.context() as patch:
         _fails(files, "discard", READ_ONLY, lambda path: True, patch)
-        told = _train_warned(*ARGUMENTS, "--name", "r")
-    assert all("could not be removed" in message for message in told)
-    assert read_state(FOLDER)["n_total_env_steps"] == 60
-    run_train(*ARGUMENTS, "--name", "r", "--trainer.n-total-env-steps", 70)
+        messages = _train_warned(*ARGUMENTS, "--name", "r")
+    assert all("could not be removed" in message for message in messages)
+    assert read_state(FOLDER)["n_total_env_steps"] == 40
+    run_train(*ARGUMENTS, "--name", "r", "--trainer.n-total-env-steps", 50)
     assert len(list(CHECKPOINTS.glob("0*"))) <= 4
 
 
@@ -116,7 +117,7 @@ def test_a_full_disk_when_asked_to_stop(whole: Path) -> None:
 
 @pytest.mark.parametrize("logger", [CsvLogger, TensorBoardLogger])
 @pytest.mark.parametrize("method", ["log", "state_dict"])
-def test_a_logger_that_fails_is_told_of_once(logger: type, method: str, whole: Path) -> None:
+def test_a_logger_that_fails_causes_one_warning(logger: type, method: str, whole: Path) -> None:
     arguments = [a for a in ARGUMENTS if a != "--no-tensorboard"]
     with pytest.MonkeyPatch.context() as patch:
         n_calls, real = iter(range(1000)), getattr(logger, method)
@@ -127,30 +128,30 @@ def test_a_logger_that_fails_is_told_of_once(logger: type, method: str, whole: P
             return real(self, *args)
 
         patch.setattr(logger, method, fail)
-        told = _train_warned(*arguments, "--name", "r")
-    (message,) = told
+        messages = _train_warned(*arguments, "--name", "r")
+    (message,) = messages
     assert f"{logger.__name__} failed and is switched off, training goes on" in message
     state, expected = read_state(FOLDER), read_state(whole)
     for part in ("agent", "experience", "collector", "globals", "episodes"):
         assert_same(state[part], expected[part])
     if logger is not CsvLogger:
         assert without_time(FOLDER) == without_time(whole)
-    run_train(*arguments, "--name", "r", "--trainer.n-total-env-steps", 80)  # the log goes on from what it could save
-    assert read_state(FOLDER)["n_total_env_steps"] == 80
+    run_train(*arguments, "--name", "r", "--trainer.n-total-env-steps", 50)  # the log goes on from what it could save
+    assert read_state(FOLDER)["n_total_env_steps"] == 50
 
 
-# ------------------------------------------------------------------ numbers that are none
+# ------------------------------------------------------------------ NaN
 
 
 def test_steps_with_losses_of_nan_are_left_out_and_counted() -> None:
     settings = ("--learning.first-epochs", 4, "--learning.fit.epochs", 4, "--learning.fit.max-skipped", 2)
     with nan_losses(lambda call: call % 2 == 0):  # a batch per epoch: two of four
-        run_train(*ARGUMENTS, *settings, "--name", "r")
+        run_train(*LONGER, *settings, "--name", "r")
     fits = [row for row in read_metrics(FOLDER) if row["model/loss"]]
     assert [row["model/skipped_steps"] for row in fits] == ["2", "2", "2"]
     world = read_state(FOLDER)["agent"]["0"]["world"]
     assert all(tensor.isfinite().all() for tensor in world.values() if tensor.is_floating_point())
-    run_train(*ARGUMENTS, *settings, "--name", "clean")
+    run_train(*LONGER, *settings, "--name", "clean")
     assert "model/skipped_steps" not in read_metrics(Path("runs/clean"))[0]
 
 
@@ -162,15 +163,15 @@ def _stopped_by_a_fault(*arguments: object) -> None:
     assert stop.value.code == 3
 
 
-def test_too_many_losses_of_nan_stop_the_run_which_goes_on_later(capfd: pytest.CaptureFixture[str]) -> None:
+def test_too_many_losses_of_nan_stop_the_run_which_can_be_resumed(capfd: pytest.CaptureFixture[str]) -> None:
     settings = ("--learning.first-epochs", 4, "--learning.fit.epochs", 4, "--learning.fit.max-skipped", 2)
     with nan_losses(lambda call: call >= 6, member=0):  # from the second epoch of the second fit
-        _stopped_by_a_fault(*ARGUMENTS, *settings, "--name", "r")
+        _stopped_by_a_fault(*LONGER, *settings, "--name", "r")
         line = capfd.readouterr().err
         assert "the loss of member 0 is not finite; the largest number is" in line
         assert "in batch 0 of epoch 4" in line
         assert read_state(FOLDER)["n_total_env_steps"] == 40
-    run_train(*ARGUMENTS, *settings, "--name", "r")
+    run_train(*LONGER, *settings, "--name", "r")
     assert read_state(FOLDER)["n_total_env_steps"] == 60
     fits = [row["n_total_env_steps"] for row in read_metrics(FOLDER) if row["model/loss"]]
     assert fits == ["20", "60"]
@@ -178,22 +179,22 @@ def test_too_many_losses_of_nan_stop_the_run_which_goes_on_later(capfd: pytest.C
 
 def test_some_plans_without_a_finite_score_are_random_actions() -> None:
     with nan_scores(lambda decision: decision in (5, 25)):  # one between two fits, as many as are allowed
-        told = _train_warned(*ARGUMENTS, "--learning.max-failed-plans", 1, "--name", "r")
-    assert len(told) == 2
-    assert all("no candidate had a finite score in the environments 0" in message for message in told)
+        messages = _train_warned(*LONGER, "--learning.max-failed-plans", 1, "--name", "r")
+    assert len(messages) == 2
+    assert all("no candidate had a finite score in the environments 0" in message for message in messages)
     assert (read_state(FOLDER)["experience"]["0"]["rows"]["rows"]["act"].abs() <= 1).all()
 
 
-def test_too_many_plans_without_a_finite_score_stop_the_run_which_goes_on_later(
+def test_too_many_plans_without_a_finite_score_stop_the_run_which_can_be_resumed(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings = ("--learning.max-failed-plans", 3)
     with nan_scores(lambda decision: decision >= 15):
-        _stopped_by_a_fault(*ARGUMENTS, *settings, "--name", "r")
+        _stopped_by_a_fault(*LONGER, *settings, "--name", "r")
         n = read_state(FOLDER)["n_total_env_steps"]
         assert n == 20 + 14 + 3  # random, planned, and random again
-        _stopped_by_a_fault(*ARGUMENTS, *settings, "--name", "r")  # the cause is there at once...
+        _stopped_by_a_fault(*LONGER, *settings, "--name", "r")  # the cause is there at once...
     line = capfd.readouterr().err.splitlines()[-1]
     assert "no candidate had a finite score in the environments 0" in line
-    run_train(*ARGUMENTS, *settings, "--name", "r")  # ...and now it is gone
+    run_train(*LONGER, *settings, "--name", "r")  # ...and now it is gone
     assert read_state(FOLDER)["n_total_env_steps"] == 60

@@ -11,7 +11,7 @@ from layeredrl.trainer import TrainerConfig
 from tests.experiments.own_agents import Hold
 
 
-def test_nothing_asked_for_is_the_demo() -> None:
+def test_the_default_is_the_demo() -> None:
     config = parse([])
     assert (config.agent, config.preset, config.env, config.seed) == ("pets", "demo", "ContinuousCartPole-v0", 0)
     assert config.trainer == TRAINER_PRESETS["demo"]
@@ -91,7 +91,7 @@ def test_every_agent_is_found_by_its_name(name: str) -> None:
         ({"name": "x y", "runs_dir": Path("/tmp")}, "/tmp/x y"),
     ],
 )
-def test_where_a_run_goes(changes: dict[str, object], folder: str) -> None:
+def test_folders_of_runs(changes: dict[str, object], folder: str) -> None:
     assert str(replace(RunConfig(env="Cart-v0", settings=Hold()), **changes).folder) == folder
 
 
@@ -110,7 +110,7 @@ class _Command:
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (["--path", "very/long/" * 12 + "bad"], f"path is {'very/long/' * 12}bad, expected something else"),
         (["--trainer.eval-episodes", "0"], "trainer: eval_episodes is 0, expected at least 1"),
@@ -120,14 +120,14 @@ class _Command:
     ],
 )
 @pytest.mark.parametrize("environment", [{"COLUMNS": "400"}, {"COLUMNS": "400", "FORCE_COLOR": "1"}])
-def test_what_tyro_puts_in_a_box_becomes_one_line(
-    args: list[str], told: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+def test_messages_of_tyro_become_one_line(
+    args: list[str], message: str, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=r"^[^\n]*$") as error:
         command_line(_Command, args, prog="command")
-    assert str(error.value) == told
+    assert str(error.value) == message
 
 
 def test_a_narrow_terminal_keeps_the_words(monkeypatch: pytest.MonkeyPatch) -> None:

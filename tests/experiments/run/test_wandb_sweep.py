@@ -1,4 +1,4 @@
-"""Sweeps of W&B's own, and how studies of ours appear there."""
+"""W&B sweeps, and the groups of studies on W&B."""
 
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from experiments.run.config import parse
 from experiments.sweep.study import Study
 from tests.experiments.commands import run_train
 from tests.experiments.conftest import Refusal
-from tests.experiments.test_wandb import lonely_wandb  # noqa: F401  a fixture of both
 from tests.loggers.wandb_reader import read_offline_run
 
-# wandb reads these files without closing them.
-pytestmark = pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
+pytestmark = [
+    pytest.mark.usefixtures("lonely_wandb"),
+    pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning"),  # wandb does not close what it reads
+]
 
 YAML = Path(__file__).parents[3] / "experiments" / "studies" / "wandb_sweep.yaml"
 QUICK = ["pets", "--preset=debug", "--no-pictures", "--no-tensorboard", "--wandb=offline"]
@@ -24,7 +25,7 @@ START = ["${env}", "${interpreter}", "-m", "experiments.train"]
 
 
 class Agent:
-    """wandb's agent, which tells how it would start a run in place of starting it."""
+    """The agent of wandb; it keeps the command of a run instead of starting it."""
 
     def __init__(self, command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         self._started: list[list[str]] = []
@@ -92,19 +93,18 @@ def test_trials_of_a_sweep_have_folders_and_ids_of_their_own(agent: Agent, capsy
     assert "is finished" in capsys.readouterr().out
 
 
-def test_a_folder_is_not_shared_by_two_runs_of_wandb(agent: Agent, refusal: Refusal) -> None:
-    run_train(*agent.words("first"), "--name", "r")
-    words = agent.words("second")
-    assert "runs/r logs to the W&B run first, but WANDB_RUN_ID is second" in refusal(run_train, *words, "--name", "r")
-
-
-def test_a_run_id_without_a_sweep_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_id_without_a_sweep_is_used_and_a_folder_belongs_to_one(
+    monkeypatch: pytest.MonkeyPatch, refusal: Refusal
+) -> None:
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     run_train("random", *QUICK[1:], "--name", "r")
     assert read_offline_run(Path("runs/r")).run_id == "mine"
+    monkeypatch.setenv("WANDB_RUN_ID", "other")
+    line = refusal(run_train, "random", *QUICK[1:], "--name", "r")
+    assert "runs/r logs to the W&B run mine, but WANDB_RUN_ID is other" in line
 
 
-def test_what_a_sweep_has_chosen_is_what_is_run(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+def test_a_run_has_the_settings_of_its_sweep(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     no_flags = Agent([*START, *QUICK[:2], "--wandb", "offline", "${args_no_boolean_flags}"], monkeypatch)
     words = no_flags.words("one", pictures=False)  # which the agent leaves out
     assert "the W&B sweep sets pictures to False, but this run has True" in refusal(run_train, *words)
@@ -113,13 +113,13 @@ def test_what_a_sweep_has_chosen_is_what_is_run(monkeypatch: pytest.MonkeyPatch,
     assert "the W&B sweep sets learning.fit_every to 7, but this run has" in refusal(run_train, *words)
 
 
-def test_a_sweep_that_would_learn_nothing_is_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
+def test_a_sweep_without_logging_is_refused(monkeypatch: pytest.MonkeyPatch, refusal: Refusal) -> None:
     agent = Agent([*START, "random", "${args}"], monkeypatch)
-    assert "wandb is off: its command should say --wandb online" in refusal(run_train, *agent.words("one", seed=1))
+    assert "wandb is off; add --wandb online to its command" in refusal(run_train, *agent.words("one", seed=1))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "told"),
+    ("name", "value", "part"),
     [
         ("learning.fit_evry", 25, "learning.fit"),
         ("learning", {"fit_every": 25}, "learning"),
@@ -128,8 +128,8 @@ def test_a_sweep_that_would_learn_nothing_is_refused(monkeypatch: pytest.MonkeyP
         ("seed", 1.5, "seed"),
     ],
 )
-def test_bad_parameters(name: str, value: Any, told: str, agent: Agent, refusal: Refusal) -> None:
-    assert told in refusal(run_train, *agent.words("one", **{name: value}))
+def test_bad_parameters(name: str, value: Any, part: str, agent: Agent, refusal: Refusal) -> None:
+    assert part in refusal(run_train, *agent.words("one", **{name: value}))
 
 
 # ------------------------------------------------------------------ studies on Ray
@@ -153,7 +153,7 @@ def test_trials_of_a_study_are_a_group() -> None:
     assert "--wandb-group" not in off
 
 
-def test_a_study_is_told_on_the_command_line_where_to_log(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logging_of_a_study_is_set_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     from experiments.sweep import __main__ as sweep
 
     Path("s.yaml").write_text("{name: s, agents: {random: {}}, environments: [E-v0]}")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from experiments.run import parts as run
+from experiments.run import folder as run
 from experiments.run import signals
 from experiments.sweep import guard as sweep_guard
 from experiments.sweep.guard import Lease, newest_checkpoint

@@ -1,0 +1,122 @@
+"""A plan: what the model predicted, and what happened."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from tianshou.data import Batch
+
+from experiments.pictures.states import state_names
+from experiments.run.playing import Track, play_track
+from layeredrl.environments import make_vector_env
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import PlannerLevel
+from layeredrl.models.diagnostics.figures import GREY, panel_grid
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A plan, its prediction, and what happened."""
+
+    predicted: Batch
+    """Prediction of `WorldModel.rollout` for copies of the plan, (particles, ...)."""
+    carried_out: Track | None
+    """Track of the plan's own actions; None if the environment does not repeat itself."""
+    replanned: Track
+    """Track of the agent, which plans anew at every step."""
+    horizon: int
+    """Number of planned environment steps."""
+
+    def rows(self) -> dict[str, str]:
+        """Returns of the prediction and of the tracks, as rows of a table."""
+        returns = (self.predicted.alive * self.predicted.reward).sum(-1)
+        carried_out = "not comparable: the environment does not repeat itself"
+        if self.carried_out is not None:
+            carried_out = f"{self.carried_out.rew.sum():.2f} in {len(self.carried_out.rew)} steps"
+        return {
+            "predicted return": f"{float(returns.mean()):.2f} ± {float(returns.std(correction=0)):.2f} over particles",
+            "members' means": ", ".join(f"{x:.2f}" for x in returns.mean((0, 2)).tolist()),
+            "plan carried out": carried_out,
+            "replanned": f"{self.replanned.rew.sum():.2f} in {len(self.replanned.rew)} steps",
+        }
+
+
+def compare(
+    env_id: str, agent: Hierarchy, level: PlannerLevel, *, step: int, seed: int, n_particles: int
+) -> Comparison:
+    """Plan at a step of an episode, predict the outcome, and carry the plan out.
+
+    Args:
+        env_id: Id of the environment.
+        agent: Agent that acts until the step, without exploration.
+        level: Its only level.
+        step: Environment step of the episode.
+        seed: Random seed of the episode.
+        n_particles: Particles of each member, rounded up to a multiple of the particles of a row.
+
+    Raises:
+        ValueError: The episode ends before that step.
+    """
+    horizon = level.planner.horizon
+    whole, moments = play_track(make_vector_env(env_id), agent, None, n_steps=step + horizon, seed=seed)
+    if len(whole.act) <= step:
+        raise ValueError(f"step is {step}, expected less than {len(whole.act)}, where the episode ends")
+    moment = moments[step]
+    plan = level.plan(moment.obs, moment.memory, moment.generator).actions
+    planned = np.concatenate([whole.act[:step], plan[0].cpu().numpy()])
+    repeated, _ = play_track(make_vector_env(env_id), agent, planned, n_steps=len(planned), seed=seed)
+    # If the plan begins with the action that the agent took, one more step has to repeat itself.
+    n_same = step + int(np.array_equal(planned[step], whole.act[step]))
+    same = np.array_equal(repeated.obs[: n_same + 1], whole.obs[: n_same + 1])
+    with torch.no_grad():
+        n = -(-n_particles // level.world.dynamics.n_particles_per_model)
+        predicted = level.world.rollout(
+            moment.obs.expand(n, -1), plan.expand(n, -1, -1), generator=moment.generator, statistics=False
+        )
+    return Comparison(predicted, repeated.after(step) if same else None, whole.after(step), horizon)
+
+
+def draw_comparison(found: Comparison, level: PlannerLevel, title: str) -> Figure:
+    """Draw particles by member, the members' means, and the tracks, a panel for each dimension of the state.
+
+    The last panel shows the return.
+
+    Args:
+        found: Comparison to draw.
+        level: Level whose world model encodes observations.
+        title: Title of the figure.
+    """
+    states = found.predicted.state.transpose(0, 1).flatten(1, 2).cpu().numpy()  # (members, particles, H+1, S)
+    gains = (found.predicted.alive * found.predicted.reward).cumsum(-1).transpose(0, 1).flatten(1, 2).cpu().numpy()
+    lines = [(found.replanned, GREY, "--", "track, replanned at every step")]
+    if found.carried_out is not None:
+        lines.append((found.carried_out, "black", ".", "track, plan carried out"))
+    n_dims = states.shape[-1]
+    names = [*state_names(level.world.encoder, level.world.task), "return"]
+    figure, panels, _ = panel_grid(n_dims + 1, names, title)
+    for i, axes in enumerate(panels):
+        is_state = i < n_dims
+        for m in range(len(states)):
+            particles = states[m, ..., i] if is_state else gains[m]
+            x = np.arange(particles.shape[-1]) + (not is_state)  # the first reward follows the first action
+            axes.plot(x, particles.T, color=f"C{m % 10}", lw=0.5, alpha=0.25)
+            axes.plot(x, particles.mean(0), color=f"C{m % 10}", lw=1.2, label=None if m else "means of members")
+        for track, color, style, label in lines:
+            y = _states(track, level)[:, i] if is_state else np.cumsum(track.rew)
+            y = y[: found.horizon + is_state]
+            axes.plot(np.arange(len(y)) + (not is_state), y, style, color=color, lw=1.2, label=label)
+        axes.set_title(names[i], fontsize=9)
+        axes.set_xlabel("time ahead (environment steps)", fontsize=8)
+        axes.set_ylabel("environment's units" if is_state else "sum of rewards", fontsize=8)
+        axes.grid(alpha=0.3)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    return figure
+
+
+def _states(track: Track, level: PlannerLevel) -> NDArray[Any]:
+    """Return the states of a track, (T+1, S)."""
+    state, _ = level.world.encode(torch.as_tensor(track.obs, device=level.device))
+    return np.asarray(state.cpu())

@@ -1,0 +1,56 @@
+"""Videos of an agent's episodes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as iio
+import numpy as np
+from numpy.typing import NDArray
+
+from experiments.run.building import make_envs
+from experiments.run.config import RunConfig
+from layeredrl.collector import Collector
+from layeredrl.hierarchy import Hierarchy
+
+MAX_FRAMES = 1000  # an episode may have no end, and all frames are kept in memory
+
+
+def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed: int) -> float:
+    """Play one episode without exploration, write it as a GIF, and return the sum of its rewards.
+
+    Args:
+        config: Settings of the run.
+        agent: Agent that acts.
+        path: File of the GIF.
+        seed: Random seed of the episode.
+
+    Raises:
+        gymnasium.error.Error: The environment cannot render here.
+    """
+    env = make_envs(config, 1, render_mode="rgb_array")
+    frames: list[NDArray[np.uint8]] = []
+    rewards: list[float] = []
+    try:
+        collector = Collector(env, agent, seed=seed, learn=False, on_step=lambda step, _: rewards.append(step.rew[0]))
+        ended = False
+        while not ended and len(frames) < MAX_FRAMES:
+            frames.append(np.asarray(env.render()[0]))
+            ended = bool(collector.step(explore=False))
+        frames.append(np.asarray(env.render()[0]))  # the final state
+        write_gif(path, frames, float(env.metadata.get("render_fps", 30)))
+    finally:
+        env.close()
+    return float(sum(rewards))
+
+
+def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], fps: float) -> None:
+    """Write frames (H, W, 3) as a GIF of at most 25 frames per second.
+
+    Args:
+        path: File of the GIF.
+        frames: Frames of the same size.
+        fps: Frames per second of the environment; frames are left out if there are more than 25.
+    """
+    skip = max(1, round(fps / 25))
+    iio.imwrite(path, np.stack(frames[::skip]), extension=".gif", duration=1000 * skip / fps, loop=0)

@@ -1,0 +1,91 @@
+"""The parts of a run, built from its settings: agent, environments, collector, loggers."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from gymnasium.vector import VectorEnv
+
+import envs  # noqa: F401  registers the tasks with gymnasium
+from experiments.run.config import RunConfig, to_dict
+from experiments.run.folder import METRICS, WANDB_ID, write_whole
+from layeredrl.collector import Collector
+from layeredrl.environments import make_task, make_vector_env
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
+from layeredrl.randomness import seed_globals
+
+
+def build_agent(config: RunConfig[Any]) -> Hierarchy:
+    """Read the task and build the agent from the seed; nothing is written.
+
+    Raises:
+        ValueError: The environment or the device does not exist, or settings do not fit together.
+    """
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device is {config.device!r}, but torch finds {torch.cuda.device_count()} GPUs here")
+    torch.set_num_threads(config.threads)
+    seed_globals(config.seed)
+    agent: Hierarchy = config.settings.build(make_task(config.env, config.n_envs), device, seed=config.seed)
+    return agent
+
+
+def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
+    """Build the collector that trains the agent."""
+    return Collector(make_envs(config, config.n_envs), agent, seed=config.seed)
+
+
+def make_envs(config: RunConfig[Any], n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
+    """Build environments of a run, with its settings for faults."""
+    # A process that is not forked from this one has to import the environments.
+    env_id = config.env if ":" in config.env else f"envs:{config.env}"
+    return make_vector_env(
+        env_id,
+        n_envs,
+        vectorization=config.vectorization,
+        on_fault="restart" if config.on_env_fault == "restart" else "raise",
+        timeout_s=config.env_timeout,
+        max_faults=config.max_env_faults,
+        **kwargs,
+    )
+
+
+def make_envs_here(config: RunConfig[Any], n_envs: int) -> VectorEnv[Any, Any, Any]:
+    """Build environments of a run in this process, because other processes would take longer to start than to run."""
+    return make_envs(replace(config, vectorization="sync") if config.vectorization == "async" else config, n_envs)
+
+
+def can_render(env_id: str) -> bool:
+    """Return True if the environment can render an array."""
+    env = gym.make(env_id)
+    try:
+        return "rgb_array" in env.metadata.get("render_modes", [])
+    finally:
+        env.close()
+
+
+def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
+    """Build the loggers that the settings ask for."""
+    settings = to_dict(config)
+    loggers: list[Logger] = [ConsoleLogger(config.trainer.n_total_env_steps), CsvLogger(folder / METRICS)]
+    if config.tensorboard:
+        loggers.append(TensorBoardLogger(settings, folder / "tensorboard"))
+    if config.wandb != "off":
+        wandb = WandbLogger(config.wandb_settings, settings, folder)
+        # Written at once, so that a run that is killed before its first checkpoint resumes the same W&B run.
+        path = folder / WANDB_ID
+        given = os.environ.get("WANDB_RUN_ID")  # by the agent of a W&B sweep, or a person
+        if not path.exists():
+            write_whole(path, given or str(wandb.state_dict()["run_id"]))
+        known = path.read_text().strip()
+        if given and given != known:
+            raise ValueError(
+                f"{folder} logs to the W&B run {known}, but WANDB_RUN_ID is {given}; choose another --name"
+            )
+        wandb.load_state_dict({"run_id": known, "n_records": 0})
+        loggers.append(wandb)
+    return LoggerList(loggers)

@@ -1,0 +1,57 @@
+"""Checkpoints of a run in training."""
+
+import warnings
+from pathlib import Path
+
+from experiments.run.folder import CHECKPOINTS
+from experiments.run.loading import restoring
+from layeredrl.storage import Checkpoints
+from layeredrl.trainer import Trainer
+
+
+class Saver:
+    """Writes and restores the checkpoints of a run.
+
+    Args:
+        folder: Folder of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self.warned = False
+
+    @property
+    def n_saved(self) -> int:
+        """Number of environment steps of the newest checkpoint; 0 if there is none."""
+        return self.checkpoints.newest() or 0
+
+    def __call__(self, trainer: Trainer) -> bool:
+        """Save the trainer's state and return True; if the disk is full or read-only, warn once and return False.
+
+        The next call tries again, so that a failure does not stop the training.
+        """
+        state = trainer.state_dict()
+        try:
+            self.checkpoints.save(state, state["n_total_env_steps"], score=trainer.score)
+        except OSError as error:
+            if not self.warned:
+                warnings.warn(
+                    f"no checkpoint could be written, training goes on: {error}", RuntimeWarning, stacklevel=2
+                )
+            self.warned = True
+            return False
+        self.warned = False
+        return True
+
+    def restore(self, trainer: Trainer, device: str) -> None:
+        """Load the newest checkpoint, if there is one, into the trainer.
+
+        Raises:
+            ValueError: The checkpoint cannot be read, or does not fit the settings.
+        """
+        if self.checkpoints.newest() is None:
+            return
+        state = self.checkpoints.load(device)
+        self.checkpoints.prune()  # a run that was killed in its last save may never save again
+        with restoring(self.checkpoints.folder):
+            trainer.load_state_dict(state)
