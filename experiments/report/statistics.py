@@ -20,7 +20,7 @@ LEVEL = 0.95
 """What intervals are meant to cover."""
 REPS = 2000
 """Resamples of an interval, as in rliable's examples; the ends of an interval move by a few percent of its width."""
-MEASURED = Path(__file__).parent / "results" / "statistics.json"
+MEASURED = Path(__file__).parents[1] / "results" / "statistics.json"
 """What intervals cover in simulated studies, from `experiments.benchmarks.statistics`."""
 
 Array = NDArray[np.float64]
