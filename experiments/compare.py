@@ -1,4 +1,4 @@
-"""What two runs differ in: `python -m experiments.compare runs/a runs/b`."""
+"""Compare two runs: `python -m experiments.compare runs/a runs/b`."""
 
 import sys
 from collections.abc import Mapping
@@ -20,21 +20,21 @@ FINAL_SHARE = 0.1
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Tell what two runs differ in: settings, code, results."""
+    """Compare the settings, code and results of two runs."""
 
     a: tyro.conf.Positional[Path]
     """Folder of a run."""
     b: tyro.conf.Positional[Path]
-    """Folder of another."""
+    """Folder of another run."""
     metric: str = RETURN
     """Column of metrics.csv to compare."""
 
 
 def read(path: Path) -> Run:
-    """The one run in a folder.
+    """Read the only run in a folder.
 
     Raises:
-        ValueError: There is none, or several.
+        ValueError: There is no run, or several.
     """
     runs = find_runs([path])
     if len(runs) > 1:
@@ -43,14 +43,14 @@ def read(path: Path) -> Run:
 
 
 def changed(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Entries that are not the same, as text; a dash for one that is not there."""
+    """Return the entries that differ, as text; a dash for a missing one."""
     keys = sorted({*a, *b})
     pairs = {key: tuple(written(side[key]) if key in side else "—" for side in (a, b)) for key in keys}
     return {key: (first, second) for key, (first, second) in pairs.items() if first != second}
 
 
 def results(run: Run, metric: str) -> dict[str, float | None]:
-    """What came out, by name; None where the run does not tell."""
+    """Return the results of a run by name; None if they are not known."""
     points = run.metrics.get(metric)
 
     def last(name: str) -> float | None:
@@ -70,7 +70,7 @@ def results(run: Run, metric: str) -> dict[str, float | None]:
 
 
 def print_comparison(a: Run, b: Run, metric: str, console: Console) -> None:
-    """Tables of what differs."""
+    """Print tables of the differences."""
     _print(console, "Settings", changed(a.settings, b.settings), a, b)
     if a.code or b.code:
         _print(console, "Code", changed(a.code, b.code), a, b)
@@ -101,17 +101,17 @@ def _print(console: Console, title: str, rows: Mapping[str, tuple[str, str]], a:
 def _table(title: str, a: Run, b: Run, *more: str) -> Table:
     table = Table(title=title, title_justify="left")
     for name in ("", *_names(a, b), *more):
-        table.add_column(Text(name, overflow="fold"))  # Text: brackets in a name are no markup
+        table.add_column(Text(name, overflow="fold"))  # Text: brackets in a name are not markup
     return table
 
 
 def _names(a: Run, b: Run) -> tuple[str, str]:
-    """Folders, as short as tells them apart."""
+    """Names of the folders, or their paths if the names are equal."""
     return (a.name, b.name) if a.name != b.name else (str(a.path), str(b.path))
 
 
 def main() -> None:
-    """Read both, tell."""
+    """Read both runs and print the comparison."""
     try:
         config: CompareConfig = command_line(CompareConfig, sys.argv[1:], prog="python -m experiments.compare")
         a, b = read(config.a), read(config.b)
