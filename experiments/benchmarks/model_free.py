@@ -23,6 +23,7 @@ from tianshou.data import Collector as TianshouCollector
 from tianshou.env import DummyVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.torch_utils import policy_within_training_step
+from torch import nn
 
 from experiments.benchmarks.machine import machine_line, write_page
 from experiments.benchmarks.planning import alternate
@@ -133,6 +134,10 @@ class Ours:
             off_policy.update(self.level.algorithm, self.level.sample())
 
 
+def _to_tensors(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(torch.as_tensor(arg) if isinstance(arg, np.ndarray) else arg for arg in args)
+
+
 class Theirs:
     """The same algorithm in tianshou's trainer.
 
@@ -143,6 +148,9 @@ class Theirs:
 
     def __init__(self, hidden: tuple[int, ...], config: ModelFreeBenchmark) -> None:
         self.algorithm = make_algorithm(hidden)
+        for module in self.algorithm.modules():
+            if hasattr(module, "net"):  # this library's networks take tensors; tianshou's collector has arrays
+                module.register_forward_pre_hook(_to_tensors)
         self.buffer = VectorReplayBuffer(REPLAY_SIZE, 1)
         for transition in transitions(config.n_stored):
             self.buffer.add(transition, buffer_ids=np.arange(1))

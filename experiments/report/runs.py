@@ -2,8 +2,9 @@
 
 import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from layeredrl.loggers import STEP_COLUMN
 SECONDS = "time/seconds"
 CPU_SECONDS = "time/cpu_seconds"
 RETURN = "env/episode_return"
+
+_NAME_END = re.compile(r"[-_]?(seed)?\d+$")
+"""End of the name of a run's folder: its seed."""
 
 OWN = FREE | {"name", "runs_dir", "seed"}
 """Settings that may differ between the seeds of one setting."""
@@ -278,12 +282,35 @@ def _labels(
                 found.setdefault(env, []).append(kind)
         differing = [i for i in range(len(keys)) if any(len({k[i] for k in kinds}) > 1 for kinds in found.values())]
         values = {kind: tuple(kind[i] for i in differing) for kinds in found.values() for kind in kinds}
-        ranks = {value: i for i, value in enumerate(dict.fromkeys(values.values()))}
-        for kind, value in values.items():
+        short = _short_labels(
+            {k: [r for (_, x), runs in members.items() if x == k for r in runs] for k in values}, values
+        )
+        for kind in values:
             parts = [_setting_label(keys[i], kind[i]) for i in differing]
             # More would be too long for a legend; the table of settings lists the differences.
-            labels[kind] = ", ".join([agent, *parts]) if len(parts) <= 2 else f"{agent} {_letters(ranks[value])}"
+            labels[kind] = ", ".join([agent, *parts]) if len(parts) <= 2 else f"{agent} {short[kind]}"
     return labels
+
+
+def _short_labels(
+    runs: Mapping[tuple[str, ...], Sequence[Run]], values: Mapping[tuple[str, ...], tuple[str, ...]]
+) -> dict[tuple[str, ...], str]:
+    """Return what the folders of a kind's runs are called before environment and seed, as in a study, else a letter.
+
+    Args:
+        runs: Runs by kind.
+        values: Settings in which kinds differ; equal ones have one label.
+    """
+    names: dict[tuple[str, ...], set[str]] = {}
+    for kind, value in values.items():
+        names.setdefault(value, set()).update(
+            _NAME_END.sub("", run.name).removesuffix(_slug(run.env)) for run in runs[kind]
+        )
+    stems = [name.rstrip("-_") for found in names.values() for name in found]
+    if len(set(stems)) == len(stems) == len(names) and all(stems):
+        return {kind: next(iter(names[value])).rstrip("-_") for kind, value in values.items()}
+    letters = {value: _letters(i) for i, value in enumerate(names)}
+    return {kind: letters[value] for kind, value in values.items()}
 
 
 def _setting_label(key: str, value: str) -> str:
@@ -292,6 +319,10 @@ def _setting_label(key: str, value: str) -> str:
 
 def _letters(i: int) -> str:
     return (_letters(i // 26 - 1) if i >= 26 else "") + chr(ord("A") + i % 26)
+
+
+def _slug(env: str) -> str:
+    return re.sub(r"[^\w.+=-]", "-", env, flags=re.ASCII)  # as in the folder names of studies
 
 
 def written(value: Any) -> str:
