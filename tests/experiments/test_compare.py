@@ -11,7 +11,7 @@ from tests.experiments.run_folders import write_run
 
 @pytest.fixture
 def pair(tmp_path):
-    """Two runs that differ in a setting, the seed, and what came out."""
+    """Two runs with different settings, seeds and results."""
     a = write_run(tmp_path / "a", settings={"width": 16, "deep": {"rate": 0.1}})
     b = write_run(tmp_path / "b", settings={"width": 32, "deep": {"rate": 0.1}}, seed=3, level=80, finished=False)
     return a, b
@@ -22,7 +22,7 @@ def _rows(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
-def test_what_differs_is_told_and_nothing_else(pair, capsys):
+def test_only_differences_are_printed(pair, capsys):
     call(compare.main, *pair)
     said = capsys.readouterr().out
     rows = _rows(said)
@@ -61,7 +61,7 @@ def test_other_metrics(pair):
 
 
 @pytest.mark.parametrize(
-    ("args", "told"),
+    ("args", "message"),
     [
         (("a", "nowhere"), "nowhere is no folder"),
         (("a", "."), ". holds 2 runs"),
@@ -69,5 +69,5 @@ def test_other_metrics(pair):
         (("a",), "required"),
     ],
 )
-def test_bad_input_gets_one_line(pair, refusal: Refusal, args, told):
-    assert told in refusal(call, compare.main, *args)
+def test_bad_input_gets_one_line(pair, refusal: Refusal, args, message):
+    assert message in refusal(call, compare.main, *args)
