@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.report.runs import CPU_SECONDS, RETURN, SECONDS, Run, find_runs, written
+from experiments.report.metrics import CPU_SECONDS, RETURN, SECONDS
+from experiments.report.runs import Run, find_runs, written
 from experiments.run.command_line import command_line, fail
 
 FINAL_SHARE = 0.1

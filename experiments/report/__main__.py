@@ -15,8 +15,9 @@ from pathlib import Path
 
 import tyro
 
+from experiments.report.metrics import RETURN
 from experiments.report.page import page, run_html, runs_table
-from experiments.report.runs import RETURN, find_runs, group_runs
+from experiments.report.runs import find_runs, group_runs
 from experiments.report.statistics import compare_pairs
 from experiments.report.study import (
     Study,

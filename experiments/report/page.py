@@ -11,7 +11,8 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.report.runs import CPU_SECONDS, SECONDS, Run
+from experiments.report.metrics import CPU_SECONDS, SECONDS
+from experiments.report.runs import Run
 from experiments.report.tables import Cell, Table, notes_html
 from experiments.run.parts import PICTURES
 

@@ -1,6 +1,5 @@
 """Read the folders of runs, also damaged or old ones, and group the runs that differ in their seeds only."""
 
-import csv
 import json
 import re
 from collections import Counter
@@ -12,12 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.report.metrics import SECONDS, read_metrics
 from experiments.run.parts import CHECKPOINTS, CODE, CONFIG, DIAGNOSIS, FREE, METRICS, SUMMARY, flatten
-from layeredrl.loggers import STEP_COLUMN
-
-SECONDS = "time/seconds"
-CPU_SECONDS = "time/cpu_seconds"
-RETURN = "env/episode_return"
 
 _NAME_END = re.compile(r"[-_]?(seed)?\d+$")
 """End of the name of a run's folder: its seed."""
@@ -146,7 +141,8 @@ def read_run(folder: Path) -> Run:
         run.settings = settings
     elif settings:
         run.notes.append(f"{CONFIG} holds no settings of a run")
-    run.metrics, run.n_steps = _read_metrics(run)
+    run.metrics, run.n_steps, notes = read_metrics(folder / METRICS)
+    run.notes += notes
     run.summary = {key: str(value) for key, value in _mapping(run, SUMMARY).items()}
     run.code = {key: str(value) for key, value in _mapping(run, CODE).items()}
     run.diagnosis = {
@@ -177,38 +173,6 @@ def _mapping(run: Run, name: str, *, required: bool = False) -> dict[str, Any]:
         run.notes.append(f"{name} holds no object")
         return {}
     return content
-
-
-def _read_metrics(run: Run) -> tuple[dict[str, NDArray[np.float64]], int]:
-    """Read every column by its name, and the largest number of steps; skip damaged lines, with a note."""
-    path = run.path / METRICS
-    points: dict[str, list[tuple[float, float]]] = {}
-    damaged, last = [], 0.0
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            for row in reader:
-                try:
-                    values = [float(cell) if cell else np.nan for cell in row]
-                    cells = dict(zip(header, values, strict=True))  # a line that a killed process left is too short
-                    step = cells.pop(STEP_COLUMN)
-                    last = max(last, int(step))
-                except (ValueError, KeyError):
-                    damaged.append(str(reader.line_num))
-                    continue
-                for name, value in cells.items():
-                    if np.isfinite(value):
-                        points.setdefault(name, []).append((step, value))
-    except FileNotFoundError:
-        run.notes.append(f"there is no {METRICS}: nothing was logged yet")
-    except (OSError, ValueError, csv.Error) as error:
-        run.notes.append(f"{METRICS} cannot be read to its end: {error}")
-    if damaged:
-        more = ", ..." if len(damaged) > 5 else ""
-        run.notes.append(f"{METRICS} is damaged in line {', '.join(damaged[:5])}{more}; left out")
-    columns = {name: np.array(rows) for name, rows in points.items()}
-    return {name: rows[np.argsort(rows[:, 0], kind="stable")] for name, rows in columns.items()}, int(last)
 
 
 @dataclass(frozen=True)

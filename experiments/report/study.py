@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.report.figures import Lines, draw_curves, draw_pairs, line_style
+from experiments.report.metrics import SECONDS
 from experiments.report.page import figure_html, pictures_html
-from experiments.report.runs import SECONDS, Group, Run, differing_settings, written
+from experiments.report.runs import Group, Run, differing_settings, written
 from experiments.report.statistics import (
     Array,
     Pair,
