@@ -1,7 +1,8 @@
-"""Page of a benchmark: command, tables, and the machine it was measured on."""
+"""Alternating measurements, and the page of a benchmark: command, tables, and the machine."""
 
 import platform
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -23,6 +24,21 @@ def write_page(path: Path, title: str, command: str, parts: Sequence[str | Table
     text = "\n\n".join([f"# {title}", body[0], f"    {command}", *body[1:], machine])
     path.write_text(f"{text}\n")
     print(text, flush=True)
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Return the process CPU seconds of a call."""
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def alternate(*functions: Callable[[], object], rounds: int) -> list[list[float]]:
+    """Return the process CPU seconds of each call of functions that alternate, by function, after a warm-up."""
+    for function in functions:
+        function()
+    times = [[timed(function) for function in functions] for _ in range(rounds)]
+    return [list(column) for column in zip(*times, strict=True)]
 
 
 def machine_line(*packages: str, threads: int | None = None) -> str:

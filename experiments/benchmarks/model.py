@@ -8,7 +8,6 @@ of process CPU time. Each number of threads has a process of its own.
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from matplotlib.figure import Figure
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from experiments.benchmarks.machine import machine_line, write_page
+from experiments.benchmarks.machine import alternate, machine_line, write_page
 from experiments.report.tables import Cell, Table
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
@@ -130,15 +129,7 @@ def compare(
     name: str, bar: float, reference: Callable[[], object], run: Callable[[], object], rounds: int
 ) -> list[Cell]:
     """Return a row: ratios of medians and minima of process CPU time, and both medians in milliseconds."""
-    for warm in (reference, run, reference, run):
-        warm()
-    times: dict[str, list[float]] = {"reference": [], "run": []}
-    for _ in range(rounds):
-        for key, function in (("reference", reference), ("run", run)):
-            start = time.process_time()
-            function()
-            times[key].append(1e3 * (time.process_time() - start))
-    ref, own = times["reference"], times["run"]
+    ref, own = ([1e3 * x for x in times] for times in alternate(reference, run, rounds=rounds))
     return [name, bar, median(own) / median(ref), min(own) / min(ref), median(own), median(ref)]
 
 
@@ -202,11 +193,8 @@ def growth(path: Path) -> None:
             n = size["candidates"]
             state, context = torch.randn(n, STATE), torch.zeros(n, 0)
             actions = torch.rand(n, size["horizon"], ACTION)
-            with torch.no_grad():
-                ensemble.rollout(state, context, actions)
-                start = time.process_time()
-                ensemble.rollout(state, context, actions)
-                seconds.append(time.process_time() - start)
+            rollout = torch.no_grad()(partial(ensemble.rollout, state, context, actions))
+            seconds.append(alternate(rollout, rounds=1)[0][0])
         axes.loglog(values, seconds, "o-")
         axes.loglog(values, [seconds[-1] * v / values[-1] for v in values], ":", color="grey", label="linear")
         axes.set(xlabel=name, ylabel="CPU seconds a rollout")

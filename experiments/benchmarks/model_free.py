@@ -9,6 +9,7 @@ medians.
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import gymnasium as gym
@@ -25,8 +26,7 @@ from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.torch_utils import policy_within_training_step
 from torch import nn
 
-from experiments.benchmarks.machine import machine_line, write_page
-from experiments.benchmarks.planning import alternate
+from experiments.benchmarks.machine import alternate, machine_line, write_page
 from experiments.report.tables import Cell, Table
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
@@ -187,7 +187,7 @@ def main() -> None:
     for hidden in ((256, 256), (64, 64)):
         ours, theirs = Ours(hidden, config), Theirs(hidden, config)
         competitors = (ours.loop, theirs.loop, ours.updates, theirs.updates)
-        loop, their_loop, updates, their_updates = alternate(*competitors, rounds=config.rounds)
+        loop, their_loop, updates, their_updates = map(median, alternate(*competitors, rounds=config.rounds))
         for name, own, other in (("loop", loop, their_loop), ("update alone", updates, their_updates)):
             size = f"{len(hidden)} x {hidden[0]}"
             rows.append([size, name, config.steps / own, config.steps / other, other / own])

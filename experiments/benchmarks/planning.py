@@ -4,7 +4,6 @@ Process CPU time on one thread. Competitors alternate in one process; ratios are
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ import tyro
 from gymnasium.spaces import Box
 from torch import Tensor
 
-from experiments.benchmarks.machine import machine_line, write_page
+from experiments.benchmarks.machine import alternate, machine_line, timed, write_page
 from experiments.benchmarks.model import ACTION, HIDDEN, MEMBERS, STATE, box, chain
 from experiments.report.tables import Cell, Table
 from layeredrl.levels import PlannerLevel
@@ -63,13 +62,6 @@ def make_world(
         rollout_dtype=dtype,
     )
     return WorldModel(encoder, dynamics, task).eval()
-
-
-def timed(function: Callable[[], object]) -> float:
-    """Return the process CPU seconds of a call."""
-    start = time.process_time()
-    function()
-    return time.process_time() - start
 
 
 class Decider:
@@ -127,14 +119,6 @@ class Decider:
         return median(shares)
 
 
-def alternate(*functions: Callable[[], object], rounds: int) -> list[float]:
-    """Return the median seconds of functions that alternate."""
-    for function in functions:
-        function()
-    times = [[timed(function) for function in functions] for _ in range(rounds)]
-    return [median(column) for column in zip(*times, strict=True)]
-
-
 def main() -> None:
     """Measure and write the tables."""
     config = tyro.cli(PlanningBenchmark, prog="python -m experiments.benchmarks.planning")
@@ -151,20 +135,20 @@ def main() -> None:
     for name, world in (("5 x 4 x 200, state 17", wide), ("5 x 2 x 64, state 9", make_world(9, 1, (64, 64), 1, None))):
         decider = Decider(world, ICEM(world.task.action_space, config_small), 1)
         decider.share_outside(1)
-        whole, rollouts = alternate(decider, decider.rollouts, rounds=40 * config.rounds)
+        whole, rollouts = map(median, alternate(decider, decider.rollouts, rounds=40 * config.rounds))
         measured = f"{whole / rollouts:.2f} ({1e3 * whole:.1f} over {1e3 * rollouts:.1f} ms)"
         rows.append([f"32 candidates, horizon 12, {name}: a plan over its rollouts", "1.5", measured])
 
     planner = CEM(space, CEMConfig(n_samples=400, n_elites=40))
     bare = chain(1600, [STATE + ACTION, *HIDDEN, 2 * STATE + 1], 30 * planner.config.n_iterations)
     plans = [Decider(make_world(STATE, ACTION, HIDDEN, 4, dtype), planner, 1) for dtype in (None, torch.bfloat16)]
-    *times, reference = alternate(*plans, bare, rounds=config.rounds)
+    *times, reference = map(median, alternate(*plans, bare, rounds=config.rounds))
     size = "400 candidates x 5 iterations x 20 particles x 30 steps, over bare float32 `bmm`"
     for name, bound, seconds in zip(("float32", "bfloat16"), ("", "0.6"), times, strict=True):
         rows.append([f"{size}, {name}", bound, f"{seconds / reference:.2f} ({seconds:.2f} over {reference:.2f} s)"])
 
     icem = ICEM(space, config_small)
-    each = [alternate(Decider(wide, icem, n), rounds=4 * config.rounds)[0] / n for n in config.n_envs]
+    each = [median(alternate(Decider(wide, icem, n), rounds=4 * config.rounds)[0]) / n for n in config.n_envs]
     tables = (
         Table("planning", "Cost of a decision", ("quantity", "expected at most", "measured"), rows),
         Table(
