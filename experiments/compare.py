@@ -1,4 +1,4 @@
-"""Show what two runs differ in: `python -m experiments.compare runs/a runs/b`."""
+"""Compare two runs: `python -m experiments.compare runs/a runs/b`."""
 
 import sys
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import tyro
 from rich.console import Console
 
 from experiments.report.comparison import print_comparison, read
-from experiments.report.runs import RETURN
+from experiments.report.metrics import RETURN
 from experiments.run.command_line import command_line, fail
 
 
 @dataclass(frozen=True)
 class CompareConfig:
-    """Show what two runs differ in: settings, code, results."""
+    """Compare the settings, code and results of two runs."""
 
     a: tyro.conf.Positional[Path]
     """Folder of a run."""

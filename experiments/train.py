@@ -51,7 +51,8 @@ def main() -> None:
             fail(error)
         n_before, n_end = collector.n_total_env_steps, config.trainer.n_total_env_steps
         if trainer.finished and (folder / SUMMARY).exists():
-            print(f"{folder} is finished, with {n_before} environment steps. --trainer.n-total-env-steps continues it,")
+            more = "--trainer.stop-at-return None" if n_before < n_end else "--trainer.n-total-env-steps"
+            print(f"{folder} is finished, with {n_before} environment steps. {more} goes on to more,")
             print("--fresh starts over.")
             return
         (folder / SUMMARY).unlink(missing_ok=True)  # of a shorter run

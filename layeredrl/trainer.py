@@ -19,42 +19,49 @@ from layeredrl.randomness import fork_globals, globals_state, restore_globals
 
 @dataclass(frozen=True)
 class TrainerConfig:
-    """How long to train, and how often to look up."""
+    """Length of a training run, and the intervals of evaluations, checkpoints and pictures."""
 
     n_total_env_steps: int = 1000
-    """Environment steps, summed over all instances."""
+    """Number of environment steps, summed over all instances."""
+    stop_at_return: float | None = None
+    """Return at which training ends early: mean return of an evaluation, or, without evaluations, return of a training
+    episode. None: never."""
     eval_every: int = 0
     """Environment steps between evaluations without exploration; 0 for none."""
     eval_episodes: int = 5
-    """Episodes of an evaluation."""
+    """Number of episodes of an evaluation."""
     checkpoint_every: int = 1000
     """Environment steps between checkpoints; one more is written at the end."""
     pictures_every: int = 20_000
-    """Environment steps between pictures of what was learned, and once more at the end; 0 for none at all."""
+    """Environment steps between pictures of what was learned, with one more at the end; 0 for none at all."""
 
     def __post_init__(self) -> None:
         require_counts(self, n_total_env_steps=1, eval_every=0, eval_episodes=1, checkpoint_every=1, pictures_every=0)
+        if self.stop_at_return is not None and not math.isfinite(self.stop_at_return):
+            raise ValueError(f"stop_at_return is {self.stop_at_return}, expected a finite number or None")
 
 
 _STATE_KEYS = {"agent", "collector", "episodes", "experience", "globals", "loggers", "n_total_env_steps", "trainer"}
 
 
 class Trainer:
-    """Collects, learns, evaluates, logs and saves, in turns.
+    """Alternate between collecting, learning, evaluating, logging and saving.
 
     Args:
-        agent: What is trained.
-        collector: Feeds it.
-        logger: Takes the metrics.
+        agent: Agent to train.
+        collector: Steps the training environments.
+        logger: Receives the metrics.
         config: Settings.
-        evaluate: Plays a number of episodes without exploration, in environments of its own.
-        save: Writes a checkpoint of this trainer, and says whether it could; also before a `Fault` is passed on.
-        stop: Asked after every step whether to end early.
-        draw: Draws what was learned after so many environment steps, without a change to the agent.
+        evaluate: Plays the given number of episodes without exploration, in environments of its own.
+        save: Writes a checkpoint of this trainer and returns True if that succeeded; also called before a `Fault` is
+            raised again.
+        stop: Called after every step; training ends early once it returns True.
+        draw: Draws pictures of what was learned after the given number of environment steps, without a change to the
+            agent.
 
     Attributes:
         episodes: All finished training episodes, in the order in which they ended.
-        last_score: Mean return of the last evaluation; None before there was one.
+        last_score: Mean return of the last evaluation; None before the first one.
     """
 
     def __init__(
@@ -74,32 +81,43 @@ class Trainer:
         self.episodes: list[Episode] = []
         self.last_eval = self.last_save = self._n_saved = self._n_drawn = 0
         self.last_score: float | None = None
+        self._best_return = -math.inf
         self._start, self._start_cpu = time.perf_counter(), time.process_time()
 
     @property
     def finished(self) -> bool:
-        """Whether all steps have been taken."""
-        return self.collector.n_total_env_steps >= self.config.n_total_env_steps
+        """If True, all environment steps have been taken, or `stop_at_return` was reached."""
+        return self.collector.n_total_env_steps >= self.config.n_total_env_steps or self.goal_reached
+
+    @property
+    def goal_reached(self) -> bool:
+        """If True, the last evaluation, or without evaluations any training episode, reached `stop_at_return`."""
+        goal, best = self.config.stop_at_return, self.last_score if self._evaluates else self._best_return
+        return goal is not None and best is not None and best >= goal
+
+    @property
+    def _evaluates(self) -> bool:
+        return self.evaluate is not None and self.config.eval_every > 0
 
     @property
     def score(self) -> float | None:
-        """How good the agent is: by the last evaluation, or, without evaluations, by the last ten episodes."""
-        if (self.evaluate is not None and self.config.eval_every) or not self.episodes:
+        """Mean return of the last evaluation, or, without evaluations, of the last ten training episodes."""
+        if self._evaluates or not self.episodes:
             return self.last_score
         return float(np.mean([episode.episode_return for episode in self.episodes[-10:]]))
 
     @property
     def seconds(self) -> float:
-        """Time that training has taken, earlier processes included."""
+        """Wall time of training in seconds, including that of earlier processes."""
         return time.perf_counter() - self._start
 
     @property
     def cpu_seconds(self) -> float:
-        """Time that this process has computed, and earlier ones."""
+        """CPU time in seconds of this process and earlier ones."""
         return time.process_time() - self._start_cpu
 
     def run(self) -> None:
-        """Train to the end, or until `stop`; saves at the end in either case."""
+        """Train until `finished` or `stop`; saves at the end in either case."""
         while not self.finished and not self.stop():
             try:
                 self._step()
@@ -119,27 +137,28 @@ class Trainer:
         self.episodes += episodes
         clock = {"time/seconds": self.seconds, "time/cpu_seconds": self.cpu_seconds}
         for episode in episodes:
-            told: dict[str, float] = {
+            metrics: dict[str, float] = {
                 "env/episode_return": episode.episode_return,
                 "env/episode_length": episode.length,
             }
             if episode.success is not None:
-                told["env/success"] = float(episode.success)
-            self.logger.log({**told, **clock}, n)
+                metrics["env/success"] = float(episode.success)
+            self.logger.log({**metrics, **clock}, n)
+            self._best_return = max(self._best_return, episode.episode_return)
         learned = self.agent.learn(n)
         if learned:
             learned["time/env_steps_per_second"] = n / clock["time/seconds"]
         if learned or episodes:
             self.logger.log({**self.collector.take_metrics(), **learned}, n)
-        self.logger.log({}, n)  # progress, also where there is nothing to record
+        self.logger.log({}, n)  # updates the progress display, also where there is nothing to record
         if self.evaluate is not None and self.config.eval_every and n - self.last_eval >= self.config.eval_every:
             with fork_globals():
                 played = self.evaluate(self.config.eval_episodes)
             self.last_eval = n
             self.last_score = float(np.mean([episode.episode_return for episode in played]))
             rate = success_rate(played)
-            told = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
-            self.logger.log(told, n)
+            metrics = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
+            self.logger.log(metrics, n)
         every = self.config.pictures_every
         if every and n // every > n_before // every:  # at the same steps in a run that was stopped and goes on
             self._draw()
@@ -152,7 +171,7 @@ class Trainer:
                 self.draw(n)
 
     def _save(self) -> None:
-        self.last_save = self.collector.n_total_env_steps  # also if it fails: not every step needs another try
+        self.last_save = self.collector.n_total_env_steps  # also if it fails: do not try again at every step
         if self.save is not None and self.save(self):
             self._n_saved = self.last_save
 
@@ -161,9 +180,9 @@ class Trainer:
             self._save()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that a run goes on from, so that nobody can tell that it was stopped.
+        """State from which a resumed run continues exactly as if it had not been stopped.
 
-        What the agent has learned is apart, under "agent", from what only training needs.
+        "agent" holds what the agent has learned; the other keys are needed for training only.
         """
         return {
             "n_total_env_steps": self.collector.n_total_env_steps,
@@ -183,7 +202,7 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned."""
         if state.keys() != _STATE_KEYS:
             keys, expected = ", ".join(sorted(state)), ", ".join(sorted(_STATE_KEYS))
             raise ValueError(f"the state has the keys {keys}, expected {expected}")
@@ -196,6 +215,7 @@ class Trainer:
             Episode(int(i), value, int(length), int(n), None if math.isnan(success) else bool(success))
             for i, value, length, n, success in rows
         ]
+        self._best_return = max((episode.episode_return for episode in self.episodes), default=-math.inf)
         own = state["trainer"]
         self.last_eval, self.last_save, self.last_score = own["last_eval"], own["last_save"], own["last_score"]
         self._start = time.perf_counter() - own["seconds"]
@@ -205,9 +225,9 @@ class Trainer:
 
 
 def success_rate(episodes: Sequence[Episode]) -> float | None:
-    """Share of the episodes that succeeded, among those whose environment spoke of success; None if none did."""
-    told = [episode.success for episode in episodes if episode.success is not None]
-    return float(np.mean(told)) if told else None
+    """Share of successful episodes, among those whose environment reports success; None if there are none."""
+    reported = [episode.success for episode in episodes if episode.success is not None]
+    return float(np.mean(reported)) if reported else None
 
 
 def _row(episode: Episode) -> list[float]:

@@ -13,6 +13,7 @@ from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
+from layeredrl.storage import Checkpoints
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import Trainer, TrainerConfig
 from tests.envs.counter import CounterEnv
@@ -207,6 +208,41 @@ def test_training_stops_after_the_step_of_the_request():
     trainer.run()
     assert not trainer.finished
     assert saved == [trainer.collector.n_total_env_steps] == [30]
+
+
+@pytest.mark.filterwarnings("ignore:an episode is closed")  # counters that alternate do not repeat themselves
+@pytest.mark.parametrize("evaluating", [False, True])
+def test_training_ends_early_at_a_return_and_stays_ended_after_resuming(evaluating, tmp_path):
+    whole = train(evaluating=evaluating)
+    scores = [(n, m["eval/episode_return"]) for n, m in records(whole, "eval/")]
+    if not evaluating:
+        scores = [(episode.n_total_env_steps, episode.episode_return) for episode in whole.episodes]
+    goal = max(score for _, score in scores)
+    first = next(n for n, score in scores if score >= goal)
+    drawn, saved = [], []
+    stopped = train(
+        evaluating=evaluating,
+        stop_at_return=goal,
+        draw=drawn.append,
+        save=lambda trainer: saved.append(trainer.collector.n_total_env_steps) or True,
+    )
+    assert stopped.finished
+    assert drawn[-1] == saved[-1] == stopped.collector.n_total_env_steps == first < 201
+    assert records(stopped) == [record for record in records(whole) if record[0] <= first]
+    resumed = train(evaluating=evaluating, n_total_env_steps=1, stop_at_return=goal)
+    assert not resumed.goal_reached
+    resumed.config = stopped.config
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(stopped.state_dict(), first)
+    resumed.load_state_dict(checkpoints.load())
+    resumed.run()
+    assert resumed.finished
+    assert resumed.collector.n_total_env_steps == first
+
+
+def test_a_return_to_stop_at_is_a_finite_number():
+    with pytest.raises(ValueError, match="stop_at_return is nan, expected a finite number or None"):
+        TrainerConfig(stop_at_return=float("nan"))
 
 
 def test_the_score_is_the_last_evaluation_or_the_last_ten_episodes():

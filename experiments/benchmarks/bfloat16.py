@@ -1,15 +1,14 @@
-"""Do rollouts in bfloat16 change what PETS decides: `python -m experiments.benchmarks.bfloat16`.
+"""Compare rollouts in bfloat16 with rollouts in float32: `python -m experiments.benchmarks.bfloat16`.
 
-Models are trained on cart-pole; the same plans with the same noise are then followed in both types, and the states
-and the order of the plans are compared. After that PETS itself is trained in both types, seed by seed. The table is
-written anew whenever there is something new, so that a run that is cut short leaves what it has.
+Models are trained on cart-pole; the same plans with the same noise are followed in both types, and the states and the
+order of the plans are compared. PETS trained in both types: experiments/studies/cartpole_pets.py.
 """
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from statistics import mean
+from typing import NamedTuple
 
 import torch
 import tyro
@@ -18,8 +17,8 @@ from torch import Tensor
 
 from agents.pets import PETS
 from envs.cartpole import THETA_LIMIT, X_LIMIT
-from experiments.benchmarks.cartpole import CartPoleBenchmark, Result, run_seed
-from experiments.benchmarks.machine import machine_line
+from experiments.benchmarks.machine import machine_line, write_page
+from experiments.report.tables import Cell, Table
 from experiments.run.building import build_agent, make_collector
 from experiments.run.config import RunConfig
 from layeredrl.levels import PlannerLevel
@@ -31,48 +30,42 @@ from layeredrl.world_model import WorldModel
 HORIZON = 30
 N_STARTS, N_PLANS, N_BEST = 30, 200, 20
 N_PARTICLES = 4
-"""For each of the five members."""
+"""Number of particles for each of the five members."""
 NETWORKS = {"2 x 64": ((64, 64), 1000), "4 x 200": ((200, 200, 200, 200), 400)}
-"""Hidden widths, and environment steps of training: those of the demonstration; for the wide one fewer, it is slow."""
-
-Dtype = Literal["float32", "bfloat16"]
+"""Hidden widths and environment steps of training, as in the demonstration; fewer steps for the slow wide network."""
 
 
 @dataclass(frozen=True)
 class Bfloat16Benchmark:
     """Compare rollouts in bfloat16 with rollouts in float32."""
 
-    seeds: tuple[int, ...] = tuple(range(10))
-    """Seeds of the training runs; the first one also trains the models whose rollouts are compared."""
+    seed: int = 0
+    """Random seed of training and plans."""
     output: Path = Path("experiments/results/model_bfloat16.md")
-    """Where the table goes."""
+    """Markdown file to write."""
 
 
-@dataclass(frozen=True)
-class Ranks:
-    """How one score orders the plans in both types, over the start states where it tells them apart."""
+class Ranks(NamedTuple):
+    """Agreement of the order of plans in both types, for start states where the score is not the same for all plans."""
 
     correlation: list[float]
-    """Spearman's, for each of these start states."""
+    """Spearman's rank correlation for each of these start states."""
     overlap: list[float]
-    """Share of the best plans that are among the best in the other type too, for each of them."""
+    """Share of the best plans that are among the best in the other type, too, for each of them."""
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """The same plans in both types."""
+class Comparison(NamedTuple):
+    """Comparison of the same plans in both types."""
 
-    network: str
     errors: dict[int, Tensor]
-    """|bfloat16 - float32| / |float32| of every particle's state after so many steps."""
-    alive: Ranks
-    """By the return of cart-pole: the steps that the pole stays up."""
-    smooth: Ranks
-    """By the negative mean square of pole angle and cart position, in units of their limits."""
+    """|bfloat16 - float32| / |float32| of every particle's state by number of steps."""
+    ranks: dict[str, Ranks]
+    """Ranks by score: "alive", the return of cart-pole, and "smooth", the negative mean square of pole angle and cart
+    position in units of their limits."""
 
 
 def train(hidden: tuple[int, ...], n_steps: int, seed: int) -> PlannerLevel:
-    """PETS after some steps of cart-pole, with float32 rollouts."""
+    """Train PETS for some steps of cart-pole, with float32 rollouts."""
     demo = PETS.preset("demo")
     model = demo.model if hidden == demo.model.hidden else replace(demo.model, hidden=hidden, learning_rate=1e-3)
     config = RunConfig[PETS](seed=seed, settings=replace(demo, model=model))
@@ -88,7 +81,7 @@ def train(hidden: tuple[int, ...], n_steps: int, seed: int) -> PlannerLevel:
 
 
 @torch.no_grad()
-def compare(network: str, level: PlannerLevel, seed: int) -> Comparison:
+def compare(level: PlannerLevel, seed: int) -> Comparison:
     """Follow random plans from states of the replay in both types."""
     dynamics = level.world.dynamics
     assert isinstance(dynamics, ProbabilisticEnsemble)
@@ -98,9 +91,8 @@ def compare(network: str, level: PlannerLevel, seed: int) -> Comparison:
     starts = replay[torch.randperm(len(replay), generator=generator)[:N_STARTS]]
     basis = colored_noise_basis(HORIZON, exponent=1.0)
     plans = (0.5 * colored_noise((N_STARTS, N_PLANS, HORIZON, 1), basis, generator)).clamp(-1, 1)  # as iCEM's first
-
     errors: dict[int, list[Tensor]] = {15: [], 30: []}
-    scores: list[list[tuple[Tensor, Tensor]]] = [[], []]
+    scores: dict[str, list[tuple[Tensor, Tensor]]] = {"alive": [], "smooth": []}
     for i, (start, actions) in enumerate(zip(starts, plans, strict=True)):
         exact, reduced = (
             _rollout(level.world, start, actions, dtype=dtype, seed=i) for dtype in (None, torch.bfloat16)
@@ -108,14 +100,15 @@ def compare(network: str, level: PlannerLevel, seed: int) -> Comparison:
         for k, found in errors.items():
             distance = (reduced.state - exact.state)[..., k, :].norm(dim=-1)
             found.append((distance / exact.state[..., k, :].norm(dim=-1)).flatten())
-        for found_scores, score in zip(scores, (_alive_score, _smooth_score), strict=True):
-            found_scores.append((score(exact), score(reduced)))
-    alive, smooth = (_ranks(pairs) for pairs in scores)
-    return Comparison(network, {k: torch.cat(found) for k, found in errors.items()}, alive, smooth)
+        scores["alive"].append((_alive_score(exact), _alive_score(reduced)))
+        scores["smooth"].append((_smooth_score(exact), _smooth_score(reduced)))
+    return Comparison(
+        {k: torch.cat(found) for k, found in errors.items()}, {name: _ranks(pairs) for name, pairs in scores.items()}
+    )
 
 
 def _rollout(world: WorldModel, start: Tensor, actions: Tensor, *, dtype: torch.dtype | None, seed: int) -> Batch:
-    """All plans (N, H, A) from one start state (S,), with the noise that belongs to the seed."""
+    """Roll out all plans (N, H, A) from one start state (S,), with the noise of the seed."""
     assert isinstance(world.dynamics, ProbabilisticEnsemble)
     world.dynamics.rollout_dtype = dtype
     rows = start.expand(len(actions), -1)
@@ -123,112 +116,62 @@ def _rollout(world: WorldModel, start: Tensor, actions: Tensor, *, dtype: torch.
 
 
 def _alive_score(rollout: Batch) -> Tensor:
-    """What the planner maximises, (N,)."""
+    """Objective of the planner, (N,)."""
     score: Tensor = (rollout.alive * rollout.reward).sum(-1).mean((1, 2))
     return score
 
 
 def _smooth_score(rollout: Batch) -> Tensor:
-    """A score without steps, for which every change of a state counts, (N,)."""
+    """Continuous score, which every change of a state affects, (N,)."""
     x, theta = rollout.state[..., 1:, 0], rollout.state[..., 1:, 2]
     score: Tensor = -((theta / THETA_LIMIT).square() + (x / X_LIMIT).square()).mean((1, 2, 3))
     return score
 
 
 def _ranks(pairs: Sequence[tuple[Tensor, Tensor]]) -> Ranks:
-    telling = [(a, b) for a, b in pairs if bool((a != a[0]).any())]
-    best = [[set(x.argsort(descending=True, stable=True)[:N_BEST].tolist()) for x in pair] for pair in telling]
-    return Ranks([spearman(a, b) for a, b in telling], [len(a & b) / N_BEST for a, b in best])
-
-
-def run_both(seed: int) -> dict[Dtype, Result]:
-    """Train PETS with one seed in both types."""
-    results: dict[Dtype, Result] = {}
-    for dtype in ("float32", "bfloat16"):
-        results[dtype] = run_seed(CartPoleBenchmark(train_args=("--model.rollout-dtype", dtype)), seed)
-    return results
-
-
-def table(config: Bfloat16Benchmark, comparisons: Sequence[Comparison], runs: Sequence[dict[Dtype, Result]]) -> str:
-    """The results as Markdown, with the command and the machine."""
-    lines = [
-        "# Rollouts in bfloat16",
-        "",
-        "Matrix products in bfloat16; states, noise and the normalisation of inputs in float32.",
-        "",
-        f"    python -m experiments.benchmarks.bfloat16 --seeds {' '.join(map(str, config.seeds))}",
-        "",
-        "## The same plans in both types",
-        "",
-        f"PETS trained on ContinuousCartPole-v0 (seed {config.seeds[0]}); {N_STARTS} start states from its replay,",
-        f"{N_PLANS} random smooth plans of {HORIZON} steps from each, 5 members x {N_PARTICLES} particles, the same",
-        "noise in both types. Relative error of a particle's state: |bfloat16 - float32| / |float32|.",
-        "",
-        "| network | steps | median | 95th percentile | max |",
-        "|---|---|---|---|---|",
-    ]
-    for c in comparisons:
-        for k, errors in c.errors.items():
-            middle, high = errors.quantile(torch.tensor([0.5, 0.95])).tolist()
-            lines.append(f"| {c.network} | {k} | {middle:.1e} | {high:.1e} | {float(errors.max()):.1e} |")
-    lines += [
-        "",
-        "Order of the plans of a start state. Alive: the return that the planner maximises, mean over particles of the",
-        "steps that the pole stays up; it comes in steps, start states where it is the same for all plans are left",
-        "out. Smooth: minus the mean square of pole angle and cart position. Asked for: at least 0.99.",
-        "",
-        f"| network | score | start states | Spearman mean | min | of the best {N_BEST} the same, mean | min |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for c in comparisons:
-        for name, r in (("alive", c.alive), ("smooth", c.smooth)):
-            numbers = [statistics.mean(r.correlation), min(r.correlation), statistics.mean(r.overlap), min(r.overlap)]
-            cells = " | ".join(f"{x:.5f}" for x in numbers[:2]) + " | " + " | ".join(f"{x:.3f}" for x in numbers[2:])
-            lines.append(f"| {c.network} | {name} | {len(r.correlation)} | {cells} |")
-    return "\n".join([*lines, "", *_returns(runs), *_machine()])
-
-
-def _returns(runs: Sequence[dict[Dtype, Result]]) -> list[str]:
-    lines = [
-        "## PETS in both types",
-        "",
-        "Environment steps until three episodes in a row reach the full 200 steps, and the returns of all episodes.",
-        "",
-        "| seed | float32 solved at | bfloat16 solved at | float32 returns | bfloat16 returns |",
-        "|---|---|---|---|---|",
-    ]
-    for run in runs:
-        both = run["float32"], run["bfloat16"]
-        solved = " | ".join(str(r.solved_at or "not") for r in both)
-        returns = " | ".join(", ".join(f"{x:g}" for x in r.returns) for r in both)
-        lines.append(f"| {both[0].seed} | {solved} | {returns} |")
-    lines.append("")
-    for dtype in ("float32", "bfloat16"):
-        results = [run[dtype] for run in runs]
-        steps = [r.solved_at for r in results if r.solved_at is not None]
-        told = f"median {statistics.median(steps):g}, largest {max(steps)}" if steps else "none"
-        cpu = f"{statistics.median(r.cpu_seconds_per_step for r in results):.4f}" if results else "none"
-        lines.append(f"* {dtype}: {len(steps)} of {len(results)} solved; steps: {told}; CPU seconds per step: {cpu}.")
-    return [*lines, ""]
-
-
-def _machine() -> list[str]:
-    return [machine_line("gymnasium", "tianshou", threads=1), ""]
+    varying = [(a, b) for a, b in pairs if bool((a != a[0]).any())]
+    best = [[set(x.argsort(descending=True, stable=True)[:N_BEST].tolist()) for x in pair] for pair in varying]
+    return Ranks([spearman(a, b) for a, b in varying], [len(a & b) / N_BEST for a, b in best])
 
 
 def main() -> None:
-    """Compare the rollouts of both networks, then train with all seeds."""
+    """Compare the rollouts of both networks."""
     config = tyro.cli(Bfloat16Benchmark, prog="python -m experiments.benchmarks.bfloat16")
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    comparisons: list[Comparison] = []
+    errors: list[list[Cell]] = []
+    orders: list[list[Cell]] = []
     for network, (hidden, n_steps) in NETWORKS.items():
-        comparisons.append(compare(network, train(hidden, n_steps, config.seeds[0]), config.seeds[0]))
-        config.output.write_text(table(config, comparisons, []))
-    runs: list[dict[Dtype, Result]] = []
-    for seed in config.seeds:
-        runs.append(run_both(seed))
-        config.output.write_text(table(config, comparisons, runs))
-        print(runs[-1], flush=True)
+        found = compare(train(hidden, n_steps, config.seed), config.seed)
+        for k, each in found.errors.items():
+            middle, high = each.quantile(torch.tensor([0.5, 0.95])).tolist()
+            errors.append([network, k, *(f"{x:.1e}" for x in (middle, high, float(each.max())))])
+        for name, r in found.ranks.items():
+            numbers = (mean(r.correlation), min(r.correlation), mean(r.overlap), min(r.overlap))
+            orders.append([network, name, len(r.correlation), *(f"{x:.5f}" for x in numbers)])
+    text = f"""Matrix products in bfloat16; states, noise and the normalisation of inputs in float32. PETS trained on
+ContinuousCartPole-v0 (seed {config.seed}); {N_STARTS} start states from its replay, {N_PLANS} random smooth plans of
+{HORIZON} steps from each, 5 members x {N_PARTICLES} particles, the same noise in both types."""
+    tables = (
+        Table(
+            "errors",
+            "Relative error of a particle's state: |bfloat16 - float32| / |float32|",
+            ("network", "steps", "median", "95th percentile", "max"),
+            errors,
+        ),
+        Table(
+            "order",
+            "Order of the plans of a start state",
+            ("network", "score", "start states", "Spearman mean", "min", f"best {N_BEST} the same, mean", "min"),
+            orders,
+            (
+                "alive: the return that the planner maximises; start states where it is the same for all plans are "
+                "left out",
+                "smooth: minus the mean square of pole angle and cart position; expected: at least 0.99",
+            ),
+        ),
+    )
+    command = f"python -m experiments.benchmarks.bfloat16 --seed {config.seed}"
+    machine = machine_line("gymnasium", "tianshou", threads=1)
+    write_page(config.output, "Rollouts in bfloat16", command, (text, *tables), machine)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Is the ensemble as uncertain as the truth, where that is known: `python -m experiments.benchmarks.calibration`.
+"""Measure the ensemble's calibration on data of known noise: `python -m experiments.benchmarks.calibration`.
 
 A two-dimensional system whose noise depends on the state: an ensemble is fitted to a few thousand transitions, and
 its standard deviations, intervals and disagreement are compared with the truth.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import mean
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from gymnasium.spaces import Box
 from tianshou.data import Batch
 from torch import Tensor
 
-from experiments.benchmarks.machine import machine_line
+from experiments.benchmarks.machine import machine_line, write_page
+from experiments.report.tables import Table
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
 from layeredrl.models.diagnostics.figures import draw_calibration, draw_disagreement, draw_open_loop
 from layeredrl.models.diagnostics.measures import (
@@ -31,7 +32,7 @@ from layeredrl.models.diagnostics.measures import (
 from layeredrl.models.nets import GaussianMixtureMLP
 
 NEAR, FAR = 2.0, 4.0
-"""Training states lie in the square [-NEAR, NEAR]²; those off the distribution outside of it, in [-FAR, FAR]²."""
+"""Training states lie in the square [-NEAR, NEAR]²; states off the distribution outside it, in [-FAR, FAR]²."""
 HORIZON = 20
 
 
@@ -40,48 +41,52 @@ class CalibrationBenchmark:
     """Fit ensembles to data of known noise and compare."""
 
     seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
-    """Seeds of data, networks and fit."""
+    """Random seeds of data, networks and fit."""
     transitions: int = 4000
-    """Transitions to fit."""
+    """Number of transitions to fit."""
     held_out: int = 20_000
-    """Transitions to judge by."""
+    """Number of held-out transitions."""
     output: Path = Path("experiments/results/model_calibration.md")
-    """Where the table goes."""
+    """Markdown file to write."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one seed came to."""
+class Row(NamedTuple):
+    """Results of one seed; each number is that of the worse of the two dimensions. See `NOTES`."""
 
     seed: int
     std_ratio: float
-    """Mean of predicted over true standard deviation; the worse one of the two dimensions."""
     std_deviation: float
-    """Mean of |predicted / true - 1|; the worse dimension."""
     std_within_10: float
-    """Share of the held-out rows where that distance is below 0.1; the worse dimension."""
     coverage_90: float
-    """Share of outcomes in the 90 percent intervals; the dimension farther from 0.9."""
     calibration_error: float
-    """Mean distance of observed from expected coverage, over levels and dimensions."""
     r2: float
-    """Of the change, the worse dimension."""
     best_r2: float
-    """What the true mean would get there: the rest is noise."""
     open_loop_ratio: float
-    """Open-loop error over the ensemble's own band at the last horizon; the dimension farther from 1."""
     auroc: float
-    """Of the disagreement, on states off the training distribution."""
+
+
+NOTES = (
+    "each number is that of the worse dimension",
+    "std_ratio, std_deviation: predicted (within members) over true standard deviation, its mean and the mean of its "
+    "distance from 1, over the held-out rows; expected: within 10 percent",
+    "std_within_10: share of single rows whose predicted standard deviation is within 10 percent",
+    "coverage_90: share of outcomes in 90 percent intervals; expected: 0.88 to 0.92",
+    "calibration_error: mean distance of observed from expected coverage over 11 levels, 0.1 to 0.99",
+    "r2, best_r2: of the change in state, by the model and by the true mean",
+    f"open_loop_ratio: error over the ensemble's own standard deviation after {HORIZON} steps",
+    f"auroc: disagreement as a classifier of states outside [-{NEAR:g}, {NEAR:g}]², the range of the data, uniform up "
+    f"to {FAR:g}, against held-out states in it; expected: at least 0.9",
+)
 
 
 def true_mean(state: Tensor, action: Tensor) -> Tensor:
-    """Expected change of state (..., 2) under action (..., 1): a damped, driven pendulum and a bit more."""
+    """Expected change of state (..., 2) under action (..., 1), similar to a damped, driven pendulum."""
     x, v = state.unbind(-1)
     return torch.stack([0.2 * v, -0.4 * x.sin() - 0.15 * v + 0.3 * action.squeeze(-1)], -1)
 
 
 def true_std(state: Tensor) -> Tensor:
-    """Standard deviation of the change at state (..., 2): it varies threefold."""
+    """Standard deviation of the change at state (..., 2); it varies threefold."""
     x, v = state.unbind(-1)
     return torch.stack([0.02 + 0.04 * torch.sigmoid(2 * v), 0.1 + 0.05 * (1.5 * x).sin()], -1)
 
@@ -118,7 +123,7 @@ def trajectories(n: int, generator: torch.Generator) -> Batch:
 
 
 def fitted(data: Batch, generator: torch.Generator, seed: int) -> ProbabilisticEnsemble:
-    """Five members, fitted until a holdout says stop."""
+    """Fit five members until the loss on a holdout no longer falls."""
     states, contexts = (Box(-np.inf, np.inf, (width,)) for width in (2, 0))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -138,7 +143,7 @@ def fitted(data: Batch, generator: torch.Generator, seed: int) -> ProbabilisticE
 def measure(
     seed: int, n_transitions: int = 4000, n_held_out: int = 20_000
 ) -> tuple[Row, OneStep, OpenLoop, Disagreement]:
-    """Fit one ensemble and compare it with the truth."""
+    """Fit one ensemble and compare it with the true system."""
     generator = torch.Generator().manual_seed(seed)
     ensemble = fitted(transitions(n_transitions, generator), generator, seed)
     data = transitions(n_held_out, generator)
@@ -169,68 +174,33 @@ def _farthest(values: Tensor, target: float) -> float:
     return float(values[(values - target).abs().argmax()])
 
 
-def table(config: CalibrationBenchmark, rows: Sequence[Row]) -> str:
-    """The results as Markdown, with the command and the machine."""
-    columns = [field.name for field in fields(Row)]
-    return "\n".join(
-        [
-            "# Calibration of the ensemble on data of known noise",
-            "",
-            f"Five members of 64 x 64 units, fitted to {config.transitions} transitions of a system with two state",
-            f"dimensions whose noise depends on the state; judged by {config.held_out} held-out transitions.",
-            "Each number is that of the worse dimension.",
-            "",
-            f"    python -m experiments.benchmarks.calibration --seeds {' '.join(map(str, config.seeds))}",
-            "",
-            "* `std_ratio`, `std_deviation`: predicted (within members) over true standard deviation, its mean and the",
-            "  mean of its distance from 1, over the held-out rows. Asked for: within 10 percent.",
-            "* `std_within_10`: share of single rows whose predicted standard deviation is within 10 percent.",
-            "* `coverage_90`: share of outcomes in 90 percent intervals. Asked for: 0.88 to 0.92.",
-            "* `calibration_error`: mean distance of observed from expected coverage over 11 levels, 0.1 to 0.99.",
-            "* `r2`, `best_r2`: of the change in state, by the model and by the true mean.",
-            f"* `open_loop_ratio`: error over the ensemble's own standard deviation after {HORIZON} steps.",
-            f"* `auroc`: the disagreement telling states outside [-{NEAR:g}, {NEAR:g}]², where the data was,",
-            f"  from held-out states in it; those outside are uniform up to {FAR:g}. Asked for: at least 0.9.",
-            "",
-            "| " + " | ".join(columns) + " |",
-            "|" + "---|" * len(columns),
-            *(_line([getattr(row, name) for name in columns]) for row in rows),
-            _line(["mean", *(mean(getattr(row, name) for row in rows) for name in columns[1:])]),
-            "",
-            f"The last seed in pictures: coverage, open-loop error, disagreement.\n\n{_pictures(config)}",
-            "",
-            machine_line(threads=torch.get_num_threads()),
-            "",
-        ]
-    )
-
-
-def _line(values: Sequence[object]) -> str:
-    return "| " + " | ".join(f"{x:.3f}" if isinstance(x, float) else str(x) for x in values) + " |"
-
-
-def _pictures(config: CalibrationBenchmark) -> str:
-    stem = config.output.stem
-    return "\n".join(f"![{kind}]({stem}_{kind}.png)" for kind in ("coverage", "open_loop", "disagreement"))
-
-
 def main() -> None:
-    """Measure all seeds; write table and pictures."""
+    """Measure all seeds; write table and figures."""
     config = tyro.cli(CalibrationBenchmark, prog="python -m experiments.benchmarks.calibration")
     rows: list[Row] = []
     for seed in config.seeds:
         row, one_step, open_loop, disagreement = measure(seed, config.transitions, config.held_out)
         rows.append(row)
-        print(row, flush=True)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    config.output.write_text(table(config, rows))
+    text = f"""Five members of 64 x 64 units, fitted to {config.transitions} transitions of a system with two state
+dimensions whose noise depends on the state; judged by {config.held_out} held-out transitions."""
+    means = [mean(column) for column in list(zip(*rows, strict=True))[1:]]
+    table = Table("calibration", "Calibration", Row._fields, [*rows, ["mean", *means]], NOTES)
     figures = {
         "coverage": draw_calibration(one_step),
         "open_loop": draw_open_loop(open_loop),
         "disagreement": draw_disagreement(disagreement),
     }
+    stem = config.output.stem
+    pictures = "\n".join(["Figures of the last seed:", "", *(f"![{kind}]({stem}_{kind}.png)" for kind in figures)])
+    write_page(
+        config.output,
+        "Calibration of the ensemble on data of known noise",
+        f"python -m experiments.benchmarks.calibration --seeds {' '.join(map(str, config.seeds))}",
+        (text, table, pictures),
+        machine_line(threads=torch.get_num_threads()),
+    )
     for kind, figure in figures.items():
-        figure.savefig(config.output.with_name(f"{config.output.stem}_{kind}.png"), dpi=120)
+        figure.savefig(config.output.with_name(f"{stem}_{kind}.png"), dpi=120)
 
 
 if __name__ == "__main__":

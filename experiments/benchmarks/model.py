@@ -1,13 +1,13 @@
-"""How fast the ensemble is, as ratios to bare matrix products: `python -m experiments.benchmarks.model`.
+"""Measure the ensemble's speed as ratios to bare matrix products: `python -m experiments.benchmarks.model`.
 
 The reference is a chain of `torch.bmm` calls of the network's shapes in float32, with nothing between them, under
 torch's default flags. Reference and candidate alternate in one process; a ratio compares the medians (and the minima)
-of process CPU time. The table is made in a process for each number of threads.
+of process CPU time. Each number of threads has a process of its own.
 """
 
+import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,8 @@ from matplotlib.figure import Figure
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from experiments.benchmarks.machine import machine_line
+from experiments.benchmarks.machine import alternate, machine_line, write_page
+from experiments.report.tables import Cell, Table
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
 
@@ -38,17 +39,17 @@ class ModelBenchmark:
     threads: tuple[int, ...] = (1, 2)
     """Numbers of torch threads to measure with."""
     rounds: int = 15
-    """Alternations of reference and candidate."""
+    """Number of alternations of reference and candidate."""
     growth: bool = True
-    """Whether to measure how rollout time grows with candidates, members and horizon."""
+    """Measure the growth of rollout time with candidates, members and horizon, too."""
     output: Path = Path("experiments/results/model_speed.md")
-    """Where the table goes."""
+    """Markdown file to write."""
     worker: bool = False
-    """Print the rows for this process's threads; used by the command itself."""
+    """Print the rows for this process's threads as JSON; used by the command itself."""
 
 
 def box(width: int) -> Box:
-    """An unbounded space."""
+    """Return an unbounded space."""
     return Box(-np.inf, np.inf, (width,))
 
 
@@ -61,7 +62,7 @@ def make_ensemble(
     partial_net: Callable[..., nn.Module] | None = None,
     **settings: Any,
 ) -> ProbabilisticEnsemble:
-    """An ensemble of the built-in network, or of `partial_net`."""
+    """Build an ensemble of the built-in network, or of `partial_net`."""
     torch.manual_seed(0)
     net = partial_net or partial(GaussianMixtureMLP, hidden=tuple(hidden))
     actions = Box(-1, 1, (action,))
@@ -69,7 +70,7 @@ def make_ensemble(
 
 
 class StandardNet(nn.Module):
-    """What a user might write: layers of torch in a Sequential."""
+    """Network as a user might write it: layers of torch in a Sequential."""
 
     def __init__(
         self, state_space: Box, context_space: Box, action_space: Box, *, hidden: Sequence[int], norm: bool
@@ -83,7 +84,7 @@ class StandardNet(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], 2 * self.state_dim + 1))
 
     def forward(self, state: Tensor, context: Tensor, action: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Mean, standard deviation and termination probability."""
+        """Return mean, standard deviation and termination probability."""
         mean, raw, term = self.layers(torch.cat([state, context, action], -1)).split(
             [self.state_dim, self.state_dim, 1], -1
         )
@@ -91,7 +92,7 @@ class StandardNet(nn.Module):
 
 
 def chain(rows: int, widths: Sequence[int], repeats: int) -> Callable[[], None]:
-    """Bare forward products of a network, `repeats` times."""
+    """Return a function with the bare forward products of a network, `repeats` times."""
     x = torch.randn(MEMBERS, rows, widths[0])
     weights = [torch.randn(MEMBERS, a, b) for a, b in pairwise(widths)]
 
@@ -105,7 +106,10 @@ def chain(rows: int, widths: Sequence[int], repeats: int) -> Callable[[], None]:
 
 
 def training_chain(rows: int, widths: Sequence[int]) -> Callable[[], None]:
-    """Bare products of a forward and a backward pass: outputs, gradients of weights and of all inputs but the first."""
+    """Return a function with the bare products of a forward and a backward pass.
+
+    These are the outputs, and the gradients of the weights and of all inputs but the first.
+    """
     pairs = list(pairwise(widths))
     xs = [torch.randn(MEMBERS, rows, a) for a, _ in pairs]
     ws = [torch.randn(MEMBERS, a, b) for a, b in pairs]
@@ -122,46 +126,25 @@ def training_chain(rows: int, widths: Sequence[int]) -> Callable[[], None]:
 
 
 def compare(
-    name: str, bar: float | None, reference: Callable[[], object], run: Callable[[], object], rounds: int
-) -> str:
-    """A row of the table: ratios of medians and minima of process CPU time, and both medians in milliseconds."""
-    for warm in (reference, run, reference, run):
-        warm()
-    times: dict[str, list[float]] = {"reference": [], "run": []}
-    for _ in range(rounds):
-        for key, function in (("reference", reference), ("run", run)):
-            start = time.process_time()
-            function()
-            times[key].append(1e3 * (time.process_time() - start))
-    ref, own = times["reference"], times["run"]
-    wanted = "" if bar is None else f"{bar:.2f}"
-    return (
-        f"| {name} | {wanted} | {median(own) / median(ref):.2f} | {min(own) / min(ref):.2f} | "
-        f"{median(own):.2f} | {median(ref):.2f} |"
-    )
+    name: str, bar: float, reference: Callable[[], object], run: Callable[[], object], rounds: int
+) -> list[Cell]:
+    """Return a row: ratios of medians and minima of process CPU time, and both medians in milliseconds."""
+    ref, own = ([1e3 * x for x in times] for times in alternate(reference, run, rounds=rounds))
+    return [name, bar, median(own) / median(ref), min(own) / min(ref), median(own), median(ref)]
 
 
-def rows(rounds: int) -> list[str]:
-    """All rows, for the number of threads that torch has now."""
+def rows(rounds: int) -> list[list[Cell]]:
+    """Return all rows, for the current number of torch threads."""
     widths = [STATE + ACTION, *HIDDEN, 2 * STATE + 1]
-    result: list[str] = []
 
-    def rollout(ensemble: ProbabilisticEnsemble, candidates: int) -> Callable[[], object]:
+    def rollout(candidates: int, **settings: Any) -> Callable[[], object]:
+        ensemble = make_ensemble(STATE, ACTION, HIDDEN, n_particles_per_model=4, **settings)
         state, context = torch.randn(candidates, STATE), torch.zeros(candidates, 0)
         actions = torch.rand(candidates, 30, ACTION) * 2 - 1
         return torch.no_grad()(lambda: ensemble.rollout(state, context, actions))
 
-    big = chain(1600, widths, 30)
-    ensemble = make_ensemble(STATE, ACTION, HIDDEN, n_particles_per_model=4)
-    result.append(compare("rollout, 400 candidates x 4 particles, float32", 1.0, big, rollout(ensemble, 400), rounds))
-    reduced = make_ensemble(STATE, ACTION, HIDDEN, n_particles_per_model=4, rollout_dtype=torch.bfloat16)
-    result.append(compare("the same in bfloat16", 0.40, big, rollout(reduced, 400), rounds))
-    result.append(
-        compare("rollout, 1 candidate x 4 particles", 1.5, chain(4, widths, 30), rollout(ensemble, 1), 4 * rounds)
-    )
-
+    big, n = chain(1600, widths, 30), 256 * MEMBERS
     learner = make_ensemble(STATE, ACTION, HIDDEN, create_optimizer=True, partition_batch=True).train()
-    n = 256 * MEMBERS
     batch = Batch(
         state=torch.randn(n, STATE),
         context=torch.zeros(n, 0),
@@ -169,34 +152,32 @@ def rows(rounds: int) -> list[str]:
         state_next=torch.randn(n, STATE),
         terminated=torch.zeros(n),
     )
-    result.append(
-        compare(
-            "learn, 256 rows a member", 1.35, training_chain(256, widths), lambda: learner.learn([batch]), 4 * rounds
-        )
-    )
-
     small = (128, 128)
     state, context, action = torch.randn(25_600, 2), torch.zeros(25_600, 0), torch.randn(25_600, 2)
-    density = make_ensemble(2, 2, small)
 
-    def log_prob(ensemble: ProbabilisticEnsemble) -> Callable[[], object]:
+    def log_prob(net: Callable[..., nn.Module] | None = None) -> Callable[[], object]:
+        ensemble = make_ensemble(2, 2, small, partial_net=net)
         return torch.no_grad()(lambda: ensemble.get_log_prob(state, context, action, state))
 
-    bare = chain(25_600, [4, *small, 5], 1)
-    result.append(compare("get_log_prob, 25,600 rows, 2 x 128", 1.2, bare, log_prob(density), 2 * rounds))
+    result = [
+        compare("rollout, 400 candidates x 4 particles, float32", 1.0, big, rollout(400), rounds),
+        compare("the same in bfloat16", 0.40, big, rollout(400, rollout_dtype=torch.bfloat16), rounds),
+        compare("rollout, 1 candidate x 4 particles", 1.5, chain(4, widths, 30), rollout(1), 4 * rounds),
+        compare(
+            "learn, 256 rows a member", 1.35, training_chain(256, widths), lambda: learner.learn([batch]), 4 * rounds
+        ),
+        compare("get_log_prob, 25,600 rows, 2 x 128", 1.2, chain(25_600, [4, *small, 5], 1), log_prob(), 2 * rounds),
+    ]
     for norm, label in ((False, "a user's Linear and SiLU"), (True, "a user's Linear, LayerNorm and SiLU")):
-        net = partial(StandardNet, hidden=small, norm=norm)
-        users = make_ensemble(2, 2, small, partial_net=net)
         name = f"get_log_prob, {label}, against the built-in network"
-        built_in = log_prob(
-            make_ensemble(2, 2, small, partial_net=partial(GaussianMixtureMLP, hidden=small, layer_norm=norm))
-        )
-        result.append(compare(name, 1.2, built_in, log_prob(users), 2 * rounds))
+        built_in = log_prob(partial(GaussianMixtureMLP, hidden=small, layer_norm=norm))
+        users = log_prob(partial(StandardNet, hidden=small, norm=norm))
+        result.append(compare(name, 1.2, built_in, users, 2 * rounds))
     return result
 
 
 def growth(path: Path) -> None:
-    """How rollout time grows with candidates, members and horizon; a picture."""
+    """Draw the growth of rollout time with candidates, members and horizon."""
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     sweeps = {
         "candidates": (1, 4, 16, 64, 256, 1024, 4096),
@@ -212,11 +193,8 @@ def growth(path: Path) -> None:
             n = size["candidates"]
             state, context = torch.randn(n, STATE), torch.zeros(n, 0)
             actions = torch.rand(n, size["horizon"], ACTION)
-            with torch.no_grad():
-                ensemble.rollout(state, context, actions)
-                start = time.process_time()
-                ensemble.rollout(state, context, actions)
-                seconds.append(time.process_time() - start)
+            rollout = torch.no_grad()(partial(ensemble.rollout, state, context, actions))
+            seconds.append(alternate(rollout, rounds=1)[0][0])
         axes.loglog(values, seconds, "o-")
         axes.loglog(values, [seconds[-1] * v / values[-1] for v in values], ":", color="grey", label="linear")
         axes.set(xlabel=name, ylabel="CPU seconds a rollout")
@@ -225,40 +203,32 @@ def growth(path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+COLUMNS = ("operation", "expected", "ratio of medians", "ratio of minima", "ms", "reference ms")
+
+
 def main() -> None:
-    """Measure for each number of threads in a process of its own, and write the table."""
+    """Measure for each number of threads in a process of its own, and write the tables."""
     config = tyro.cli(ModelBenchmark, prog="python -m experiments.benchmarks.model")
     if config.worker:
         torch.set_num_threads(config.threads[0])
-        print("\n".join(rows(config.rounds)))
+        print(json.dumps(rows(config.rounds)))
         return
-    lines = [
-        "# Speed of the ensemble",
-        "",
-        "Process CPU time, as a ratio to the bare chain of `torch.bmm` calls of the same shapes in float32 under",
-        "torch's default flags, or to what the row names, measured in turns in one process. Unless said otherwise:",
-        f"{MEMBERS} members, {len(HIDDEN)} layers of {HIDDEN[0]}, state {STATE}, action {ACTION}.",
-        "",
-        "    python -m experiments.benchmarks.model",
+    parts: list[str | Table] = [
+        f"""Process CPU time, as a ratio to the bare chain of `torch.bmm` calls of the same shapes in float32 under
+torch's default flags, or to the reference that the row names, measured in turns in one process. Unless stated
+otherwise: {MEMBERS} members, {len(HIDDEN)} layers of {HIDDEN[0]}, state {STATE}, action {ACTION}."""
     ]
     for threads in config.threads:
         command = [sys.executable, "-m", "experiments.benchmarks.model", "--worker", "--threads", str(threads)]
         command += ["--rounds", str(config.rounds)]
-        table = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-        lines += ["", f"## {threads} thread{'s' * (threads > 1)}", ""]
-        lines += [
-            "| what | wanted | ratio of medians | ratio of minima | ms | reference ms |",
-            "|---|---|---|---|---|---|",
-            table,
-        ]
-        print(table, flush=True)
+        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        parts.append(Table("model", f"{threads} thread{'s' * (threads > 1)}", COLUMNS, found))
     if config.growth:
         torch.set_num_threads(1)
         picture = config.output.with_suffix(".png")
         growth(picture)
-        lines += ["", "## How a rollout's time grows, one thread", "", f"![growth]({picture.name})"]
-    lines += ["", machine_line(), ""]
-    config.output.write_text("\n".join(lines))
+        parts.append(f"## Growth of a rollout's time, one thread\n\n![growth]({picture.name})")
+    write_page(config.output, "Speed of the ensemble", "python -m experiments.benchmarks.model", parts, machine_line())
 
 
 if __name__ == "__main__":

@@ -1,14 +1,15 @@
-"""Model-free training beside tianshou's own trainer: `python -m experiments.benchmarks.model_free`.
+"""Compare model-free training with tianshou's own trainer: `python -m experiments.benchmarks.model_free`.
 
 SAC with a tuned entropy coefficient, batches of 256, spaces of HalfCheetah's size, one update for each step of an
-environment that reads its observations from a table; both sides have the same networks, optimisers and transitions to
-begin with. The loop is tianshou's `run_training`, and `Collector.step` with `PolicyLevel.learn`; the update alone
-includes drawing its batch. Process CPU time on one thread. What is compared alternates in one process; ratios are of
+environment that reads its observations from a table; both sides start with the same networks, optimisers and
+transitions. The loop is tianshou's `run_training`, and `Collector.step` with `PolicyLevel.learn`; the update alone
+includes drawing its batch. Process CPU time on one thread. Competitors alternate in one process; ratios are of
 medians.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import gymnasium as gym
@@ -23,9 +24,10 @@ from tianshou.data import Collector as TianshouCollector
 from tianshou.env import DummyVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.torch_utils import policy_within_training_step
+from torch import nn
 
-from experiments.benchmarks.machine import machine_line
-from experiments.benchmarks.planning import alternate
+from experiments.benchmarks.machine import alternate, machine_line, write_page
+from experiments.report.tables import Cell, Table
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, off_policy
@@ -41,17 +43,17 @@ class ModelFreeBenchmark:
     """Measure the speed of model-free training."""
 
     rounds: int = 7
-    """Repetitions."""
+    """Number of repetitions."""
     steps: int = 200
-    """Updates in each."""
+    """Number of updates in each."""
     n_stored: int = 10_000
-    """Transitions in the replay to begin with."""
+    """Number of transitions in the replay at the start."""
     output: Path = Path("experiments/results/model_free_speed.md")
-    """Where the table goes."""
+    """Markdown file to write."""
 
 
 class TableEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
-    """Costs next to nothing: observations and rewards are read from a table, whatever the actions."""
+    """Environment of almost no cost: observations and rewards are read from a table and ignore the actions."""
 
     observation_space, action_space = OBSERVATIONS, ACTIONS
 
@@ -74,7 +76,7 @@ class TableEnv(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
 
 def transitions(n: int) -> list[Batch]:
-    """Random transitions of one environment, in the order of time."""
+    """Return random transitions of one environment, in the order of time."""
     rng, one = np.random.default_rng(1), np.ones(1, np.int64)
     obs = rng.normal(size=(n + 1, 1, *OBSERVATIONS.shape)).astype(np.float32)
     act = rng.uniform(-1, 1, (n, 1, *ACTIONS.shape)).astype(np.float32)
@@ -95,17 +97,17 @@ def transitions(n: int) -> list[Batch]:
 
 
 def make_algorithm(hidden: tuple[int, ...]) -> OffPolicyAlgorithm:
-    """The algorithm, the same at every call."""
+    """Build the algorithm, the same at every call."""
     torch.manual_seed(0)
     return SACConfig(hidden=hidden).build(OBSERVATIONS.shape[0], ACTIONS, torch.device("cpu"))
 
 
 class Ours:
-    """A flat agent of this library, in training.
+    """Flat agent of this library, in training.
 
     Args:
         hidden: Widths of the networks.
-        config: Of the benchmark.
+        config: Settings of the benchmark.
     """
 
     def __init__(self, hidden: tuple[int, ...], config: ModelFreeBenchmark) -> None:
@@ -119,7 +121,7 @@ class Ours:
         self.steps = config.steps
 
     def loop(self) -> None:
-        """Steps of the environment with an update each."""
+        """Take steps of the environment, with an update each."""
         before = self.level.n_updates
         for _ in range(self.steps):
             self.collector.step(explore=True)
@@ -127,9 +129,13 @@ class Ours:
         assert self.level.n_updates == before + self.steps
 
     def updates(self) -> None:
-        """The updates alone."""
+        """Do the updates alone."""
         for _ in range(self.steps):
             off_policy.update(self.level.algorithm, self.level.sample())
+
+
+def _to_tensors(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(torch.as_tensor(arg) if isinstance(arg, np.ndarray) else arg for arg in args)
 
 
 class Theirs:
@@ -137,11 +143,14 @@ class Theirs:
 
     Args:
         hidden: Widths of the networks.
-        config: Of the benchmark.
+        config: Settings of the benchmark.
     """
 
     def __init__(self, hidden: tuple[int, ...], config: ModelFreeBenchmark) -> None:
         self.algorithm = make_algorithm(hidden)
+        for module in self.algorithm.modules():
+            if hasattr(module, "net"):  # this library's networks take tensors; tianshou's collector has arrays
+                module.register_forward_pre_hook(_to_tensors)
         self.buffer = VectorReplayBuffer(REPLAY_SIZE, 1)
         for transition in transitions(config.n_stored):
             self.buffer.add(transition, buffer_ids=np.arange(1))
@@ -149,7 +158,7 @@ class Theirs:
         self.steps = config.steps
 
     def loop(self) -> None:
-        """Steps of the environment with an update each."""
+        """Take steps of the environment, with an update each."""
         params = OffPolicyTrainerParams(
             training_collector=self.collector,
             max_epochs=1,
@@ -160,11 +169,11 @@ class Theirs:
             verbose=False,
             show_progress=False,
         )
-        told = self.algorithm.run_training(params)
-        assert told.update_step == self.steps
+        result = self.algorithm.run_training(params)
+        assert result.update_step == self.steps
 
     def updates(self) -> None:
-        """The updates alone."""
+        """Do the updates alone."""
         with policy_within_training_step(self.algorithm.policy):
             for _ in range(self.steps):
                 self.algorithm.update(buffer=self.buffer, sample_size=BATCH_SIZE)
@@ -174,26 +183,23 @@ def main() -> None:
     """Measure and write the table."""
     config = tyro.cli(ModelFreeBenchmark, prog="python -m experiments.benchmarks.model_free")
     torch.set_num_threads(1)
-    lines = [
-        "# How fast model-free training is",
-        "",
-        __doc__.split("\n\n")[1].strip().replace("\n", " ") if __doc__ else "",
-        "",
-        "    python -m experiments.benchmarks.model_free",
-        "",
-        "| networks | what | LayeredRL, updates/s | tianshou, updates/s | ratio |",
-        "|---|---|---|---|---|",
-    ]
+    rows: list[list[Cell]] = []
     for hidden in ((256, 256), (64, 64)):
         ours, theirs = Ours(hidden, config), Theirs(hidden, config)
         competitors = (ours.loop, theirs.loop, ours.updates, theirs.updates)
-        loop, their_loop, updates, their_updates = alternate(*competitors, rounds=config.rounds)
-        for name, mine, other in (("loop", loop, their_loop), ("update alone", updates, their_updates)):
-            rates = f"{config.steps / mine:.1f} | {config.steps / other:.1f} | {other / mine:.2f}"
-            lines.append(f"| {len(hidden)} x {hidden[0]} | {name} | {rates} |")
-            print(lines[-1], flush=True)
-    lines += ["", machine_line("tianshou", "gymnasium", threads=1), ""]
-    config.output.write_text("\n".join(lines))
+        loop, their_loop, updates, their_updates = map(median, alternate(*competitors, rounds=config.rounds))
+        for name, own, other in (("loop", loop, their_loop), ("update alone", updates, their_updates)):
+            size = f"{len(hidden)} x {hidden[0]}"
+            rows.append([size, name, config.steps / own, config.steps / other, other / own])
+    columns = ("networks", "measured", "LayeredRL, updates/s", "tianshou, updates/s", "ratio")
+    text = __doc__.split("\n\n")[1] if __doc__ else ""
+    write_page(
+        config.output,
+        "Speed of model-free training",
+        "python -m experiments.benchmarks.model_free",
+        (text, Table("speed", "Speed", columns, rows)),
+        machine_line("tianshou", "gymnasium", threads=1),
+    )
 
 
 if __name__ == "__main__":

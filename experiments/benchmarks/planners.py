@@ -1,13 +1,13 @@
-"""Planning through true dynamics, budget against return: `python -m experiments.benchmarks.planners`.
+"""Measure planners on true dynamics, budget against return: `python -m experiments.benchmarks.planners`.
 
 Every planner gets the same number of trajectories per environment step. The model is the environment itself, as an
-`Oracle`, so that what differs is the planner. Seeds are environments that are planned for side by side; planners treat
-them independently. The table is written anew after every cell.
+`Oracle`, so that only the planner differs. Seeds are environments that are planned for side by side; planners treat
+them independently.
 """
 
+import itertools
 import json
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 import envs  # noqa: F401  registers the tasks
-from experiments.benchmarks.machine import machine_line
+from experiments.benchmarks.machine import machine_line, write_page
+from experiments.report.tables import Table
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
@@ -43,16 +44,16 @@ from layeredrl.world_model.oracle import Oracle, Simulation
 
 @dataclass(frozen=True)
 class Task:
-    """Where planners are compared."""
+    """Task that planners are compared on."""
 
     env: str
     n_seeds: int
     n_steps: int
     horizon: int
     noise_exponent: float
-    """Of iCEM; small for HalfCheetah, as in its paper."""
+    """Noise exponent of iCEM; small for HalfCheetah, as in its paper."""
     candidates_per_elite: int
-    """Of iCEM; its paper has ten elites of forty candidates in every task."""
+    """Number of candidates of iCEM for each elite; its paper has ten elites of forty candidates in every task."""
 
 
 TASKS = {
@@ -61,12 +62,12 @@ TASKS = {
     "halfcheetah": Task("FullStateHalfCheetah-v0", 3, 100, 30, 0.25, 8),
 }
 ITERATIONS = {30: 2, 100: 3, 300: 4, 1000: 5}
-"""Rounds of refitting by budget, the same for all planners that refit."""
+"""Number of iterations by budget, the same for all planners that refit."""
 
 
 @dataclass(frozen=True)
 class PlannersBenchmark:
-    """Compare planners by what they make of a budget of trajectories."""
+    """Compare planners by their return with a budget of trajectories."""
 
     tasks: tuple[str, ...] = tuple(TASKS)
     """Tasks, by short name."""
@@ -75,7 +76,7 @@ class PlannersBenchmark:
     budgets: tuple[int, ...] = tuple(ITERATIONS)
     """Trajectories per environment step."""
     output: Path = Path("experiments/results/planners.md")
-    """Where the table goes; the returns of the seeds go beside it, as JSON. Delete that to measure anew."""
+    """Markdown file to write; the returns of the seeds go beside it, as JSON. Delete that to measure again."""
 
     def __post_init__(self) -> None:
         for name, chosen, known in (("tasks", self.tasks, TASKS), ("budgets", self.budgets, ITERATIONS)):
@@ -84,12 +85,12 @@ class PlannersBenchmark:
 
 
 def n_elites(n_samples: int, candidates_per_elite: int = 8) -> int:
-    """A share of the candidates, but three to ten."""
+    """Number of elites: a share of the candidates, three to ten."""
     return min(10, max(3, n_samples // candidates_per_elite))
 
 
 def make_planner(name: str, budget: int, task: Task, space: spaces.Space[object]) -> Planner:
-    """A planner that looks at `budget` trajectories per decision, at the most."""
+    """Build a planner that uses at most `budget` trajectories per decision."""
     n_iterations, h = ITERATIONS[budget], task.horizon
     n = budget // n_iterations
     if name == "random shooting":
@@ -114,7 +115,7 @@ def make_planner(name: str, budget: int, task: Task, space: spaces.Space[object]
 
 
 def run(task: Task, name: str, budget: int, simulate: Simulation | None) -> list[float]:
-    """Return of the first episode of each seed, cut off after `task.n_steps`."""
+    """Return the returns of the first episode of each seed, cut off after `task.n_steps`."""
     spec = make_task(task.env, task.n_seeds)
     encoder = Encoder(spec)
     world = WorldModel(encoder, Oracle.from_task(spec, encoder, simulate), spec)
@@ -137,7 +138,7 @@ def run(task: Task, name: str, budget: int, simulate: Simulation | None) -> list
 
 
 def simulator(task: Task) -> Callable[..., torch.Tensor] | None:
-    """A simulation of whole sequences where there is a faster one than step by step."""
+    """Return a simulation of whole sequences, if there is a faster one than step by step."""
     if task.env != "FullStateHalfCheetah-v0":
         return None
     from envs.half_cheetah import simulate  # loads mujoco
@@ -149,40 +150,18 @@ Results = dict[str, dict[str, dict[str, list[float]]]]
 """Returns of the seeds by task, planner and budget."""
 
 
-def table(config: PlannersBenchmark, results: Results) -> str:
-    """The results as Markdown."""
-    lines = [
-        "# Planning through true dynamics",
-        "",
-        "Return against the number of trajectories that a planner may look at per environment step: mean and standard",
-        "error over seeds. Dynamics are the environments' own, so that only planners differ. Planners that refit do so",
-        f"in {', '.join(f'{n} iterations at {b}' for b, n in ITERATIONS.items())}.",
-        "CEM keeps an eighth of its candidates as elites, three to ten; iCEM a third on the swing-ups and an eighth on",
-        "HalfCheetah, where its noise exponent is 0.25 (else 1). Other settings are the defaults. All planners start",
-        "from the same states.",
-        "",
-        "    python -m experiments.benchmarks.planners",
-        "",
-        f"![budget against return]({config.output.with_suffix('.png').name})",
-    ]
+def tables(results: Results) -> list[Table]:
+    """Return a table of mean returns for each task."""
+    found = []
     for key, by_planner in results.items():
         task = TASKS[key]
-        lines += [
-            "",
-            f"## {task.env}: {task.n_seeds} seeds, {task.n_steps} steps, horizon {task.horizon}",
-            "",
-            "| planner | " + " | ".join(map(str, config.budgets)) + " |",
-            "|---" * (len(config.budgets) + 1) + "|",
+        budgets = sorted({budget for cells in by_planner.values() for budget in cells}, key=int)
+        rows = [
+            [name, *(_cell(cells[b]) if b in cells else None for b in budgets)] for name, cells in by_planner.items()
         ]
-        for name, by_budget in by_planner.items():
-            cells = [_cell(by_budget[str(b)]) if str(b) in by_budget else "" for b in config.budgets]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
-        icem, cem = (by_planner.get(n, {}).get(b) for n, b in (("iCEM", "100"), ("CEM", "300")))
-        if icem and cem:
-            better = "at least as good as" if statistics.mean(icem) >= statistics.mean(cem) else "worse than"
-            lines += ["", f"iCEM with 100 is {better} CEM with 300: {_cell(icem)} against {_cell(cem)}."]
-    lines += ["", machine_line("gymnasium", "mujoco"), ""]
-    return "\n".join(lines)
+        title = f"{task.env}: {task.n_seeds} seeds, {task.n_steps} steps, horizon {task.horizon}"
+        found.append(Table(key, title, ("planner", *budgets), rows))
+    return found
 
 
 def _cell(returns: list[float]) -> str:
@@ -190,7 +169,7 @@ def _cell(returns: list[float]) -> str:
 
 
 def draw(path: Path, results: Results) -> None:
-    """Budget against return, a panel for each task."""
+    """Draw return against budget, one panel per task."""
     figure = Figure(figsize=(4 * len(results), 3.2), layout="constrained")
     for axes, (key, by_planner) in zip(np.atleast_1d(figure.subplots(1, len(results))), results.items(), strict=True):
         for name, by_budget in by_planner.items():
@@ -206,25 +185,29 @@ def draw(path: Path, results: Results) -> None:
     figure.savefig(path, dpi=120)
 
 
+TEXT = f"""Return against the number of trajectories that a planner may use per environment step: mean and standard
+error over seeds. Dynamics are the environments' own, so that only planners differ. Planners that refit use
+{", ".join(f"{n} iterations at {b}" for b, n in ITERATIONS.items())}. CEM keeps an eighth of its candidates as elites,
+three to ten; iCEM a third on the swing-ups and an eighth on HalfCheetah, where its noise exponent is 0.25 (else 1).
+Other settings are the defaults. All planners start from the same states."""
+
+
 def main() -> None:
-    """Run all cells; those in the JSON file beside the table are not run again."""
+    """Measure all cells that are not in the JSON file beside the table."""
     config = tyro.cli(PlannersBenchmark, prog="python -m experiments.benchmarks.planners")
-    store = config.output.with_suffix(".json")
+    store, picture = config.output.with_suffix(".json"), config.output.with_suffix(".png")
     results: Results = json.loads(store.read_text()) if store.exists() else {}
     for key in config.tasks:
-        task = TASKS[key]
-        simulate = simulator(task)
-        for name in config.planners:
-            for budget in config.budgets:
-                cells = results.setdefault(key, {}).setdefault(name, {})
-                if str(budget) in cells:
-                    continue
-                start = time.perf_counter()
-                cells[str(budget)] = run(task, name, budget, simulate)
-                print(key, name, budget, _cell(cells[str(budget)]), f"{time.perf_counter() - start:.0f} s", flush=True)
+        simulate = simulator(TASKS[key])
+        for name, budget in itertools.product(config.planners, config.budgets):
+            cells = results.setdefault(key, {}).setdefault(name, {})
+            if str(budget) not in cells:
+                cells[str(budget)] = run(TASKS[key], name, budget, simulate)
                 store.write_text(json.dumps(results, indent=1))
-                config.output.write_text(table(config, results))
-                draw(config.output.with_suffix(".png"), results)
+    draw(picture, results)
+    parts = (TEXT, f"![budget against return]({picture.name})", *tables(results))
+    command = "python -m experiments.benchmarks.planners"
+    write_page(config.output, "Planning through true dynamics", command, parts, machine_line("gymnasium", "mujoco"))
 
 
 if __name__ == "__main__":

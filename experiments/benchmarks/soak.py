@@ -1,7 +1,7 @@
-"""A long run among failing environments: `python -m experiments.benchmarks.soak --minutes 30`.
+"""Train among failing environments for a long time: `python -m experiments.benchmarks.soak --minutes 30`.
 
 PETS with eight asynchronous instances of cart-pole, in which every 500th step, on average, kills its process, hangs, or
-returns what is no observation. The run has to go on, with flat memory, and leave no processes or file handles behind.
+returns NaN. The run has to continue, with flat memory, and leave no processes or file handles behind.
 """
 
 import os
@@ -19,7 +19,8 @@ import tyro
 
 from agents.pets import PETS
 from envs.cartpole import ContinuousCartPole
-from experiments.benchmarks.machine import machine_line
+from experiments.benchmarks.machine import machine_line, write_page
+from experiments.report.tables import Cell, Table
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.loggers import CsvLogger
@@ -27,7 +28,7 @@ from layeredrl.randomness import seed_globals
 from layeredrl.trainer import Trainer, TrainerConfig
 
 EVERY = 500
-"""Steps from one fault to the next, on average, all environments together."""
+"""Mean number of steps between faults, all environments together."""
 
 
 @dataclass(frozen=True)
@@ -35,15 +36,15 @@ class SoakBenchmark:
     """Train among failing environments for some time."""
 
     minutes: float = 30.0
-    """How long."""
+    """Duration in minutes."""
     n_envs: int = 8
-    """Instances of the environment."""
+    """Number of instances of the environment."""
     output: Path = Path("experiments/results/soak.md")
-    """Where the table goes."""
+    """Markdown file to write."""
 
 
 class SabotagedCartPole(ContinuousCartPole):
-    """A cart-pole that now and then kills its process, hangs, or returns NaN."""
+    """Cart-pole that sometimes kills its process, hangs, or returns NaN."""
 
     def step(self, action: Any) -> Any:
         """Step, or fail."""
@@ -59,14 +60,14 @@ class SabotagedCartPole(ContinuousCartPole):
 
 
 def footprint() -> tuple[float, int, int]:
-    """Memory of this process in MiB, its open files, and its children."""
+    """Return the memory of this process in MiB, and the numbers of its open files and children."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20, len(os.listdir("/proc/self/fd")), len(children)
 
 
 def main() -> None:
-    """Train, note the footprint every minute, and write the table."""
+    """Train, record the footprint every minute, and write the table."""
     config = tyro.cli(SoakBenchmark, prog="python -m experiments.benchmarks.soak")
     torch.set_num_threads(1)
     seed_globals(0)
@@ -83,7 +84,8 @@ def main() -> None:
         "Sabotaged-v0", config.n_envs, vectorization="async", on_fault="restart", timeout_s=2.0, max_faults=10**6
     )
     collector = Collector(env, agent, seed=0)
-    start, rows = time.perf_counter(), []
+    rows: list[list[Cell]] = []
+    start = time.perf_counter()
 
     def stop() -> bool:
         minutes = (time.perf_counter() - start) / 60
@@ -91,7 +93,7 @@ def main() -> None:
             memory, files, children = footprint()
             recent = [episode.episode_return for episode in trainer.episodes[-40:]]
             n, mean = collector.n_total_env_steps, float(np.mean(recent or 0))
-            rows.append(f"| {minutes:.0f} | {n} | {env.n_faults} | {memory:.1f} | {files} | {children} | {mean:.1f} |")
+            rows.append([round(minutes), n, env.n_faults, memory, files, children, mean])
             print(rows[-1], flush=True)
         return minutes >= config.minutes
 
@@ -102,29 +104,21 @@ def main() -> None:
     trainer.run()
     env.close()
     after = footprint()
-    lines = [
-        "# A soak among failing environments",
-        "",
-        f"PETS (preset demo, a replay of {learning.replay_size}) with {config.n_envs} asynchronous cart-poles. Every "
-        f"{EVERY}th step, on average,",
-        "kills its process, makes it hang (found out after 2 s), or returns NaN. The return is the mean of the last 40",
-        "episodes that ended; those that were closed because of a fault do not count.",
-        "",
-        f"    python -m experiments.benchmarks.soak --minutes {config.minutes:g}",
-        "",
-        "| minutes | steps | faults | MiB | open files | child processes | return |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += rows
-    lines += [
-        "",
-        f"Open files before the environments were made and after they were closed: {before[1]} and {after[1]}; child",
-        f"processes: {before[2]} and {after[2]}. Episodes abandoned: {collector.n_abandoned}.",
-        "",
+    text = f"""PETS (preset demo, a replay of {learning.replay_size}) with {config.n_envs} asynchronous cart-poles.
+Every {EVERY}th step, on average, kills its process, makes it hang (detected after 2 s), or returns NaN."""
+    columns = ("minutes", "steps", "faults", "MiB", "open files", "child processes", "return")
+    notes = (
+        "return: mean of the last 40 finished episodes; those that a fault closed do not count",
+        f"open files before the environments were made and after they were closed: {before[1]} and {after[1]}; child "
+        f"processes: {before[2]} and {after[2]}; abandoned episodes: {collector.n_abandoned}",
+    )
+    write_page(
+        config.output,
+        "Soak among failing environments",
+        f"python -m experiments.benchmarks.soak --minutes {config.minutes:g}",
+        (text, Table("soak", "Footprint", columns, rows, notes)),
         machine_line("gymnasium"),
-        "",
-    ]
-    config.output.write_text("\n".join(lines))
+    )
 
 
 if __name__ == "__main__":

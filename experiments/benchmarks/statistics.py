@@ -1,7 +1,7 @@
-"""What a report's intervals and tests are worth with few seeds: `python -m experiments.benchmarks.statistics`.
+"""Measure the coverage of a report's intervals with few seeds: `python -m experiments.benchmarks.statistics`.
 
-Studies are simulated whose true answer is known. Measured is how often an interval made to cover 95 percent holds it,
-and how often a difference is told where there is none. Writes statistics.md and statistics.json.
+In simulated studies with a known true value, counts how often a 95 percent interval contains it, and how often a
+difference is reported where there is none. Writes statistics.md and statistics.json.
 """
 
 import json
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import mannwhitneyu, norm
 
-from experiments.benchmarks.machine import machine_line
-from experiments.benchmarks.runs import table
+from experiments.benchmarks.machine import machine_line, write_page
 from experiments.report.statistics import REPS, Array, improvement, interval, iqm
+from experiments.report.tables import Table
 from experiments.run.command_line import command_line
 from layeredrl.checks import require_counts
 
@@ -30,14 +30,14 @@ QUARTILE = float(norm.ppf(0.75))
 
 @dataclass(frozen=True)
 class StatisticsConfig:
-    """Measure what intervals cover in simulated studies."""
+    """Measure the coverage of intervals in simulated studies."""
 
     output: Path = Path("experiments/results/statistics.md")
-    """Where the table goes; the numbers go beside it, as .json."""
+    """Markdown file to write; the numbers go beside it, as JSON."""
     simulations: int = 500
-    """Studies of each kind."""
+    """Number of studies of each kind."""
     reps: int = REPS
-    """Resamples of each interval."""
+    """Number of resamples of each interval."""
 
     def __post_init__(self) -> None:
         require_counts(self, simulations=1, reps=1)
@@ -45,13 +45,13 @@ class StatisticsConfig:
 
 @dataclass(frozen=True)
 class Scores:
-    """Final scores of runs, as they might be."""
+    """Distribution of the final scores of runs."""
 
-    told: str
+    name: str
     draw: Callable[[np.random.Generator, tuple[int, int]], Array]
-    """Of a shape."""
+    """Draw scores of a given shape."""
     truth: float
-    """Their interquartile mean: the mean of the middle half of the distribution."""
+    """Interquartile mean: the mean of the middle half of the distribution."""
 
 
 def _with_failures(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
@@ -59,7 +59,7 @@ def _with_failures(rng: np.random.Generator, shape: tuple[int, int]) -> Array:
 
 
 def _middle_of_failures() -> float:
-    """Interquartile mean of the mixture, on a grid far finer than what simulations can tell."""
+    """Return the interquartile mean of the mixture, on a grid much finer than the error of the simulations."""
     x = np.linspace(-1, 2, 300_001)
     below = 0.2 * norm.cdf(x, 0, 0.1) + 0.8 * norm.cdf(x, 1, 0.1)
     quantiles = np.interp(np.linspace(0.25, 0.75, 100_001), below, x)
@@ -78,7 +78,7 @@ KINDS = {
 
 
 def coverage(n: int, config: StatisticsConfig, rng: np.random.Generator) -> dict[str, Any]:
-    """How often the interval of the interquartile mean of n runs holds the truth, for each kind of scores."""
+    """Return the coverage of the interval of the interquartile mean of n runs, for each kind of scores."""
     row: dict[str, Any] = {"n": n}
     for name, kind in KINDS.items():
         found = interval(iqm, kind.draw(rng, (n, config.simulations)), reps=config.reps)
@@ -88,7 +88,7 @@ def coverage(n: int, config: StatisticsConfig, rng: np.random.Generator) -> dict
 
 
 def comparisons(n: int, config: StatisticsConfig, rng: np.random.Generator) -> dict[str, Any]:
-    """Two settings of n runs each with normal scores: what is said of their difference."""
+    """Compare two settings of n runs each with normal scores: coverage and tests."""
     row: dict[str, Any] = {"n": n}
     for shift in SHIFTS:
         x, y = rng.normal(shift, 1, (n, config.simulations)), rng.normal(0, 1, (n, config.simulations))
@@ -99,40 +99,43 @@ def comparisons(n: int, config: StatisticsConfig, rng: np.random.Generator) -> d
     return row
 
 
-def page(result: dict[str, Any]) -> str:
-    """The results as Markdown."""
-    error = math.sqrt(0.95 * 0.05 / result["simulations"])
-    lines = ["# What the intervals of a report cover", "", f"    {result['command']}", ""]
-    lines += [
-        f"{result['simulations']} simulated studies of each kind, {result['reps']} resamples each. A share near 95 %",
-        f"is known to ± {error:.1%} (one standard error).",
-        "",
-        "## The 95 % interval of the interquartile mean: how often it holds the truth",
-        "",
-        "In brackets: how far the estimate lies from the truth on average. With two or three runs no quarter",
-        "can be left out, and it is their mean.",
-        "",
-    ]
-    header = ["runs", *(kind.told for kind in KINDS.values())]
-    rows = [[r["n"], *(f"{r[k]:.1%} ({r[f'{k}_bias']:+.2f})" for k in KINDS)] for r in result["coverage"]]
-    lines += [*table(header, rows), "", "## Two settings with normal scores", ""]
-    lines += [
-        "The true difference in standard deviations, and for each: how often the 95 % interval of the probability of",
-        "improvement holds the truth / lies to one side of 0.5 / how often a two-sided Mann-Whitney test has p < 0.05.",
-        "With a difference of 0, the last two are false alarms.",
-        "",
-    ]
-    keys = ("coverage", "excludes_half", "test")
-    told = [
-        [r["n"], *(" / ".join(f"{r[f'{key}_{shift:g}']:.1%}" for key in keys) for shift in SHIFTS)]
+def tables(result: dict[str, Any]) -> list[Table]:
+    """Return the results as tables."""
+    coverages = [[r["n"], *(f"{r[k]:.1%} ({r[f'{k}_bias']:+.2f})" for k in KINDS)] for r in result["coverage"]]
+    differences = [
+        [
+            r["n"],
+            *(
+                " / ".join(f"{r[f'{key}_{shift:g}']:.1%}" for key in ("coverage", "excludes_half", "test"))
+                for shift in SHIFTS
+            ),
+        ]
         for r in result["improvement"]
     ]
-    lines += [*table(["runs of each", *(f"{shift:g}" for shift in SHIFTS)], told), "", result["machine"], ""]
-    return "\n".join(lines)
+    return [
+        Table(
+            "coverage",
+            "Coverage of the 95 % interval of the interquartile mean",
+            ("runs", *(kind.name for kind in KINDS.values())),
+            coverages,
+            ("in brackets: mean error of the estimate; two or three runs leave out no quarter: it is their mean",),
+        ),
+        Table(
+            "improvement",
+            "Two settings with normal scores, by their true difference in standard deviations",
+            ("runs of each", *(f"{shift:g}" for shift in SHIFTS)),
+            differences,
+            (
+                "how often the 95 % interval of the probability of improvement contains the true value / lies to one "
+                "side of 0.5 / how often a two-sided Mann-Whitney test has p < 0.05",
+                "with a difference of 0, the last two are false alarms",
+            ),
+        ),
+    ]
 
 
 def main() -> None:
-    """Simulate, tell, write."""
+    """Simulate the studies; write tables and numbers."""
     config: StatisticsConfig = command_line(
         StatisticsConfig, sys.argv[1:], prog="python -m experiments.benchmarks.statistics"
     )
@@ -145,10 +148,16 @@ def main() -> None:
         "coverage": [coverage(n, config, rng) for n in SEEDS],
         "improvement": [comparisons(n, config, rng) for n in SEEDS],
     }
-    text = page(result)
-    config.output.write_text(text)
     config.output.with_suffix(".json").write_text(json.dumps(result, indent=2) + "\n")
-    print(text)
+    text = f"""{config.simulations} simulated studies of each kind, {config.reps} resamples each. A share near 95 % has
+a standard error of {math.sqrt(0.95 * 0.05 / config.simulations):.1%}."""
+    write_page(
+        config.output,
+        "Coverage of the intervals of a report",
+        result["command"],
+        (text, *tables(result)),
+        result["machine"],
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What a study came to: `python -m experiments.report runs/a runs/b ... --output report.html`.
+"""Report on runs: `python -m experiments.report runs/a runs/b ... --output report.html`.
 
-Writes one HTML page that opens from disk, and its tables beside it, as Markdown and CSV.
+Writes one HTML page that opens from disk, and its tables as Markdown and CSV beside it.
 """
 
 import html
 import importlib.util
+import math
 import os
 import shlex
 import sys
@@ -14,59 +15,70 @@ from pathlib import Path
 
 import tyro
 
+from experiments.report.metrics import RETURN
 from experiments.report.page import page, run_html, runs_table
-from experiments.report.runs import RETURN, find_runs, group_runs
+from experiments.report.runs import find_runs, group_runs
 from experiments.report.statistics import compare_pairs
 from experiments.report.study import (
     Study,
+    Target,
     curves_html,
     final_table,
     overall_table,
     pairs_html,
     pairs_table,
+    reached_table,
     settings_tables,
 )
 from experiments.report.tables import Table, notes_html
 from experiments.run.command_line import command_line, fail
 from experiments.run.folder import write_whole
+from layeredrl.checks import require_count
 
 HOW = (
-    "A setting is all settings but the seed, the device, and those that change nothing of what is learned; --group-by "
-    "makes wider ones. Runs that are not finished do not count unless --unfinished says so.",
-    "Curves: up to 40 bins of equal width reach from 0 to where the shortest run of a setting ends; a run's value in a "
-    "bin is the mean of what it logged there, and between bins without any a straight line. The thick line is the "
+    "Runs of one setting have the same settings except for the seed, the device and others that do not change what is "
+    "learned; --group-by makes larger groups. Runs that are not finished are left out unless --unfinished is given.",
+    "Curves: up to 40 bins of equal width reach from 0 to the end of the shortest run of a setting. A run's value in a "
+    "bin is the mean of its entries there; bins without entries are interpolated linearly. The thick line is the "
     "interquartile mean of the runs, the band its interval at each point; thin lines are single runs, binned alone.",
-    "Wall time is that of the machine each run was trained on, with whatever else that had to do: compare it only "
-    "between runs made side by side.",
+    "Wall time depends on the machine and on its load: compare it only between runs made side by side.",
     "Final performance of a run: the mean of the metric over the last tenth of its environment steps (--final-share), "
     "or the last value if there is none in them.",
-    "IQM: interquartile mean, without the lowest and the highest quarter of the runs, rounded down. Intervals: 95 "
+    "First step at which a return was reached (--reached): the step of the first entry of the metric that is at least "
+    "the return, or of the last of several such entries in a row (--in-a-row). A run that never reached it counts as "
+    "later than its last step, in the median too.",
+    "IQM: interquartile mean, without the lowest and the highest quarter of the runs (rounded down). Intervals: 95 "
     "percent percentile intervals of a stratified bootstrap of the runs with 2000 resamples, by rliable.",
-    "P(first better): share of pairs of a run of the first and one of the second in which the first is better; ties "
-    "count half.",
+    "P(first better): share of pairs of a run of the first setting and a run of the second in which the first is "
+    "better; ties count half.",
     "Difference: a two-sided Mann-Whitney test over permutations of the runs, corrected for the number of pairs in the "
     "environment (Holm), at 5 percent.",
 )
-"""How the numbers of a page come about."""
+"""Definitions of the numbers of a page."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Tell what runs came to, on one page."""
+    """Report on runs, on one page."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Folders of runs, or folders with runs in them."""
+    """Folders of runs, or folders that contain runs."""
     output: Path = Path("report.html")
-    """The page; its tables go beside it."""
+    """HTML page to write; its tables go beside it."""
     metric: str = RETURN
-    """Column of metrics.csv that is compared; more is better."""
+    """Column of metrics.csv to compare; more is better."""
     group_by: tuple[str, ...] = ()
-    """Settings that tell what is compared, such as agent or n_envs; all but the seed by default. Environments are
-    always apart."""
+    """Settings to compare by, such as agent or n_envs; by default all except the seed. Environments are never
+    mixed."""
     final_share: float = 0.1
     """Share of a run's steps, at its end, whose mean is its final performance."""
+    reached: tuple[str, ...] = ()
+    """Returns, such as 175 -50, or ENVIRONMENT=RETURN for one environment alone: a table lists the first environment
+    step at which each run reached them."""
+    in_a_row: int = 1
+    """Number of entries in a row that have to reach a return."""
     unfinished: bool = False
-    """Let runs that are not finished count, with what they have so far."""
+    """Include runs that are not finished, as far as they are."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -77,13 +89,29 @@ class ReportConfig:
             raise ValueError(f"output {self.output} cannot be written: no folder to write to, or a folder itself")
         if not 0 < self.final_share <= 1:
             raise ValueError(f"final_share is {self.final_share}, expected more than 0 and at most 1")
+        require_count("in_a_row", self.in_a_row)
+        self.targets()
+
+    def targets(self) -> tuple[Target, ...]:
+        """Parse `reached`."""
+        found = []
+        for word in self.reached:
+            env, _, number = word.rpartition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                value = math.nan
+            if not math.isfinite(value):
+                raise ValueError(f"reached is {word!r}, expected a return, or ENVIRONMENT=RETURN")
+            found.append(Target(value, env or None))
+        return tuple(found)
 
 
 def read_study(config: ReportConfig) -> Study:
     """Find, read and group the runs.
 
     Raises:
-        ValueError: There are none, or none tells the metric.
+        ValueError: There are no runs, none has the metric, or `reached` names an environment without runs.
     """
     runs = find_runs(config.runs)
     known = sorted({name for run in runs for name in run.metrics})
@@ -92,22 +120,26 @@ def read_study(config: ReportConfig) -> Study:
         hint = f"; did you mean {near[0]}?" if near else "" if known else "; nothing was logged yet"
         raise ValueError(f"no run has a metric {config.metric!r}{hint}")
     groups = group_runs(runs, config.group_by)
-    return Study(runs, groups, config.metric, config.final_share, config.unfinished)
+    study = Study(runs, groups, config.metric, config.final_share, config.unfinished, config.targets(), config.in_a_row)
+    for target in study.targets:
+        if target.env is not None and target.env not in study.environments:
+            raise ValueError(f"reached names {target.env!r}, expected one of {', '.join(study.environments)}")
+    return study
 
 
 def make_report(study: Study, command: str) -> tuple[str, list[Table]]:
-    """The page, and its tables."""
+    """Return the HTML page and its tables."""
     tables: list[Table] = []
 
-    def put(table: Table | None) -> str:
-        if table is None or not table.rows:
+    def put(table: Table) -> str:
+        if not table.rows:
             return ""
         tables.append(table)
         return table.html()
 
     sections = []
     for env in study.environments:
-        parts = [curves_html(study, env), put(final_table(study, env))]
+        parts = [curves_html(study, env), put(final_table(study, env)), put(reached_table(study, env))]
         pairs = compare_pairs(study.scores(env))
         parts += [put(pairs_table(env, pairs)), pairs_html(env, pairs)] if pairs else []
         sections.append((env, "\n".join(parts)))
@@ -115,29 +147,29 @@ def make_report(study: Study, command: str) -> tuple[str, list[Table]]:
     if overall:
         sections.append(("All environments", overall))
     settings = "\n".join(filter(None, map(put, settings_tables(study))))
-    sections.append(("Settings", settings or "<p>All runs have the same settings, but for the seed.</p>"))
+    sections.append(("Settings", settings or "<p>All runs have the same settings, except for the seed.</p>"))
     labels = {id(run): group.label for group in study.groups for run in group.runs}
     names = [labels.get(id(run), "") for run in study.runs]
     every = [run_html(run, name) for run, name in zip(study.runs, names, strict=True)]
     sections.append(("Runs", "\n".join([put(runs_table(study.runs, names, study.metric, study.final_share)), *every])))
-    sections.append(("How these numbers come about", notes_html(HOW)))
-    return page("What the runs came to", sections, _intro(study, command)), tables
+    sections.append(("Definitions of these numbers", notes_html(HOW)))
+    return page("Results", sections, _intro(study, command)), tables
 
 
 def _intro(study: Study, command: str) -> str:
     n_finished = sum(run.finished for run in study.runs)
-    told = f"{len(study.runs)} runs, {n_finished} of them finished; compared by {study.metric}."
+    summary = f"{len(study.runs)} runs, {n_finished} of them finished; compared by {study.metric}."
     damaged = [f"{run.name}: {'; '.join(run.notes)}" for run in study.runs if run.notes]
     warning = f'<div class="warning">{notes_html(damaged)}</div>' if damaged else ""
-    return f"<p>{html.escape(told)}</p>\n<pre>{html.escape(command)}</pre>\n{warning}"
+    return f"<p>{html.escape(summary)}</p>\n<pre>{html.escape(command)}</pre>\n{warning}"
 
 
 def write_report(study: Study, output: Path, command: str) -> list[Path]:
-    """Write the page, its tables in one Markdown file, and each table as CSV; tells which files these are."""
+    """Write the page, its tables in one Markdown file, and each table as CSV; return the paths."""
     text, tables = make_report(study, command)
     files = {
         output: text,
-        output.with_suffix(".md"): "\n".join(["# What the runs came to", "", *map(Table.markdown, tables)]),
+        output.with_suffix(".md"): "\n".join(["# Results", "", *map(Table.markdown, tables)]),
     }
     files |= {output.with_name(f"{output.stem}-{table.name}.csv"): table.csv() for table in tables}
     for path, content in files.items():
@@ -146,7 +178,7 @@ def write_report(study: Study, output: Path, command: str) -> list[Path]:
 
 
 def main() -> None:
-    """Read, compare, write, tell."""
+    """Read the runs, compare them, and write the report."""
     args = sys.argv[1:]
     try:
         config: ReportConfig = command_line(ReportConfig, args, prog="python -m experiments.report")

@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.report.runs import CPU_SECONDS, SECONDS, Run, find_runs, written
+from experiments.report.metrics import CPU_SECONDS, SECONDS
+from experiments.report.runs import Run, find_runs, written
 
 FINAL_SHARE = 0.1
 """Share of a run's steps, at its end, over which its final performance is averaged; the same as in a report."""

@@ -14,31 +14,32 @@ STYLE = ("-", "--", "-.", ":")
 
 
 class Lines(NamedTuple):
-    """What is drawn of one setting."""
+    """Curves of one setting."""
 
     seeds: Sequence[Curve]
-    """Each run alone, also those that do not count."""
+    """Curve of each run alone, including runs that are left out of the statistics."""
     curve: Curve | None
-    """Of those that count."""
+    """Curve of the runs that count; None if there is none."""
     n_counted: int
+    """Number of runs that count."""
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Colour and dashes of the i-th setting: ten colours, then the same ones with other dashes."""
+    """Colour and line style of the i-th setting: ten colours, then the same colours with other dashes."""
     return {"color": matplotlib.colormaps["tab10"](i % 10), "ls": STYLE[i // 10 % len(STYLE)]}
 
 
 def draw_curves(
     lines: Mapping[str, Lines], styles: Mapping[str, dict[str, Any]], *, title: str, xlabel: str, ylabel: str
 ) -> Figure:
-    """Interquartile means with their intervals, or the one run there is; each run as a thin line behind.
+    """Draw interquartile means with their intervals, or a single run, with each run as a thin line behind.
 
     Args:
-        lines: By the label of the setting.
-        styles: The same for a setting in all figures.
-        title: Above the picture.
-        xlabel: What the curves go along.
-        ylabel: What they show.
+        lines: Curves by the label of the setting.
+        styles: Line style by the label of the setting.
+        title: Title of the figure.
+        xlabel: Quantity and unit of the x-axis.
+        ylabel: Quantity of the y-axis.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -57,8 +58,8 @@ def draw_curves(
 
 def _draw_mean(axes: Axes, line: Lines, label: str, style: dict[str, Any]) -> None:
     if line.curve is None:
-        why = "no common steps" if line.n_counted else "no finished run"
-        axes.plot([], [], **style, label=f"{label}: {why}")
+        reason = "no common steps" if line.n_counted else "no finished run"
+        axes.plot([], [], **style, label=f"{label}: {reason}")
         return
     x, each, value = line.curve
     n = len(each)
@@ -72,7 +73,7 @@ def _seeds(n: int) -> str:
 
 
 def draw_pairs(pairs: Sequence[Pair], title: str) -> Figure:
-    """Probabilities of improvement with their intervals, a line for each pair."""
+    """Draw probabilities of improvement with their intervals, one line per pair."""
     figure = Figure(figsize=(6.4, 1.4 + 0.5 * len(pairs)), layout="constrained")
     axes = figure.subplots()
     for i, pair in enumerate(pairs):
@@ -80,7 +81,7 @@ def draw_pairs(pairs: Sequence[Pair], title: str) -> Figure:
         axes.plot([low, high], [i, i], color="#3366aa", lw=6, alpha=0.35, solid_capstyle="butt")
         axes.plot(point, i, "o", color="#3366aa")
     axes.axvline(0.5, color="#777777", lw=1, ls="--")
-    axes.set(title=title, xlabel="probability that a run of the first is better", xlim=(-0.02, 1.02))
+    axes.set(title=title, xlabel="probability that a run of the first setting is better", xlim=(-0.02, 1.02))
     axes.set_yticks(range(len(pairs)), [f"{pair.first}\nover {pair.second}" for pair in pairs], fontsize=8)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.grid(alpha=0.3, axis="x")

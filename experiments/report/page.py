@@ -11,12 +11,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments.report.runs import CPU_SECONDS, SECONDS, Run
+from experiments.report.metrics import CPU_SECONDS, SECONDS
+from experiments.report.runs import Run
 from experiments.report.tables import Cell, Table, notes_html
 from experiments.run.folder import PICTURES
 
 MAX_BYTES = 8_000_000
-"""Of a picture; a page of hundreds of megabytes opens nowhere."""
+"""Largest size of a picture in bytes: browsers do not open a page of hundreds of megabytes."""
 
 KINDS = {
     "learning_curve.png": "Learning curve",
@@ -25,14 +26,14 @@ KINDS = {
     "model_open_loop_*.png": "Model: error after k steps",
     "model_disagreement_*.png": "Model: disagreement of the members against error",
     "model_predictions_*.png": "Model: predicted and true change",
-    "plan*.png": "A plan and what came of it",
+    "plan*.png": "A plan and its outcome",
     "skills*.png": "Skills",
     f"{PICTURES}/*.png": "While training",
     "*.png": "Other pictures",
     "*.gif": "Video of the policy",
     f"{PICTURES}/*.gif": "Video while training",
 }
-"""Pictures that a run may leave, in the order in which they are shown."""
+"""Titles of the pictures in a run's folder by file pattern, in the order in which they are shown."""
 
 STYLE = """
 * { box-sizing: border-box }
@@ -72,11 +73,11 @@ HEAD = """<!DOCTYPE html>
 
 
 def page(title: str, sections: Sequence[tuple[str, str]], intro: str) -> str:
-    """The whole page.
+    """Return the whole HTML page.
 
     Args:
-        title: Of the page.
-        sections: Heading and HTML of each.
+        title: Title of the page.
+        sections: Heading and HTML of each section.
         intro: HTML below the title.
     """
     links = "".join(f'<li><a href="#part-{i}">{html.escape(name)}</a></li>' for i, (name, _) in enumerate(sections))
@@ -87,29 +88,29 @@ def page(title: str, sections: Sequence[tuple[str, str]], intro: str) -> str:
 
 
 def figure_html(figure: Figure, alt: str) -> str:
-    """A figure as a picture in the page."""
+    """Return a matplotlib figure as embedded HTML."""
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=120)
     return image_html(file.getvalue(), "png", alt)
 
 
 def image_html(data: bytes, kind: str, alt: str, caption: str = "") -> str:
-    """A picture in the page."""
+    """Return an encoded picture as embedded HTML."""
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    told = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
-    return f'<figure><img src="{source}" alt="{html.escape(alt)}" loading="lazy">{told}</figure>'
+    below = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+    return f'<figure><img src="{source}" alt="{html.escape(alt)}" loading="lazy">{below}</figure>'
 
 
 def pictures_html(pictures: Sequence[str]) -> str:
-    """Pictures side by side where there is room, else one below the other."""
+    """Arrange pictures side by side where there is room, else below each other."""
     return "\n".join(['<div class="pictures">', *pictures, "</div>"]) if pictures else ""
 
 
 def run_html(run: Run, label: str) -> str:
-    """All there is to tell of one run, folded up."""
+    """Return a collapsed section with everything that is known of one run."""
     state = "finished" if run.finished else "not finished" if run.readable else "damaged"
     parts = [notes_html(run.notes)]
-    summary = Table("summary", "What it came to", ("", ""), [[k, v] for k, v in run.summary.items()])
+    summary = Table("summary", "Summary", ("", ""), [[k, v] for k, v in run.summary.items()])
     code = Table("code", "Code", ("", ""), [[k, v] for k, v in run.code.items()])
     last = Table("last", "Last value of each metric", ("metric", "value", "at step"), _last_values(run))
     parts += [table.html() for table in (summary, code, _diagnosis(run)) if table.rows]
@@ -125,7 +126,7 @@ def run_html(run: Run, label: str) -> str:
 
 
 def runs_table(runs: Sequence[Run], labels: Sequence[str], metric: str, share: float) -> Table:
-    """One line for each run."""
+    """Return a table with one row per run."""
     rows: list[list[Cell]] = []
     for run, label in zip(runs, labels, strict=True):
         best = float(run.metrics[metric][:, 1].max()) if metric in run.metrics else None
@@ -155,9 +156,9 @@ def _diagnosis(run: Run) -> Table:
 
 
 def _pictures(run: Run) -> list[str]:
-    """The pictures that a run left, by kind; of a kind with many, drawn while training, the newest of each name."""
+    """Return the pictures of a run by kind; of pictures drawn repeatedly while training, the newest of each name."""
     seen: set[Path] = set()
-    parts, told = [], []
+    parts, notes = [], []
     for pattern, title in KINDS.items():
         paths = [path for path in sorted(run.path.glob(pattern)) if path not in seen and path.is_file()]
         seen.update(paths)
@@ -166,18 +167,20 @@ def _pictures(run: Run) -> list[str]:
         for path in newest.values():
             problem = _problem(path)
             if problem:
-                told.append(f"{path.name} is left out: {problem}")
+                notes.append(f"{path.name} is left out: {problem}")
                 continue
             shown.append(image_html(path.read_bytes(), path.suffix[1:].lower(), f"{title}: {path.stem}", path.name))
         if len(paths) > len(newest):
-            told.append(f"{title}: the newest of each; {len(paths) - len(newest)} earlier ones are in the run's folder")
+            notes.append(
+                f"{title}: the newest of each; {len(paths) - len(newest)} earlier ones are in the run's folder"
+            )
         if shown:
             parts.append(f"<h4>{html.escape(title)}</h4>\n{pictures_html(shown)}")
-    return [*parts, notes_html(told)]
+    return [*parts, notes_html(notes)]
 
 
 def _problem(path: Path) -> str | None:
-    """Why a picture cannot be in the page."""
+    """Return the reason why a picture cannot be shown, or None."""
     try:
         size = path.stat().st_size
         if size > MAX_BYTES:

@@ -1,9 +1,9 @@
-"""Runs as a report sees them: what their folders hold, read with care, and which of them are seeds of one setting."""
+"""Read the folders of runs, also damaged or old ones, and group the runs that differ in their seeds only."""
 
-import csv
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.report.metrics import SECONDS, read_metrics
 from experiments.run.folder import CHECKPOINTS, CODE, CONFIG, DIAGNOSIS, FREE, METRICS, SUMMARY, flatten
-from layeredrl.loggers import STEP_COLUMN
 
-SECONDS = "time/seconds"
-CPU_SECONDS = "time/cpu_seconds"
-RETURN = "env/episode_return"
+_NAME_END = re.compile(r"[-_]?(seed)?\d+$")
+"""End of the name of a run's folder: its seed."""
 
 OWN = FREE | {"name", "runs_dir", "seed"}
 """Settings that may differ between the seeds of one setting."""
@@ -24,34 +23,34 @@ OWN = FREE | {"name", "runs_dir", "seed"}
 
 @dataclass
 class Run:
-    """What a folder tells of a run. What could not be read is empty, and told in `notes`."""
+    """Content of a run's folder. What could not be read is empty, with a remark in `notes`."""
 
     path: Path
     settings: dict[str, Any] = field(default_factory=dict)
-    """With dots in the keys; empty if they cannot be read."""
+    """Settings with dots in their keys; empty if they cannot be read."""
     metrics: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    """Environment steps and value by name, (N, 2), in the order of steps; only where there is a finite value."""
+    """Environment steps and value of each metric, (N, 2), in the order of steps; finite values only."""
     summary: dict[str, str] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
     diagnosis: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    """What is missing or damaged."""
+    """Remarks on what is missing or damaged."""
     n_steps: int = 0
-    """Environment steps that are known to have been taken."""
+    """Number of environment steps taken, according to metrics and checkpoints."""
 
     @property
     def name(self) -> str:
-        """That of its folder."""
+        """Name of the folder."""
         return self.path.name or str(self.path)
 
     @property
     def readable(self) -> bool:
-        """Whether it is known what was trained, where."""
+        """If True, the settings could be read."""
         return bool(self.settings)
 
     @property
     def agent(self) -> str:
-        """By its name on the command line."""
+        """Name of the agent on the command line."""
         return str(self.settings.get("agent", ""))
 
     @property
@@ -61,35 +60,50 @@ class Run:
 
     @property
     def seed(self) -> Any:
-        """Of everything random."""
+        """Random seed."""
         return self.settings.get("seed")
 
     @property
     def n_planned(self) -> int:
-        """Environment steps that the settings ask for."""
+        """Number of environment steps according to the settings."""
         return int(self.settings.get("trainer.n_total_env_steps", 0))
 
     @property
     def finished(self) -> bool:
-        """Whether it has taken all of its steps."""
+        """If True, the run has taken all of its steps, or has ended at `trainer.stop_at_return`."""
         return self.readable and (bool(self.summary) or 0 < self.n_planned <= self.n_steps)
 
     def seconds(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The time that training had taken after these steps; empty if the run tells no times."""
+        """Wall time in seconds after these environment steps, (N,); empty if it was not logged."""
         clock = self.metrics.get(SECONDS)
         return steps[:0] if clock is None else np.interp(steps, clock[:, 0], clock[:, 1])
 
     def final(self, metric: str, share: float) -> float | None:
-        """Mean of a metric over the last share of the run's steps, or its last value if there is none in them."""
+        """Return the mean of a metric over the last share of the run's steps, or its last value if none lies there."""
         points = self.metrics.get(metric)
         if points is None:
             return None
         late = points[points[:, 0] > (1 - share) * self.n_steps, 1]
         return float(late.mean() if len(late) else points[-1, 1])
 
+    def reached(self, metric: str, value: float, in_a_row: int = 1) -> int | None:
+        """Return the first environment step at which a metric was at least `value`, or None.
+
+        Args:
+            metric: Name of the metric.
+            value: Value to reach.
+            in_a_row: Number of consecutive entries that have to reach it; the step is that of the last of them.
+        """
+        streak = 0
+        for step, found in self.metrics.get(metric, ()):
+            streak = streak + 1 if found >= value else 0
+            if streak == in_a_row:
+                return int(step)
+        return None
+
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
-    """The runs in these folders, each read once: a folder is a run, or is searched for runs.
+    """Read the runs in these folders, each once; a folder is that of a run, or is searched for runs.
 
     Raises:
         ValueError: There is no such folder, or no run in it.
@@ -107,27 +121,28 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 
 
 def _folders(path: Path) -> Iterable[Path]:
-    """Folders of runs; a run's own folders are not searched."""
+    """Yield the folders of runs; folders inside a run are not searched."""
     if any((path / name).exists() for name in (CONFIG, METRICS, CHECKPOINTS)):
         yield path
         return
     try:
         below = sorted(child for child in path.iterdir() if child.is_dir() and not child.is_symlink())
-    except OSError:  # a folder of somebody else's is no reason to tell nothing of the others
+    except OSError:  # one folder without permission must not hide the others
         return
     for child in below:
         yield from _folders(child)
 
 
 def read_run(folder: Path) -> Run:
-    """Read what a run left; the code of its agent is not needed, nor that its settings are those of today."""
+    """Read a run's folder; neither the code of its agent nor the current names of its settings are needed."""
     run = Run(folder)
     settings = flatten(_mapping(run, CONFIG, required=True))
     if {"agent", "env", "seed"} <= settings.keys() and isinstance(settings.get("trainer.n_total_env_steps", 0), int):
         run.settings = settings
     elif settings:
         run.notes.append(f"{CONFIG} holds no settings of a run")
-    run.metrics, run.n_steps = _read_metrics(run)
+    run.metrics, run.n_steps, notes = read_metrics(folder / METRICS)
+    run.notes += notes
     run.summary = {key: str(value) for key, value in _mapping(run, SUMMARY).items()}
     run.code = {key: str(value) for key, value in _mapping(run, CODE).items()}
     run.diagnosis = {
@@ -143,7 +158,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _mapping(run: Run, name: str, *, required: bool = False) -> dict[str, Any]:
-    """A JSON file that holds an object; empty, and told, if it does not."""
+    """Read a JSON object; empty, with a note, if that fails."""
     path = run.path / name
     if not path.exists():
         if required:
@@ -160,72 +175,41 @@ def _mapping(run: Run, name: str, *, required: bool = False) -> dict[str, Any]:
     return content
 
 
-def _read_metrics(run: Run) -> tuple[dict[str, NDArray[np.float64]], int]:
-    """Every column, and the greatest number of steps; lines that are no numbers are left out, and told."""
-    path = run.path / METRICS
-    points: dict[str, list[tuple[float, float]]] = {}
-    damaged, last = [], 0.0
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
-            header = next(reader, [])
-            for row in reader:
-                try:
-                    values = [float(cell) if cell else np.nan for cell in row]
-                    cells = dict(zip(header, values, strict=True))  # a line that a killed process left is too short
-                    step = cells.pop(STEP_COLUMN)
-                    last = max(last, int(step))
-                except (ValueError, KeyError):
-                    damaged.append(str(reader.line_num))
-                    continue
-                for name, value in cells.items():
-                    if np.isfinite(value):
-                        points.setdefault(name, []).append((step, value))
-    except FileNotFoundError:
-        run.notes.append(f"there is no {METRICS}: nothing was logged yet")
-    except (OSError, ValueError, csv.Error) as error:
-        run.notes.append(f"{METRICS} cannot be read to its end: {error}")
-    if damaged:
-        more = ", ..." if len(damaged) > 5 else ""
-        run.notes.append(f"{METRICS} is damaged in line {', '.join(damaged[:5])}{more}; left out")
-    columns = {name: np.array(rows) for name, rows in points.items()}
-    return {name: rows[np.argsort(rows[:, 0], kind="stable")] for name, rows in columns.items()}, int(last)
-
-
 @dataclass(frozen=True)
 class Group:
-    """Runs of one setting in one environment, which differ in their seeds."""
+    """Runs of one setting in one environment, with different seeds."""
 
     env: str
     label: str
     runs: tuple[Run, ...]
 
     def counted(self, metric: str, *, unfinished: bool) -> list[Run]:
-        """The runs that statistics are made of: those that tell the metric, and are finished unless told otherwise."""
+        """Return the runs that count in statistics: they have the metric, and are finished unless `unfinished`."""
         return [run for run in self.runs if metric in run.metrics and (run.finished or unfinished)]
 
     def notes(self) -> list[str]:
-        """What makes its runs less than independent seeds of one setting."""
-        told = []
+        """Return reasons why the runs are not independent seeds of one setting."""
+        notes = []
         twice = sorted(str(seed) for seed, n in Counter(str(run.seed) for run in self.runs).items() if n > 1)
         if twice:
-            told.append(f"several runs have the seed {', '.join(twice)}: they are not independent of each other")
+            notes.append(f"several runs have the seed {', '.join(twice)}: they are not independent of each other")
         planned = sorted({run.n_planned for run in self.runs})
         if len(planned) > 1:
-            told.append(f"runs of different lengths: {', '.join(map(str, planned))} environment steps")
+            notes.append(f"runs of different lengths: {', '.join(map(str, planned))} environment steps")
         mixed = differing_settings(self.runs)
         if mixed:
             more = ", ..." if len(mixed) > 5 else ""
-            told.append(f"runs that differ in more than the seed: {', '.join(mixed[:5])}{more}")
-        return told
+            notes.append(f"runs that differ in more than the seed: {', '.join(mixed[:5])}{more}")
+        return notes
 
 
 def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
-    """Runs that belong together, in the order of the first of each.
+    """Group runs by environment and settings, in the order of the first run of each group.
 
     Args:
-        runs: Those that cannot be read are left out.
-        by: Settings that make a group, besides the environment; by default all but the seed, and what cannot matter.
+        runs: Runs; unreadable ones are left out.
+        by: Settings to group by, besides the environment; by default all except the seed and settings that do not
+            change what is learned.
 
     Raises:
         ValueError: No run has such a setting.
@@ -247,12 +231,12 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
 def _labels(
     members: dict[tuple[str, tuple[str, ...]], list[Run]], keys: Sequence[str], by: Sequence[str]
 ) -> dict[tuple[str, ...], str]:
-    """A short name for each kind of run, which tells it from the others in its environment.
+    """Return a short name for each kind of run, distinct among those of its environment.
 
-    An agent that has its own settings for each environment, but one kind of them in each, has one name.
+    An agent with other settings in each environment, but a single kind of them in each, keeps one name.
     """
     if by:
-        return {kind: ", ".join(map(_told, keys, kind)) or "all runs" for _, kind in members}
+        return {kind: ", ".join(map(_setting_label, keys, kind)) or "all runs" for _, kind in members}
     agents = {kind: runs[0].agent for (_, kind), runs in members.items()}
     labels: dict[tuple[str, ...], str] = {}
     for agent in dict.fromkeys(agents.values()):
@@ -262,15 +246,38 @@ def _labels(
                 found.setdefault(env, []).append(kind)
         differing = [i for i in range(len(keys)) if any(len({k[i] for k in kinds}) > 1 for kinds in found.values())]
         values = {kind: tuple(kind[i] for i in differing) for kinds in found.values() for kind in kinds}
-        ranks = {value: i for i, value in enumerate(dict.fromkeys(values.values()))}
-        for kind, value in values.items():
-            told = [_told(keys[i], kind[i]) for i in differing]
-            # More would be too long for a legend; the table of settings says which is which.
-            labels[kind] = ", ".join([agent, *told]) if len(told) <= 2 else f"{agent} {_letters(ranks[value])}"
+        short = _short_labels(
+            {k: [r for (_, x), runs in members.items() if x == k for r in runs] for k in values}, values
+        )
+        for kind in values:
+            parts = [_setting_label(keys[i], kind[i]) for i in differing]
+            # More would be too long for a legend; the table of settings lists the differences.
+            labels[kind] = ", ".join([agent, *parts]) if len(parts) <= 2 else f"{agent} {short[kind]}"
     return labels
 
 
-def _told(key: str, value: str) -> str:
+def _short_labels(
+    runs: Mapping[tuple[str, ...], Sequence[Run]], values: Mapping[tuple[str, ...], tuple[str, ...]]
+) -> dict[tuple[str, ...], str]:
+    """Return what the folders of a kind's runs are called before environment and seed, as in a study, else a letter.
+
+    Args:
+        runs: Runs by kind.
+        values: Settings in which kinds differ; equal ones have one label.
+    """
+    names: dict[tuple[str, ...], set[str]] = {}
+    for kind, value in values.items():
+        names.setdefault(value, set()).update(
+            _NAME_END.sub("", run.name).removesuffix(_slug(run.env)) for run in runs[kind]
+        )
+    stems = [name.rstrip("-_") for found in names.values() for name in found]
+    if len(set(stems)) == len(stems) == len(names) and all(stems):
+        return {kind: next(iter(names[value])).rstrip("-_") for kind, value in values.items()}
+    letters = {value: _letters(i) for i, value in enumerate(names)}
+    return {kind: letters[value] for kind, value in values.items()}
+
+
+def _setting_label(key: str, value: str) -> str:
     return value if key == "agent" else f"{key.removeprefix('settings.')} {value or 'unknown'}"
 
 
@@ -278,13 +285,17 @@ def _letters(i: int) -> str:
     return (_letters(i // 26 - 1) if i >= 26 else "") + chr(ord("A") + i % 26)
 
 
+def _slug(env: str) -> str:
+    return re.sub(r"[^\w.+=-]", "-", env, flags=re.ASCII)  # as in the folder names of studies
+
+
 def written(value: Any) -> str:
-    """A setting as a person would write it."""
+    """Format a setting: text as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def differing_settings(runs: Sequence[Run]) -> list[str]:
-    """Keys of the settings that are not the same in all of these runs, but for those of a run's own."""
+    """Return the keys of settings in which runs differ, except those that may differ between seeds."""
     keys = sorted({key for run in runs for key in run.settings} - OWN)
     missing = object()
     return [key for key in keys if len({written(run.settings.get(key, repr(missing))) for run in runs}) > 1]

@@ -1,7 +1,7 @@
-"""The statistics of a report: interquartile means, probabilities of improvement, and how sure they are.
+"""Statistics of a report: interquartile means, probabilities of improvement, and their intervals.
 
 Intervals are stratified bootstraps by rliable (Agarwal et al. 2021, "Deep Reinforcement Learning at the Edge of the
-Statistical Precipice"). What is measured of them: docs/reports.md.
+Statistical Precipice"). Their measured coverage: docs/reports.md.
 """
 
 import itertools
@@ -17,17 +17,17 @@ from numpy.typing import NDArray
 from layeredrl.randomness import fork_globals, seed_globals
 
 LEVEL = 0.95
-"""What intervals are meant to cover."""
+"""Nominal coverage of intervals."""
 REPS = 2000
-"""Resamples of an interval, as in rliable's examples; the ends of an interval move by a few percent of its width."""
+"""Number of resamples, as in rliable's examples; the ends of an interval vary by a few percent of its width."""
 MEASURED = Path(__file__).parents[1] / "results" / "statistics.json"
-"""What intervals cover in simulated studies, from `experiments.benchmarks.statistics`."""
+"""Coverage of intervals in simulated studies, from `experiments.benchmarks.statistics`."""
 
 Array = NDArray[np.float64]
 
 
 class Interval(NamedTuple):
-    """Estimates and the ends of their intervals, one for each column; ends are NaN where there is only one run."""
+    """Estimates and the ends of their intervals, one for each column; ends are NaN if there is only one run."""
 
     point: Array
     low: Array
@@ -35,13 +35,13 @@ class Interval(NamedTuple):
 
 
 def iqm(scores: Array) -> Array:
-    """Interquartile mean of each column: without the lowest and the highest quarter, rounded down.
+    """Return the interquartile mean of each column: without the lowest and the highest quarter (rounded down).
 
-    Three runs are too few for that: it is their mean. rliable's own `aggregate_iqm`, which is a hundred times slower
-    here, takes one matrix.
+    With up to three runs it is their mean. rliable's own `aggregate_iqm` takes one matrix, and is a hundred times
+    slower here.
 
     Args:
-        scores: (runs, columns).
+        scores: Shape (runs, columns).
     """
     cut = len(scores) // 4
     kept: Array = np.sort(scores, 0)[cut : len(scores) - cut]
@@ -49,30 +49,30 @@ def iqm(scores: Array) -> Array:
 
 
 def improvement(x: Array, y: Array) -> Array:
-    """Share of pairs in which the run of the first is better, ties half, of each column: as rliable has it for a task.
+    """Return the share of pairs in which the run of `x` is better, ties half, for each column, as rliable defines it.
 
     Args:
-        x: (runs, columns).
-        y: (other runs, columns).
+        x: Scores of one setting, (runs, columns).
+        y: Scores of the other, (other runs, columns).
     """
     better: Array = (x[:, None] > y).mean((0, 1)) + 0.5 * (x[:, None] == y).mean((0, 1))
     return better
 
 
 def mean_improvement(*scores: Array) -> Array:
-    """Mean over environments of `improvement`; the scores of the two take turns: x, y, x, y."""
+    """Return the mean of `improvement` over environments; the scores alternate: x, y, x, y."""
     each = [improvement(x, y) for x, y in zip(scores[::2], scores[1::2], strict=True)]
     mean: Array = np.mean(each, 0)
     return mean
 
 
 def interval(function: Callable[..., Array], *scores: Array, reps: int = REPS) -> Interval:
-    """A statistic with its bootstrap interval. Columns, and several arrays, are resampled apart from each other.
+    """Return a statistic with its bootstrap interval. Columns, and several arrays, are resampled independently.
 
     Args:
-        function: From the scores to one number per column.
-        scores: (runs, columns) each; the number of runs may differ.
-        reps: Resamples.
+        function: Maps the scores to one number per column.
+        scores: Arrays of shape (runs, columns); the number of runs may differ.
+        reps: Number of resamples.
     """
     from rliable.library import get_interval_estimates  # late: an extra, which takes seconds to import
 
@@ -87,28 +87,28 @@ def interval(function: Callable[..., Array], *scores: Array, reps: int = REPS) -
 
 
 class Curve(NamedTuple):
-    """A metric of several runs on a common grid."""
+    """Metric of several runs on a common grid."""
 
     x: Array
     """Centres of the bins, (T,)."""
     each: Array
-    """Of each run, (runs, T)."""
+    """Metric of each run, (runs, T)."""
     value: Interval
     """Interquartile mean of the runs, (T,)."""
 
 
 def bin_curves(points: Sequence[Array], max_bins: int = 40) -> Curve | None:
-    """Bring curves with points at places of their own onto a grid.
+    """Bring curves with different x onto a common grid.
 
-    Bins of equal width reach from 0 to where the shortest curve ends; a curve's value in a bin is the mean of its
-    points there, and between bins without points a straight line. The grid begins where all curves have begun.
+    Bins of equal width reach from 0 to the end of the shortest curve. A curve's value in a bin is the mean of its
+    points there; bins without points are interpolated linearly. The grid begins where all curves have begun.
 
     Args:
-        points: Of each run x and value in the order of x, (N, 2).
-        max_bins: At the most; there are no more of them than points in the curve with the fewest.
+        points: x and value of each run in the order of x, (N, 2).
+        max_bins: Largest number of bins; there are no more than points in the curve with the fewest.
 
     Returns:
-        None if there is no x at which all curves have a value.
+        The curve, or None if there is no x at which all curves have a value.
     """
     end = min((curve[-1, 0] for curve in points), default=0.0)
     if end <= 0 or any(curve[0, 0] > end for curve in points):
@@ -127,24 +127,24 @@ def bin_curves(points: Sequence[Array], max_bins: int = 40) -> Curve | None:
 
 
 class Pair(NamedTuple):
-    """How two settings compare."""
+    """Comparison of two settings."""
 
     first: str
     second: str
     n: tuple[int, int]
-    """Runs of each."""
+    """Number of runs of each."""
     improvement: Interval
     """Probability that a run of the first is better than one of the second, (1,)."""
     p: float
-    """Of a Mann-Whitney test, two-sided."""
+    """P value of a two-sided Mann-Whitney test."""
     p_holm: float
-    """Corrected for the number of pairs."""
+    """P value corrected for the number of pairs."""
     least: float
-    """What `p_holm` would be if all runs of one were better than all of the other."""
+    """Value of `p_holm` if all runs of one were better than all of the other."""
 
     @property
     def verdict(self) -> str:
-        """What the test says of the difference, at 5 percent."""
+        """Outcome of the test at 5 percent."""
         if self.p_holm < 1 - LEVEL:
             return f"{self.first if self.improvement.point[0] > 0.5 else self.second} is better"
         if self.least >= 1 - LEVEL:
@@ -156,7 +156,7 @@ def compare_pairs(scores: Mapping[str, Array]) -> list[Pair]:
     """Compare each two settings in an environment.
 
     Args:
-        scores: Of the runs, by label, (runs,).
+        scores: Scores of the runs by label, (runs,) each.
     """
     labels = list(itertools.combinations(scores, 2))
     tests = [rank_test(scores[a], scores[b]) for a, b in labels]
@@ -169,8 +169,8 @@ def compare_pairs(scores: Mapping[str, Array]) -> list[Pair]:
 
 
 def rank_test(x: Array, y: Array) -> float:
-    """P value of a two-sided Mann-Whitney test: over all permutations, or over 9999 drawn ones if there are more."""
-    if min(len(x), len(y)) < 2:  # scipy permutes no fewer; with a single run no difference is shown anyway
+    """Return the p value of a two-sided Mann-Whitney test over all permutations, at most 9999 random ones."""
+    if min(len(x), len(y)) < 2:  # scipy needs two of each; a single run shows no difference anyway
         return 1.0
     from scipy.stats import PermutationMethod, mannwhitneyu  # late: it comes with rliable
 
@@ -179,12 +179,12 @@ def rank_test(x: Array, y: Array) -> float:
 
 
 def smallest_p(n: int, m: int) -> float:
-    """The least p value that a two-sided test of ranks can give with so many runs."""
+    """Return the smallest p value that a two-sided rank test can give with this number of runs."""
     return min(1.0, 2 / math.comb(n + m, n))
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """P values corrected for their number (Holm 1979)."""
+    """Return p values corrected for their number (Holm 1979)."""
     corrected, least = [0.0] * len(p), 0.0
     for rank, i in enumerate(np.argsort(p)):
         least = max(least, min(1.0, p[i] * (len(p) - rank)))
@@ -193,7 +193,7 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def coverage_note(n_runs: int, path: Path = MEASURED) -> str | None:
-    """What is measured of intervals of so few runs; None where they are about as wide as they should be."""
+    """Return the measured coverage of intervals of so few runs, or None if it is close to the nominal one."""
     try:
         rows = json.loads(path.read_bytes())["coverage"]
         known = {int(row["n"]): (float(row["normal"]), float(row["failures"])) for row in rows}
@@ -204,7 +204,6 @@ def coverage_note(n_runs: int, path: Path = MEASURED) -> str | None:
         return None
     normal, failures = known[nearest]
     return (
-        f"the interval of {n_runs} runs is too narrow: made to cover 95 percent, intervals of {nearest} runs covered "
-        f"the truth in {normal:.0%} of simulated studies with normal scores, and in {failures:.0%} where one run in "
-        "five fails"
+        f"the interval of {n_runs} runs is too narrow: 95 percent intervals of {nearest} runs contained the true value "
+        f"in {normal:.0%} of simulated studies with normal scores, and in {failures:.0%} where one run in five fails"
     )

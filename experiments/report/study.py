@@ -1,14 +1,17 @@
-"""What runs came to, in tables and figures: learning curves, final performance, and which setting is better."""
+"""Tables and figures of a report: learning curves, final performance, and comparisons of settings."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from statistics import median_high
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from experiments.report.figures import Lines, draw_curves, draw_pairs, line_style
+from experiments.report.metrics import SECONDS
 from experiments.report.page import figure_html, pictures_html
-from experiments.report.runs import SECONDS, Group, Run, differing_settings, written
+from experiments.report.runs import Group, Run, differing_settings, written
 from experiments.report.statistics import (
     Array,
     Pair,
@@ -21,34 +24,46 @@ from experiments.report.statistics import (
 from experiments.report.tables import Cell, Table
 
 
+class Target(NamedTuple):
+    """Value of the metric that runs should reach."""
+
+    value: float
+    env: str | None = None
+    """Environment that it applies to; all if None."""
+
+
 @dataclass(frozen=True)
 class Study:
-    """Runs in groups, and what counts of them."""
+    """Groups of runs, and how to compare them."""
 
     runs: Sequence[Run]
     groups: Sequence[Group]
     metric: str
-    """More of it is better."""
+    """Metric to compare; more is better."""
     final_share: float = 0.1
     """Share of a run's steps, at its end, whose mean is its final performance."""
     unfinished: bool = False
-    """Whether runs that are not finished count."""
+    """If True, runs that are not finished count, too."""
+    targets: Sequence[Target] = ()
+    """Values of the metric whose first step is listed."""
+    in_a_row: int = 1
+    """Number of entries in a row that have to reach a target."""
 
     @property
     def environments(self) -> list[str]:
-        """In the order of their first runs."""
+        """Environments in the order of their first runs."""
         return list(dict.fromkeys(group.env for group in self.groups))
 
     def of(self, env: str) -> list[Group]:
-        """The groups of an environment."""
+        """Return the groups of an environment."""
         return [group for group in self.groups if group.env == env]
 
     def counted(self, group: Group) -> list[Run]:
-        """The runs of a group that statistics are made of."""
+        """Return the runs of a group that count."""
         return group.counted(self.metric, unfinished=self.unfinished)
 
     def scores(self, env: str) -> dict[str, Array]:
-        """Final performances by label, of groups that have any."""
+        """Return final performances (runs,) by label, of groups that have any."""
         found = {}
         for group in self.of(env):
             finals = [run.final(self.metric, self.final_share) for run in self.counted(group)]
@@ -57,12 +72,12 @@ class Study:
         return found
 
     def styles(self) -> dict[str, dict[str, Any]]:
-        """How each setting is drawn, everywhere the same."""
+        """Return the line style of each setting, the same in all figures."""
         return {label: line_style(i) for i, label in enumerate(dict.fromkeys(group.label for group in self.groups))}
 
 
 def curves_html(study: Study, env: str) -> str:
-    """Learning curves against steps and against time."""
+    """Return learning curves against environment steps and against wall time."""
     metric, pictures = study.metric, []
     for xlabel in ("environment steps", "wall time in seconds"):
         lines = {}
@@ -80,7 +95,7 @@ def curves_html(study: Study, env: str) -> str:
 
 
 def _points(run: Run, metric: str, *, by_time: bool) -> Array:
-    """Steps or seconds, and the metric; empty where there is none, or no times."""
+    """Return steps or seconds and the metric, (N, 2); empty if either was not logged."""
     points = run.metrics.get(metric, np.empty((0, 2)))
     if not by_time:
         return points
@@ -89,7 +104,7 @@ def _points(run: Run, metric: str, *, by_time: bool) -> Array:
 
 
 def final_table(study: Study, env: str) -> Table:
-    """Final performance of each setting."""
+    """Return the final performance of each setting."""
     scores = study.scores(env)
     rows = [_final_row(group.label, study.counted(group), scores.get(group.label)) for group in study.of(env)]
     columns = (
@@ -120,7 +135,7 @@ def _final_row(label: str, runs: Sequence[Run], scores: Array | None) -> list[Ce
 
 
 def _final_notes(study: Study, env: str) -> list[str]:
-    """What makes the numbers less than they seem."""
+    """Return limitations of the final performances."""
     notes, steps = [], {}
     by_number: dict[int, list[str]] = {}
     for group in study.of(env):
@@ -132,14 +147,49 @@ def _final_notes(study: Study, env: str) -> list[str]:
             notes.append(f"{group.label}: {n} left out: not finished, or without the metric")
         if counted:
             steps[group.label] = max(run.n_steps for run in counted)
+            early = sum(run.n_steps < run.n_planned and run.finished for run in counted)
+            if early:
+                notes.append(f"{group.label}: {early} of {len(counted)} runs ended early, at trainer.stop_at_return")
             by_number.setdefault(len(counted), []).append(group.label)
     for n, labels in by_number.items():
         note = coverage_note(n) if n > 1 else "a single run has no interval"
         notes += [f"{', '.join(labels)}: {note}"] if note else []
     if len(set(steps.values())) > 1:
-        told = ", ".join(f"{label} {n}" for label, n in steps.items())
-        notes.append(f"settings are compared at different numbers of environment steps: {told}")
+        listed = ", ".join(f"{label} {n}" for label, n in steps.items())
+        notes.append(f"settings are compared at different numbers of environment steps: {listed}")
     return notes
+
+
+def reached_table(study: Study, env: str) -> Table:
+    """Return the first environment step at which each setting reached each target of an environment."""
+    rows = [
+        _reached_row(study, group, target.value)
+        for target in study.targets
+        if target.env in (None, env)
+        for group in study.of(env)
+        if study.counted(group)
+    ]
+    columns = (study.metric, "setting", "runs", "reached", "first", "median", "last", "by seed")
+    row = f", {study.in_a_row} times in a row" if study.in_a_row > 1 else ""
+    title = f"{env}: first environment step at which {study.metric} was reached{row}"
+    return Table(f"reached-{_slug(env)}", title, columns, rows)
+
+
+def _reached_row(study: Study, group: Group, value: float) -> list[Cell]:
+    runs = study.counted(group)
+    steps = [run.reached(study.metric, value, study.in_a_row) for run in runs]
+    # A run that never reached the value counts as infinitely late; the number after "within" bounds it from below.
+    late = [math.inf if step is None else step for step in steps]
+    known = [run.n_steps if step is None else step for run, step in zip(runs, steps, strict=True)]
+    found = [
+        int(choose(late)) if choose(late) < math.inf else f"not within {choose(known)}"
+        for choose in (min, median_high, max)
+    ]
+    seeds = [
+        f"{run.seed}: {f'not within {run.n_steps}' if step is None else step}"
+        for run, step in zip(runs, steps, strict=True)
+    ]
+    return [value, group.label, len(runs), sum(step is not None for step in steps), *found, ", ".join(seeds)]
 
 
 PAIR_COLUMNS = ("environment", "first", "second", "runs", "P(first better)", "95 % from", "95 % to")
@@ -147,13 +197,13 @@ TEST_COLUMNS = ("p", "p (Holm)", "difference")
 
 
 def pairs_html(env: str, pairs: Sequence[Pair]) -> str:
-    """Probabilities of improvement as a picture."""
+    """Return a figure of the probabilities of improvement."""
     title = f"{env}: probability of improvement"
     return pictures_html([figure_html(draw_pairs(pairs, title), f"{title}, with 95 percent intervals")])
 
 
 def pairs_table(env: str, pairs: Sequence[Pair]) -> Table:
-    """How each two settings compare in an environment."""
+    """Return the comparison of each two settings in an environment."""
     rows: list[list[Cell]] = [
         [
             *(env, pair.first, pair.second, f"{pair.n[0]} and {pair.n[1]}"),
@@ -168,13 +218,13 @@ def pairs_table(env: str, pairs: Sequence[Pair]) -> Table:
             "too few runs to tell: even if every run of one beat every run of the other, p would be 0.05 or more"
         )
     if any(min(pair.n) < 10 for pair in pairs):
-        notes.append("with few runs the interval of the probability is too narrow; go by the test")
+        notes.append("with few runs the interval of the probability is too narrow; rely on the test")
     title = f"{env}: probability of improvement"
     return Table(f"improvement-{_slug(env)}", title, PAIR_COLUMNS + TEST_COLUMNS, rows, notes)
 
 
-def overall_table(study: Study) -> Table | None:
-    """How two settings compare over the environments that both have runs in; None where there are no two of them."""
+def overall_table(study: Study) -> Table:
+    """Return the comparison of settings over the environments in which both have runs."""
     by_env = {env: study.scores(env) for env in study.environments}
     labels = list(dict.fromkeys(label for scores in by_env.values() for label in scores))
     rows: list[list[Cell]] = []
@@ -187,14 +237,14 @@ def overall_table(study: Study) -> Table | None:
                 rows.append([f"{len(shared)} of {len(by_env)}", first, second, *(float(part[0]) for part in found)])
     columns = ("environments", "first", "second", *PAIR_COLUMNS[4:])
     notes = [
-        "mean of the probabilities in the environments that both have runs in; seeds are resampled in each",
+        "mean of the probabilities over the environments in which both have runs; seeds are resampled in each",
         "settings of one name may differ between environments: see below",
     ]
     return Table("improvement-overall", "Probability of improvement over all environments", columns, rows, notes)
 
 
 def settings_tables(study: Study) -> list[Table]:
-    """Settings in which runs differ: those of one environment, and those of one name between environments."""
+    """Return the settings in which runs differ, within an environment, and of one label between environments."""
     tables = []
     for env in study.environments:
         kinds = {group.label: group.runs for group in study.of(env)}

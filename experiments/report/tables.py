@@ -12,18 +12,18 @@ Cell = str | int | float | None
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of names and numbers; None is an empty cell."""
+    """Table of names and numbers; None is an empty cell."""
 
     name: str
-    """For its file."""
+    """Name in the name of its CSV file."""
     title: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
-    """Below it."""
+    """Remarks below the table."""
 
     def html(self) -> str:
-        """A table that scrolls on its own where the screen is narrow."""
+        """Return the table as HTML; it scrolls by itself on a narrow screen."""
         head = "".join(f'<th scope="col">{html.escape(column)}</th>' for column in self.columns)
         body = "\n".join(f"<tr>{''.join(map(_cell_html, row))}</tr>" for row in self.rows)
         head = f"<thead><tr>{head}</tr></thead>\n" if any(self.columns) else ""
@@ -33,7 +33,7 @@ class Table:
         return f"<h3>{title}</h3>\n{scrolling}\n{notes_html(self.notes)}"
 
     def markdown(self) -> str:
-        """A section with the table."""
+        """Return a Markdown section with the table."""
         lines = [f"## {_one_line(self.title)}", "", f"| {' | '.join(map(_one_line, self.columns))} |"]
         lines += ["|" + "---|" * len(self.columns)]
         lines += [f"| {' | '.join(_one_line(written(cell)) for cell in row)} |" for row in self.rows]
@@ -41,7 +41,7 @@ class Table:
         return "\n".join(lines)
 
     def csv(self) -> str:
-        """Numbers to their last digit."""
+        """Return the table as CSV, with all digits."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(self.columns)
@@ -50,14 +50,14 @@ class Table:
 
 
 def written(cell: Cell) -> str:
-    """A cell for the eye: four digits of a number that is no count."""
+    """Format a cell: four significant digits for a float, a dash for an empty cell."""
     if cell is None or _missing(cell):
         return "—"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
 
 
 def notes_html(notes: Sequence[str]) -> str:
-    """A list of remarks; nothing if there are none."""
+    """Return remarks as an HTML list; empty text if there are none."""
     items = "".join(f"<li>{html.escape(note)}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""
 

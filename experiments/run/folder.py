@@ -28,7 +28,7 @@ SUMMARY = "summary.json"
 FREE = {
     *("device", "env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
     *("wandb", "wandb_group", "wandb_job_type", "wandb_name", "wandb_project", "wandb_tags"),
-    *("trainer.checkpoint_every", "trainer.n_total_env_steps", "trainer.pictures_every"),
+    *("trainer.checkpoint_every", "trainer.n_total_env_steps", "trainer.pictures_every", "trainer.stop_at_return"),
 }
 """Settings that may change when a run is resumed, besides the name and place of its folder."""
 

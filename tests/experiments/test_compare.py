@@ -12,7 +12,7 @@ from tests.experiments.run_folders import write_run
 
 @pytest.fixture
 def pair(tmp_path):
-    """Two runs that differ in a setting, the seed, and the results."""
+    """Two runs with different settings, seeds and results."""
     a = write_run(tmp_path / "a", settings={"width": 16, "deep": {"rate": 0.1}})
     b = write_run(tmp_path / "b", settings={"width": 32, "deep": {"rate": 0.1}}, seed=3, level=80, finished=False)
     return a, b
@@ -23,7 +23,7 @@ def _rows(text: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells}
 
 
-def test_differences_are_shown_and_nothing_else(pair, capsys):
+def test_only_differences_are_printed(pair, capsys):
     call(compare.main, *pair)
     output = capsys.readouterr().out
     rows = _rows(output)
@@ -62,7 +62,7 @@ def test_other_metrics(pair):
 
 
 @pytest.mark.parametrize(
-    ("args", "part"),
+    ("args", "message"),
     [
         (("a", "nowhere"), "nowhere is no folder"),
         (("a", "."), ". holds 2 runs"),
@@ -70,5 +70,5 @@ def test_other_metrics(pair):
         (("a",), "required"),
     ],
 )
-def test_bad_input_gets_one_line(pair, refusal: Refusal, args, part):
-    assert part in refusal(call, compare.main, *args)
+def test_bad_input_gets_one_line(pair, refusal: Refusal, args, message):
+    assert message in refusal(call, compare.main, *args)

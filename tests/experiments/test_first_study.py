@@ -1,35 +1,30 @@
-"""The shell lines of docs/first_study.md, as a person would call them, in an empty folder."""
+"""The commands of docs/first_study.md, in an empty folder."""
 
+import importlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.experiments.commands import call
+
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "first_study.md").read_text()
-SHORT = {"for seed in 0 1 2;": "for seed in 0;", "steps 300": "steps 100"}
-"""What is changed of the page where there is less time."""
+SHORT = {"for seed in 0 1 2;": "for seed in 0;", "steps 300": "steps 60", "--steps 200": "--steps 60"}
+"""Replacements that make the commands quick."""
 
 
-def _shell(page: str) -> list[str]:
+def _shell() -> list[str]:
     """The shell lines of each section after the set-up."""
-    page = re.sub(r"^```python\n.*?^```", "", page, flags=re.DOTALL | re.MULTILINE)
+    page = re.sub(r"^```python\n.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
     sections = re.split(r"^## ", page, flags=re.MULTILINE)
     assert sections[1].startswith("Set up\n")
     blocks = ["\n".join(line[4:] for line in text.splitlines() if line.startswith("    ")) for text in sections[2:]]
     return [block for block in blocks if block]
-
-
-def _call(lines: str) -> str:
-    """What the lines print; each has to succeed."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "COLUMNS": "200"}
-    script = f'set -e\npython() {{ "$PYTHON" "$@"; }}\n{lines}\n'
-    done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 def _write_files() -> None:
@@ -38,33 +33,51 @@ def _write_files() -> None:
         Path(name).write_text(block)
 
 
-def test_the_page_says_all_there_is_to_do() -> None:
-    train, look, sweep = _shell(PAGE)
-    assert all(old in train for old in SHORT)
-    for command, block in (("train", train), ("diagnose", look), ("report", look), ("compare", look), ("sweep", sweep)):
-        assert f"python -m experiments.{command} " in block
-
-
-def test_from_an_environment_to_a_comparison() -> None:
-    _write_files()
-    train, look, _ = _shell(PAGE)
+def _commands(lines: str) -> list[list[str]]:
+    """Words of each `python -m experiments...`, with the only seed of a loop."""
     for old, new in SHORT.items():
-        train = train.replace(old, new)
-    _call(train)
-    said = _call(look)
+        lines = lines.replace(old, new)
+    seeds = re.findall(r"for seed in (\d+);", lines) or [""]
+    calls = re.findall(r"python -m (experiments\..*)", lines.replace("\\\n", " ").replace("$seed", seeds[0]))
+    return [shlex.split(words) for words in calls]
+
+
+def test_the_page_has_all_commands() -> None:
+    train, results, sweep = _shell()
+    assert all(old in train + results for old in SHORT)
+    assert {words[0] for words in _commands(train)} == {"experiments.train"}
+    assert [words[0] for words in _commands(results)] == [
+        f"experiments.{name}" for name in ("diagnose", "report", "compare")
+    ]
+    assert [words[0] for words in _commands(sweep)] == ["experiments.sweep", "experiments.report"]
+
+
+def test_from_an_environment_to_a_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("rliable")
+    _write_files()
+    monkeypatch.syspath_prepend(tmp_path)  # where `python -m` finds the environment
+    train, results, _ = _shell()
+    for module, *words in [*_commands(train), *_commands(results)]:
+        module = {"experiments.report": "experiments.report.__main__"}.get(module, module)
+        call(importlib.import_module(module).main, *words)
+    sys.modules.pop("cart")
+    printed = capsys.readouterr().out
     page = Path("report.html").read_text()
     assert "The model on held-out data, by policy" in page  # diagnosis.json
     assert "model/r2" in page
     assert "uncommitted changes" in page or not (ROOT / ".git").exists()  # code.json
-    for told in ("Settings that differ", "Code: the same", "Results", "env/episode_return, best"):
-        assert told in said
+    for text in ("Settings that differ", "Code: the same", "Results", "env/episode_return, best"):
+        assert text in printed
 
 
 @pytest.mark.slow
-def test_the_whole_page_and_pets_is_better() -> None:
+def test_the_whole_page_in_a_shell() -> None:
     _write_files()
-    for block in _shell(PAGE):
-        _call(block)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "COLUMNS": "200"}
+    for lines in _shell():
+        script = f'set -e\npython() {{ "$PYTHON" "$@"; }}\n{lines}\n'
+        done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
     for table in ("report.md", "study.md"):
         rows = [
             line.split("|") for line in Path(table).read_text().splitlines() if line.startswith(("| pets ", "| sac "))

@@ -1,0 +1,48 @@
+"""Study files: every trial's command can be parsed, and does what its name says."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.run.config import parse
+from experiments.sweep.study import load
+
+FOLDER = Path(__file__).parents[3] / "experiments" / "studies"
+STUDIES = sorted(path for path in FOLDER.glob("*.py") if "study = Study(" in path.read_text())
+RESULTS = FOLDER.parent / "results"
+
+
+def configs(name: str) -> dict[str, object]:
+    """Settings of the first seed by the study's name of the agent."""
+    trials = load(FOLDER / f"{name}.py").trials()
+    return {t.agent: parse([*t.arguments(Path("runs"))]) for t in trials if t.seed == 0}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_every_command_can_be_parsed(path: Path) -> None:
+    study = load(path)
+    assert study.name == path.stem
+    for agent, config in configs(path.stem).items():
+        assert config.env in study.environments
+        goal = config.trainer.stop_at_return
+        assert (goal is not None) == (agent == "sac" and path.stem.startswith("pets_"))
+
+
+@pytest.mark.parametrize("task", ["cartpole", "pusher"])
+def test_ensembles_differ_as_their_names_say(task: str) -> None:
+    found = configs(f"pets_{task}")
+    models = {name: config.settings.model for name, config in found.items() if name != "sac"}
+    assert {model.n_models * model.n_particles_per_model for model in models.values()} == {5}
+    assert {name for name, model in models.items() if model.deterministic} == {"DE"}
+    assert {name for name, model in models.items() if model.n_models == 1} == {"P"}
+    assert {name for name, model in models.items() if model.propagation == "ts1"} == {"PE-TS1"}
+    assert models["fast"].propagation == "tsinf"
+
+
+def test_documented_commands_name_files_that_exist() -> None:
+    for path in STUDIES:
+        text = path.read_text()
+        assert f"experiments/studies/{path.name}" in text
+        if "Long results: " in text:
+            first, *more = text.split("Long results: experiments/results/")[1].split(".\n")[0].split(", ")
+            assert all((RESULTS / name).is_file() for name in (first, *more))
