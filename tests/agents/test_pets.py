@@ -157,12 +157,25 @@ def test_beta_nll_reaches_the_ensemble(task: str, beta_nll: float) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [({"beta_nll": 2.0}, "beta_nll is 2.0"), ({"beta_nll": 0.5, "n_modes": 2}, "beta_nll is 0.5 with n_modes 2")],
+    ("cls", "settings", "message"),
+    [
+        (PETS, {"discount": 1.1}, "discount is 1.1"),
+        (PETS, {"discount": float("nan")}, "discount is nan"),
+        (EnsembleConfig, {"hidden": (8, 0)}, "hidden is (8, 0)"),
+        (EnsembleConfig, {"beta_nll": 2.0}, "beta_nll is 2.0"),
+        (EnsembleConfig, {"beta_nll": 0.5, "n_modes": 2}, "beta_nll is 0.5 with n_modes 2"),
+    ],
 )
-def test_beta_nll_is_checked_before_anything_is_built(settings: dict[str, Any], message: str) -> None:
+def test_settings_are_checked_before_anything_is_built(cls: type, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
-        EnsembleConfig(**settings)
+        cls(**settings)
+
+
+def test_weight_decay_has_a_value_for_every_layer() -> None:
+    decay = (1e-4, 1e-3)
+    replace(SMALL, model=EnsembleConfig(hidden=(8,), weight_decay=decay)).build(TASK, CPU, seed=0)
+    with pytest.raises(ValueError, match="weight_decay has 2 values, expected one for each of 3"):
+        replace(SMALL, model=EnsembleConfig(hidden=(8, 8), weight_decay=decay)).build(TASK, CPU, seed=0)
 
 
 def test_special_dimensions_of_a_task_reach_the_networks() -> None:
@@ -202,13 +215,6 @@ def test_ablations_of_the_paper(name: str) -> None:
     assert (dynamics.n_models == 1) == (name[1] == "-")
 
 
-def test_weight_decay_for_every_layer() -> None:
-    decay = (1e-4, 1e-3)
-    replace(SMALL, model=EnsembleConfig(hidden=(8,), weight_decay=decay)).build(TASK, CPU, seed=0)
-    with pytest.raises(ValueError, match="weight_decay has 2 values, expected one for each of 3"):
-        replace(SMALL, model=EnsembleConfig(hidden=(8, 8), weight_decay=decay)).build(TASK, CPU, seed=0)
-
-
 @pytest.mark.parametrize(
     "space",
     [spaces.MultiBinary(2), spaces.Discrete(2, start=1), spaces.Box(-np.inf, np.inf, (2,)), spaces.Box(-1, 1, (2, 2))],
@@ -216,14 +222,3 @@ def test_weight_decay_for_every_layer() -> None:
 def test_actions_that_cannot_be_planned_are_refused(space: spaces.Space) -> None:
     with pytest.raises((ValueError, TypeError), match=r"action.space"):
         SMALL.build(replace(TASK, action_space=space), CPU, seed=0)
-
-
-@pytest.mark.parametrize("discount", [-0.1, 1.1, float("nan")])
-def test_bad_discounts_are_refused(discount: float) -> None:
-    with pytest.raises(ValueError, match=f"discount is {discount}"):
-        PETS(discount=discount)
-
-
-def test_bad_widths_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"hidden is \(8, 0\)"):
-        EnsembleConfig(hidden=(8, 0))

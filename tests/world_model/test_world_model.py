@@ -11,7 +11,7 @@ import envs  # noqa: F401  registers the tasks
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PlannerLevel, RandomLevel
+from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.planners import ICEM, ICEMConfig
@@ -286,10 +286,8 @@ def test_functions_of_wrong_shape_are_refused(wrong, shape, name):
         make_world(**functions).score(*make_inputs())
 
 
-def cartpole_agent(n_envs, planner=True):
+def cartpole_agent(n_envs):
     task = make_task("ContinuousCartPole-v0", n_envs)
-    if not planner:
-        return Hierarchy([RandomLevel(task.action_space)], task)
     encoder = Encoder(task)
     world = WorldModel(encoder, Oracle.from_task(task, encoder), task)
     icem = ICEM(task.action_space, ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8))
@@ -307,12 +305,6 @@ def test_pets_with_true_dynamics_balances_from_the_first_episode(seed):
         assert agent.learn(collector.n_total_env_steps) == {}
     assert [episode.episode_return for episode in episodes] == [200.0] * 2
     assert collector.take_metrics()["plan/achieved_return"] == 12.0
-
-
-def test_random_actions_do_not_balance():
-    collector = Collector(make_vector_env("ContinuousCartPole-v0", 8), cartpole_agent(8, planner=False), seed=0)
-    returns = [episode.episode_return for episode in collector.collect_episodes(40)]
-    assert 15 < np.mean(returns) < 40
 
 
 def test_only_an_ensemble_can_learn():
