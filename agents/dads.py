@@ -13,7 +13,7 @@ import torch
 
 from agents.skills import DEBUG, IN_A_MAZE, ON_LEGS, TRAINERS, SkillAgent
 from layeredrl.levels import ExplorationConfig
-from layeredrl.planners import ICEMConfig
+from layeredrl.planners import ICEMConfig, PlannerConfig
 from layeredrl.skills import DADS, SkillModelConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
@@ -45,7 +45,9 @@ class DADSAgent(SkillAgent):
 
 # The model takes ten steps for each skill: a search as wide as that of SPlaTES would take ten times as long.
 _PLANNING = {
-    "icem": ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+    "planner": PlannerConfig(
+        icem=ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean")
+    ),
     "exploration": ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=20_000),
 }
 

@@ -26,7 +26,7 @@ from layeredrl.levels import (
 from layeredrl.levels.goals import GoalCommands, GoalReward, Hindsight
 from layeredrl.models import FitConfig
 from layeredrl.models.config import EnsembleConfig
-from layeredrl.planners import ICEM, ICEMConfig
+from layeredrl.planners import ICEMConfig, PlannerConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import Encoder, ModelLearningConfig, WorldModelLearner
@@ -46,7 +46,7 @@ class Goals(Recipe):
     """The upper level's world model."""
     learning: ModelLearningConfig = field(default_factory=ModelLearningConfig)
     """When and how it is fitted."""
-    icem: ICEMConfig = field(default_factory=ICEMConfig)
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
     """The upper level's planner; its horizon counts goals."""
     exploration: ExplorationConfig = field(default_factory=lambda: ExplorationConfig(to_random=0.1, to_plan=0.3))
     """How the upper level mixes plans and random goals."""
@@ -99,7 +99,7 @@ class Goals(Recipe):
         )
         return PlannerLevel(
             world,
-            ICEM(goals.space, self.icem),
+            self.planner.build(goals.space),
             goals.space,
             duration=self.duration,
             exploration=self.exploration,
@@ -121,7 +121,9 @@ Goals.presets = {
         "learning": ModelLearningConfig(
             n_random_steps=12_000, fit_every=2000, first_epochs=50, fit=FitConfig(epochs=8, batch_size=256)
         ),
-        "icem": ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean"),
+        "planner": PlannerConfig(
+            icem=ICEMConfig(horizon=12, n_samples=64, n_iterations=6, n_elites=10, init_std=1.0, execute="mean")
+        ),
         "support_weight": 2.0,
         "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
         "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.5),
@@ -130,7 +132,7 @@ Goals.presets = {
         "duration": 3,
         "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(1e-5,)),
         "learning": ModelLearningConfig(n_random_steps=24, fit_every=12, fit=FitConfig(epochs=2, batch_size=16)),
-        "icem": ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
+        "planner": PlannerConfig(icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3)),
         "sac": SACConfig(hidden=(16,)),
         "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
     },

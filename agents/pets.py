@@ -7,7 +7,7 @@ weighted by its variance (`beta_nll`), and particles may follow their members wi
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -17,17 +17,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.models import FitConfig, ProbabilisticEnsemble
 from layeredrl.models.config import EnsembleConfig
-from layeredrl.planners import (
-    CEM,
-    ICEM,
-    MPPI,
-    CEMConfig,
-    ICEMConfig,
-    MPPIConfig,
-    Planner,
-    RandomShooting,
-    RandomShootingConfig,
-)
+from layeredrl.planners import CEMConfig, ICEMConfig, Planner, PlannerConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import (
@@ -52,16 +42,8 @@ class PETS(Recipe):
     """The ensemble."""
     learning: ModelLearningConfig = field(default_factory=ModelLearningConfig)
     """When and how it is fitted."""
-    planner: Literal["icem", "cem", "mppi", "random_shooting"] = "icem"
-    """Planner."""
-    icem: ICEMConfig = field(default_factory=ICEMConfig)
-    """Settings of iCEM."""
-    cem: CEMConfig = field(default_factory=CEMConfig)
-    """Settings of the cross-entropy method."""
-    mppi: MPPIConfig = field(default_factory=MPPIConfig)
-    """Settings of MPPI."""
-    random_shooting: RandomShootingConfig = field(default_factory=RandomShootingConfig)
-    """Settings of random shooting."""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Planner and its settings."""
     common_noise: bool = False
     """If True, all candidates of a decision are rolled out with the same noise, so that fewer particles rank them."""
     discount: float = 1.0
@@ -114,15 +96,7 @@ class PETS(Recipe):
 
     def make_planner(self, task: TaskSpec) -> Planner:
         """The planner; a subclass may bring another one."""
-        match self.planner:
-            case "icem":
-                return ICEM(task.action_space, self.icem)
-            case "cem":
-                return CEM(task.action_space, self.cem)
-            case "mppi":
-                return MPPI(task.action_space, self.mppi)
-            case "random_shooting":
-                return RandomShooting(task.action_space, self.random_shooting)
+        return self.planner.build(task.action_space)
 
 
 _SMALL = EnsembleConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))
@@ -145,13 +119,18 @@ def _released(n_states: int, episode: int, model: EnsembleConfig, cem: CEMConfig
     learning = ModelLearningConfig(
         n_random_steps=episode, fit_every=episode, first_epochs=5, fit=FitConfig(epochs=5, batch_size=32)
     )
-    return {"model": model, "learning": learning, "planner": "cem", "cem": cem}
+    return {"model": model, "learning": learning, "planner": PlannerConfig("cem", cem=cem)}
 
 
 def _fast(learning: ModelLearningConfig, model: EnsembleConfig, icem: ICEMConfig) -> dict[str, Any]:
     """A small budget: few candidates, small networks, but fits within an episode."""
     learning = replace(learning, first_epochs=50)
-    return {"model": replace(model, rollout_dtype="auto"), "learning": learning, "icem": icem, "common_noise": True}
+    return {
+        "model": replace(model, rollout_dtype="auto"),
+        "learning": learning,
+        "planner": PlannerConfig(icem=icem),
+        "common_noise": True,
+    }
 
 
 _CARTPOLE_PAPER = _released(
@@ -168,12 +147,12 @@ PETS.presets = {
         "learning": ModelLearningConfig(
             n_random_steps=40, fit_every=10, first_epochs=100, fit=FitConfig(epochs=10, batch_size=96)
         ),
-        "icem": ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8),
+        "planner": PlannerConfig(icem=ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8)),
     },
     "debug": {
         "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
         "learning": ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
-        "icem": ICEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4),
+        "planner": PlannerConfig(icem=ICEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4)),
     },
     "paper": _CARTPOLE_PAPER,
     "cartpole-paper": _CARTPOLE_PAPER,

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from math import inf, pi
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
 from layeredrl.models.config import EnsembleConfig
-from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, Planner
+from layeredrl.planners import ICEMConfig, Planner, PlannerConfig
 from layeredrl.skills import AtEnd, ModelBasedSkills, SkillLevel, SkillModelConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
@@ -31,7 +31,9 @@ IN_A_MAZE: dict[str, Any] = {
         propagation="mode",
         rollout_dtype="auto",
     ),
-    "icem": ICEMConfig(horizon=20, n_samples=128, n_iterations=8, n_elites=10, decay=1.1, init_std=1.0, execute="mean"),
+    "planner": PlannerConfig(
+        icem=ICEMConfig(horizon=20, n_samples=128, n_iterations=8, n_elites=10, decay=1.1, init_std=1.0, execute="mean")
+    ),
     "exploration": ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=20_000, effort=0.4),
     "sac": SACConfig(hidden=(64, 64), learning_rate=1e-3),
     "policy": PolicyLearningConfig(n_random_steps=2000, updates_per_transition=0.25),
@@ -49,7 +51,9 @@ ON_LEGS: dict[str, Any] = {
     "model": EnsembleConfig(
         n_models=1, n_modes=4, hidden=(128, 128), weight_decay=(0.0,), propagation="mode", rollout_dtype="auto"
     ),
-    "icem": ICEMConfig(horizon=10, n_samples=128, n_iterations=8, n_elites=10, decay=1.1, init_std=1.0, execute="mean"),
+    "planner": PlannerConfig(
+        icem=ICEMConfig(horizon=10, n_samples=128, n_iterations=8, n_elites=10, decay=1.1, init_std=1.0, execute="mean")
+    ),
     "exploration": ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=50_000, effort=0.4),
     "sac": SACConfig(hidden=(256, 256)),
     "policy": PolicyLearningConfig(n_random_steps=5000, updates_per_transition=0.25),
@@ -60,7 +64,7 @@ DEBUG: dict[str, Any] = {
     "duration": 4,
     "model": EnsembleConfig(n_models=1, n_modes=2, hidden=(16,), weight_decay=(0.0,)),
     "skills": SkillModelConfig(n_first=24, batch_size=16, n_priors=4, refresh_every=20, report_every=20),
-    "icem": ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
+    "planner": PlannerConfig(icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3)),
     "exploration": ExplorationConfig(to_random=0.2, to_plan=0.5, n_random_steps=30),
     "sac": SACConfig(hidden=(16,)),
     "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
@@ -86,12 +90,8 @@ class SkillAgent(Recipe):
     """The world model."""
     skills: SkillModelConfig = field(default_factory=SkillModelConfig)
     """When and how it is learned, and how the intrinsic reward uses it."""
-    planner: Literal["icem", "mppi"] = "icem"
-    """Planner; horizons count skills."""
-    icem: ICEMConfig = field(default_factory=ICEMConfig)
-    """Settings of iCEM."""
-    mppi: MPPIConfig = field(default_factory=MPPIConfig)
-    """Settings of MPPI."""
+    planner: PlannerConfig = field(default_factory=PlannerConfig)
+    """Planner and its settings; horizons count skills."""
     exploration: ExplorationConfig = field(
         default_factory=lambda: ExplorationConfig(to_random=0.1, to_plan=0.3, n_random_steps=20_000)
     )
@@ -124,7 +124,6 @@ class SkillAgent(Recipe):
         require_choice("support", self.support, get_args(SupportKind))
         if self.at_end is not None:
             require_choice("at_end", self.at_end, get_args(AtEnd))
-        require_choice("planner", self.planner, ("icem", "mppi"))
 
     @property
     def space(self) -> spaces.Box | spaces.Discrete:
@@ -181,7 +180,7 @@ class SkillAgent(Recipe):
 
     def make_planner(self) -> Planner:
         """The planner over skills; a subclass may bring another one."""
-        return ICEM(self.space, self.icem) if self.planner == "icem" else MPPI(self.space, self.mppi)
+        return self.planner.build(self.space)
 
     def make_policies(
         self, method: ModelBasedSkills, task: TaskSpec, device: torch.device, seed: int

@@ -237,9 +237,8 @@ class PlannerLevel(Level):
         n, found = len(plan.found), plan.found
         drawn = action_spaces.uniform(self.action_space, (n, self.planner.horizon), generator)
         actions = torch.where(found[:, None, None], plan.actions, drawn)
-        initial = self.planner.initial_warm_start(n, self.device)
-        rows: Any = found
-        return actions, _replaced(initial, found, plan.warm_start[rows])
+        initial = self.planner.initial_warm_start(n - int(found.sum()), self.device)
+        return actions, _replaced(plan.warm_start, ~found, initial)
 
     def _report(
         self, plan: Plan, actions: Tensor, obs: Tensor, generator: torch.Generator

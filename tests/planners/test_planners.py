@@ -8,7 +8,7 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl.planners import PLANNERS, PlannerConfig, PlanningError
+from layeredrl.planners import PLANNERS, PlannerConfig
 from layeredrl.planners.planner import best_first, evaluate, shift
 from tests.planners.plain import CPU, Recorder, flat, seeded
 
@@ -256,10 +256,8 @@ def test_other_environments_do_not_matter_to_the_bit(make, space):
     changed_target[3], changed_target[5] = torch.nan, -target[5]  # environment 3 fails altogether
     for key in memory.get_keys():
         changed_memory[key][6] = memory[key][7]
-    with pytest.raises(PlanningError, match="in the environments 3") as caught:
-        planner.plan(objective(changed_target), 8, changed_memory, seeded())
-    changed = caught.value.plan
-    assert caught.value.env_ids == [3]
+    changed = planner.plan(objective(changed_target), 8, changed_memory, seeded())
+    assert changed.found.tolist() == [row != 3 for row in range(8)]
     assert [same_row(plan, changed, row) for row in range(8)] == [row not in (3, 5, *alone) for row in range(8)]
 
 
@@ -430,11 +428,10 @@ def test_a_score_of_nan_is_never_chosen(make, space, execute):
 
 @in_all_spaces
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf, torch.inf])
-def test_where_everything_fails_it_says_so(make, space, value):
+def test_where_no_score_is_finite_nothing_is_found(make, space, value):
     planner = make()
-    with pytest.raises(PlanningError, match="no candidate had a finite score in the environments 0, 1") as caught:
-        planner.plan(lambda x: torch.full(x.shape[:2], value), 2, planner.initial_warm_start(2, CPU), seeded())
-    plan = caught.value.plan
+    plan = planner.plan(lambda x: torch.full(x.shape[:2], value), 2, planner.initial_warm_start(2, CPU), seeded())
+    assert plan.found.tolist() == [False, False]
     assert_within(plan.actions, space)
     assert plan.actions.isfinite().all()
     assert all(plan.warm_start[key].isfinite().all() for key in plan.warm_start.get_keys() if key != "fresh")

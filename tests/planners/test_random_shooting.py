@@ -7,7 +7,7 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl.planners import PlanningError, RandomShooting, RandomShootingConfig
+from layeredrl.planners import RandomShooting, RandomShootingConfig
 from tests.planners.plain import CPU, Recorder, seeded
 
 E, H = 4, 5
@@ -75,10 +75,9 @@ def test_the_generator_goes_on_from_one_decision_to_the_next():
     assert (first.actions != second.actions).all(-1).all(-1).all()
 
 
-def test_failing_environments_are_named():
-    with pytest.raises(PlanningError) as caught:
-        decide(SPACES[0], 20, lambda x: score(x) + torch.tensor([0, torch.nan, 0, -torch.inf]).unsqueeze(1))
-    assert caught.value.env_ids == [1, 3]
+def test_nothing_is_found_where_all_scores_are_not_finite():
+    plan, _ = decide(SPACES[0], 20, lambda x: score(x) + torch.tensor([0, torch.nan, 0, -torch.inf]).unsqueeze(1))
+    assert plan.found.tolist() == [True, False, True, False]
 
 
 def test_defaults_are_those_of_pets_on_half_cheetah():

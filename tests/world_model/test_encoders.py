@@ -7,12 +7,17 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from layeredrl.levels import PlannerLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
-from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import LearnedEncoder, ModelLearningConfig, Oracle, WorldModel
+from layeredrl.world_model import (
+    LearnedEncoder,
+    ModelLearningConfig,
+    OnlineLearningConfig,
+    Oracle,
+    WorldModel,
+    WorldModelLearner,
+)
 
 BOX = spaces.Box(-np.inf, np.inf, (2,), np.float32)
 SKILLS = spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -147,13 +152,12 @@ def test_known_functions_of_other_states_are_refused(known):
         WorldModel(encoder, dynamics, TaskSpec(TASK.observation_space, SKILLS, **{known: function}))
 
 
-def test_a_planner_level_refuses_to_train_it():
+def test_fits_refuse_to_train_it():
     encoder, task = make(2, 0), replace(TASK, reward=None)
     dynamics = ProbabilisticEnsemble(
         encoder.state_space, encoder.context_space, SKILLS, GaussianMixtureMLP, create_optimizer=True
     )
     world = WorldModel(encoder, dynamics, task)
-    planner = ICEM(SKILLS, ICEMConfig(horizon=2, n_samples=4, n_elites=2))
-    with pytest.raises(TypeError, match="the encoder is a LearnedEncoder, which this level does not teach"):
-        PlannerLevel(world, planner, SKILLS, learning=ModelLearningConfig())
-    PlannerLevel(world, planner, SKILLS)
+    with pytest.raises(TypeError, match="the encoder is a LearnedEncoder, which fits do not train"):
+        WorldModelLearner(world, ModelLearningConfig())
+    WorldModelLearner(world, OnlineLearningConfig())

@@ -16,7 +16,7 @@ from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import Encoder, ModelLearningConfig, Objective, Oracle, WorldModel
+from layeredrl.world_model import Encoder, ModelLearningConfig, Objective, Oracle, WorldModel, WorldModelLearner
 from tests.models.networks import ExplodingNet, Members
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -291,7 +291,7 @@ def cartpole_agent(n_envs):
     encoder = Encoder(task)
     world = WorldModel(encoder, Oracle.from_task(task, encoder), task)
     icem = ICEM(task.action_space, ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8))
-    return Hierarchy([PlannerLevel(world, icem, task.action_space, learning=None)], task)
+    return Hierarchy([PlannerLevel(world, icem, task.action_space)], task)
 
 
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
@@ -311,6 +311,5 @@ def test_only_an_ensemble_can_learn():
     task = make_task("ContinuousCartPole-v0")
     encoder = Encoder(task)
     world = WorldModel(encoder, Oracle.from_task(task, encoder), task)
-    planner = ICEM(task.action_space, ICEMConfig())
-    with pytest.raises(TypeError, match=r"dynamics is Oracle, expected a ProbabilisticEnsemble.*learning=None"):
-        PlannerLevel(world, planner, task.action_space, learning=ModelLearningConfig())
+    with pytest.raises(TypeError, match=r"dynamics is Oracle, expected a ProbabilisticEnsemble"):
+        WorldModelLearner(world, ModelLearningConfig())
