@@ -123,8 +123,10 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
         names = state_names(world.encoder, world.task)
         scores = draw_model(picture, world, data, names, f"{title}: the model on held-out transitions")
         logger.log_figure("model/predictions", picture, n_steps)
-        worst = f"R² {min(scores.values()):.3f} or better" if scores else "no dimension of the state varies"
-        rows["model"] = f"{picture} ({worst})"
+        # Where a dimension hardly varies, R² is NaN or a huge negative number.
+        above = [score for score in scores.values() if score >= 0]
+        lowest = f", lowest {min(above):.3f}" if above else ""
+        rows["model"] = f"{picture} (R² above 0 in {len(above)} of {len(scores)} dimensions{lowest})"
     if can_render(config.env):
         video = folder / "policy.gif"
         try:

@@ -20,6 +20,7 @@ from layeredrl.planners import (
     CEMConfig,
     ICEMConfig,
     MPPIConfig,
+    PlannerConfig,
     RandomShooting,
     RandomShootingConfig,
 )
@@ -37,10 +38,12 @@ TASK = TaskSpec(
 )
 SMALL = PETS(
     model=EnsembleConfig(n_models=2, hidden=(8,)),
-    icem=ICEMConfig(horizon=4, n_samples=6, n_iterations=1, n_elites=2),
-    cem=CEMConfig(horizon=5, n_samples=6, n_iterations=1, n_elites=2),
-    mppi=MPPIConfig(horizon=3, n_samples=6),
-    random_shooting=RandomShootingConfig(horizon=2, n_samples=6),
+    planner=PlannerConfig(
+        icem=ICEMConfig(horizon=4, n_samples=6, n_iterations=1, n_elites=2),
+        cem=CEMConfig(horizon=5, n_samples=6, n_iterations=1, n_elites=2),
+        mppi=MPPIConfig(horizon=3, n_samples=6),
+        random_shooting=RandomShootingConfig(horizon=2, n_samples=6),
+    ),
 )
 PLANNERS = {"icem": (ICEM, 4), "cem": (CEM, 5), "mppi": (MPPI, 3), "random_shooting": (RandomShooting, 2)}
 
@@ -86,7 +89,7 @@ def test_the_type_of_rollouts_reaches_the_ensemble(name: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("name", PLANNERS)
 def test_every_planner_can_be_chosen(name: str) -> None:
-    planner = _level(replace(SMALL, planner=name).build(TASK, CPU, seed=0)).planner
+    planner = _level(replace(SMALL, planner=replace(SMALL.planner, kind=name)).build(TASK, CPU, seed=0)).planner
     kind, horizon = PLANNERS[name]
     assert type(planner) is kind
     assert planner.horizon == horizon
@@ -134,7 +137,7 @@ def test_presets_for_the_tasks_of_the_paper(task: str) -> None:
     }[task]
     factor = {"cartpole": 4, "reacher": 17, "pusher": 20, "halfcheetah": 18}[task] / 2
     assert paper.planner == "cem"
-    assert paper.cem == CEMConfig(horizon, n_samples, 5, n_elites, 0.1, stop_variance=0.001, execute="mean")
+    assert paper.planner.cem == CEMConfig(horizon, n_samples, 5, n_elites, 0.1, stop_variance=0.001, execute="mean")
     assert (paper.model.hidden, paper.model.learning_rate) == (hidden, learning_rate)
     assert paper.model.weight_decay == pytest.approx([factor * decay for decay in decays])
     assert paper.model.bound_penalty == pytest.approx(factor * 0.01)
@@ -143,7 +146,7 @@ def test_presets_for_the_tasks_of_the_paper(task: str) -> None:
     assert (paper.learning.n_random_steps, paper.learning.fit_every) == (n_steps, n_steps)
     assert (paper.learning.first_epochs, paper.learning.fit.epochs, paper.learning.fit.batch_size) == (5, 5, 32)
     assert PETS.trainers[f"{task}-paper"].n_total_env_steps == n_steps * n_episodes
-    assert (fast.planner, fast.model.rollout_dtype, fast.learning.n_random_steps) == ("icem", "auto", n_steps)
+    assert (fast.planner.kind, fast.model.rollout_dtype, fast.learning.n_random_steps) == ("icem", "auto", n_steps)
     assert PETS.trainers[f"{task}-fast"].n_total_env_steps <= n_steps * n_episodes
     assert PETS.trainers.keys() <= PETS.presets.keys()
     assert PETS.preset("paper") is PETS.preset("cartpole-paper")

@@ -18,7 +18,7 @@ from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel, SACConfig
-from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig
+from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, PlannerConfig
 from layeredrl.skills import DADS, DIAYN, ModelBasedSkills, SkillLevel, SkillModelConfig, SPlaTES
 from layeredrl.world_model import NeighbourSupport
 from tests.recording import stored
@@ -30,7 +30,9 @@ DEBUG = {kind.__name__: kind.preset("debug") for kind in (SPlaTESAgent, DADSAgen
 CONTINUOUS = pytest.mark.parametrize("config", [DEBUG["SPlaTESAgent"], DEBUG["DADSAgent"]], ids=["splates", "dads"])
 
 
-BY_MPPI = replace(DEBUG["SPlaTESAgent"], planner="mppi", mppi=MPPIConfig(horizon=3, n_samples=8, n_iterations=2))
+BY_MPPI = replace(
+    DEBUG["SPlaTESAgent"], planner=PlannerConfig("mppi", mppi=MPPIConfig(horizon=3, n_samples=8, n_iterations=2))
+)
 
 
 def build(config, task=TASK):
@@ -268,7 +270,7 @@ def test_a_planner_over_skills_over_goals():
         goal_duration=3,
         model=DEBUG["SPlaTESAgent"].model,
         skills=SkillModelConfig(n_first=40, batch_size=16, n_priors=4, refresh_every=40, report_every=20),
-        icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3),
+        planner=PlannerConfig(icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3)),
         exploration=ExplorationConfig(to_random=0.2, to_plan=0.5, n_random_steps=60),
         sac=SACConfig(hidden=(16,)),
         policy=PolicyLearningConfig(n_random_steps=40, updates_per_transition=0.25, batch_size=16, report_every=20),

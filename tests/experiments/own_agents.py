@@ -45,7 +45,9 @@ class Shooting(PETS):
     discount: float = 0.9
 
     def make_planner(self, task: TaskSpec) -> Planner:
-        return RandomShooting(task.action_space, RandomShootingConfig(horizon=self.icem.horizon, n_samples=10))
+        return RandomShooting(
+            task.action_space, RandomShootingConfig(horizon=self.planner.settings.horizon, n_samples=10)
+        )
 
 
 class NoDataclass:

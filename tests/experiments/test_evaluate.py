@@ -112,8 +112,8 @@ def test_no_video_of_an_environment_that_cannot_render(random_run: Path, refusal
         ({"agent": 5}, "agent"),
         ({"env": "Nothing-v0"}, "unknown environment 'Nothing-v0'"),
         ({"env": "OwnDrift-v0"}, "checkpoints does not fit the settings in config.json"),
-        ({"settings": {"planner": "tarot"}}, "settings.planner"),
-        ({"settings": {"icem": {"n_elites": 0}}}, "n_elites is 0"),
+        ({"settings": {"planner": {"kind": "tarot"}}}, "settings.planner.kind"),
+        ({"settings": {"planner": {"icem": {"n_elites": 0}}}}, "n_elites is 0"),
     ],
 )
 def test_settings_that_were_changed(changes: dict[str, Any], part: str, folder: Path, refusal: Refusal) -> None:

@@ -43,12 +43,12 @@ MAZE = ("--env", "Maze2D-Medium-v0")
 AGENTS = {
     ("pets",): 4,
     # The reward is learned, too, and the noise that candidates share follows from the state of a generator.
-    ("pets", "--planner", "mppi", "--common-noise", "--env", "OwnDrift-v0"): 1,
+    ("pets", "--planner.kind", "mppi", "--common-noise", "--env", "OwnDrift-v0"): 1,
     (
         "pets",
-        "--planner",
+        "--planner.kind",
         "cem",
-        "--cem.n-samples",
+        "--planner.cem.n-samples",
         "50",
         "--learning.fit.holdout",
         "0.2",

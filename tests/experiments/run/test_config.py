@@ -26,7 +26,7 @@ def test_an_agent_may_have_presets_of_its_own() -> None:
         parse(["sac", "--preset", "cartpole-fast"])
 
 
-@pytest.mark.parametrize("preset", ["demo", "debug", "paper"])
+@pytest.mark.parametrize("preset", ["demo", "paper"])
 @pytest.mark.parametrize("spelling", [["--preset", "{}"], ["--preset={}"]])
 def test_presets_are_defaults_that_flags_change(preset: str, spelling: list[str]) -> None:
     config = parse(

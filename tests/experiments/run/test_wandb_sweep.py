@@ -65,7 +65,7 @@ def test_the_sweep_in_the_repository_makes_runs_of_its_parameters(monkeypatch: p
         chosen = {"learning.fit_every": every, "icem.horizon": 10 + i, "seed": 2, "pictures": False}
         assert chosen.keys() == sweep["parameters"].keys()
         config = parse(agent.words(f"run{i}", **chosen))
-        assert (config.settings.learning.fit_every, config.settings.icem.horizon) == (every, 10 + i)
+        assert (config.settings.learning.fit_every, config.settings.planner.icem.horizon) == (every, 10 + i)
         assert (config.seed, config.pictures, config.wandb, config.trainer.eval_every) == (2, False, "online", 500)
         folders.add(config.folder.name)
     assert folders == {f"pets-ContinuousCartPole-v0-2-run{i}" for i in range(3)}
@@ -74,7 +74,7 @@ def test_the_sweep_in_the_repository_makes_runs_of_its_parameters(monkeypatch: p
 @pytest.mark.parametrize("args", ["${args}", "${args_no_boolean_flags}"])
 def test_all_kinds_of_settings_are_understood(args: str, monkeypatch: pytest.MonkeyPatch) -> None:
     agent = Agent([*START, "pets", "--wandb", "offline", args], monkeypatch)
-    chosen = {"n_envs": 3, "planner": "mppi", "learning.reward_learning_rate": 1e-05, "wandb_tags": ["a", "b"]}
+    chosen = {"n_envs": 3, "planner.kind": "mppi", "learning.reward_learning_rate": 1e-05, "wandb_tags": ["a", "b"]}
     config = parse(agent.words("one", **chosen, fresh=True, tensorboard=True))
     assert (config.n_envs, config.settings.planner, config.wandb_tags) == (3, "mppi", ("a", "b"))
     assert config.settings.learning.reward_learning_rate == 1e-05
