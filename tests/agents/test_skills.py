@@ -30,9 +30,8 @@ DEBUG = {kind.__name__: kind.preset("debug") for kind in (SPlaTESAgent, DADSAgen
 CONTINUOUS = pytest.mark.parametrize("config", [DEBUG["SPlaTESAgent"], DEBUG["DADSAgent"]], ids=["splates", "dads"])
 
 
-BY_MPPI = replace(
-    DEBUG["SPlaTESAgent"], planner=PlannerConfig("mppi", mppi=MPPIConfig(horizon=3, n_samples=8, n_iterations=2))
-)
+MPPI_OF_THREE = PlannerConfig("mppi", mppi=MPPIConfig(horizon=3, n_samples=8, n_iterations=2))
+BY_MPPI = replace(DEBUG["SPlaTESAgent"], planner=MPPI_OF_THREE)
 
 
 def build(config, task=TASK):

@@ -62,7 +62,7 @@ def test_the_sweep_in_the_repository_makes_runs_of_its_parameters(monkeypatch: p
     agent = Agent(sweep["command"], monkeypatch)
     folders = set()
     for i, every in enumerate(sweep["parameters"]["learning.fit_every"]["values"]):
-        chosen = {"learning.fit_every": every, "icem.horizon": 10 + i, "seed": 2, "pictures": False}
+        chosen = {"learning.fit_every": every, "planner.icem.horizon": 10 + i, "seed": 2, "pictures": False}
         assert chosen.keys() == sweep["parameters"].keys()
         config = parse(agent.words(f"run{i}", **chosen))
         assert (config.settings.learning.fit_every, config.settings.planner.icem.horizon) == (every, 10 + i)
