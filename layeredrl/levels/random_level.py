@@ -1,4 +1,4 @@
-"""A level that acts at random: the baseline that every agent must beat."""
+"""A level of uniformly random actions: the baseline that every agent must beat."""
 
 from typing import Any
 
@@ -17,14 +17,20 @@ class RandomLevel(Level):
 
     Args:
         action_space: A bounded Box, Discrete or MultiDiscrete.
-        command_space: What it takes from above, and ignores.
-        duration: Environment steps for which an action stands.
+        command_space: Space of commands from above, which it ignores.
+        duration: Environment steps for which an action lasts.
+        name: Name of the level.
     """
 
     def __init__(
-        self, action_space: spaces.Space[Any], command_space: spaces.Space[Any] | None = None, *, duration: int = 1
+        self,
+        action_space: spaces.Space[Any],
+        command_space: spaces.Space[Any] | None = None,
+        *,
+        duration: int = 1,
+        name: str = "random",
     ) -> None:
-        self.action_space, self.command_space = action_space, command_space
+        self.action_space, self.command_space, self.name = action_space, command_space, name
         if duration < 1:
             raise ValueError(f"duration is {duration}, expected at least 1")
         self.duration = duration

@@ -23,6 +23,9 @@ from layeredrl.task import TaskSpec
 from layeredrl.world_model import WorldModel
 from layeredrl.world_model.learner import OnlineLearningConfig, WorldModelLearner, require_span, share_of_span
 
+N_SETTLED = 100
+"""Updates of the model from which a warning about directions is given: a covariance of few batches is degenerate."""
+
 
 @dataclass(frozen=True)
 class SkillModelConfig(OnlineLearningConfig):
@@ -175,7 +178,7 @@ class ModelBasedSkills(SkillMethod):
     def _warn_of_null_directions(self) -> None:
         """Warn, once for each number of them, about directions of the state that skills do not change."""
         n, width = self.whitening.n_directions, self.world.encoder.state_dim
-        if n < width and n != self._n_directions:
+        if n < width and n != self._n_directions and self.learner.n_updates >= N_SETTLED:
             still = self.whitening.dropped.nonzero().flatten().tolist()
             dims = f"; dimensions {still} do not change at all" if still else ""
             warnings.warn(
@@ -183,7 +186,8 @@ class ModelBasedSkills(SkillMethod):
                 RuntimeWarning,
                 stacklevel=3,
             )
-        self._n_directions = n
+        if self.learner.n_updates >= N_SETTLED:
+            self._n_directions = n
 
     def _follow_whitening(self) -> None:
         """Let the symmetry-breaking start give each skill a displacement of its own in whitened coordinates."""

@@ -31,7 +31,7 @@ def test_actions_fill_the_space_and_follow_the_seed(actions: spaces.Space) -> No
 def test_it_does_not_learn() -> None:
     agent = Random().build(TaskSpec(OBSERVATIONS, OBSERVATIONS), torch.device("cpu"), seed=0)
     assert agent.learn(100) == {}
-    assert agent.state_dict() == {"0": {}}
+    assert agent.state_dict() == {"random": {}}
     agent.load_state_dict(agent.state_dict())
 
 

@@ -1,7 +1,6 @@
 """Agents of skills: settings reach their parts, transitions are stored per time scale, three levels stack."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -122,12 +121,12 @@ def test_settings_reach_the_parts(config):
 
 @CONTINUOUS
 def test_the_support_may_look_at_neighbours(config):
-    _, planner, policy = build(replace(config, support_weight=1.5, support="neighbours"))
+    _, planner, _ = build(replace(config, support_weight=1.5, support="neighbours"))
     support = planner.world.objective.support
     assert isinstance(support, NeighbourSupport)
     assert support.dims == (0, 1)
     assert support.radius == float("inf")
-    policy.method._refresh(SimpleNamespace(column=lambda name: np.random.default_rng(0).random((50, 6), np.float32)))
+    support.fit(torch.rand(50, 2, generator=torch.Generator().manual_seed(0)))
     assert support.radius < 1
     assert build(replace(config, support="neighbours"))[1].world.objective.support is None  # it has no weight
 
@@ -154,7 +153,7 @@ def test_settings_of_diayn_reach_its_method():
 @pytest.mark.parametrize("config", DEBUG.values(), ids=DEBUG)
 def test_tasks_with_choices_are_refused(config):
     task = replace(TASK, action_space=spaces.Discrete(3), action_low=None, action_high=None)
-    with pytest.raises(ValueError, match=r"Discrete\(3\), expected a Box"):
+    with pytest.raises(ValueError, match=r"Discrete\(3\), expected a flat Box"):
         config.build(task, CPU, seed=0)
 
 
@@ -196,7 +195,7 @@ def test_settings_that_do_not_fit_the_task_are_refused(setting, message):
     ids=["splates, mppi", "splates, choices", "dads, choices"],
 )
 def test_planner_and_policy_store_transitions_and_the_model_learns(config, n_skills):
-    skills = replace(config.skills, updates_per_skill=2.0)
+    skills = replace(config.skills, updates_per_segment=2.0)
     policy = replace(config.policy, updates_per_transition=0.25)
     agent, planner, policy = build(replace(config, n_skills=n_skills, skills=skills, policy=policy))
     assert type(planner.planner) is (MPPI if config is BY_MPPI else ICEM)
@@ -210,7 +209,7 @@ def test_planner_and_policy_store_transitions_and_the_model_learns(config, n_ski
     assert rows == [4] * 20  # the duration of a skill, whatever the time scale of the model
     assert isinstance(policy.method, ModelBasedSkills)
     assert policy.n_updates > 10
-    assert policy.method.n_updates == int(2.0 * (80 - policy.method._first) / 4) > 20
+    assert policy.method.learner.n_updates == int(2.0 * (80 - policy.method.learner._first) / 4) > 20
     after = planner.world.dynamics.get_parameters()
     assert all(not torch.equal(a, b) for a, b in zip(before, after, strict=True) if b.numel() > 64)
     assert {"model/loss", "skill/information", "policy/reward", "policy/critic1_loss", "plan/score"} <= metrics.keys()
@@ -281,8 +280,9 @@ def test_a_planner_over_skills_over_goals():
     for old, level in zip(before, (skills, policy), strict=True):
         new = level.algorithm.policy.actor.parameters()
         assert all(not torch.equal(a, b) for a, b in zip(old, new, strict=True))
-    assert skills.method.n_updates == int(2 * (144 - skills.method._first) / 8) > 15
-    names = {"plan/score", "model/loss", "skill/information", "policy/reward", "policy/reward_level2"}
+    assert skills.method.learner.n_updates == int(2 * (144 - skills.method.learner._first) / 8) > 15
+    below = {f"skills/{name}" for name in ("model/loss", "skill/information", "policy/reward")}
+    names = {"plan/score", "goals/policy/reward", *below}
     assert names <= metrics.keys()
     assert all(np.isfinite(value) for value in metrics.values())
     for i in range(2):

@@ -140,8 +140,8 @@ def _without(*keys: Any) -> Callable[[], object]:
     return _edit_state(change)
 
 
-_LEVEL = ("agent", "0")
-_REPLAY = ("experience", "0")
+_LEARNER = ("agent", "planner", "learner")
+_REPLAY = ("experience", "planner")
 _CARRY = ("collector", "carry", "levels", 0)
 _UNFIT = "checkpoints does not fit the settings in config.json"
 
@@ -198,7 +198,7 @@ KEYS = [
     Damage(
         "manifest.json that names a file elsewhere",
         _edit_manifest(lambda m: m.update(segments={"../../../etc/passwd": {"size": 1, "sha256": ""}})),
-        "its values are not",
+        "a value has another type than expected",
     ),
     Damage("a stranger's file in a checkpoint", lambda: (newest(FOLDER) / "notes.txt").touch(), "holds"),
     Damage("no state.pt", lambda: _state().unlink(), "holds manifest.json, expected"),
@@ -208,10 +208,12 @@ KEYS = [
         Damage(f"a state without {key}", _without(key), "the state has the keys")
         for key in ("agent", "collector", "n_total_env_steps")
     ),
+    Damage("an agent without its optimiser", _without(*_LEARNER, "optimizer"), f"{_UNFIT}: KeyError: 'optimizer'"),
     Damage(
-        "an agent without its optimiser", _without(*_LEVEL, "model_optimizer"), f"{_UNFIT}: KeyError: 'model_optimizer'"
+        "an agent with a level more",
+        _edit_state(lambda s: s["agent"].update({"1": {}})),
+        "levels planner, 1, expected planner",
     ),
-    Damage("an agent with a level more", _edit_state(lambda s: s["agent"].update({"1": {}})), "2 levels, expected 1"),
     Damage("another agent's checkpoint", _edit_state(lambda s: s.update(agent={"0": {}}, experience={})), _UNFIT),
     Damage("a replay without rewards", _without(*_REPLAY, "rows", "rows", "rew"), _UNFIT),
     Damage("a carry without its memory", _without(*_CARRY, "memory", "until_report"), "memory holds"),
@@ -220,10 +222,10 @@ KEYS = [
 SHAPES = [
     Damage(
         "weights of another shape",
-        _set(*_LEVEL, "world", to=lambda w: {k: v[..., :1] if v.ndim > 1 else v for k, v in w.items()}),
+        _set(*_LEARNER, "world", to=lambda w: {k: v[..., :1] if v.ndim > 1 else v for k, v in w.items()}),
         "size mismatch",
     ),
-    Damage("a generator's state that is too short", _set(*_LEVEL, "generator", to=lambda g: g[:10]), _UNFIT),
+    Damage("a generator's state that is too short", _set(*_LEARNER, "generator", to=lambda g: g[:10]), _UNFIT),
     Damage("steps that are a word", _set("collector", "n_total_env_steps", to="sixty"), _UNFIT),
     Damage(
         "observations of another width",
@@ -306,7 +308,7 @@ HOSTILE = [
 
 MOMENTS = Damage(
     "an optimiser's moments of another shape",  # torch takes it, and fused Adam would then write beyond its end
-    _set(*_LEVEL, "model_optimizer", "state", 0, "exp_avg", to=torch.zeros(1)),
+    _set(*_LEARNER, "optimizer", "state", 0, "exp_avg", to=torch.zeros(1)),
     _UNFIT,
 )
 

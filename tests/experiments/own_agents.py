@@ -20,13 +20,10 @@ class Hold:
     duration: int = 2
     """Environment steps."""
 
-    presets: ClassVar[dict[str, "Hold"]]
+    presets: ClassVar[dict[str, dict[str, int]]] = {"debug": {"duration": 5}}
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         return Hierarchy([RandomLevel(task.action_space, duration=self.duration)], task, device)
-
-
-Hold.presets = {"debug": Hold(duration=5)}
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Strange(Hold):
 
     function: Callable[[int], int] | torch.Tensor | None = None
 
-    presets: ClassVar[dict[str, Hold]] = {}
+    presets: ClassVar[dict[str, dict[str, int]]] = {}
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,10 @@ SETTINGS = [
     (["pets", "--model.weight-decay", "1", "2", "3"], ["weight_decay has 3 values"]),
     (["pets", "--discount", "nan"], ["discount is nan"]),
     (["sac", "--algorithm", "ppo"], ["'ppo'", "--algorithm", "sac", "td3"]),
-    (["sac", "--env", "CartPole-v1"], ["the action space is Discrete(2), expected a Box: sac acts in nothing else"]),
+    (
+        ["sac", "--env", "CartPole-v1"],
+        ["the action space is Discrete(2), expected a flat Box of [-1, 1]"],
+    ),
     (["sac", "--learning.updates-per-transition", "-1"], ["updates_per_transition is -1.0"]),
     (["pets", "--wandb", "sometimes"], ["'sometimes'", "--wandb", "offline"]),
     (["pets", "--seed", "one"], ["--seed", "'one'"]),
@@ -171,7 +174,7 @@ def test_help_is_not_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert not stop.value.code
     output, error = capsys.readouterr()
     assert "--planner.icem.n-samples" in output
-    assert "Candidates sampled in the first iteration." in output
+    assert "Number of candidates sampled in the first iteration." in output
     assert error == ""
     assert all_files(tmp_path) == {}
 

@@ -47,7 +47,7 @@ def test_the_networks_of_the_checkpoint_play(folder: Path, capsys: pytest.Captur
     before = capsys.readouterr().out
 
     def change(state: dict[str, Any]) -> None:
-        world = state["agent"]["0"]["world"]
+        world = state["agent"]["planner"]["learner"]["world"]
         for name, tensor in world.items():
             if tensor.is_floating_point():
                 world[name] = torch.full_like(tensor, 0.1)

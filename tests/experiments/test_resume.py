@@ -55,7 +55,7 @@ AGENTS = {
         "--learning.replay-size",
         "33",
     ): 1,
-    ("pets", "--planner", "random_shooting", "--random-shooting.n-samples", "50"): 1,
+    ("pets", "--planner.kind", "random_shooting", "--planner.random-shooting.n-samples", "50"): 1,
     ("sac",): 1,
     ("sac", "--algorithm", "td3"): 4,
     ("goals", *MAZE): 4,
@@ -164,12 +164,12 @@ def test_evaluations_and_pictures_between_parts_change_nothing() -> None:
 def test_the_comparison_of_states_sees_every_number(trained: Path) -> None:
     state, other = read_state(trained), read_state(trained)
     assert_same(state, other)
-    level = state["agent"]["0"]
+    learner = state["agent"]["planner"]["learner"]
     for tensor in (
-        level["world"]["objective.state_std"] if "objective.state_std" in level["world"] else level["generator"],
-        level["model_optimizer"]["state"][0]["exp_avg"],
-        level["generator"],
-        state["experience"]["0"]["rows"]["rows"]["obs"],
+        next(iter(learner["world"].values())),
+        learner["optimizer"]["state"][0]["exp_avg"],
+        learner["generator"],
+        state["experience"]["planner"]["rows"]["rows"]["obs"],
         state["collector"]["carry"]["levels"][0]["memory"]["until_report"],
         state["collector"]["running"]["actions"][0],
         state["globals"]["torch"],
@@ -317,7 +317,7 @@ def test_an_environment_that_does_not_repeat_itself_begins_another_episode(agent
     if agent != "pets":
         return
     replay = Replay(1000 * 1000, 2)
-    replay.load_state_dict(state["experience"]["0"])
+    replay.load_state_dict(state["experience"]["planner"])
     for i in range(2):
         rows = stored(replay, i)
         assert len(rows) == 42

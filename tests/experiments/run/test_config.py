@@ -52,7 +52,7 @@ def test_an_agent_in_every_spelling(args: list[str]) -> None:
         ["pets", "--preset", "paper", "--name", "ü 1", "--wandb-tags", "a", "b", "--runs-dir", "some/where"],
         [
             "pets",
-            "--planner",
+            "--planner.kind",
             "cem",
             "--model.hidden",
             "7",

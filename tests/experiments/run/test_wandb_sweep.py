@@ -76,7 +76,7 @@ def test_all_kinds_of_settings_are_understood(args: str, monkeypatch: pytest.Mon
     agent = Agent([*START, "pets", "--wandb", "offline", args], monkeypatch)
     chosen = {"n_envs": 3, "planner.kind": "mppi", "learning.reward_learning_rate": 1e-05, "wandb_tags": ["a", "b"]}
     config = parse(agent.words("one", **chosen, fresh=True, tensorboard=True))
-    assert (config.n_envs, config.settings.planner, config.wandb_tags) == (3, "mppi", ("a", "b"))
+    assert (config.n_envs, config.settings.planner.kind, config.wandb_tags) == (3, "mppi", ("a", "b"))
     assert config.settings.learning.reward_learning_rate == 1e-05
     assert (config.fresh, config.tensorboard) == (True, True)
 
