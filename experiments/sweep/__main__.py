@@ -1,9 +1,11 @@
 """Run a study: `python -m experiments.sweep experiments/studies/cartpole.py`.
 
-The same command again goes on with it. Exit codes: 0 all trials are finished, 2 bad input, 3 some are not, 75 stopped by a
-signal.
+The same command again goes on with it. Exit codes: 0 all trials are finished, 2 bad input, 3 some are not finished,
+75 stopped by a signal.
 """
 
+import os
+import secrets
 import signal
 import sys
 from collections.abc import Sequence
@@ -15,7 +17,7 @@ import tyro
 
 from experiments.run.command_line import command_line, fail
 from experiments.run.signals import STOPPED, StopRequest
-from experiments.sweep.folder import open_study
+from experiments.sweep.folder import is_done, open_study
 from experiments.sweep.search import Draws
 from experiments.sweep.study import Study, load
 
@@ -57,14 +59,18 @@ def main(args: Sequence[str] | None = None) -> None:
             study = replace(study, wandb=options.wandb)
         folder = options.runs_dir / study.name
         draws = Draws(study, folder) if study.learns else None
-        trials = study.trials() if draws is None else study.trials(draws.made)
+        trials = study.trials() if draws is None else draws.trials()
         if options.list:
             if draws is not None:
-                print(f"{len(draws.made)} of {draws.n_total} draws are made; Optuna chooses the others", file=sys.stderr)
+                print(
+                    f"{len(draws.made)} of {draws.n_total} draws are made, the others depend on them", file=sys.stderr
+                )
             print(*(f"{trial.command(folder)}\n" for trial in trials), sep="", end="")
             return
-        _require_ray(study)
         with open_study(folder):
+            if draws is None and all(is_done(folder / trial.name, trial.words) for trial in trials):
+                print(f"{study.name}: all {len(trials)} trials are finished")
+                return
             done, stopped_by = _run(study, folder, draws, options)
     except ValueError as error:
         fail(error)
@@ -79,32 +85,26 @@ def main(args: Sequence[str] | None = None) -> None:
         )
 
 
-def _require_ray(study: Study) -> None:
-    try:
-        import ray.tune
-
-        if study.learns:
-            import optuna  # noqa: F401
-    except ImportError as error:
-        raise ValueError(
-            f"{error.name} is missing, expected the extra ray: pip install -c constraints.txt -e '.[ray]'"
-        ) from error
-
-
 def _run(study: Study, folder: Path, draws: Draws | None, options: SweepConfig) -> tuple[bool, str | None]:
     """Run the study; return True if all trials are finished, and the signal that stopped it."""
-    import ray
+    if options.address is None:  # before the import: Ray listens on all interfaces, and refuses who lacks the token
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    try:
+        if study.learns:
+            import optuna  # noqa: F401
+        import ray
 
-    from experiments.sweep.ray_tune import connect, run_study
-
+        from experiments.sweep.ray_tune import connect, run_study
+    except ImportError as error:
+        install = "pip install -c constraints.txt -e '.[ray]'"
+        raise ValueError(f"{error.name} is missing, expected the extra ray: in the checkout, {install}") from error
     room = connect(options.address, options.cpus, study.resources)
     with StopRequest() as request:  # after Ray has installed handlers of its own
         try:
             if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a lost connection of the terminal stops, too
                 signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
-            table = run_study(study, folder, draws, room=room, request=request)
-            print(table.summary(), flush=True)
-            return table.done, request.received
+            watch = run_study(study, folder, draws, room=room, stop=lambda: bool(request))
+            return set(watch.states.values()) == {"done"}, request.received
         finally:
             ray.shutdown()
 

@@ -1,257 +1,174 @@
-"""Studies on Ray Tune: a trial of Tune trains one run folder. Needs the extra `ray`."""
+"""Studies on Ray Tune: each trial of Tune trains one run folder. Needs the extra `ray`."""
 
+import csv
+import io
 import json
 import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-_ENVIRONMENT = {
+os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials that ask for no GPU see none
-    "RAY_AIR_NEW_OUTPUT": "0",  # otherwise Tune ignores our reporter
+    "RAY_AIR_NEW_OUTPUT": "0",  # else Tune ignores the reporter below
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the runs have their own logs
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune kills its actors 15 s after Ctrl-C, too soon for saving; see `Stop`
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # `Table` prints a line
-}
-for _name, _value in _ENVIRONMENT.items():
-    os.environ.setdefault(_name, _value)
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs have their own logs
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune kills workers 15 s after Ctrl-C; `Watch.stop_all` lets runs be saved
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # `Watch` prints a line in place of a traceback
+}  # read when Ray is imported
 
-import ray  # noqa: E402  reads the environment
-from ray import tune  # noqa: E402
-from ray.tune.error import TuneError  # noqa: E402
-from ray.tune.search import Searcher  # noqa: E402
+import ray
+from ray import tune
+from ray.tune.search import Searcher
 
-from experiments.run.signals import StopRequest  # noqa: E402
-from experiments.sweep.folder import (  # noqa: E402
-    STOP,
-    SWEEP,
-    is_done,
-    newest_checkpoint,
-    read_metrics,
-    write_tables,
-)
-from experiments.sweep.search import Draws  # noqa: E402
-from experiments.sweep.study import Resources, Study, Trial  # noqa: E402
-from experiments.sweep.training import Job, Training  # noqa: E402
+from experiments.sweep.folder import STOP, SWEEP, is_done, newest_checkpoint, read_metrics, write_whole
+from experiments.sweep.search import Draws
+from experiments.sweep.study import Resources, Study, Trial
+from experiments.sweep.training import Job, Training
 
 PROGRAM = ("python", "-m", "experiments.train")
 """Program that trains: takes `Trial.arguments`, has the exit codes of `experiments.train`, and leaves summary.json."""
 
-ROOT = Path(__file__).parents[2]
-_REPORT_S = 5.0  # between two results of a trial
-_WRITE_S = 20.0  # between two versions of study.json and trials.csv
+_LOOK_S = 30.0  # between two looks at the run folders
 
 
-class Run(tune.Trainable):  # type: ignore[misc]
-    """Trainable of Tune that trains one run folder, or goes on with it; Tune's own checkpoints are not used."""
+def train_run(config: dict[str, Any]) -> dict[str, Any]:
+    """Trainable of Tune: trains a run folder, or goes on with it. The checkpoints are those of the run, not of Tune.
 
-    def setup(self, config: dict[str, Any]) -> None:
-        """Begin a training."""
-        self.training = Training(Job(**json.loads(config["job"])))
-        self.reported = False
-
-    def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Begin another training in the same worker."""
-        self.setup(new_config)
-        return True
-
-    def step(self) -> dict[str, Any]:
-        """Wait for news, and report how far the run is.
-
-        Raises:
-            RuntimeError: It crashed; Tune decides whether there is another attempt.
-        """
-        training, run = self.training, self.training.job.run
-        training.join(_REPORT_S)
-        ended = not training.is_alive()
-        if ended and training.outcome == "crashed" and self.reported:
-            raise RuntimeError(training.message)
-        self.reported = ended  # a crash is raised after the last result, which says how far the run got
-        return {
-            **read_metrics(run),
-            "saved": newest_checkpoint(run),
-            "state": training.outcome if ended else "running",
-            "message": training.message if ended else "",
-            "done": ended and training.outcome != "crashed",
-        }
-
-    def cleanup(self) -> None:
-        """Have the run saved; Tune calls this for a training that it ends."""
-        self.training.stop()
-        self.training.join()
+    It reports its end only: `tune.report` waits for the scheduler, which may be lost while the lease must be renewed.
+    """
+    job = Job(**json.loads(config["job"]))
+    state, message = Training(job).run()
+    return {**read_metrics(job.run), "state": state, "message": message, "done": True}
 
 
-class Table(tune.Callback):
-    """Table of all trials of a study: prints a line for each event, and writes study.json and trials.csv.
+class Watch(tune.Callback, tune.Stopper):
+    """Table of a study's trials, for people; and the end of a study that is asked to stop.
 
     Args:
         study: The study.
         folder: Its folder.
-        trials: Trials known so far.
+        stop: Returns True when the study is asked to stop.
     """
 
-    def __init__(self, study: Study, folder: Path, trials: Sequence[Trial]) -> None:
-        self.study, self.folder = study, folder
-        self.rows: dict[str, dict[str, Any]] = {}
-        self.n_running, self._written_s = 0, 0.0
-        for trial in trials:
-            self.add(trial)
-
-    def add(self, trial: Trial) -> None:
-        """Add a trial, with the results of its run folder if there are some."""
-        run = self.folder / trial.name
-        self.rows[trial.name] = {
-            "trial": trial.name,
-            "agent": trial.agent,
-            "environment": trial.environment,
-            "seed": trial.seed,
-            **trial.settings,
-            "state": "done" if is_done(run, trial.words) else "waiting",
-            "tries": 0,
-            **dict.fromkeys(("steps", "seconds", "steps_per_second", "return", "evaluation"), None),
-            "message": "",
-            "command": trial.command(self.folder),
-        }
-        self._update(trial.name, read_metrics(run))
+    def __init__(self, study: Study, folder: Path, stop: Callable[[], bool]) -> None:
+        self.study, self.folder, self.stop = study, folder, stop
+        self.trials: list[Trial] = []
+        self._news: dict[str, tuple[str, str]] = {}  # state and message by trial
+        self._saved: dict[str, int] = {}  # steps of the newest checkpoint by trial
+        self._n_running, self._looked_s, self._asked = 0, 0.0, False
 
     @property
-    def done(self) -> bool:
-        """True if all trials are finished."""
-        return all(row["state"] == "done" for row in self.rows.values())
+    def states(self) -> dict[str, str]:
+        """State by trial: done, where the run folder is finished, or else the last one that is known."""
+        known = {trial.name: self._news.get(trial.name, ("waiting", ""))[0] for trial in self.trials}
+        return known | {t.name: "done" for t in self.trials if is_done(self.folder / t.name, t.words)}
 
-    def summary(self) -> str:
-        """Number of trials by state."""
-        counts = Counter(row["state"] for row in self.rows.values())
-        numbers = ", ".join(f"{counts[state]} {state}" for state in sorted(counts))
-        return f"{self.study.name}, {len(self.rows)} trials: {numbers}"
-
-    def write(self) -> None:
-        """Write study.json and trials.csv; a full disk does not stop the trials."""
-        self._written_s = time.monotonic()
+    def write(self) -> str:
+        """Write trials.csv, and return the number of trials by state; a full disk does not stop the trials."""
+        states, text = self.states, io.StringIO()
+        names = list(dict.fromkeys(name for trial in self.trials for name in trial.settings))
+        numbers = ["steps", "seconds", "steps_per_second", "return", "evaluation"]
+        columns = ["trial", "agent", "environment", "seed", *names, "state", *numbers, "message", "command"]
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        for trial in self.trials:
+            place = {"trial": trial.name, "agent": trial.agent, "environment": trial.environment, "seed": trial.seed}
+            news = {"state": states[trial.name], "message": self._news.get(trial.name, ("", ""))[1]}
+            found = read_metrics(self.folder / trial.name)
+            writer.writerow({**place, **trial.settings, **news, **found, "command": trial.command(self.folder)})
         try:
-            write_tables(self.folder, asdict(self.study), list(self.rows.values()))
+            write_whole(self.folder / "trials.csv", text.getvalue())
         except OSError as error:
-            print(f"study.json and trials.csv cannot be written: {error}", flush=True)
+            print(f"trials.csv cannot be written: {error}", flush=True)
+        return ", ".join(f"{n} {state}" for state, n in sorted(Counter(states.values()).items()))
 
-    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Count an attempt."""
-        row = self.rows[str(trial)]
-        row["state"], row["tries"] = "running", row["tries"] + 1
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._note(trial, "running", "")
+        self._limit_failures(trial)
 
-    def on_trial_result(
-        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
-    ) -> None:
-        """Take over a result. Tune limits all failures of a trial; we limit those in a row without a new checkpoint."""
-        last = trial.last_result or {}
-        if result["saved"] > last.get("saved", newest_checkpoint(self.folder / str(trial)) if not last else -1):
-            trial.run_metadata.num_failures = 0
-        self._update(str(trial), result)
+    def on_trial_complete(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._note(trial, trial.last_result["state"], trial.last_result["message"])
 
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Print how a trial ended."""
-        row = self.rows[str(trial)]
-        self._say(row, f"{row['steps'] or 0} steps, return {row['return']}" if row["state"] == "done" else row["message"])
+    def on_trial_recover(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._note(trial, "waiting", f"attempted again: {_last_error(trial)}")
 
-    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Print that a trial is attempted again."""
-        row = self.rows[str(trial)]
-        lost = row["state"] == "running"
-        row["state"], row["message"] = "waiting", "its worker was lost" if lost else row["message"]
-        self._say(row, f"attempted again: {row['message']}")
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._note(trial, "failed", _last_error(trial))
 
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """Print that a trial is given up."""
-        row = self.rows[str(trial)]
-        row["state"], row["message"] = "failed", row["message"] or "its worker was lost"
-        self._say(row, f"given up: {row['message']}")
-
-    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Write the tables now and then."""
-        self.n_running = sum(trial.status == "RUNNING" for trial in trials)
-        if time.monotonic() - self._written_s > _WRITE_S:
+    def on_step_end(self, iteration: int, trials: Any, **info: Any) -> None:
+        running = [trial for trial in trials if trial.status == "RUNNING"]
+        self._n_running = len(running)
+        if time.monotonic() - self._looked_s > _LOOK_S:
+            self._looked_s = time.monotonic()
+            for trial in running:
+                self._limit_failures(trial)
+                trial.last_result.update(read_metrics(self.folder / str(trial)))  # for the reporter
             self.write()
 
-    def _update(self, name: str, found: dict[str, Any]) -> None:
-        row = self.rows[name]
-        row.update({key: found[key] for key in row.keys() & found.keys()})
-        if row["steps"] and row["seconds"]:
-            row["steps_per_second"] = row["steps"] / row["seconds"]
-
-    def _say(self, row: dict[str, Any], line: str) -> None:
-        print(f"{row['trial']}: {row['state']}, {line}", flush=True)
-
-
-class Stop(tune.Stopper):
-    """Ends a study on request: first all trials save and end, then Tune may stop.
-
-    Args:
-        request: Becomes true when the study is asked to stop.
-        table: Knows how many trials are running.
-    """
-
-    def __init__(self, request: StopRequest, table: Table) -> None:
-        self.request, self.table, self._asked = request, table, False
-
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
-        """Stop no trial alone."""
-        return False
+        return False  # no trial is stopped alone
 
     def stop_all(self) -> bool:
-        """Ask the trainings to stop, and return True when none is running."""
-        if self.request and not self._asked:
+        """On request, have all runs saved; return True when none is training any more."""
+        if not self._asked and self.stop():
             self._asked = True
-            (self.table.folder / SWEEP / STOP).touch()
-            print("stopping: the trainings save and end; a second signal ends this process at once", flush=True)
-        return self._asked and not self.table.n_running
+            (self.folder / SWEEP / STOP).touch()
+            print("stopping: runs are saved; a second signal ends this process at once", flush=True)
+        return self._asked and not self._n_running
+
+    def _limit_failures(self, trial: Any) -> None:
+        """Forget failures before a new checkpoint: FailureConfig limits all of them, a study those in a row."""
+        saved = newest_checkpoint(self.folder / str(trial))
+        if saved > self._saved.get(str(trial), saved):
+            trial.run_metadata.num_failures = 0
+        self._saved[str(trial)] = saved
+
+    def _note(self, trial: Any, state: str, message: str) -> None:
+        self._news[str(trial)] = (state, message)
+        print(f"{trial}: {state}{f', {message}' if message else ''}", flush=True)
 
 
-class DrawSearcher(Searcher):  # type: ignore[misc]
-    """Searcher of Tune that makes a new draw when all trials of the earlier ones have begun.
+class DrawSearcher(Searcher):
+    """Searcher of Tune that makes a new draw when all trials of earlier ones have begun.
 
     Args:
         draws: The search.
-        jobs: Converts trials to configurations of Tune; removes finished ones.
-        table: Table that new trials are added to.
+        begin: Adds trials to the study; returns the jobs of those that are unfinished.
     """
 
-    def __init__(self, draws: Draws, jobs: Any, table: Table) -> None:
+    def __init__(self, draws: Draws, begin: Callable[[Sequence[Trial]], list[str]]) -> None:
         super().__init__()
-        self.draws, self.jobs, self.table, self._error = draws, jobs, table, ""
-        self.waiting = list(jobs(draws.study.trials(draws.made)))
+        self.draws, self.begin, self._error = draws, begin, ""
+        self.jobs = begin(draws.trials())
 
     def suggest(self, trial_id: str) -> Any:
-        """Configuration of the next trial."""
-        while not self.waiting:
-            if len(self.draws.made) >= self.draws.n_total:
+        while not self.jobs:
+            if not self.draws.more:
                 return Searcher.FINISHED
             try:
-                trials = self.draws.next()
-            except OSError as error:  # Tune asks again; a draw that is not saved could not go on after a stop
+                self.jobs = self.begin(self.draws.next())
+            except OSError as error:  # Tune asks again; after a stop, a draw that is not saved could not go on
                 if str(error) != self._error:
-                    print(f"draws.json cannot be written: {error}", flush=True)
+                    print(f"{self.draws.path} cannot be written: {error}", flush=True)
                 self._error = str(error)
                 return None
-            for trial in trials:
-                self.table.add(trial)
-            self.waiting = list(self.jobs(trials))
-        return {"job": self.waiting.pop(0)}
+        return {"job": self.jobs.pop(0)}
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing to do: scores are read from the run folders."""
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        pass  # scores are read from the run folders
 
     def save(self, checkpoint_path: str) -> None:
-        """Write a file, as Tune expects one; draws.json has the state."""
-        Path(checkpoint_path).touch()
+        Path(checkpoint_path).touch()  # Tune expects a file; the state is in draws.json
 
 
 def connect(address: str | None, n_cpus: int | None, resources: Resources) -> int:
-    """Connect to a cluster, or start Ray on this machine; return how many trials fit side by side now.
+    """Connect to a cluster, or start Ray on this machine; return the number of trials that fit side by side.
 
     Raises:
         ValueError: There is no such cluster, or no trial fits on this machine.
@@ -259,94 +176,95 @@ def connect(address: str | None, n_cpus: int | None, resources: Resources) -> in
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     try:
         if address is None:
-            # Only this machine may connect. 80 MiB is the least that Ray takes; results are small.
-            own = {"_node_ip_address": "127.0.0.1", "include_dashboard": False, "object_store_memory": 80 * 2**20}
-            ray.init("local", num_cpus=n_cpus, **own, **quiet)
+            store = 80 * 2**20  # bytes; the least that Ray takes, and results are small
+            ray.init("local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=store, **quiet)
         else:
             ray.init(address, **quiet)
     except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
         raise ValueError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
-    wanted = {kind: n for kind, n in (("CPU", resources.cpus), ("GPU", resources.gpus)) if n}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(min(int(node.get(kind, 0) / n) for kind, n in wanted.items()) for node in nodes)
+    has, wanted = ray.cluster_resources(), {"CPU": resources.cpus, "GPU": resources.gpus}
+    room = min(int(has.get(kind, 0) / n) for kind, n in wanted.items() if n)
     if room == 0 and address is None:
         ray.shutdown()
-        has = ", ".join(f"{nodes[0].get(kind, 0):g} {kind}" for kind in ("CPU", "GPU"))
-        raise ValueError(f"a trial takes {resources.cpus:g} CPU, {resources.gpus:g} GPU; this machine has {has}")
-    return max(room, 1)
+        given, asked = (", ".join(f"{of.get(kind, 0):g} {kind}" for kind in wanted) for of in (has, wanted))
+        raise ValueError(f"a trial takes {asked}; this machine has {given}")
+    return max(room, 1)  # a cluster may grow
 
 
 def run_study(
-    study: Study, folder: Path, draws: Draws | None, *, room: int, request: StopRequest, program: Sequence[str] = PROGRAM
-) -> Table:
-    """Run the unfinished trials of a study on a connected Ray.
+    study: Study,
+    folder: Path,
+    draws: Draws | None,
+    *,
+    room: int,
+    stop: Callable[[], bool],
+    program: Sequence[str] = PROGRAM,
+    lease_s: float = Job.lease_s,
+) -> Watch:
+    """Run those trials of a study whose run folders are not finished, on the connected Ray.
 
-    Each call makes a new experiment of Tune with those trials that their run folders show to be unfinished. `Tuner.restore`
-    cannot add trials to a study, and the state that it restores is older than that of the folders.
+    Each call is a new experiment of Tune: `Tuner.restore` cannot add trials, and restores less than the folders have.
 
     Args:
         study: The study.
         folder: Its folder.
         draws: Draws of a search with Optuna.
-        room: Number of trials side by side in such a search.
-        request: Becomes true when the study is asked to stop.
+        room: Number of trials of such a search side by side.
+        stop: Returns True when the study is asked to stop.
         program: Program that trains.
+        lease_s: Seconds without renewal after which the lease of a run is free.
 
     Raises:
         ValueError: Tune or the cluster failed.
     """
-    trials = study.trials() if draws is None else study.trials(draws.made)
-    table = Table(study, folder, trials)
+    watch = Watch(study, folder, stop)
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
 
-    def jobs(trials: Sequence[Trial]) -> list[str]:
-        path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
-        shared = {"folder": str(folder.absolute()), "cwd": str(Path.cwd()), "path": path}
-        return [
-            json.dumps(asdict(Job(t.name, words=list(t.words), command=[*program, *t.arguments(folder)], **shared)))
-            for t in trials
-            if table.rows[t.name]["state"] != "done"
-        ]
+    def begin(trials: Sequence[Trial]) -> list[str]:
+        watch.trials += trials
+        waiting = [t for t in trials if not is_done(folder / t.name, t.words)]
+        place = {"folder": str(folder.absolute()), "cwd": str(Path.cwd()), "path": path, "lease_s": lease_s}
+        jobs = [Job(t.name, words=list(t.words), command=[*program, *t.arguments(folder)], **place) for t in waiting]
+        return [json.dumps(asdict(job)) for job in jobs]
 
-    waiting = jobs(trials)
-    if draws is None and not waiting:
-        table.write()
-        return table
-    name = _name_of
-    config = tune.TuneConfig(
-        reuse_actors=True,
-        trial_name_creator=name,
-        trial_dirname_creator=name,
-        search_alg=None if draws is None else DrawSearcher(draws, jobs, table),
-        max_concurrent_trials=None if draws is None else room,
-        num_samples=1 if draws is None else -1,
-    )
-    resources = {"cpu": study.resources.cpus, "gpu": study.resources.gpus}
+    if draws is None:
+        space = {"job": tune.grid_search(begin(study.trials()))}
+        search: dict[str, Any] = {}
+    else:
+        space = {}
+        search = {"search_alg": DrawSearcher(draws, begin), "max_concurrent_trials": room, "num_samples": -1}
     tuner = tune.Tuner(
-        tune.with_resources(Run, resources),
-        param_space={"job": tune.grid_search(waiting)} if draws is None else None,
-        tune_config=config,
+        tune.with_resources(train_run, {"cpu": study.resources.cpus, "gpu": study.resources.gpus}),
+        param_space=space,
+        tune_config=tune.TuneConfig(reuse_actors=True, trial_name_creator=_name, trial_dirname_creator=_name, **search),
         run_config=tune.RunConfig(
             name=SWEEP,
             storage_path=str(folder.absolute()),
             failure_config=tune.FailureConfig(max_failures=study.retries),
-            stop=Stop(request, table),
-            callbacks=[table],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
+            stop=watch,
+            callbacks=[watch],
             progress_reporter=tune.CLIReporter(
-                metric_columns=["state", "steps", "return"], parameter_columns={"none": ""}, max_report_frequency=30
+                metric_columns=["steps", "return"], parameter_columns={"": ""}, max_report_frequency=30
             ),
             verbose=1,
         ),
     )
+    write_whole(folder / "study.json", json.dumps(asdict(study), indent=2, default=str) + "\n")
     try:
         tuner.fit()
-    except (TuneError, ConnectionError, ray.exceptions.RayError) as error:
+    except (tune.TuneError, ConnectionError, ray.exceptions.RayError) as error:
         raise ValueError(f"Tune failed: {error}") from error
     finally:
-        table.write()
-    return table
+        print(f"{study.name}, {len(watch.trials)} trials: {watch.write()}", flush=True)
+    return watch
 
 
-def _name_of(trial: Any) -> str:
+def _name(trial: Any) -> str:
     name: str = json.loads(trial.config["job"])["name"]
     return name
+
+
+def _last_error(trial: Any) -> str:
+    """Last line of the trial's last error."""
+    text = Path(trial.error_file).read_text() if trial.error_file else ""
+    return text.strip().rpartition("\n")[2].removeprefix("RuntimeError: ")

@@ -52,6 +52,15 @@ class Draws:
         """Number of draws of the whole search."""
         return self.search.n_trials * len(self.study.agents) * len(self.study.environments)
 
+    @property
+    def more(self) -> bool:
+        """True if there are draws to make."""
+        return len(self.made) < self.n_total
+
+    def trials(self) -> list[Trial]:
+        """Trials of the draws so far."""
+        return self.study.trials(self.made)
+
     def next(self) -> list[Trial]:
         """Make and save the next draw; return its trials, one for each seed.
 

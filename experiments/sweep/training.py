@@ -1,25 +1,19 @@
-"""One training of one run, in a child process that a thread of the worker watches. Light: it loads no torch."""
+"""One training of one run, in a child process that a worker watches. Light: it loads no torch."""
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Literal
 
 from experiments.sweep.folder import LOCK, STOP, SUMMARY, SWEEP, WORDS, is_done, is_locked, write_whole
 
 BAD, STOPPED = 2, 75  # exit codes of experiments.train
-
-_BEAT_S = 2.0  # between renewals of a lease; Ray's own heartbeats take longer
-_SAVE_S = 900.0  # for saving after a request to stop; the fit of a large model may have to end first
 
 _CHILD = """
 import ctypes, os, signal, sys
@@ -30,13 +24,13 @@ if sys.platform == "linux":
         sys.exit(1)
 os.execvp(sys.argv[2], sys.argv[2:])
 """
-# Ray's workers block SIGINT, which a child inherits. The kernel kills the child with its worker (PR_SET_PDEATHSIG = 1):
-# Ray does so only where it ends the worker itself. Python's preexec_fn is not safe in a process with threads.
+# Ray's workers block SIGINT, which a child inherits. The kernel kills the child when its worker dies (PR_SET_PDEATHSIG
+# is 1); Ray does so only where it ends the worker itself. Popen's preexec_fn is unsafe in a process with threads.
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to train, as a worker needs it."""
+    """A run to train."""
 
     name: str
     """Name of the trial and of its folder."""
@@ -52,6 +46,8 @@ class Job:
     """PYTHONPATH."""
     lease_s: float = 30.0
     """Seconds without renewal after which a lease is free."""
+    save_s: float = 900.0
+    """Seconds for saving after a request to stop; the fit of a large model may have to end first."""
 
     @property
     def run(self) -> Path:
@@ -59,51 +55,42 @@ class Job:
         return Path(self.folder, self.name)
 
     def file(self, kind: str) -> Path:
-        """File of the scheduler for this run: log or lease."""
+        """File in the sweep's folder: log or lease."""
         return Path(self.folder, SWEEP, f"{self.name}.{kind}")
 
 
 class Lease:
-    """Right to write in a run's folder: a file that its holder renews, whichever machine it is on.
+    """Right of one machine to write in a run's folder: a file that its holder renews.
 
-    Ray considers a node lost that does not answer, and starts its trials elsewhere while the node may still be training.
-    The lock of the run itself holds on one machine, but not on every shared file system.
+    Ray starts a trial again elsewhere when its node does not answer, while the node may still be training. The lock of
+    the run prevents two trainings on one machine, but not across machines on every shared file system.
 
     Args:
         path: File of the lease.
-        patience_s: Seconds without renewal after which the lease is free.
+        patience_s: Seconds without renewal after which the lease of another machine is free.
     """
 
     def __init__(self, path: Path, patience_s: float) -> None:
         self.path, self.patience_s, self.token = path, patience_s, f"{_machine()} {uuid.uuid4().hex}"
-        self._file: IO[str] | None = None
-        self._renewed_s = 0.0
-        self._seen, self._since_s = (-1, ""), time.monotonic()
+        self._seen, self._since_s = ("", 0), 0.0
 
     def take(self) -> bool:
         """Take the lease if it is free, and return True then.
 
-        Clocks of machines differ, so the time counts during which this process has seen no change.
+        Clocks of machines differ: the time counts during which this process has seen no change.
         """
-        try:
-            seen = (self.path.stat().st_mtime_ns, self.path.read_text())
-        except FileNotFoundError:
-            seen = None
-        if seen is not None and seen != self._seen:
-            self._seen, self._since_s = seen, time.monotonic()
-        if seen is not None and time.monotonic() - self._since_s < self.patience_s and not self._is_abandoned(seen[1]):
-            return False
-        self._file = self.path.open("a+")
-        with contextlib.suppress(OSError):  # no locks here; others wait for `patience_s` then
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        self._file.truncate(0)
-        self._file.write(self.token)
-        self._file.flush()
-        self._renewed_s = time.monotonic()
+        with contextlib.suppress(FileNotFoundError):
+            seen = (self.path.read_text(), self.path.stat().st_mtime_ns)
+            if seen != self._seen:
+                self._seen, self._since_s = seen, time.monotonic()
+            if seen[0].split()[:1] != [_machine()] and time.monotonic() - self._since_s < self.patience_s:
+                return False
+        write_whole(self.path, self.token)
+        self._since_s = time.monotonic()
         return True
 
     def renew(self) -> bool:
-        """Renew the lease; False if another process took it, or may have taken it meanwhile."""
+        """Renew the lease; False if another worker has taken it, or may have taken it meanwhile."""
         try:
             if self.path.read_text() != self.token:
                 return False
@@ -111,8 +98,8 @@ class Lease:
         except FileNotFoundError:
             return False
         except OSError:  # a file system that fails for a while
-            return time.monotonic() - self._renewed_s < self.patience_s / 2
-        self._renewed_s = time.monotonic()
+            return time.monotonic() - self._since_s < self.patience_s / 2
+        self._since_s = time.monotonic()
         return True
 
     def free(self) -> None:
@@ -120,70 +107,42 @@ class Lease:
         with contextlib.suppress(OSError):  # it expires then
             if self.path.read_text() == self.token:
                 self.path.unlink()
-        if self._file is not None:
-            self._file.close()
-
-    def _is_abandoned(self, text: str) -> bool:
-        """True if the holder was a process of this machine that has ended: the kernel has freed its lock."""
-        if text.partition(" ")[0] != _machine():
-            return False
-        try:
-            with self.path.open() as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        return True
 
 
-class Training(threading.Thread):
+class Training:
     """Trains one run: waits for its lease, starts the child, renews the lease, and stops the child on request.
-
-    A thread, as Tune's calls end when the scheduler is lost, and the lease must be renewed as long as the child writes.
 
     Args:
         job: The run.
-
-    Attributes:
-        outcome: How it ended; `crashed` is worth another attempt, `failed` is not.
-        message: Reason, where there is one.
     """
 
     def __init__(self, job: Job) -> None:
-        super().__init__(daemon=True)
         self.job = job
-        self.outcome: Literal["done", "failed", "crashed", "stopped"] = "crashed"
-        self.message = ""
-        self._asked = threading.Event()
-        self.start()
+        self.lease = Lease(job.file("lease"), job.lease_s)
 
-    def stop(self) -> None:
-        """Have the run saved and ended."""
-        self._asked.set()
+    def run(self) -> tuple[str, str]:
+        """Train, unless the run is finished; return done, stopped or failed (bad settings), and the reason.
 
-    def run(self) -> None:
-        """Train, unless the run is finished."""
+        Raises:
+            RuntimeError: The training crashed, and another attempt may go on with the run.
+            OSError: It cannot be started or watched.
+        """
         if is_done(self.job.run, self.job.words):
-            self.outcome = "done"
-            return
-        lease = Lease(self.job.file("lease"), self.job.lease_s)
+            return "done", ""
         try:
-            while not lease.take():
-                if self._is_asked(self.job.lease_s / 10):
-                    self.outcome = "stopped"
-                    return
-            self._train(lease)
-        except OSError as error:  # the disk, for instance
-            self.message = f"the run cannot be started or watched: {error}"
+            while not self.lease.take():
+                if self._pause():
+                    return "stopped", ""
+            since_s = time.monotonic()
+            while is_locked(self.job.run / LOCK):  # by a training outside the study, or one that is being killed
+                if self._pause() or not self.lease.renew() or time.monotonic() - since_s > self.job.lease_s:
+                    raise RuntimeError(f"{self.job.run} is in use: another process trains this run")
+            return ("stopped", "") if self._stops else self._train()
         finally:
-            lease.free()
+            self.lease.free()
 
-    def _train(self, lease: Lease) -> None:
+    def _train(self) -> tuple[str, str]:
         job = self.job
-        since_s = time.monotonic()  # a training outside the study, or one that was just killed, may hold the folder
-        while is_locked(job.run / LOCK):
-            if self._is_asked(1.0) or not lease.renew() or time.monotonic() - since_s > job.lease_s:
-                self.message = f"{job.run} is in use: another process trains this run"
-                return
         command = [sys.executable if job.command[0] == "python" else job.command[0], *job.command[1:]]
         # With the ids of a W&B run or sweep around the study, all trials would write to one W&B run.
         own = {key: value for key, value in os.environ.items() if key not in ("WANDB_RUN_ID", "WANDB_SWEEP_ID")}
@@ -198,53 +157,51 @@ class Training(threading.Thread):
                 env={**own, "PYTHONPATH": job.path},
                 start_new_session=True,  # Ctrl-C in a terminal reaches the scheduler only
             )
-            try:
-                ours = self._watch(child, lease)
-            finally:
-                _kill(child)
-        if not ours:
-            self.message = "another worker holds this run"
-            return
-        self._judge(child.returncode, _last_line(job.file("log"), begin))
+        try:
+            self._watch(child)
+        finally:
+            _kill(child)
+        return self._judge(child.returncode, _last_line(job.file("log"), begin))
 
-    def _watch(self, child: "subprocess.Popen[bytes]", lease: Lease) -> bool:
-        """Wait for the end of the child; False if the lease was lost."""
-        deadline_s: float | None = None
+    def _watch(self, child: "subprocess.Popen[bytes]") -> None:
+        """Wait for the end of the child; have it saved and ended on request."""
+        deadline_s = float("inf")
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(min(_BEAT_S, self.job.lease_s / 10))
-                return True
-            if not lease.renew():
-                return False
-            if deadline_s is None and self._is_asked(0):
+                child.wait(self.job.lease_s / 15)
+                return
+            if not self.lease.renew():
+                raise RuntimeError("another worker holds this run")
+            if deadline_s == float("inf") and self._stops:
                 child.terminate()  # not its session: processes of environments are needed until it has saved
-                deadline_s = time.monotonic() + _SAVE_S
-            if deadline_s is not None and time.monotonic() > deadline_s:
+                deadline_s = time.monotonic() + self.job.save_s
+            if time.monotonic() > deadline_s:
                 _kill(child)
 
-    def _judge(self, code: int, said: str) -> None:
-        job = self.job
-        self.message = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self.message += f": {said}" if said else ""
-        if code == 0 and (job.run / SUMMARY).exists():
-            write_whole(job.run / WORDS, json.dumps(job.words))
-            self.outcome, self.message = "done", ""
-        elif code == BAD and not is_locked(job.run / LOCK):  # if locked, another process was faster
-            self.outcome, self.message = "failed", said
-        elif self._is_asked(0):
-            self.outcome = "stopped"
-            self.message = "" if code == STOPPED else self.message
-        elif code == 0:
-            self.message = f"it left no {SUMMARY}: {said}"
+    def _judge(self, code: int, said: str) -> tuple[str, str]:
+        end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        reason = f"{end}: {said}" if said else end
+        if code == 0 and (self.job.run / SUMMARY).exists():
+            write_whole(self.job.run / WORDS, json.dumps(self.job.words))
+            return "done", ""
+        if code == BAD and not is_locked(self.job.run / LOCK):  # if locked, another process was faster
+            return "failed", said
+        if self._stops:
+            return "stopped", "" if code == STOPPED else reason
+        raise RuntimeError(reason)
 
-    def _is_asked(self, pause_s: float) -> bool:
-        if not self._asked.wait(pause_s) and Path(self.job.folder, SWEEP, STOP).exists():
-            self._asked.set()
-        return self._asked.is_set()
+    @property
+    def _stops(self) -> bool:
+        return Path(self.job.folder, SWEEP, STOP).exists()
+
+    def _pause(self) -> bool:
+        """Sleep; return True if the study stops."""
+        time.sleep(self.job.lease_s / 15)
+        return self._stops
 
 
 def _machine() -> str:
-    """Identifier of this machine since it was started; unknown machines are all different."""
+    """Identifier of this machine since it started; where there is none, it never equals another one."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
@@ -252,7 +209,7 @@ def _machine() -> str:
 
 
 def _kill(child: "subprocess.Popen[bytes]") -> None:
-    """Kill a training and all processes that it started, unless it ended well."""
+    """Kill a training and all processes that it started, unless it ended by itself."""
     if child.returncode is None or child.returncode < 0:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
