@@ -62,9 +62,7 @@ def main(args: Sequence[str] | None = None) -> None:
         trials = study.trials() if draws is None else draws.trials()
         if options.list:
             if draws is not None:
-                print(
-                    f"{len(draws.made)} of {draws.n_total} draws are made, the others depend on them", file=sys.stderr
-                )
+                print(f"{len(draws.made)} of {draws.n_total} draws are made; others depend on them", file=sys.stderr)
             print(*(f"{trial.command(folder)}\n" for trial in trials), sep="", end="")
             return
         with open_study(folder):

@@ -111,6 +111,9 @@ class Watch(tune.Callback, tune.Stopper):
                 trial.last_result.update(read_metrics(self.folder / str(trial)))  # for the reporter
             self.write()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # Tune saves its callbacks for `Tuner.restore`
+
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False  # no trial is stopped alone
 
@@ -173,13 +176,15 @@ def connect(address: str | None, n_cpus: int | None, resources: Resources) -> in
     Raises:
         ValueError: There is no such cluster, or no trial fits on this machine.
     """
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    common["runtime_env"] = {"env_vars": {"PYTHONPATH": path}}
     try:
         if address is None:
             store = 80 * 2**20  # bytes; the least that Ray takes, and results are small
-            ray.init("local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=store, **quiet)
+            ray.init("local", num_cpus=n_cpus, include_dashboard=False, object_store_memory=store, **common)
         else:
-            ray.init(address, **quiet)
+            ray.init(address, **common)
     except (ConnectionError, ImportError, RuntimeError, ValueError) as error:
         raise ValueError(f"Ray cannot be reached at {address or 'this machine'}: {error}") from error
     has, wanted = ray.cluster_resources(), {"CPU": resources.cpus, "GPU": resources.gpus}
@@ -218,12 +223,11 @@ def run_study(
         ValueError: Tune or the cluster failed.
     """
     watch = Watch(study, folder, stop)
-    path = os.pathsep.join(filter(None, (str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH"))))
 
     def begin(trials: Sequence[Trial]) -> list[str]:
         watch.trials += trials
         waiting = [t for t in trials if not is_done(folder / t.name, t.words)]
-        place = {"folder": str(folder.absolute()), "cwd": str(Path.cwd()), "path": path, "lease_s": lease_s}
+        place = {"folder": str(folder.absolute()), "cwd": str(Path.cwd()), "lease_s": lease_s}
         jobs = [Job(t.name, words=list(t.words), command=[*program, *t.arguments(folder)], **place) for t in waiting]
         return [json.dumps(asdict(job)) for job in jobs]
 

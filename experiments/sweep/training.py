@@ -42,8 +42,6 @@ class Job:
     """Command that trains; "python" in the first place is the worker's interpreter."""
     cwd: str
     """Working directory."""
-    path: str
-    """PYTHONPATH."""
     lease_s: float = 30.0
     """Seconds without renewal after which a lease is free."""
     save_s: float = 900.0
@@ -154,7 +152,7 @@ class Training:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=job.cwd,
-                env={**own, "PYTHONPATH": job.path},
+                env=own,
                 start_new_session=True,  # Ctrl-C in a terminal reaches the scheduler only
             )
         try:

@@ -59,7 +59,7 @@ def a_job(trial: Trial | None = None, folder: Path = RUNS, **changes: object) ->
     if trial is None:
         (trial,) = a_study(seeds=(0,), common={"steps": 100_000, "pause": 0.01}).trials()
     command = [*PROGRAM, *trial.arguments(folder)]
-    fixed = {"cwd": str(Path.cwd()), "path": "", "lease_s": 3.0}
+    fixed = {"cwd": str(Path.cwd()), "lease_s": 3.0}
     return replace(Job(trial.name, str(folder.absolute()), list(trial.words), command, **fixed), **changes)
 
 
