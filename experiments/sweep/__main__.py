@@ -70,7 +70,7 @@ def main(args: Sequence[str] | None = None) -> None:
                 print(f"{study.name}: all {len(trials)} trials are finished")
                 return
             done, stopped_by = _run(study, folder, draws, options)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(error)
     if stopped_by is not None and not done:
         print(f"stopped by {stopped_by}; the same command goes on")

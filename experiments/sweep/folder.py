@@ -65,16 +65,6 @@ def _read_metrics(path: Path, size: int, mtime_ns: int) -> dict[str, float]:
     return last | ({"return": sum(returns) / len(returns)} if returns else {})
 
 
-def is_locked(path: Path) -> bool:
-    """True if another process of this machine holds the lock of a file."""
-    try:
-        with path.open("r+") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno in (errno.EACCES, errno.EAGAIN)
-    return False
-
-
 def write_whole(path: Path, text: str) -> None:
     """Write a file such that readers see the old content or the new one."""
     temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
@@ -100,7 +90,7 @@ def open_study(folder: Path) -> Iterator[None]:
             file = held.enter_context((folder / SWEEP / LOCK).open("w"))
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            taken = error.errno in (errno.EACCES, errno.EAGAIN) and is_locked(folder / SWEEP / LOCK)
+            taken = error.errno == errno.EAGAIN  # Linux and macOS; EACCES is a folder without permission to write
             reason = "is in use: another process runs this study" if taken else f"cannot be written: {error.strerror}"
             raise ValueError(f"{folder} {reason}") from error
         (folder / SWEEP / STOP).unlink(missing_ok=True)

@@ -16,7 +16,6 @@ os.environ |= {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # trials that ask for no GPU see none
     "RAY_AIR_NEW_OUTPUT": "0",  # else Tune ignores the reporter below
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # runs have their own logs
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Tune kills workers 15 s after Ctrl-C; `Watch.stop_all` lets runs be saved
     "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # `Watch` prints a line in place of a traceback
@@ -147,20 +146,14 @@ class DrawSearcher(Searcher):
 
     def __init__(self, draws: Draws, begin: Callable[[Sequence[Trial]], list[str]]) -> None:
         super().__init__()
-        self.draws, self.begin, self._error = draws, begin, ""
+        self.draws, self.begin = draws, begin
         self.jobs = begin(draws.trials())
 
     def suggest(self, trial_id: str) -> Any:
         while not self.jobs:
             if not self.draws.more:
                 return Searcher.FINISHED
-            try:
-                self.jobs = self.begin(self.draws.next())
-            except OSError as error:  # Tune asks again; after a stop, a draw that is not saved could not go on
-                if str(error) != self._error:
-                    print(f"{self.draws.path} cannot be written: {error}", flush=True)
-                self._error = str(error)
-                return None
+            self.jobs = self.begin(self.draws.next())
         return {"job": self.jobs.pop(0)}
 
     def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
@@ -204,7 +197,6 @@ def run_study(
     room: int,
     stop: Callable[[], bool],
     program: Sequence[str] = PROGRAM,
-    lease_s: float = Job.lease_s,
 ) -> Watch:
     """Run those trials of a study whose run folders are not finished, on the connected Ray.
 
@@ -217,18 +209,18 @@ def run_study(
         room: Number of trials of such a search side by side.
         stop: Returns True when the study is asked to stop.
         program: Program that trains.
-        lease_s: Seconds without renewal after which the lease of a run is free.
 
     Raises:
         ValueError: Tune or the cluster failed.
+        OSError: The study's folder cannot be written.
     """
     watch = Watch(study, folder, stop)
 
     def begin(trials: Sequence[Trial]) -> list[str]:
         watch.trials += trials
         waiting = [t for t in trials if not is_done(folder / t.name, t.words)]
-        place = {"folder": str(folder.absolute()), "cwd": str(Path.cwd()), "lease_s": lease_s}
-        jobs = [Job(t.name, words=list(t.words), command=[*program, *t.arguments(folder)], **place) for t in waiting]
+        place = str(folder.absolute()), str(Path.cwd())
+        jobs = [Job(t.name, *place, list(t.words), [*program, *t.arguments(folder)]) for t in waiting]
         return [json.dumps(asdict(job)) for job in jobs]
 
     if draws is None:

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.sweep.folder import LOCK, STOP, SUMMARY, SWEEP, WORDS, is_done, is_locked, write_whole
+from experiments.sweep.folder import STOP, SUMMARY, SWEEP, WORDS, is_done, write_whole
 
 BAD, STOPPED = 2, 75  # exit codes of experiments.train
 
@@ -36,16 +36,14 @@ class Job:
     """Name of the trial and of its folder."""
     folder: str
     """Folder of the study."""
+    cwd: str
+    """Working directory."""
     words: list[str]
     """Settings on the command line of `experiments.train`, without the folder."""
     command: list[str]
     """Command that trains; "python" in the first place is the worker's interpreter."""
-    cwd: str
-    """Working directory."""
     lease_s: float = 30.0
     """Seconds without renewal after which a lease is free."""
-    save_s: float = 900.0
-    """Seconds for saving after a request to stop; the fit of a large model may have to end first."""
 
     @property
     def run(self) -> Path:
@@ -122,20 +120,17 @@ class Training:
         """Train, unless the run is finished; return done, stopped or failed (bad settings), and the reason.
 
         Raises:
-            RuntimeError: The training crashed, and another attempt may go on with the run.
+            RuntimeError: The training crashed, or another process trains the run; a later attempt may go on with it.
             OSError: It cannot be started or watched.
         """
         if is_done(self.job.run, self.job.words):
             return "done", ""
         try:
-            while not self.lease.take():
-                if self._pause():
-                    return "stopped", ""
-            since_s = time.monotonic()
-            while is_locked(self.job.run / LOCK):  # by a training outside the study, or one that is being killed
-                if self._pause() or not self.lease.renew() or time.monotonic() - since_s > self.job.lease_s:
-                    raise RuntimeError(f"{self.job.run} is in use: another process trains this run")
-            return ("stopped", "") if self._stops else self._train()
+            while not self._stops:
+                if self.lease.take():
+                    return self._train()
+                time.sleep(self.job.lease_s / 15)
+            return "stopped", ""
         finally:
             self.lease.free()
 
@@ -162,19 +157,17 @@ class Training:
         return self._judge(child.returncode, _last_line(job.file("log"), begin))
 
     def _watch(self, child: "subprocess.Popen[bytes]") -> None:
-        """Wait for the end of the child; have it saved and ended on request."""
-        deadline_s = float("inf")
+        """Wait for the end of the child; on request, have the run saved, which may take minutes."""
+        asked = False
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(self.job.lease_s / 15)
                 return
             if not self.lease.renew():
                 raise RuntimeError("another worker holds this run")
-            if deadline_s == float("inf") and self._stops:
+            if not asked and self._stops:
                 child.terminate()  # not its session: processes of environments are needed until it has saved
-                deadline_s = time.monotonic() + self.job.save_s
-            if time.monotonic() > deadline_s:
-                _kill(child)
+                asked = True
 
     def _judge(self, code: int, said: str) -> tuple[str, str]:
         end = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
@@ -182,7 +175,7 @@ class Training:
         if code == 0 and (self.job.run / SUMMARY).exists():
             write_whole(self.job.run / WORDS, json.dumps(self.job.words))
             return "done", ""
-        if code == BAD and not is_locked(self.job.run / LOCK):  # if locked, another process was faster
+        if code == BAD and "is in use" not in said:  # by a training outside the study, or one that is being killed
             return "failed", said
         if self._stops:
             return "stopped", "" if code == STOPPED else reason
@@ -191,11 +184,6 @@ class Training:
     @property
     def _stops(self) -> bool:
         return Path(self.job.folder, SWEEP, STOP).exists()
-
-    def _pause(self) -> bool:
-        """Sleep; return True if the study stops."""
-        time.sleep(self.job.lease_s / 15)
-        return self._stops
 
 
 def _machine() -> str:

@@ -1,6 +1,7 @@
 """Studies for tests, and a program that behaves as `experiments.train` without its imports."""
 
 import csv
+import fcntl
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +26,11 @@ if fault == "bad":
     sys.exit(2)
 (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
 lock = (folder / "lock").open("w")
-fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+try:
+    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+except OSError:
+    print("error: the run is in use: another process trains this run", file=sys.stderr)
+    sys.exit(2)
 stop, metrics = [], folder / "metrics.csv"
 signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
 n = max((int(path.name) for path in folder.glob("checkpoints/0*")), default=0)
@@ -59,8 +64,8 @@ def a_job(trial: Trial | None = None, folder: Path = RUNS, **changes: object) ->
     if trial is None:
         (trial,) = a_study(seeds=(0,), common={"steps": 100_000, "pause": 0.01}).trials()
     command = [*PROGRAM, *trial.arguments(folder)]
-    fixed = {"cwd": str(Path.cwd()), "lease_s": 3.0}
-    return replace(Job(trial.name, str(folder.absolute()), list(trial.words), command, **fixed), **changes)
+    job = Job(trial.name, str(folder.absolute()), str(Path.cwd()), list(trial.words), command, lease_s=3.0)
+    return replace(job, **changes)
 
 
 def table(folder: Path = RUNS) -> list[dict[str, str]]:
@@ -71,6 +76,18 @@ def table(folder: Path = RUNS) -> list[dict[str, str]]:
 def n_begun(trial: str, folder: Path = RUNS) -> int:
     """Number of times that the program was started for a trial."""
     return (folder / SWEEP / f"{trial}.log").read_text().splitlines().count("begun")
+
+
+def is_locked(run: Path) -> bool:
+    """True if a process trains the run."""
+    try:
+        with (run / "lock").open("r+") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -1,6 +1,7 @@
 """A worker trains a run: how it ends, how it is stopped, and that only one worker writes in a run's folder."""
 
 import fcntl
+import inspect
 import json
 import os
 import signal
@@ -16,10 +17,10 @@ import pytest
 from experiments.run import parts, signals
 from experiments.sweep import folder as sweep_folder
 from experiments.sweep import training as sweep_training
-from experiments.sweep.folder import STOP, SWEEP, is_locked, newest_checkpoint, open_study, read_metrics
+from experiments.sweep.folder import STOP, SWEEP, newest_checkpoint, open_study, read_metrics
 from experiments.sweep.training import Job, Lease, Training
 from tests.experiments.commands import without_time
-from tests.experiments.sweeps import RUNS, a_job, a_study, n_begun, until
+from tests.experiments.sweeps import RUNS, a_job, a_study, is_locked, n_begun, until
 
 ROOT = Path(__file__).parents[3]
 NAME = "a-E-v0-seed0"
@@ -47,6 +48,7 @@ def test_file_names_and_exit_codes_are_those_of_runs() -> None:
     for name in ("CHECKPOINTS", "LOCK", "METRICS", "SUMMARY"):
         assert getattr(sweep_folder, name) == getattr(parts, name)
     assert sweep_training.STOPPED == signals.STOPPED
+    assert "is in use" in inspect.getsource(parts._lock)
 
 
 def test_a_finished_run_is_not_trained_again_but_goes_on_with_more_steps() -> None:
@@ -79,17 +81,9 @@ def test_a_run_is_saved_when_the_study_stops() -> None:
     thread.join()
     assert ends == [("stopped", "")]
     assert len(without_time(RUN)) == newest_checkpoint(RUN)
-    assert not is_locked(RUN / "lock")
+    assert not is_locked(RUN)
     assert Training(a_job()).run() == ("stopped", "")
     assert n_begun(NAME) == 1  # once the study stops, no training begins
-
-
-def test_a_training_that_does_not_stop_is_killed() -> None:
-    code = f"import os, signal, time; signal.signal(15, signal.SIG_IGN); os.makedirs('{RUN}/checkpoints/{1:012d}')"
-    thread, ends = in_a_thread(a_job(save_s=0.1, command=["python", "-S", "-c", f"{code}; time.sleep(600)"]))
-    (RUNS / SWEEP / STOP).touch()
-    thread.join()
-    assert ends == [("stopped", "killed by SIGKILL")]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere only the lock of the run prevents two trainings")
@@ -100,7 +94,7 @@ def test_a_training_dies_with_its_worker_and_the_next_one_goes_on() -> None:
     with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}) as worker:
         until(lambda: newest_checkpoint(RUN) > 0)
         worker.send_signal(signal.SIGKILL)
-    until(lambda: not is_locked(RUN / "lock"))
+    until(lambda: not is_locked(RUN))
     n = newest_checkpoint(RUN)
     thread, _ = in_a_thread(a_job(lease_s=30.0))
     until(lambda: newest_checkpoint(RUN) > n)  # the lease of a lost worker of this machine is free at once
@@ -118,20 +112,20 @@ def test_a_training_whose_lease_is_taken_is_killed() -> None:
     job.file("lease").write_text(OTHER)
     thread.join()
     assert str(ends[0]) == "another worker holds this run"
-    assert not is_locked(RUN / "lock")
+    assert not is_locked(RUN)
     assert job.file("lease").read_text() == OTHER
 
 
 def test_a_run_that_is_trained_outside_the_study_is_left_alone() -> None:
-    RUN.mkdir(parents=True)
-    code = f"import fcntl, time; f = open({str(RUN / 'lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
-    command = [sys.executable, "-S", "-c", f"{code}; print(1, flush=True); time.sleep(600)"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
+    job = a_job()
+    with subprocess.Popen([sys.executable, *job.command[1:]]) as other:
+        until(lambda: newest_checkpoint(RUN) > 0)
         with pytest.raises(RuntimeError, match="is in use: another process trains this run"):
-            Training(a_job(lease_s=0.1)).run()
-        other.kill()
-    assert not (RUN / "metrics.csv").exists()
+            Training(job).run()
+        n = newest_checkpoint(RUN)
+        until(lambda: newest_checkpoint(RUN) > n)
+        other.terminate()
+    assert len(without_time(RUN)) == newest_checkpoint(RUN)
 
 
 def test_a_lease_of_another_machine_is_taken_only_when_it_is_not_renewed(tmp_path: Path) -> None:
