@@ -60,12 +60,14 @@ class Watch(tune.Callback, tune.Stopper):
         self.trials: list[Trial] = []
         self._news: dict[str, tuple[str, str]] = {}  # state and message by trial
         self._saved: dict[str, int] = {}  # steps of the newest checkpoint by trial
-        self._n_running, self._looked_s, self._asked = 0, 0.0, False
+        self._n_running, self._looked_s, self._asked, self._ended = 0, 0.0, False, False
 
     @property
     def states(self) -> dict[str, str]:
         """State by trial: done, where the run folder is finished, or else the last one that is known."""
         known = {trial.name: self._news.get(trial.name, ("waiting", ""))[0] for trial in self.trials}
+        if self._ended:  # a trial that began meanwhile has ended at once, without a call of Tune
+            known = {name: "stopped" if state == "running" else state for name, state in known.items()}
         return known | {t.name: "done" for t in self.trials if is_done(self.folder / t.name, t.words)}
 
     def write(self) -> str:
@@ -122,7 +124,8 @@ class Watch(tune.Callback, tune.Stopper):
             self._asked = True
             (self.folder / SWEEP / STOP).touch()
             print("stopping: runs are saved; a second signal ends this process at once", flush=True)
-        return self._asked and not self._n_running
+        self._ended = self._asked and not self._n_running
+        return self._ended
 
     def _limit_failures(self, trial: Any) -> None:
         """Forget failures before a new checkpoint: FailureConfig limits all of them, a study those in a row."""
@@ -263,4 +266,4 @@ def _name(trial: Any) -> str:
 def _last_error(trial: Any) -> str:
     """Last line of the trial's last error."""
     text = Path(trial.error_file).read_text() if trial.error_file else ""
-    return text.strip().rpartition("\n")[2].removeprefix("RuntimeError: ")
+    return text.strip().rpartition("\n")[2].strip().removeprefix("RuntimeError: ")
