@@ -66,7 +66,8 @@ def main(args: Sequence[str] | None = None) -> None:
             print(*(f"{trial.command(folder)}\n" for trial in trials), sep="", end="")
             return
         with open_study(folder):
-            if draws is None and all(is_done(folder / trial.name, trial.words) for trial in trials):
+            more = draws is not None and draws.more
+            if not more and all(is_done(folder / trial.name, trial.words) for trial in trials):
                 print(f"{study.name}: all {len(trials)} trials are finished")
                 return
             done, stopped_by = _run(study, folder, draws, options)
