@@ -1,6 +1,6 @@
-"""PETS against SAC and chance on the cart-pole: `python -m experiments.sweep experiments/studies/cartpole.py`.
+"""PETS, SAC and the random agent on the cart-pole: `python -m experiments.sweep experiments/studies/cartpole.py`.
 
-A few minutes on two cores.
+It takes a few minutes on two cores.
 """
 
 from experiments.sweep import Study

@@ -1,153 +1,124 @@
-"""Searches that learn: draws that Optuna, through Ray Tune, chooses from what the earlier ones have brought.
-
-Tune only suggests; when, where and how often a trial is made is decided by `experiments.sweep`, as in any study.
-"""
+"""Searches with Optuna: draws that are chosen from the scores of earlier ones."""
 
 import json
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.sweep.guard import write_whole
+from experiments.sweep.folder import is_done, read_metrics, write_whole
 from experiments.sweep.space import Choice, Draw, Range, Search, Value
 from experiments.sweep.study import Study, Trial
-from experiments.sweep.table import Progress
 
 Known = list[tuple[dict[str, Value], float | None]]
-"""Settings of the draws so far, and their scores; None for those under way, and for those that failed."""
+"""Settings of the draws so far with their scores; None for those that are unfinished or failed."""
 
 Suggest = Callable[[Search, int, Known], dict[str, Value]]
-"""Chooses settings from what is known; the number is a seed."""
-
-_METRICS = {"return": "episode_return", "evaluation": "evaluation"}  # attributes of sweep_table.Metrics
+"""Chooses settings from the known draws and a seed."""
 
 
 class Draws:
-    """The draws of a study that learns, kept in draws.json such that the same command goes on with the same ones.
+    """Draws of a search with Optuna, kept in draws.json.
 
-    Each agent is searched on its own in each environment: what is good for one need not be for another, and returns
-    in different environments cannot be compared. The score of a draw is the mean over the seeds.
+    Tune saves the state of a searcher now and then: after a kill, a draw whose trials had begun would be drawn again.
+    Here a draw is saved before its trials begin, and its score is read from the folders of its runs.
 
     Args:
-        study: Whose search it is.
-        folder: Of the study.
+        study: Study with a search.
+        folder: Folder of the study.
         suggest: Chooses settings; Optuna by default.
 
     Raises:
-        ValueError: The draws that are there cannot be read, or were made by another search.
+        ValueError: draws.json cannot be read, or belongs to another search.
     """
 
     def __init__(self, study: Study, folder: Path, suggest: Suggest | None = None) -> None:
         if study.search is None:
             raise ValueError(f"{study.name} has no search")
-        self.study, self.search, self.path = study, study.search, folder / "draws.json"
-        self._suggest, self._kept = suggest, self._read()
+        self.study, self.search, self.folder, self.path = study, study.search, folder, folder / "draws.json"
+        self._suggest = suggest or optuna_suggest
+        self._kept = self._read()
 
     @property
     def made(self) -> list[Draw]:
-        """Those that are part of the study as it is now, which may ask for fewer, or without an agent."""
+        """Draws that belong to the study as it is now: it may ask for fewer, or have fewer agents, than before."""
         agents, environments, n = self.study.agents, self.study.environments, self.search.n_trials
-        kept = self._kept
-        return [one for one in kept if one.agent in agents and one.environment in environments and one.number < n]
+        return [d for d in self._kept if d.agent in agents and d.environment in environments and d.number < n]
+
+    @property
+    def n_total(self) -> int:
+        """Number of draws of the whole search."""
+        return self.search.n_trials * len(self.study.agents) * len(self.study.environments)
 
     @property
     def more(self) -> bool:
-        """Whether there are draws to come."""
-        return len(self.made) < self._n_all
+        """True if there are draws to make."""
+        return len(self.made) < self.n_total
 
     def trials(self) -> list[Trial]:
-        """Those of the draws so far."""
+        """Trials of the draws so far."""
         return self.study.trials(self.made)
 
-    def next(self, progress: Sequence[Progress]) -> list[Trial]:
-        """Make the next draw; its trials, one for each seed.
+    def next(self) -> list[Trial]:
+        """Make and save the next draw; return its trials, one for each seed.
 
-        It depends on nothing but the earlier draws and their scores: a study that was stopped goes on as it would
-        have done anyway.
-
-        Args:
-            progress: How far the trials of all earlier draws are.
+        A draw depends on earlier draws and their scores only, so a search that was stopped goes on with the same ones.
 
         Raises:
-            ValueError: Ray Tune or Optuna is missing, or two trials would have the same name.
-            OSError: The draw cannot be kept; it is not made.
+            ValueError: Two trials would have the same name.
+            OSError: The draw cannot be saved; it is not made.
         """
-        agent, env = self._group()
-        by_name = {one.trial.name: one for one in progress}
-        known: Known = []
-        for earlier in self.made:
-            if (earlier.agent, earlier.environment) == (agent, env):
-                score = self.score([by_name[trial.name] for trial in self.study.trials([earlier])])
-                known.append((earlier.settings, score))
+        made = self.made
+        groups = [(agent, env) for env in self.study.environments for agent in self.study.agents]
+        earlier = {group: [d for d in made if (d.agent, d.environment) == group] for group in groups}
+        agent, env = min(groups, key=lambda group: len(earlier[group]))
+        known: Known = [(draw.settings, self.score(draw)) for draw in earlier[agent, env]]
         seed = random.Random(f"{self.search.seed}/{agent}/{env}/{len(known)}").getrandbits(32)
-        suggest = self._suggest or optuna_suggest()
-        draw = Draw(agent, env, len(known), suggest(self.search, seed, known))
-        begun = self.study.trials([*self.made, draw])[-len(self.study.seeds) :]
-        self._write([*self._kept, draw])
+        draw = Draw(agent, env, len(known), self._suggest(self.search, seed, known))
+        trials = self.study.trials([*made, draw])[-len(self.study.seeds) :]
+        content = {"search": self._settings(), "draws": [asdict(d) for d in (*self._kept, draw)]}
+        write_whole(self.path, json.dumps(content, indent=2) + "\n")
         self._kept.append(draw)
-        return begun
+        return trials
 
-    def score(self, trials: Sequence[Progress]) -> float | None:
-        """Mean over trials; None unless all are done and have one."""
-        values = [getattr(one.metrics, _METRICS[self.search.metric]) for one in trials if one.state == "done"]
-        if len(values) < len(trials) or any(value is None or not math.isfinite(value) for value in values):
+    def score(self, draw: Draw) -> float | None:
+        """Mean of the metric over the seeds; None unless all runs are finished and have it."""
+        trials = self.study.trials([draw])
+        done = [trial for trial in trials if is_done(self.folder / trial.name, trial.words)]
+        values = [read_metrics(self.folder / trial.name).get(self.search.metric, math.nan) for trial in done]
+        if len(values) < len(trials) or not all(map(math.isfinite, values)):
             return None
-        return float(sum(values) / len(values))
-
-    def told(self) -> str:
-        """How much of the search is known."""
-        return f"the draws of this search are not known beforehand; {len(self.made)} of {self._n_all} are made"
-
-    @property
-    def _n_all(self) -> int:
-        return self.search.n_trials * len(self.study.agents) * len(self.study.environments)
-
-    def _group(self) -> tuple[str, str]:
-        """Agent and environment that have the fewest draws, the first of several."""
-        counts = {(agent, env): 0 for env in self.study.environments for agent in self.study.agents}
-        for draw in self.made:
-            counts[draw.agent, draw.environment] += 1
-        return min(counts, key=lambda group: counts[group])
+        return sum(values) / len(values)
 
     def _read(self) -> list[Draw]:
         try:
-            kept = json.loads(self.path.read_text())
-            settings, draws = kept["search"], [Draw(**one) for one in kept["draws"]]
+            content = json.loads(self.path.read_text())
+            settings, draws = content["search"], [Draw(**one) for one in content["draws"]]
         except FileNotFoundError:
             return []
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{self.path} cannot be read: {type(error).__name__}: {error}") from error
         if settings != self._settings():
-            told = "has draws from other settings than those of the search now; give the study another name"
-            raise ValueError(f"{self.path} {told}")
+            raise ValueError(f"{self.path} has draws of another search; give the study another name")
         return draws
 
-    def _write(self, draws: Sequence[Draw]) -> None:
-        kept = {"search": self._settings(), "draws": [asdict(draw) for draw in draws]}
-        write_whole(self.path, json.dumps(kept, indent=2) + "\n", "new")
-
     def _settings(self) -> Any:
-        """What decides about draws, but for how many there are, as JSON gives it back."""
+        """Everything that the draws depend on, as JSON returns it; not their number."""
         kinds = {name: asdict(kind) for name, kind in self.search.settings.items()}
         return json.loads(json.dumps({"settings": kinds, "seed": self.search.seed, "metric": self.search.metric}))
 
 
-def optuna_suggest() -> Suggest:
-    """What chooses by Optuna's tree-structured Parzen estimator; about ten draws at random come first.
+def optuna_suggest(search: Search, seed: int, known: Known) -> dict[str, Value]:
+    """Choose settings by Optuna's tree-structured Parzen estimator; about ten random draws come first.
 
-    Raises:
-        ValueError: Ray Tune or Optuna is missing.
+    A new searcher each time has no state that could be lost.
     """
-    try:
-        import optuna
-        from ray.tune.search.optuna import OptunaSearch
-    except ImportError as error:
-        told = "a search with optuna needs it and Ray Tune, in the checkout: pip install -c constraints.txt -e '.[ray]'"
-        raise ValueError(told) from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a line for each draw otherwise
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # otherwise a line for each draw
 
     def distribution(kind: Range | Choice) -> Any:
         if isinstance(kind, Choice):
@@ -156,24 +127,19 @@ def optuna_suggest() -> Suggest:
             return optuna.distributions.IntDistribution(int(kind.low), int(kind.high), log=kind.log)
         return optuna.distributions.FloatDistribution(kind.low, kind.high, log=kind.log)
 
-    def suggest(search: Search, seed: int, known: Known) -> dict[str, Value]:
-        # A new searcher each time has no state that could be lost. What is under way or has failed is, to this one,
-        # suggested and not heard of; constant_liar keeps away from that.
-        unknown = [settings for settings, score in known if score is None]
-        searcher = OptunaSearch(
-            {name: distribution(kind) for name, kind in search.settings.items()},
-            metric=search.metric,
-            mode="max",
-            points_to_evaluate=unknown,
-            sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-        )
-        for settings, score in known:
-            if score is not None:
-                searcher.add_evaluated_point(settings, score)
-        for i in range(len(unknown)):
-            searcher.suggest(f"unknown{i}")
-        drawn = searcher.suggest("next") or {}
-        kinds = search.settings.items()
-        return {name: kind.shorten(drawn[name]) if isinstance(kind, Range) else drawn[name] for name, kind in kinds}
-
-    return suggest
+    unscored = [settings for settings, score in known if score is None]
+    searcher = OptunaSearch(
+        {name: distribution(kind) for name, kind in search.settings.items()},
+        metric=search.metric,
+        mode="max",
+        points_to_evaluate=unscored,
+        sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),  # it keeps away from unscored draws
+    )
+    for settings, score in known:
+        if score is not None:
+            searcher.add_evaluated_point(settings, score)
+    for i in range(len(unscored)):
+        searcher.suggest(f"unscored{i}")
+    drawn = searcher.suggest("next") or {}
+    kinds = search.settings.items()
+    return {name: kind.shorten(drawn[name]) if isinstance(kind, Range) else drawn[name] for name, kind in kinds}

@@ -1,4 +1,4 @@
-"""What a search draws from."""
+"""Search spaces of a study."""
 
 import math
 import random
@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 Value = bool | int | float | str | None
-"""Of a setting."""
+"""Value of a setting."""
 
 STRICT = {"extra": "forbid"}
-"""For pydantic: a mistyped field is an error."""
+"""Configuration of pydantic: an unknown field is an error."""
 
 
 @dataclass(frozen=True)
@@ -17,13 +17,13 @@ class Range:
     """A number between two bounds."""
 
     low: float
-    """At least this."""
+    """Lower bound, included."""
     high: float
-    """At most this."""
+    """Upper bound, included."""
     log: bool = False
-    """Draw the logarithm evenly, not the number."""
+    """If True, draw uniformly on the logarithmic scale."""
     integer: bool = False
-    """Whole numbers only."""
+    """If True, draw integers only."""
 
     __pydantic_config__ = STRICT
 
@@ -33,10 +33,10 @@ class Range:
         if self.log and self.low <= 0:
             raise ValueError(f"a logarithmic range begins at {self.low}, expected a positive number")
         if self.integer and (self.low % 1 or self.high % 1):
-            raise ValueError(f"a range of whole numbers goes from {self.low} to {self.high}")
+            raise ValueError(f"a range of integers goes from {self.low} to {self.high}")
 
     def draw(self, rng: random.Random) -> float:
-        """One of them, short enough for a command line."""
+        """Draw a number, rounded as by `shorten`."""
         low, high = (math.log(self.low), math.log(self.high)) if self.log else (self.low, self.high)
         if self.integer and not self.log:
             return rng.randint(int(low), int(high))
@@ -44,12 +44,10 @@ class Range:
         return self.shorten(math.exp(drawn) if self.log else drawn)
 
     def shorten(self, value: float) -> float:
-        """A number of the range as it is told on a command line."""
+        """Round to four digits, or to an integer, within the bounds."""
+        kind = int if self.integer else float
         rounded = round(value) if self.integer else float(f"{value:.4g}")
-        return min(max(rounded, self._plain(self.low)), self._plain(self.high))
-
-    def _plain(self, bound: float) -> float:
-        return int(bound) if self.integer else bound
+        return min(max(rounded, kind(self.low)), kind(self.high))
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Choice:
     """One of several values."""
 
     values: tuple[Value, ...]
-    """All equally likely."""
+    """Candidates, all equally likely."""
 
     __pydantic_config__ = STRICT
 
@@ -66,24 +64,26 @@ class Choice:
             raise ValueError("a choice has no values")
 
     def draw(self, rng: random.Random) -> Value:
-        """One of them."""
+        """Draw a value."""
         return rng.choice(self.values)
 
 
 @dataclass(frozen=True)
 class Search:
-    """Settings drawn at random, or by Optuna from what earlier draws have brought; each is tried with all seeds."""
+    """Draws from a search space; each is trained with all seeds of the study."""
 
     n_trials: int
-    """How many draws; where it learns, for each agent and environment. With more of them, the same ones come first."""
+    """Number of draws; with Optuna, for each agent and environment. A longer search begins with the draws of a shorter
+    one."""
     settings: dict[str, Range | Choice]
-    """What to draw from, by the name of the setting."""
+    """Search space by name of the setting."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     method: Literal["random", "optuna"] = "random"
-    """At random, the same draws for all agents and environments; or by Optuna, for each of these on its own."""
+    """`random`: the same draws for all agents and environments; `optuna`: chosen for each of these separately, from the
+    scores of earlier draws."""
     metric: Literal["return", "evaluation"] = "return"
-    """Column of trials.csv that Optuna is to make large, its mean over the seeds."""
+    """Column of trials.csv whose mean over the seeds Optuna maximises."""
 
     __pydantic_config__ = STRICT
 
@@ -91,22 +91,22 @@ class Search:
         if self.n_trials < 1 or not self.settings:
             raise ValueError("a search needs n_trials of at least 1, and settings to draw")
         if self.method == "random" and self.metric != "return":
-            raise ValueError(f"a search at random looks at no metric, but metric is {self.metric}")
+            raise ValueError(f"a random search uses no metric, but metric is {self.metric}")
 
     def draw(self, i: int) -> dict[str, Value]:
-        """The settings of a draw; each depends on its own name alone, not on what else is drawn."""
+        """Draw at random; each setting depends on its own name and on `i` only."""
         return {name: kind.draw(random.Random(f"{self.seed}/{i}/{name}")) for name, kind in self.settings.items()}
 
 
 @dataclass(frozen=True)
 class Draw:
-    """Settings that a search has chosen from what it had learned, for one agent in one environment."""
+    """Settings that Optuna has chosen for an agent in an environment."""
 
     agent: str
-    """As the study calls it."""
+    """Name of the agent in the study."""
     environment: str
-    """In which it trains."""
+    """Environment id."""
     number: int
-    """How many draws there were before, for the same two."""
+    """Number of earlier draws for the same agent and environment."""
     settings: dict[str, Value]
-    """What was chosen."""
+    """Chosen values by name of the setting."""

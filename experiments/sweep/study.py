@@ -1,7 +1,4 @@
-"""Studies: which agents train where, how often and with which settings; and the trials that they consist of.
-
-Light on purpose: the driver of a study loads neither torch nor what the agents need.
-"""
+"""Studies: agents, environments, seeds and settings, and the trials that they consist of. Light: it loads no torch."""
 
 import hashlib
 import itertools
@@ -34,12 +31,12 @@ _LONGEST = 150  # letters of a trial's name; file systems take 255, and the file
 
 @dataclass(frozen=True)
 class Resources:
-    """What one trial occupies of a machine."""
+    """Resources of one trial."""
 
     cpus: float = 1
-    """CPU cores."""
+    """Number of CPU cores."""
     gpus: float = 0
-    """Share of a GPU, 0.25 for four trials on each; or a whole number of them."""
+    """Share of a GPU, such as 0.25 for four trials on each; or a whole number of GPUs."""
 
     __pydantic_config__ = STRICT
 
@@ -55,28 +52,24 @@ class Trial:
     """One run of a study."""
 
     name: str
-    """That of its folder. It depends on the trial's own settings alone, not on what else is in the study."""
+    """Name of its folder. It depends on the trial's own settings only, not on the rest of the study."""
     agent: str
-    """As the study calls it."""
+    """Name of the agent in the study."""
     environment: str
-    """In which it trains."""
+    """Environment id."""
     seed: int
-    """Of everything random."""
+    """Random seed of the run."""
     settings: dict[str, Value]
-    """What the grid or the search has chosen."""
+    """Values of the grid or of the search by name of the setting."""
     words: tuple[str, ...]
-    """Command line for `experiments.train`, but for the folder."""
+    """Command line of `experiments.train` without the folder."""
 
     def arguments(self, folder: Path) -> tuple[str, ...]:
-        """The whole command line for `experiments.train`.
-
-        Args:
-            folder: Of the study.
-        """
+        """Command line of `experiments.train` for a study in this folder."""
         return (*self.words, "--runs-dir", str(folder), "--name", self.name)
 
     def command(self, folder: Path) -> str:
-        """What a person types to make the trial, or to go on with it."""
+        """Shell command that runs the trial, or goes on with it."""
         return shlex.join(("python", "-m", "experiments.train", *self.arguments(folder)))
 
 
@@ -85,26 +78,26 @@ class Study:
     """Every agent in every environment, with every seed and every value of the grid, or every draw of the search."""
 
     name: str
-    """That of the folder of its runs."""
+    """Name of the folder of its runs."""
     agents: dict[str, Overrides]
-    """Settings by the name that the study gives an agent. Which agent that is comes first among the words, or in a
-    dict as "agent"; otherwise its name says it."""
+    """Settings by the agent's name in the study. The agent itself is the first word, or "agent" in a dict; by default,
+    it is called as in the study."""
     environments: tuple[str, ...]
-    """Ids as `experiments.train --env` takes them."""
+    """Environment ids as in `experiments.train --env`."""
     seeds: tuple[int, ...] = (0,)
-    """One run for each."""
+    """Random seeds, one run for each."""
     common: Overrides = ()
-    """Settings of all trials; those of an agent go before them, and those of grid and search before both."""
+    """Settings of all trials. Settings of an agent replace them, and those of grid or search replace both."""
     grid: dict[str, tuple[Value, ...]] = field(default_factory=dict)
-    """Values by the name of a setting; all combinations are tried."""
+    """Values by name of the setting; all combinations are trained."""
     search: Search | None = None
-    """Settings that are drawn, in place of a grid."""
+    """Random or learned draws in place of a grid."""
     resources: Resources = field(default_factory=Resources)
-    """Of one trial."""
+    """Resources of one trial."""
     wandb: Literal["off", "offline", "online"] | None = None
-    """Where all trials log to Weights & Biases, in place of what their settings say."""
+    """Mode of Weights & Biases for all trials; it replaces the mode in their settings."""
     retries: int = 3
-    """How often in a row a trial is tried again that crashed, or whose machine was lost, and got no further."""
+    """Number of further attempts after a crash or a lost machine, in a row without a newer checkpoint."""
 
     __pydantic_config__ = STRICT
 
@@ -125,50 +118,51 @@ class Study:
 
     @property
     def learns(self) -> bool:
-        """Whether what is tried depends on what earlier trials have brought."""
+        """True if later draws depend on the results of earlier ones."""
         return self.search is not None and self.search.method != "random"
 
     def trials(self, draws: Sequence[Draw] = ()) -> list[Trial]:
-        """All trials, in the order in which they are begun.
+        """All trials in the order in which they begin.
 
         Args:
-            draws: Of a search that learns, those so far; it has no others.
+            draws: Draws made so far, for a search that learns; such a study has no other trials.
 
         Raises:
-            ValueError: Settings cannot be words of a command line, or two trials would have the same name.
+            ValueError: Settings cannot be written on a command line, or two trials would have the same name.
         """
         common, found = _options("common", self.common), dict[str, Trial]()
         agents = {name: _agent(name, overrides) for name, overrides in self.agents.items()}
-        for name, env, (label, settings), seed in self._drawn(draws) if self.learns else self._all():
+        for name, env, label, settings, seed in self._combinations(draws):
             agent, own = agents[name]
             chosen = _options("grid" if self.grid else "search", settings)
             fixed = {"env": ("--env", env), "seed": ("--seed", str(seed))}
-            words = (agent, *itertools.chain(*self._grouped({**fixed, **common, **own, **chosen}).values()))
+            words = (agent, *itertools.chain(*self._with_wandb({**fixed, **common, **own, **chosen}).values()))
             trial = Trial(_folder_name(name, env, label, f"seed{seed}"), name, env, seed, settings, words)
             if trial.name in found:
                 raise ValueError(f"two trials would be called {trial.name}; give the agents other names")
             found[trial.name] = trial
         return list(found.values())
 
-    def _grouped(self, options: Options) -> Options:
-        """A trial's options; one that logs to W&B belongs to the group of the study, unless it names another."""
+    def _with_wandb(self, options: Options) -> Options:
+        """Options with those of W&B: trials form a group with the study's name, unless their settings name another."""
         if self.wandb is not None:
             options = {**options, "wandb": ("--wandb", self.wandb)}
         if options.get("wandb", ("off",))[-1].rpartition("=")[2] == "off":
             return options
         return {"wandb-group": ("--wandb-group", self.name), "wandb-job-type": ("--wandb-job-type", "trial"), **options}
 
-    def _all(self) -> Iterator[tuple[str, str, tuple[str, dict[str, Value]], int]]:
-        """Seed after seed: a study that is looked at half-way has something of everything."""
+    def _combinations(self, draws: Sequence[Draw]) -> Iterator[tuple[str, str, str, dict[str, Value], int]]:
+        """Agent, environment, label and settings of the variant, and seed of each trial."""
+        if self.learns:
+            for d, seed in itertools.product(draws, self.seeds):
+                yield d.agent, d.environment, f"draw{d.number:03d}", d.settings, seed
+            return
+        # Seed after seed: an unfinished study has something of everything.
         for seed, variant, env, name in itertools.product(self.seeds, self._variants(), self.environments, self.agents):
-            yield name, env, variant, seed
-
-    def _drawn(self, draws: Sequence[Draw]) -> Iterator[tuple[str, str, tuple[str, dict[str, Value]], int]]:
-        for draw, seed in itertools.product(draws, self.seeds):
-            yield draw.agent, draw.environment, (f"draw{draw.number:03d}", draw.settings), seed
+            yield name, env, *variant, seed
 
     def _variants(self) -> Iterator[tuple[str, dict[str, Value]]]:
-        """What grid or search choose, each with a name."""
+        """Label and settings of each combination of the grid, or of each random draw."""
         if self.search is not None:
             for i in range(self.search.n_trials):
                 yield f"draw{i:03d}", self.search.draw(i)
@@ -181,10 +175,10 @@ class Study:
 
 
 def load(path: Path) -> Study:
-    """A study from a Python file that defines `study`, or from a YAML file of a study's fields.
+    """Read a study from a Python file that defines `study`, or from a YAML file of a study's fields.
 
     Raises:
-        ValueError: There is no such file, or it holds no study; the message is one line.
+        ValueError: There is no such file, or it has no study; the message is one line.
     """
     if path.suffix not in (".py", ".yaml", ".yml"):
         raise ValueError(f"{path} is no study, expected a file that ends in .py or .yaml")
@@ -192,9 +186,9 @@ def load(path: Path) -> Study:
         raise ValueError(f"{path} is not there")
     try:
         content = _from_python(path) if path.suffix == ".py" else _from_yaml(path)
-    except (Exception, SystemExit) as error:  # whatever a person's file raises
-        told = " ".join(str(error).split())
-        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {told}") from error
+    except (Exception, SystemExit) as error:  # a user's file may raise anything
+        message = " ".join(str(error).split())
+        raise ValueError(f"{path} cannot be read: {type(error).__name__}: {message}") from error
     if not isinstance(content, dict):
         expected = "a Study called study" if path.suffix == ".py" else "the fields of a study"
         raise ValueError(f"{path} does not hold {expected}")
@@ -208,10 +202,10 @@ def _validated(path: Path, content: Mapping[str, Any]) -> Study:
         return TypeAdapter(Study).validate_python(content)
     except ValidationError as error:
         first = error.errors()[0]
-        # Of a field that may be of several types, the place names each type that was tried.
+        # For a field of several types, pydantic's location names each type that it tried.
         where = ".".join(str(part) for part in first["loc"] if not re.search(r"[\[(]", str(part)))
-        told = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
-        raise ValueError(f"{path} does not hold a study: {f'{where}: ' if where else ''}{told}") from error
+        message = first["msg"].removeprefix("Value error, ").replace("a valid tuple", "a list")
+        raise ValueError(f"{path} does not hold a study: {f'{where}: ' if where else ''}{message}") from error
 
 
 def _from_python(path: Path) -> Any:
@@ -226,7 +220,7 @@ def _from_yaml(path: Path) -> Any:
 
 
 def _agent(name: str, overrides: Overrides) -> tuple[str, Options]:
-    """The agent that a study's name stands for, and its options."""
+    """Agent of `experiments.train` and its options, for an agent of the study."""
     if isinstance(overrides, dict):
         own = {key: value for key, value in overrides.items() if key != "agent"}
         return str(overrides.get("agent", name)), _options(f"agents: {name}", own)
@@ -235,12 +229,10 @@ def _agent(name: str, overrides: Overrides) -> tuple[str, Options]:
 
 
 def _options(where: str, overrides: Overrides | Mapping[str, Value]) -> Options:
-    """Settings as words of a command line, by option: of two that set the same, the later one replaces the other."""
+    """Options of overrides; of two that set the same, the later one replaces the other."""
     options: Options = {}
     if isinstance(overrides, Mapping):
-        for key, value in _flat(overrides):
-            options[_option(where, key)] = _words(key, value)
-        return options
+        return {_option(where, key): _words(key, value) for key, value in _flat(overrides)}
     key = ""
     for word in map(str, overrides):
         if word.startswith("--"):
@@ -254,11 +246,11 @@ def _options(where: str, overrides: Overrides | Mapping[str, Value]) -> Options:
 
 
 def _option(where: str, key: str) -> str:
-    """What an option sets: --a.no-b and --a.b, or a.b, set the same."""
+    """Name of the setting; --a.no-b, --a.b and a.b set the same."""
     head, dot, last = key.removeprefix("--").replace("_", "-").rpartition(".")
     option = f"{head}{dot}{last.removeprefix('no-')}"
     if option in _RESERVED:
-        raise ValueError(f"{where} sets {option}, which a study says in another way: {_RESERVED[option]}")
+        raise ValueError(f"{where} sets {option}, which a study sets in another way: {_RESERVED[option]}")
     if not option:
         raise ValueError(f"{where} has an option without a name")
     return option
@@ -276,8 +268,7 @@ def _words(key: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, bool):
         head, dot, last = key.rpartition(".")
         return (f"--{key}" if value else f"--{head}{dot}no-{last}",)
-    values = value if isinstance(value, list | tuple) else [value]
-    return (f"--{key}", *map(str, values))
+    return (f"--{key}", *map(str, value if isinstance(value, list | tuple) else [value]))
 
 
 def _folder_name(*parts: str) -> str:

@@ -1,6 +1,5 @@
-"""Studies: their trials, and how they go on whatever happens to them."""
+"""Study files, and the trials of a study."""
 
-import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -10,17 +9,12 @@ import pytest
 
 from experiments.run.config import parse
 from experiments.sweep import __main__ as sweep
-from experiments.sweep.__main__ import open_study
-from experiments.sweep.guard import Attempt, Told
+from experiments.sweep.folder import WORDS
 from experiments.sweep.study import Choice, Range, Search, load
-from tests.experiments.commands import without_time
 from tests.experiments.conftest import Refusal
-from tests.experiments.sweeps import RUNS, Script, Threads, a_study, make, prepare, table
+from tests.experiments.sweeps import RUNS, a_study
 
 ROOT = Path(__file__).parents[3]
-
-
-# ------------------------------------------------------------------ from a study to its trials
 
 
 def test_a_grid_is_every_combination_under_names_that_stay() -> None:
@@ -38,7 +32,7 @@ def test_a_grid_is_every_combination_under_names_that_stay() -> None:
     assert trials.items() <= others.items()
 
 
-def test_what_is_more_special_replaces_what_is_common() -> None:
+def test_settings_of_an_agent_and_of_the_grid_replace_common_ones() -> None:
     study = a_study(
         agents={"mine": {"agent": "pets", "pictures": True, "icem": {"n_samples": 9}}},
         common=("--no-pictures", "--icem.n_samples=3", "--wandb-tags", "a", "b"),
@@ -93,7 +87,7 @@ GOOD = "name: s\nagents: {a: []}\nenvironments: [E]\n"
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a: [", "cannot be read"),
         ("[1]", "does not hold the fields of a study"),
@@ -103,7 +97,7 @@ GOOD = "name: s\nagents: {a: []}\nenvironments: [E]\n"
         (GOOD + "seeds: []", "seeds is empty"),
         (GOOD + "grid: {x: [1, 1]}", "grid: x has a value twice"),
         (GOOD + "grid: {x: 3}", "grid.x: Input should be a list"),
-        (GOOD + "common: [--seed, 3]", "common sets seed, which a study says in another way: seeds"),
+        (GOOD + "common: [--seed, 3]", "common sets seed, which a study sets in another way: seeds"),
         (GOOD + "common: {fresh: true}", "common sets fresh"),
         (GOOD + "common: [x]", "common begins with 'x', expected an option"),
         (GOOD + "grid: {x: [1]}\nsearch: {n_trials: 1, settings: {y: {values: [1]}}}", "a grid or a search, not both"),
@@ -114,9 +108,9 @@ GOOD = "name: s\nagents: {a: []}\nenvironments: [E]\n"
         (GOOD.replace("[E]", "[a/b, a-b]"), "two trials would be called a-a-b-seed0"),
     ],
 )
-def test_a_bad_study_gives_one_line(text: str, told: str, refusal: Refusal) -> None:
+def test_a_bad_study_gives_one_line(text: str, message: str, refusal: Refusal) -> None:
     Path("bad.yaml").write_text(text)
-    assert told in refusal(sweep.main, ["bad.yaml"])
+    assert message in refusal(sweep.main, ["bad.yaml"])
 
 
 def test_bad_arguments_give_one_line(refusal: Refusal) -> None:
@@ -134,84 +128,35 @@ def test_bad_arguments_give_one_line(refusal: Refusal) -> None:
     assert "the folder of a run, not of a study" in refusal(sweep.main, ["good.yaml"])
 
 
-def test_the_commands_of_a_study_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_commands_of_a_study_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     Path("good.yaml").write_text(GOOD)
     sweep.main(["good.yaml", "--list", "--runs-dir", "a b"])
     command = "python -m experiments.train a --env E --seed 0 --runs-dir 'a b/s' --name a-E-seed0\n"
     assert capsys.readouterr().out == command
 
 
-# ------------------------------------------------------------------ trials that end in one way or another
+def test_a_finished_study_needs_no_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("good.yaml").write_text(GOOD)
+    run = RUNS / "a-E-seed0"
+    run.mkdir(parents=True)
+    (run / "summary.json").touch()
+    (run / WORDS).write_text('["a", "--env", "E", "--seed", "0"]')
+    monkeypatch.setitem(sys.modules, "ray", None)
+    sweep.main(["good.yaml"])
+    assert capsys.readouterr().out == "s: all 1 trials are finished\n"
 
 
-def test_trials_are_made_once() -> None:
-    pool = Threads()
-    assert make(a_study(), pool).done
-    assert [row["trial"] for row in table()] == ["a-E-v0-seed0", "a-E-v0-seed1"]
-    assert {(row["state"], row["tries"], row["steps"]) for row in table()} == {("done", "1", "5")}
-    told = json.loads((RUNS / "study.json").read_text())
-    assert told["states"] == {"done": 2}
-    assert told["trials"]["a-E-v0-seed1"]["command"].endswith("--runs-dir runs/s --name a-E-v0-seed1")
-    returns = [float(row["env/episode_return"]) for row in without_time(RUNS / "a-E-v0-seed1")]
-    assert float(table()[1]["return"]) == pytest.approx(sum(returns) / 5)
-
-    assert make(a_study(), again := Threads()).done
-    assert not again.attempts
-    assert make(a_study(common={"steps": 8}), again).done  # what is asked for now is more
-    assert {row["steps"] for row in table()} == {"8"}
-    assert len(again.attempts) == 2
+def test_without_ray_the_extra_is_named(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("good.yaml").write_text(GOOD)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")  # restores the variables that the command sets
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "")
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main(["good.yaml"])
+    assert "expected the extra ray: in the checkout, pip install" in capsys.readouterr().err
 
 
-def test_a_crash_leaves_no_trace() -> None:
-    study = a_study(agents={"a": (), "b": ("a", "--fault", "once")}, seeds=(0,))
-    assert make(study, pool := Threads()).done
-    assert [attempt.trial for attempt in pool.attempts].count("b-E-v0-seed0") == 2
-    assert [row["tries"] for row in table()] == ["1", "2"]
-    assert without_time(RUNS / "a-E-v0-seed0") == without_time(RUNS / "b-E-v0-seed0")
-
-
-def test_bad_settings_are_told_and_not_tried_again() -> None:
-    study = a_study(agents={"a": ("a", "--fault", "bad")})
-    assert not make(study, pool := Threads()).done
-    assert len(pool.attempts) == 2
-    assert {(row["state"], row["message"]) for row in table()} == {("failed", "there is no such setting")}
-
-
-@pytest.mark.parametrize(("further", "n_tries"), [(False, 3), (True, 7)])
-def test_retries_end_when_nothing_gets_further(further: bool, n_tries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep, "LONGEST_PAUSE_S", 0.0)
-
-    def tell(attempt: Attempt) -> Told:
-        n = len(pool.attempts)
-        if further and n < 6:
-            (Path(attempt.folder) / "checkpoints" / f"{n:012d}").mkdir(parents=True)
-        return {"outcome": "lost", "message": "its machine is gone"}
-
-    pool = Script(tell)
-    made = make(a_study(seeds=(0,), retries=2), pool)
-    assert len(pool.attempts) == n_tries
-    assert (made.progress[0].state, made.progress[0].message) == ("failed", "its machine is gone")
-
-
-def test_a_study_that_is_stopped_goes_on() -> None:
-    study = a_study(common={"steps": 40, "pause": 0.02})
-    first = prepare(study, Threads(), lease_s=1.0)
-    first.run(lambda: len(list(RUNS.glob("*/checkpoints/0*"))) > 4)
-    assert {one.state for one in first.progress} == {"stopped"}
-    assert not list(RUNS.glob("sweep/*.lease"))
-    assert make(study, Threads()).done
-    assert make(study, Threads(), Path("runs/whole")).done
-    for one in first.progress:
-        assert without_time(RUNS / one.trial.name) == without_time(Path("runs/whole") / one.trial.name)
-
-
-def test_a_study_has_one_driver() -> None:
-    code = f"import fcntl, time; f = open({str(RUNS / 'sweep' / 'lock')!r}, 'w'); fcntl.lockf(f, fcntl.LOCK_EX)"
-    with open_study(RUNS):
-        pass
-    command = [sys.executable, "-S", "-c", f"{code}; print(1, flush=True); time.sleep(600)"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as other:
-        other.stdout.readline()
-        with pytest.raises(ValueError, match="is in use: another process runs this study"), open_study(RUNS):
-            pass
-        other.kill()
+def test_reading_a_study_loads_neither_ray_nor_torch() -> None:
+    code = "import sys, experiments.sweep.training, experiments.sweep.search"
+    code += "; assert not {'ray', 'optuna', 'torch'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
