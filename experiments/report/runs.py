@@ -259,7 +259,7 @@ def _labels(
 def _short_labels(
     runs: Mapping[tuple[str, ...], Sequence[Run]], values: Mapping[tuple[str, ...], tuple[str, ...]]
 ) -> dict[tuple[str, ...], str]:
-    """Return what the folders of a kind's runs are called before environment and seed, as in a study, else a letter.
+    """Return the common name of the folders of each kind, without environment and seed, or else a letter.
 
     Args:
         runs: Runs by kind.
@@ -267,14 +267,12 @@ def _short_labels(
     """
     names: dict[tuple[str, ...], set[str]] = {}
     for kind, value in values.items():
-        names.setdefault(value, set()).update(
-            _NAME_END.sub("", run.name).removesuffix(_slug(run.env)) for run in runs[kind]
-        )
-    stems = [name.rstrip("-_") for found in names.values() for name in found]
-    if len(set(stems)) == len(stems) == len(names) and all(stems):
-        return {kind: next(iter(names[value])).rstrip("-_") for kind, value in values.items()}
-    letters = {value: _letters(i) for i, value in enumerate(names)}
-    return {kind: letters[value] for kind, value in values.items()}
+        stems = {_NAME_END.sub("", run.name).removesuffix(_slug(run.env)).rstrip("-_") for run in runs[kind]}
+        names.setdefault(value, set()).update(stems)
+    every = [stem for found in names.values() for stem in found]
+    distinct = all(every) and len(set(every)) == len(every) == len(names)
+    short = {value: next(iter(found)) if distinct else _letters(i) for i, (value, found) in enumerate(names.items())}
+    return {kind: short[value] for kind, value in values.items()}
 
 
 def _setting_label(key: str, value: str) -> str:
