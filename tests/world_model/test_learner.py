@@ -8,6 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+import envs  # noqa: F401  registers the mazes
+from agents.dads import DADSAgent
+from agents.pets import PETS
+from agents.splates import SPlaTESAgent
+from layeredrl.collector import Collector
+from layeredrl.environments import make_task, make_vector_env
 from layeredrl.models import FitConfig, Model
 from layeredrl.storage import Checkpoints, Replay
 from layeredrl.world_model import ModelLearningConfig, OnlineLearningConfig, WorldModelLearner
@@ -335,6 +341,35 @@ def test_a_state_of_another_model_is_refused():
     with pytest.raises(ValueError, match=r"state of the model's optimizer has exp_avg of shape .*, expected"):
         other.load_state_dict(state)
     assert leaves(other.optimizer.state_dict()) == before
+
+
+# ------------------------------------------------------------------ one owner
+
+
+def pointers(state):
+    """Addresses of all tensors in a nested state."""
+    if isinstance(state, dict | list | tuple):
+        return [x for part in (state.values() if isinstance(state, dict) else state) for x in pointers(part)]
+    return [state.data_ptr()] if isinstance(state, torch.Tensor) and state.numel() else []
+
+
+@pytest.mark.parametrize("recipe", [PETS, SPlaTESAgent, DADSAgent])
+def test_a_world_model_has_one_owner(recipe, monkeypatch):
+    """It is saved once, and its number of environment steps is set once in a step of learning."""
+    agent = recipe.preset("debug").build(make_task("Maze2D-Simple-v0", n_envs=2), torch.device("cpu"), seed=0)
+    world, calls = agent.levels[0].world, []
+    original = world.dynamics.set_n_total_env_steps
+    monkeypatch.setattr(world.dynamics, "set_n_total_env_steps", lambda n: calls.append(n) or original(n))
+    env = make_vector_env("Maze2D-Simple-v0", 2)
+    collector = Collector(env, agent, seed=0)
+    for _ in range(3):
+        collector.step(explore=True)
+        agent.learn(collector.n_total_env_steps)
+    env.close()
+    assert calls == [2, 4, 6]
+    own, saved = set(pointers(world.state_dict())), pointers(agent.state_dict())
+    assert len(own) > 4
+    assert [saved.count(pointer) for pointer in own] == [1] * len(own)
 
 
 # ------------------------------------------------------------------ errors
