@@ -138,37 +138,24 @@ def check_simulation(simulation, levels, env, i):
     np.testing.assert_allclose([step.action for step in ours], [step.action for step in theirs], atol=1e-5)
 
 
-@pytest.mark.parametrize("durations", [(1, 3, "random"), ("random", 1, 3), (3, "random", 1), ("random",) * 3])
-def test_transitions_are_those_of_the_semi_mdp(durations):
+@pytest.mark.parametrize(
+    ("durations", "mode"),
+    [
+        ((1, 3, "random"), AutoresetMode.DISABLED),
+        (("random", 3, 1), AutoresetMode.NEXT_STEP),
+        ((3, "random", 1), AutoresetMode.SAME_STEP),
+        (("random",) * 3, AutoresetMode.DISABLED),
+    ],
+)
+def test_transitions_are_those_of_the_semi_mdp(durations, mode):
+    """Also in environments that reset themselves."""
     levels = make_levels(durations, n_envs=4)
-    env = collect(levels, 40).env
+    env = collect(levels, 60, mode=mode).env
     for i, length in enumerate(LENGTHS):
-        simulation = Simulation(DiaryEnv(length, "alternate"), durations, n_steps=40)
-        check_simulation(simulation, levels, env, i)
-
-
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_the_autoreset_mode_makes_no_difference(mode):
-    levels = make_levels(("random", 3, 1), n_envs=4)
-    env = collect(levels, 40, mode=mode).env
-    for i, length in enumerate(LENGTHS):
-        n_steps = 40
+        n_steps = 60
         if mode == AutoresetMode.NEXT_STEP:  # after every episode one step is spent on the reset
-            n_steps = sum(t % (length + 1) < length for t in range(40))
-        simulation = Simulation(DiaryEnv(length, "alternate"), ("random", 3, 1), n_steps)
-        check_simulation(simulation, levels, env, i)
-
-
-def test_a_flat_agent_is_one_level():
-    policy = partial(decide, 2, 1)
-    level = FunctionLevel(policy, UNIT, n_envs=2)
-    collect([level], 9, lengths=(3, 5))
-    rows = stored(level.replay, 0)
-    np.testing.assert_array_equal(rows.obs, [[t % 3, t // 3] for t in range(9)])
-    np.testing.assert_array_equal(rows.obs_next, [[t % 3 + 1, t // 3] for t in range(9)])
-    np.testing.assert_allclose(rows.act, [policy([t % 3, t // 3], None, t % 3)[0] for t in range(9)])
-    np.testing.assert_array_equal(rows.info.duration, 1)
-    assert "command" not in rows.info.get_keys()
+            n_steps = sum(t % (length + 1) < length for t in range(60))
+        check_simulation(Simulation(DiaryEnv(length, "alternate"), durations, n_steps), levels, env, i)
 
 
 def test_commands_may_be_discrete():
@@ -201,17 +188,6 @@ def test_acting_in_other_environments_changes_nothing():
         assert_same(alone, disturbed)
 
 
-def test_environments_are_independent():
-    durations = ("random", 3, 1)
-    together = make_levels(durations, n_envs=4)
-    collect(together, 30)
-    for i, length in enumerate(LENGTHS):
-        alone = make_levels(durations)
-        collect(alone, 30, lengths=(length,))
-        for a, b in zip(together, alone, strict=True):
-            assert_same(stored(a.replay, i), b.replay.all())
-
-
 def test_a_reset_leaves_the_other_environments():
     agent = Hierarchy(make_levels(("random", 3, 1)), TASK)
     carry = agent.initial_carry(3, seed=0)
@@ -231,17 +207,6 @@ def test_a_reset_leaves_the_other_environments():
     for level, expected in zip(snapshot(carry), snapshot(fresh), strict=True):
         for name in level:
             np.testing.assert_array_equal(level[name][1], expected[name][0], err_msg=name)
-
-
-def test_steps_of_some_environments_leave_the_other_ones():
-    agent = Hierarchy(make_levels((5, 3, 2)), TASK)
-    carry = agent.initial_carry(3, seed=0)
-    obs = np.zeros((3, 2), np.float32)
-    agent.act(obs, carry, explore=True)
-    agent.observe(one_step(obs[[0, 2]]), np.array([0, 2]), carry, learn=False)
-    for level, duration in zip(carry.levels, (5, 3, 2), strict=True):
-        np.testing.assert_array_equal(level.remaining, [duration - 1, duration, duration - 1])
-        np.testing.assert_array_equal(level.elapsed, [1, 0, 1])
 
 
 class Reporting(RandomLevel):

@@ -57,9 +57,7 @@ def test_a_preset_of_other_fields_is_an_error():
         Wrong.preset("odd")
 
 
-@pytest.mark.parametrize(
-    "recipe", [PETS, SAC, SPlaTESAgent, DADSAgent, DIAYNAgent, SPlaTESOverGoalsAgent, Random]
-)
+@pytest.mark.parametrize("recipe", [PETS, SAC, SPlaTESAgent, DADSAgent, DIAYNAgent, SPlaTESOverGoalsAgent, Random])
 def test_all_presets_can_be_made(recipe):
     for name in recipe.presets:
         assert isinstance(recipe.preset(name), recipe)

@@ -2,24 +2,20 @@
 
 import copy
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tianshou.algorithm.modelfree.sac import SAC
 from tianshou.data import Batch
 
-from layeredrl.collector import Collector
 from layeredrl.faults import NonFiniteError
-from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
 from layeredrl.storage import Checkpoints
-from layeredrl.task import TaskSpec
-from tests.envs.counter import CounterEnv
-from tests.recording import FunctionLevel, leaves
+from tests.recording import leaves
 
 WIDTH, E, GAMMA = 3, 2, 0.9
 ACTIONS = spaces.Box(-1.0, 1.0, (2,))
@@ -152,24 +148,6 @@ def test_samples_are_the_stored_transitions(commands):
     assert truncated.any()
     assert (batch.discount[torch.from_numpy(truncated)] > 0).all()
     assert ("command" in batch) == (commands is not None)
-
-
-@LEVELS
-def test_a_target_discounts_the_next_value_by_the_duration(config):
-    """With critics that are one everywhere."""
-    level = make(replace(config, alpha=0.0) if isinstance(config, SACConfig) else config)
-    for critic in (level.algorithm.critic_old, level.algorithm.critic2_old):
-        weight, bias = [*critic.parameters()][-2:]
-        weight.data.zero_()
-        bias.data.fill_(1.0)
-    observe(level, 30)
-    batch, rows = level.sample(), level.replay.all()
-    found = off_policy.targets(level.algorithm, batch)
-    stored = {tuple(rows.obs[i]): i for i in range(len(rows))}
-    for n in range(16):
-        i = stored[tuple(batch.obs[n].numpy())]
-        follows = 0.0 if rows.terminated[i] else GAMMA ** int(rows.info.duration[i])
-        assert float(found[n]) == pytest.approx(rows.rew[i] + follows, abs=1e-6)
 
 
 def test_a_relabelled_reward_changes_the_targets_but_not_the_replay():
@@ -350,29 +328,6 @@ def test_the_names_of_the_metrics(config, losses):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_two_policies_in_a_stack_report_under_their_names():
-    box = spaces.Box(-np.inf, np.inf, (WIDTH,))
-    above = make(learning=replace(LEARNING, n_random_steps=4, batch_size=2, report_every=4), n_envs=1, duration=3)
-    below = make(commands=ACTIONS, learning=replace(LEARNING, n_random_steps=4, report_every=4), n_envs=1)
-    agent = Hierarchy([above, below], TaskSpec(box, ACTIONS))
-    carry = agent.initial_carry(1, 0)
-    metrics = {}
-    for n in range(1, 25):
-        agent.act(np.full((1, WIDTH), n, np.float32), carry, explore=True)
-        over = np.zeros(1, bool)
-        following = np.full((1, WIDTH), n + 1, np.float32)
-        step = Batch(rew=np.ones(1), terminated=over, truncated=over, obs_next=following)
-        agent.observe(step, np.arange(1), carry, learn=True)
-        metrics |= agent.learn(n)
-    assert above.replay.n_added == 8
-    assert below.replay.n_added == 24
-    assert metrics["policy0/policy/updates"] == above.n_updates == 8  # from the fourth step on, when it has one
-    assert metrics["policy1/policy/updates"] == below.n_updates == 21
-    assert metrics["policy0/policy/reward"] == pytest.approx(1 + GAMMA + GAMMA**2)
-    assert metrics["policy1/policy/reward"] == pytest.approx(1)
-    assert len(metrics) == 2 * 8
-
-
 # ------------------------------------------------------------------ acting
 
 
@@ -472,8 +427,9 @@ def test_without_exploration_the_most_probable_action_is_taken(config, n):
 
 def test_actions_last_the_duration():
     level = make(duration=4, learning=replace(LEARNING, n_random_steps=10))
-    assert act(level).duration.tolist() == [4] * E
-    assert act(level, explore=False).duration.tolist() == [4] * E
+    assert act(level).duration.tolist() == act(level, explore=False).duration.tolist() == [4] * E
+    with pytest.raises(ValueError, match="duration is 0, expected at least 1"):
+        make(duration=0)
 
 
 @pytest.mark.parametrize(
@@ -489,35 +445,6 @@ def test_commands_change_the_action(commands, action, seen):
     found = act(level, explore=False, obs=obs, command=command_of(torch.tensor(action))).action
     torch.testing.assert_close(found, most_probable(level, torch.cat([obs, torch.tensor(seen)], -1)))
     assert not torch.equal(found[0], found[1])
-
-
-def test_it_stores_and_learns_from_commands_of_a_level_above():
-    above = FunctionLevel(lambda obs, command, n: ([1 + n % 3], 3), CHOICES, n_envs=2)
-    task = TaskSpec(spaces.Box(0.0, np.inf, (2,)), spaces.Box(-1.0, 1.0, (1,)), n_envs=2)
-    algorithm = CONFIGS["sac"].build(2 + 3, task.action_space, CPU)
-    level = PolicyLevel(algorithm, task.action_space, CHOICES, n_envs=2, duration=2, learning=LEARNING)
-    envs = SyncVectorEnv([lambda: CounterEnv(7)] * 2, autoreset_mode=AutoresetMode.DISABLED)
-    agent = Hierarchy([above, level], task)
-    collector = Collector(envs, agent, seed=0)
-    before = parameters(level)
-    for _ in range(30):
-        collector.step(explore=True)
-        agent.learn(collector.n_total_env_steps)
-    rows = level.replay.all()
-    # Episodes of seven steps, commands for 3, 3, 1; actions for 2, 1, 2, 1, 1.
-    steps = [(0, 2, 0, 3), (2, 1, 2, 1), (3, 2, 0, 3), (5, 1, 2, 1), (6, 1, 0, 3)]
-    for i in range(10):
-        begin, duration, elapsed, remaining = steps[i % 5]
-        assert rows.obs[i, 0] == begin
-        assert rows.obs_next[i, 0] == begin + duration
-        assert rows.info.duration[i] == duration
-        assert (rows.info.command.elapsed[i], rows.info.command.remaining[i]) == (elapsed, remaining)
-        assert rows.info.command.action[i] == [1 + begin // 3]
-        assert rows.info.command.obs[i, 0] == begin - elapsed
-        assert rows.rew[i] == pytest.approx(sum(GAMMA**k * (begin + 1 + k) for k in range(duration)))
-        assert rows.terminated[i] == (begin == 6)
-    assert level.n_updates == level.replay.n_added - 1  # from the first step that ended a transition
-    assert not same(parameters(level), before)
 
 
 # ------------------------------------------------------------------ gradients that are not finite
@@ -548,7 +475,7 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(confi
     observe(level, 1, seed=5)
     metrics = level.learn(5)
     assert metrics["policy/skipped_updates"] == 2
-    assert metrics["policy0/policy/updates"] == 5
+    assert metrics["policy/updates"] == 5
     assert all(math.isfinite(number) for number in metrics.values())
     assert same(parameters(level), before)
     for n in (6, 7):  # are counted anew
@@ -647,17 +574,8 @@ def test_the_state_of_another_policy_is_refused():
 )
 def test_other_action_spaces_are_refused(space):
     algorithm = CONFIGS["sac"].build(WIDTH, ACTIONS, CPU)
-    with pytest.raises(ValueError, match=r"action space is .*, expected a flat Box of \[-1, 1\]") as refusal:
+    with pytest.raises(ValueError, match=rf"action space is {re.escape(str(space))}, expected a flat Box of \[-1, 1\]"):
         PolicyLevel(algorithm, space, n_envs=1)
-    assert str(space) in str(refusal.value)
-
-
-def test_equal_critics_are_refused():
-    config = CONFIGS["sac"]
-    networks = {**config._networks(WIDTH, ACTIONS, CPU), "critic2": None}
-    algorithm = SAC(policy=config.build(WIDTH, ACTIONS, CPU).policy, alpha=0.2, **networks)
-    with pytest.raises(ValueError, match="critic2 of SAC is a copy of critic"):
-        PolicyLevel(algorithm, ACTIONS, n_envs=1)
 
 
 @pytest.mark.parametrize(
@@ -676,8 +594,3 @@ def test_equal_critics_are_refused():
 def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         PolicyLearningConfig(**settings)
-
-
-def test_a_duration_below_one_is_refused():
-    with pytest.raises(ValueError, match="duration is 0, expected at least 1"):
-        make(duration=0)

@@ -34,20 +34,19 @@ def test_box_actions_are_uniform_within_the_bounds():
     assert abs(torch.corrcoef(share.T)[0, 1]) < 0.05
 
 
-@pytest.mark.parametrize("start", [0, -2])
-def test_discrete_actions_are_uniform_over_the_choices(start):
-    actions = action_spaces.uniform(spaces.Discrete(3, start=start), (3000,), seeded())
-    assert actions.shape == (3000, 1)
+@pytest.mark.parametrize(
+    ("space", "choices"),
+    [
+        (spaces.Discrete(3, start=-2), [[-2, -1, 0]]),
+        (spaces.MultiDiscrete([2, 4], start=[0, -1]), [[0, 1], [-1, 0, 1, 2]]),
+    ],
+    ids=["discrete", "multi"],
+)
+def test_discrete_actions_are_uniform_over_their_choices(space, choices):
+    actions = action_spaces.uniform(space, (4000,), seeded())
+    assert actions.shape == (4000, len(choices))
     assert not actions.is_floating_point()
-    values, counts = actions.unique(return_counts=True)
-    assert values.tolist() == [start, start + 1, start + 2]
-    assert (counts > 900).all()
-
-
-def test_each_discrete_action_is_uniform_over_its_choices():
-    actions = action_spaces.uniform(spaces.MultiDiscrete([2, 4], start=[0, -1]), (4000,), seeded())
-    assert actions.shape == (4000, 2)
-    for i, values in enumerate([[0, 1], [-1, 0, 1, 2]]):
+    for i, values in enumerate(choices):
         found, counts = actions[:, i].unique(return_counts=True)
         assert found.tolist() == values
         assert (counts > 0.9 * 4000 / len(values)).all()
