@@ -210,12 +210,13 @@ def test_a_reset_leaves_the_other_environments():
 
 
 class Reporting(RandomLevel):
-    """Decides for one or two steps, and reports its observations."""
+    """Decides for one or two steps, and reports its observations and a forecast of one step."""
 
     def act(self, obs, command, memory, *, explore, generator):
         decision = super().act(obs, command, memory, explore=explore, generator=generator)
         durations = np.array([1, 2])[: len(obs)]
-        return Decision(decision.action, durations, memory, {"plan/x": obs[:, 0]})
+        forecast = torch.full((len(obs),), 7.0)
+        return Decision(decision.action, durations, memory, {"plan/x": obs[:, 0]}, forecast, forecast_steps=1)
 
     def learn(self, n_total_env_steps):
         return {"plan/steps": float(n_total_env_steps)}
@@ -342,7 +343,7 @@ def test_names_of_levels_are_unique(names, expected):
 
 
 def test_metrics_begin_with_the_level_s_name_where_levels_are_of_the_same_kind():
-    """When acting and when learning; a subclass has the metrics of its parent."""
+    """When acting, when forecasts are settled, and when learning; a subclass has the metrics of its parent."""
 
     class Special(Reporting):
         pass
@@ -350,32 +351,16 @@ def test_metrics_begin_with_the_level_s_name_where_levels_are_of_the_same_kind()
     levels = [Reporting(UNIT), Special(UNIT, UNIT)]
     levels[0].name, levels[1].name = "far", "near"
     agent = Hierarchy(levels, TASK)
-    carry = agent.initial_carry(1, seed=0)
-    agent.act(np.array([[3, 0]], np.float32), carry, explore=True)
+    carry, obs = agent.initial_carry(1, seed=0), np.array([[3, 0]], np.float32)
+    agent.act(obs, carry, explore=True)
     assert carry.last_metrics() == {"far/plan/x": [3.0], "near/plan/x": [3.0]}
+    agent.observe(one_step(obs), np.arange(1), carry, learn=False)
+    returns = {"plan/predicted_return": [7.0], "plan/achieved_return": [1.0]}
+    expected = {f"{level}/{name}": value for level in ("far", "near") for name, value in returns.items()}
+    assert carry.last_metrics().items() >= expected.items()
     assert agent.learn(5) == {"far/plan/steps": 5.0, "near/plan/steps": 5.0}
     other = Hierarchy([Reporting(UNIT), Learner(UNIT, "low")], TASK)
     assert other.learn(5) == {"plan/steps": 5.0, "low/value": 5.0}
-
-
-def test_forecasts_of_levels_of_the_same_kind_begin_with_the_level_s_name():
-    class Promising(FunctionLevel):
-        def act(self, *args, **kwargs):
-            decision = super().act(*args, **kwargs)
-            return replace(decision, forecast=torch.tensor([2.0]), forecast_steps=1)
-
-    levels = [Promising(lambda *_: ([0.0], 1), UNIT, command) for command in (None, UNIT)]
-    for level, name in zip(levels, ("far", "near"), strict=True):
-        level.name = name
-    agent = Hierarchy(levels, TASK)
-    carry, obs = agent.initial_carry(1, seed=0), np.zeros((1, 2), np.float32)
-    agent.act(obs, carry, explore=True)
-    agent.observe(one_step(obs), np.arange(1), carry, learn=False)
-    assert carry.last_metrics() == {
-        f"{name}/plan/{kind}_return": [value]
-        for name in ("far", "near")
-        for kind, value in (("predicted", 2.0), ("achieved", 1.0))
-    }
 
 
 # ------------------------------------------------------------------ nested memories

@@ -198,16 +198,6 @@ def test_exploration_uses_a_share_of_the_candidates(kind):
     assert PLANNERS[kind].lighter(0.01).config.n_samples == (4 if "cem" in kind else 1)
 
 
-def test_a_planner_without_a_number_of_candidates_cannot_use_a_share_of_them():
-    class Still(RandomShooting):
-        def __init__(self):
-            super().__init__(ACTION, RandomShootingConfig(horizon=2, n_samples=2))
-            del self.config
-
-    with pytest.raises(TypeError, match="Still has no config with n_samples, expected one to plan with fewer"):
-        make(learning=None, planner=Still(), exploration=ExplorationConfig(effort=0.5))
-
-
 def test_the_support_counts_only_without_exploration():
     class Counted(GridSupport):
         def forward(self, state):
@@ -327,38 +317,42 @@ def plan_with(
     return level.plan(torch.tensor(obs, dtype=torch.float32), level.initial_memory(len(obs)), seeded())
 
 
-@pytest.mark.parametrize("last", [0, 2, 4])
-@pytest.mark.parametrize("kind", ["icem", "random_shooting"])
-def test_the_error_names_the_step_at_which_states_diverge(kind, last):
-    def count(state, context, action):
+def diverging(last):
+    def next_state(state, context, action):
         return torch.where(state[..., :1] >= last, torch.inf, state + 1)
 
-    with pytest.raises(PlanningError, match=rf"environments 0: the model's states .* at step {last} of 5$"):
-        plan_with(count, kind=kind)
+    return {"next_state": next_state}
 
 
-def test_the_error_s_reason_comes_from_the_candidates():
-    """All of them diverge; their mean, which none of them is, would not."""
-
-    def burst(state, context, action):
-        return torch.where(action.abs() > 1e-9, torch.nan, state)
-
-    with pytest.raises(PlanningError, match=r"environments 0, 1: the model's states leave .* at step 0 of 5$"):
-        plan_with(burst, kind="random_shooting")
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_the_error_distinguishes_rewards_from_states(bad):
+def unbounded_reward(bad):
     def reward(state, context, action, after):
         return torch.where(after[..., 0] >= 3, bad, after[..., 0])
 
-    with pytest.raises(PlanningError, match=r"environments 0: the model's states are finite, its rewards"):
-        plan_with(lambda state, context, action: state + 1, reward)
+    return {"next_state": lambda state, context, action: state + 1, "reward": reward}
 
 
-def test_the_error_distinguishes_observations_from_the_model():
-    with pytest.raises(PlanningError, match=r"environments 1: the observations are not finite$"):
-        plan_with(lambda state, context, action: state + action, obs=[(0, 0), (0, np.nan)])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        *((diverging(last), rf"0: the model's states .* at step {last} of 5$") for last in (0, 2, 4)),
+        (diverging(3) | {"kind": "random_shooting"}, r"0: the model's states .* at step 3 of 5$"),
+        (  # all candidates diverge; their mean, which none of them is, would not
+            {
+                "kind": "random_shooting",
+                "next_state": lambda state, context, action: torch.where(action.abs() > 1e-9, torch.nan, state),
+            },
+            r"0, 1: the model's states leave .* at step 0 of 5$",
+        ),
+        *((unbounded_reward(bad), "0: the model's states are finite, its rewards") for bad in (np.nan, np.inf)),
+        (
+            {"next_state": lambda state, context, action: state + action, "obs": [(0, 0), (0, np.nan)]},
+            r"1: the observations are not finite$",
+        ),
+    ],
+)
+def test_the_error_names_the_reason_of_a_failed_plan(settings, message):
+    with pytest.raises(PlanningError, match=f"no candidate had a finite score in the environments {message}"):
+        plan_with(**settings)
 
 
 # ------------------------------------------------------------------ reports of plans
@@ -550,6 +544,8 @@ def test_spaces_and_settings_that_do_not_fit_are_named():
         PlannerLevel(level.world, other, UNIT)
     with pytest.raises(ValueError, match="duration is 0"):
         make(duration=0)
+    with pytest.raises(TypeError, match="Rehearsed has no config with n_samples, expected one to plan with fewer"):
+        make(learning=None, planner=Rehearsed([[0.0]]), exploration=ExplorationConfig(effort=0.5))
     for name, value in (("effort", 0), ("to_random", 1.1), ("to_plan", -0.1), ("n_random_steps", -1)):
         with pytest.raises(ValueError, match=f"{name} is {value}"):
             ExplorationConfig(**{name: value})
