@@ -518,6 +518,29 @@ def test_a_level_resumes_its_plans_and_its_learning(reward, tmp_path):
     assert leaves(level.state_dict()) == leaves(other.state_dict())
 
 
+@pytest.mark.parametrize("kind", ["icem", "random_shooting"])
+def test_acting_resumes_with_its_warm_starts(kind, tmp_path):
+    """Random shooting has none."""
+    exploration = ExplorationConfig(to_random=0.3, to_plan=0.5)
+    level = make(learning=None, planner=PLANNERS[kind], exploration=exploration)
+    agent, zeros = Hierarchy([level], level.world.task), np.zeros(E, bool)
+
+    def go(carry):
+        actions = []
+        for _ in range(4):
+            actions.append(agent.act(START.numpy(), carry, explore=True))
+            step = Batch(rew=np.ones(E), terminated=zeros, truncated=zeros, obs_next=START.numpy())
+            agent.observe(step, np.arange(E), carry, learn=False)
+        return actions
+
+    carry, other = (agent.initial_carry(E, seed) for seed in (0, 9))
+    go(carry)
+    Checkpoints(tmp_path).save({"carry": carry.state_dict()}, 0)
+    other.load_state_dict(Checkpoints(tmp_path).load()["carry"])
+    np.testing.assert_array_equal(go(carry), go(other))
+    assert leaves(carry.state_dict()) == leaves(other.state_dict())
+
+
 def test_a_learner_that_does_not_fit_is_refused():
     level = make()
     for learner, error, message in (
