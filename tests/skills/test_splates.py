@@ -258,7 +258,7 @@ def test_the_symmetry_breaking_start_ends_with_its_environment_steps():
 
 @torch.no_grad()
 def test_with_the_symmetry_breaking_start_rewards_depend_on_skills_before_anything_is_learned():
-    """Where each skill has its own displacement: 2.01 at sigma 0.5 and a factor of 1.5, ALGORITHMS.md, C.2."""
+    """Each skill has its own displacement; the value is 2.01 at sigma 0.5 and a factor of 1.5, ALGORITHMS.md, C.2."""
     config = replace(CONFIG, n_priors=100)
     state, context = torch.zeros(2000, 2), torch.zeros(2000, 2)
     method, without = make(config, sb_start_duration=4000), make(config)
