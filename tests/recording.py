@@ -1,4 +1,4 @@
-"""Levels, environments and a logger that keep what happens to them, for tests to compare with a plain loop."""
+"""Levels, environments and a logger that record their steps, for tests to compare with a plain loop."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from tests.envs.counter import CounterEnv
 
 
 class Step(NamedTuple):
-    """What an environment did in one step."""
+    """One step of an environment."""
 
     obs: list[float]
     action: list[float]
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 class DiaryEnv(CounterEnv):
-    """Writes down what really happened: the seed and the steps of every episode, and the actions in them."""
+    """Records the seed and the steps of every episode."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -47,7 +47,7 @@ class DiaryEnv(CounterEnv):
 
 
 class GoalEnv(gym.ObservationWrapper):
-    """Dict observations; the goal that is asked for changes from episode to episode."""
+    """Dict observations; the desired goal changes from episode to episode."""
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
@@ -65,7 +65,7 @@ class GoalEnv(gym.ObservationWrapper):
 
 
 class RecordingRandomLevel(RandomLevel):
-    """Acts at random and stores what it observes."""
+    """Acts at random and stores its transitions."""
 
     def __init__(self, action_space: gym.Space, n_envs: int, **kwargs: Any) -> None:
         super().__init__(action_space, **kwargs)
@@ -80,7 +80,7 @@ Policy = Callable[[np.ndarray, np.ndarray | None, int], tuple[list[float], int]]
 
 
 class FunctionLevel(Level):
-    """Decides for each environment apart, by a plain function, and stores what it observes."""
+    """Decides for each environment by a plain function, and stores its transitions."""
 
     def __init__(
         self,
@@ -113,6 +113,14 @@ class FunctionLevel(Level):
         self.replay.add(transitions, env_ids)
 
 
+def leaves(state: Any, path: str = "") -> dict[str, Any]:
+    """Leaves of nested dicts, lists and tuples by path; tensors as lists, so that `==` compares them exactly."""
+    if isinstance(state, dict | list | tuple):
+        items = state.items() if isinstance(state, dict) else enumerate(state)
+        return {name: leaf for key, part in items for name, leaf in leaves(part, f"{path}.{key}").items()}
+    return {path: (state.dtype, state.tolist()) if isinstance(state, torch.Tensor) else state}
+
+
 def stored(replay: Replay, env_id: int) -> Batch:
     """The transitions of one environment in the order of time."""
     ring = replay.buffer.buffers[env_id]
@@ -120,7 +128,7 @@ def stored(replay: Replay, env_id: int) -> Batch:
 
 
 class RecordingLogger(Logger):
-    """Keeps what is logged."""
+    """Keeps all metrics that are logged."""
 
     def __init__(self) -> None:
         self.records: list[tuple[int, dict[str, float]]] = []

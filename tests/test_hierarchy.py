@@ -1,6 +1,6 @@
 """Stacked levels against a plain simulation of the semi-MDP, one environment after the other."""
 
-import itertools
+import copy
 from dataclasses import replace
 from functools import partial
 
@@ -16,22 +16,22 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import Decision, Level, RandomLevel
 from layeredrl.task import TaskSpec
 from tests.envs.counter import CounterEnv
-from tests.recording import DiaryEnv, FunctionLevel, stored
+from tests.recording import DiaryEnv, FunctionLevel, leaves, stored
 
 UNIT = spaces.Box(-1.0, 1.0, (1,), np.float32)
 TASK = TaskSpec(CounterEnv().observation_space, UNIT)
 WIDTHS = (3, 2, 1)
-"""Of the three levels' actions; all different, so that a mix-up shows."""
+"""Widths of the three levels' actions; all different, so that a mix-up shows."""
 SPACES = [spaces.Box(-1.0, 1.0, (width,), np.float32) for width in WIDTHS]
 DISCOUNTS = (0.9, 0.5, 1.0)
 LENGTHS = (1, 4, 7, 11)
 
 
-# ------------------------------------------------------------------ what the levels do, as plain functions
+# ------------------------------------------------------------------ a plain simulation
 
 
 def decide(level, duration, obs, command, n_decisions):
-    """Action and duration depend on all that a level is given, so that nothing can be mixed up unseen."""
+    """Action and duration, which depend on all inputs of a level, so that a mix-up shows."""
     count, episode = (float(x) for x in obs)
     phase = 1.0 + level + 0.7 * count + 1.3 * episode + 0.5 * n_decisions
     phase += 0.0 if command is None else float(np.sum(command))
@@ -42,7 +42,7 @@ def decide(level, duration, obs, command, n_decisions):
 
 
 class Exhausted(Exception):
-    """All steps that may be simulated are taken."""
+    """No environment steps are left."""
 
 
 class Simulation:
@@ -60,11 +60,11 @@ class Simulation:
             pass
 
     def run(self, level, command, budget):
-        """Let a level act until its budget of steps is spent or the episode over; returns the rewards."""
-        rewards, asked_at = [], self.obs
+        """Let a level act for a number of steps or until the episode ends; returns the rewards."""
+        rewards, commanded_at = [], self.obs
         while budget > 0 and not self.done:
             start = self.obs
-            told = None if command is None else (command, asked_at, len(rewards), budget)
+            given = None if command is None else (command, commanded_at, len(rewards), budget)
             action, duration = decide(level, self.durations[level], start, command, self.n_decisions[level])
             self.n_decisions[level] += 1
             duration = min(duration, budget)
@@ -74,7 +74,7 @@ class Simulation:
                 parts = self.drive(action, duration)
             total = sum(reward * DISCOUNTS[level] ** k for k, reward in enumerate(parts))
             self.transitions[level].append(
-                (start, action, total, self.obs, *self.flags, len(parts), told),
+                (start, action, total, self.obs, *self.flags, len(parts), given),
             )
             rewards += parts
             budget -= len(parts)
@@ -92,7 +92,7 @@ class Simulation:
         return rewards
 
 
-# ------------------------------------------------------------------ the same, with the library
+# ------------------------------------------------------------------ stacked levels
 
 
 def make_levels(durations, n_envs=1):
@@ -131,44 +131,31 @@ def check_transitions(rows, expected):
 
 
 def check_simulation(simulation, levels, env, i):
-    """Transitions of all levels in environment i, and the actions that it got."""
+    """Check the transitions of all levels in environment i, and its actions."""
     for level, expected in zip(levels, simulation.transitions, strict=True):
         check_transitions(stored(level.replay, i), expected)
     ours, theirs = ([step for episode in e.diary for step in episode] for e in (env.envs[i], simulation.env))
     np.testing.assert_allclose([step.action for step in ours], [step.action for step in theirs], atol=1e-5)
 
 
-@pytest.mark.parametrize("durations", [*itertools.permutations((1, 3, "random")), ("random",) * 3])
-def test_transitions_are_those_of_the_semi_mdp(durations):
+@pytest.mark.parametrize(
+    ("durations", "mode"),
+    [
+        ((1, 3, "random"), AutoresetMode.DISABLED),
+        (("random", 3, 1), AutoresetMode.NEXT_STEP),
+        ((3, "random", 1), AutoresetMode.SAME_STEP),
+        (("random",) * 3, AutoresetMode.DISABLED),
+    ],
+)
+def test_transitions_are_those_of_the_semi_mdp(durations, mode):
+    """Also in environments that reset themselves."""
     levels = make_levels(durations, n_envs=4)
-    env = collect(levels, 60).env
+    env = collect(levels, 60, mode=mode).env
     for i, length in enumerate(LENGTHS):
-        simulation = Simulation(DiaryEnv(length, "alternate"), durations, n_steps=60)
-        check_simulation(simulation, levels, env, i)
-
-
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_the_autoreset_mode_makes_no_difference(mode):
-    levels = make_levels(("random", 3, 1), n_envs=4)
-    env = collect(levels, 80, mode=mode).env
-    for i, length in enumerate(LENGTHS):
-        n_steps = 80
+        n_steps = 60
         if mode == AutoresetMode.NEXT_STEP:  # after every episode one step is spent on the reset
-            n_steps = sum(t % (length + 1) < length for t in range(80))
-        simulation = Simulation(DiaryEnv(length, "alternate"), ("random", 3, 1), n_steps)
-        check_simulation(simulation, levels, env, i)
-
-
-def test_a_flat_agent_is_one_level():
-    policy = partial(decide, 2, 1)
-    level = FunctionLevel(policy, UNIT, n_envs=2)
-    collect([level], 9, lengths=(3, 5))
-    rows = stored(level.replay, 0)
-    np.testing.assert_array_equal(rows.obs, [[t % 3, t // 3] for t in range(9)])
-    np.testing.assert_array_equal(rows.obs_next, [[t % 3 + 1, t // 3] for t in range(9)])
-    np.testing.assert_allclose(rows.act, [policy([t % 3, t // 3], None, t % 3)[0] for t in range(9)])
-    np.testing.assert_array_equal(rows.info.duration, 1)
-    assert "command" not in rows.info.get_keys()
+            n_steps = sum(t % (length + 1) < length for t in range(60))
+        check_simulation(Simulation(DiaryEnv(length, "alternate"), durations, n_steps), levels, env, i)
 
 
 def test_commands_may_be_discrete():
@@ -185,13 +172,13 @@ def test_commands_may_be_discrete():
 # ------------------------------------------------------------------ carry
 
 
-def test_acting_elsewhere_changes_nothing_here():
+def test_acting_in_other_environments_changes_nothing():
     def transitions(disturb):
         levels = make_levels(("random", 3, 1), n_envs=4)
         agent = Hierarchy(levels, replace(TASK, n_envs=4))
         collector = Collector(vector_env(), agent, seed=0)
         other = Collector(vector_env((2, 5)), agent, seed=9, learn=False) if disturb else None
-        for t in range(40):
+        for t in range(24):
             collector.step(explore=True)
             for _ in range(t % 4 if other else 0):
                 other.step(explore=False)
@@ -201,18 +188,7 @@ def test_acting_elsewhere_changes_nothing_here():
         assert_same(alone, disturbed)
 
 
-def test_environments_are_independent():
-    durations = ("random", 3, 1)
-    together = make_levels(durations, n_envs=4)
-    collect(together, 40)
-    for i, length in enumerate(LENGTHS):
-        alone = make_levels(durations)
-        collect(alone, 40, lengths=(length,))
-        for a, b in zip(together, alone, strict=True):
-            assert_same(stored(a.replay, i), b.replay.all())
-
-
-def test_a_reset_leaves_the_others():
+def test_a_reset_leaves_the_other_environments():
     agent = Hierarchy(make_levels(("random", 3, 1)), TASK)
     carry = agent.initial_carry(3, seed=0)
     obs = np.array([[0, 0], [1, 0], [2, 5]], np.float32)
@@ -233,25 +209,21 @@ def test_a_reset_leaves_the_others():
             np.testing.assert_array_equal(level[name][1], expected[name][0], err_msg=name)
 
 
-def test_steps_of_some_environments_leave_the_others():
-    agent = Hierarchy(make_levels((5, 3, 2)), TASK)
-    carry = agent.initial_carry(3, seed=0)
-    obs = np.zeros((3, 2), np.float32)
-    agent.act(obs, carry, explore=True)
-    agent.observe(one_step(obs[[0, 2]]), np.array([0, 2]), carry, learn=False)
-    for level, duration in zip(carry.levels, (5, 3, 2), strict=True):
-        np.testing.assert_array_equal(level.remaining, [duration - 1, duration, duration - 1])
-        np.testing.assert_array_equal(level.elapsed, [1, 0, 1])
+class Reporting(RandomLevel):
+    """Decides for one or two steps, and reports its observations and a forecast of one step."""
+
+    def act(self, obs, command, memory, *, explore, generator):
+        decision = super().act(obs, command, memory, explore=explore, generator=generator)
+        durations = np.array([1, 2])[: len(obs)]
+        forecast = torch.full((len(obs),), 7.0)
+        return Decision(decision.action, durations, memory, {"plan/x": obs[:, 0]}, forecast, forecast_steps=1)
+
+    def learn(self, n_total_env_steps):
+        return {"plan/steps": float(n_total_env_steps)}
 
 
-def test_metrics_of_levels_are_nan_where_nothing_was_decided():
-    class Talking(RandomLevel):
-        def act(self, obs, command, memory, *, explore, generator):
-            decision = super().act(obs, command, memory, explore=explore, generator=generator)
-            durations = np.array([1, 2])[: len(obs)]
-            return Decision(decision.action, durations, memory, {"plan/x": obs[:, 0]})
-
-    agent = Hierarchy([Talking(UNIT)], TASK)
+def test_metrics_are_nan_in_environments_without_a_decision():
+    agent = Hierarchy([Reporting(UNIT)], TASK)
     carry = agent.initial_carry(2, seed=0)
     obs = np.array([[3, 0], [4, 0]], np.float32)
     agent.act(obs, carry, explore=True)
@@ -288,7 +260,7 @@ def snapshot(carry):
     ("levels", "message"),
     [
         ([], "levels is empty"),
-        ([RandomLevel(UNIT, SPACES[0])], r"nothing is above it"),
+        ([RandomLevel(UNIT, SPACES[0])], r"the top level takes commands .*, but there is no level above it"),
         (
             [FunctionLevel(decide, SPACES[0]), RandomLevel(UNIT, SPACES[1])],
             r"FunctionLevel emits Box.*\(3,\).*RandomLevel below it takes commands of Box.*\(2,\)",
@@ -338,14 +310,116 @@ class Learner(Level):
         self.value = state["value"]
 
 
-def test_state_and_metrics_are_those_of_all_levels():
-    agent = Hierarchy([Learner(None, "top"), Learner(UNIT, "low")], TASK)
-    assert agent.learn(7) == {"top/value": 7.0, "low/value_level1": 7.0}  # the second of its kind
+def learners(*names):
+    return Hierarchy([Learner(None if i == 0 else UNIT, name) for i, name in enumerate(names)], TASK)
+
+
+def test_states_are_keyed_by_the_names_of_levels():
+    agent = learners("top", "low")
+    agent.learn(7)
     agent.levels[1].value = 3.0
-    other = Hierarchy([Learner(None, "top"), Learner(UNIT, "low")], TASK)
+    assert agent.state_dict() == {"top": {"value": 7.0}, "low": {"value": 3.0}}
+    other = learners("top", "low")
     other.load_state_dict(agent.state_dict())
     assert [level.value for level in other.levels] == [7.0, 3.0]
-    with pytest.raises(ValueError, match="the state has 2 levels, expected 1"):
-        Hierarchy([Learner(None, "top")], TASK).load_state_dict(agent.state_dict())
+    with pytest.raises(ValueError, match=r"the state has the levels top, low, expected top$"):
+        learners("top").load_state_dict(agent.state_dict())
     with pytest.raises(ValueError, match="RandomLevel has no state, but was given value"):
-        Hierarchy([RandomLevel(UNIT)], TASK).load_state_dict({"0": {"value": 1}})
+        Hierarchy([RandomLevel(UNIT)], TASK).load_state_dict({RandomLevel.name: {"value": 1}})
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["top", "low"], ["top", "low"]),
+        (["same", "same"], ["same0", "same1"]),
+        (["a", "b", "a"], ["a0", "b", "a2"]),
+    ],
+)
+def test_names_of_levels_are_unique(names, expected):
+    agent = learners(*names)
+    assert agent.names == expected == list(agent.state_dict())
+    assert agent.learn(7) == {f"{own}/{name}/value": 7.0 for own, name in zip(expected, names, strict=True)}
+
+
+def test_metrics_begin_with_the_level_s_name_where_levels_are_of_the_same_kind():
+    """When acting, when forecasts are settled, and when learning; a subclass has the metrics of its parent."""
+
+    class Special(Reporting):
+        pass
+
+    levels = [Reporting(UNIT), Special(UNIT, UNIT)]
+    levels[0].name, levels[1].name = "far", "near"
+    agent = Hierarchy(levels, TASK)
+    carry, obs = agent.initial_carry(1, seed=0), np.array([[3, 0]], np.float32)
+    agent.act(obs, carry, explore=True)
+    assert carry.last_metrics() == {"far/plan/x": [3.0], "near/plan/x": [3.0]}
+    agent.observe(one_step(obs), np.arange(1), carry, learn=False)
+    returns = {"plan/predicted_return": [7.0], "plan/achieved_return": [1.0]}
+    expected = {f"{level}/{name}": value for level in ("far", "near") for name, value in returns.items()}
+    assert carry.last_metrics().items() >= expected.items()
+    assert agent.learn(5) == {"far/plan/steps": 5.0, "near/plan/steps": 5.0}
+    other = Hierarchy([Reporting(UNIT), Learner(UNIT, "low")], TASK)
+    assert other.learn(5) == {"plan/steps": 5.0, "low/value": 5.0}
+
+
+# ------------------------------------------------------------------ nested memories
+
+
+class Nested(FunctionLevel):
+    """Counts decisions in a memory inside its memory, which acting replaces."""
+
+    def initial_memory(self, n_envs):
+        inner = Batch(count=torch.zeros(n_envs, 2), empty=Batch())
+        return Batch(inner=inner, age=torch.zeros(n_envs, dtype=torch.int64))
+
+    def act(self, obs, command, memory, *, explore, generator):
+        n = memory.inner.count[:, 0].long() + 1
+        inner = Batch(count=memory.inner.count + torch.tensor([1.0, 10.0]), empty=Batch())
+        actions = (n[:, None] / 100).float()
+        durations = 1 + (obs[:, 0] > 0).numpy().astype(np.int64)
+        return Decision(actions, durations, Batch(inner=inner, age=memory.age + 1))
+
+
+def nested():
+    agent = Hierarchy([Nested(decide, UNIT)], TASK)
+    carry, obs = agent.initial_carry(3, seed=0), np.array([[0, 0], [1, 0], [0, 0]], np.float32)
+    for _ in range(3):
+        agent.act(obs, carry, explore=True)
+        agent.observe(one_step(obs), np.arange(3), carry, learn=False)
+    return agent, carry, obs
+
+
+def test_nested_memories_are_written_where_a_decision_was_due():
+    """The second environment decides every other step."""
+    agent, carry, _ = nested()
+    memory = carry.levels[0].memory
+    assert memory.inner.count.tolist() == [[3, 30], [2, 20], [3, 30]]
+    assert memory.age.tolist() == [3, 2, 3]
+    agent.reset(carry, np.array([0]))
+    assert memory.inner.count.tolist() == [[0, 0], [2, 20], [3, 30]]
+    assert memory.age.tolist() == [0, 2, 3]
+
+
+def test_a_carry_with_nested_memories_resumes():
+    agent, carry, obs = nested()
+    state = copy.deepcopy(carry.state_dict())
+    assert type(state["levels"][0]["memory"]["inner"]) is dict  # a checkpoint holds no Batch
+    other = agent.initial_carry(3, seed=5)
+    other.load_state_dict(state)
+    for one in (carry, other):
+        agent.act(obs, one, explore=True)
+    assert leaves(other.state_dict()) == leaves(carry.state_dict())
+    np.testing.assert_array_equal(other.levels[0].action, carry.levels[0].action)
+
+
+def test_the_state_of_another_carry_is_refused():
+    agent, carry, _ = nested()
+    state = carry.state_dict()
+    with pytest.raises(ValueError, match=r"the carry's action has shape \(3, 1\), expected \(2, 1\)|memory.* \(3"):
+        agent.initial_carry(2, seed=0).load_state_dict(state)
+    with pytest.raises(ValueError, match="the carry has 1 levels, expected 3"):
+        Hierarchy(make_levels((1, 1, 1)), TASK).initial_carry(3, 0).load_state_dict(state)
+    del state["levels"][0]["memory"]["inner"]["count"]
+    with pytest.raises(ValueError, match=r"the carry's memory.inner holds \['empty'\], expected \['count', 'empty'\]"):
+        agent.initial_carry(3, seed=0).load_state_dict(state)

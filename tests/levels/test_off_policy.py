@@ -1,4 +1,4 @@
-"""Training on batches that were changed: targets, two critics, gradients that are not finite, states."""
+"""Training on relabelled batches: targets, two critics, gradients that are not finite, and states."""
 
 import copy
 import math
@@ -15,6 +15,7 @@ from tianshou.utils.torch_utils import policy_within_training_step
 from layeredrl.levels import off_policy
 from layeredrl.levels.off_policy import NonFiniteGradientError, SACConfig, TD3Config
 from layeredrl.storage import Checkpoints
+from tests.recording import leaves
 
 CPU = torch.device("cpu")
 INPUTS, N = 3, 7
@@ -51,7 +52,7 @@ def parameters(algorithm):
 
 
 def moved(algorithm, before):
-    """Names of the parameters that are others now."""
+    """Names of the parameters that have changed."""
     return {name for name, p in algorithm.named_parameters() if not torch.equal(p, before[name])}
 
 
@@ -64,9 +65,9 @@ def slow_minimum(algorithm, obs, action, row):
 
 
 @pytest.mark.parametrize("config", [TUNED, FIXED], ids=["tuned", "fixed"])
-def test_the_target_of_sac_written_out(config):
+def test_the_target_of_sac_is_that_of_a_plain_loop(config):
     algorithm, batch = make(config), make_batch()
-    for seed in range(5):
+    for seed in range(2):
         off_policy.update(algorithm, make_batch(seed))  # networks and slow copies differ now
     torch.manual_seed(5)
     found = off_policy.targets(algorithm, batch)
@@ -91,10 +92,10 @@ def test_the_target_of_sac_written_out(config):
     assert torch.equal(found[batch.discount == 0], batch.rew[batch.discount == 0])
 
 
-def test_the_target_of_td3_written_out():
+def test_the_target_of_td3_is_that_of_a_plain_loop():
     config = TD3Config(hidden=(8,), policy_noise=1.0, noise_clip=0.4, actor_every=1, tau=0.5)
     algorithm, batch = make(config), make_batch()
-    for seed in range(5):
+    for seed in range(3):
         off_policy.update(algorithm, make_batch(seed))
     torch.manual_seed(5)
     found = off_policy.targets(algorithm, batch)
@@ -114,16 +115,15 @@ def test_the_target_of_td3_written_out():
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 def test_an_update_fits_the_critics_to_the_targets(config):
-    """The loss that is told is that of the batch as it was given, and the critics go down it."""
     algorithm, batch = make(config), make_batch()
     torch.manual_seed(3)
     expected = off_policy.targets(algorithm, batch)
     with torch.no_grad():
         losses = [float((c(batch.obs, batch.act)[:, 0] - expected).square().mean()) for c in critics(algorithm)]
     torch.manual_seed(3)
-    told = off_policy.update(algorithm, batch)
-    assert told["target"] == pytest.approx(float(expected.mean()), abs=1e-6)
-    assert [told["critic1_loss"], told["critic2_loss"]] == pytest.approx(losses, rel=1e-5)
+    metrics = off_policy.update(algorithm, batch)
+    assert metrics["target"] == pytest.approx(float(expected.mean()), abs=1e-6)
+    assert [metrics["critic1_loss"], metrics["critic2_loss"]] == pytest.approx(losses, rel=1e-5)
     with torch.no_grad():
         later = [float((c(batch.obs, batch.act)[:, 0] - expected).square().mean()) for c in critics(algorithm)]
     assert later[0] < losses[0]
@@ -134,18 +134,17 @@ def critics(algorithm):
     return algorithm.critic, algorithm.critic2
 
 
-def test_the_numbers_that_an_update_tells():
+def test_the_metrics_of_an_update():
     names = {"actor_loss", "critic1_loss", "critic2_loss", "target"}
     assert off_policy.update(make(DELAYED), make_batch()).keys() == names
     assert off_policy.update(make(FIXED), make_batch()).keys() >= names | {"alpha"}
-    told = off_policy.update(make(TUNED), make_batch())
-    assert told.keys() == names | {"alpha", "alpha_loss"}
-    assert told["alpha"] == pytest.approx(0.5, rel=0.02)  # one step from where it began
-    assert all(type(value) is float for value in told.values())
+    metrics = off_policy.update(make(TUNED), make_batch())
+    assert metrics.keys() == names | {"alpha", "alpha_loss"}
+    assert metrics["alpha"] == pytest.approx(0.5, rel=0.02)  # one step from where it began
+    assert all(type(value) is float for value in metrics.values())
 
 
-def test_the_entropy_is_driven_to_its_target():
-    """Alpha falls as long as there is more entropy than asked for, and rises while there is less."""
+def test_alpha_falls_above_the_target_entropy_and_rises_below_it():
     for target, sign in ((-50.0, -1), (50.0, 1)):
         algorithm = make(SACConfig(hidden=(8,), initial_alpha=0.5, target_entropy=target))
         for seed in range(5):
@@ -174,7 +173,7 @@ def test_td3_updates_its_actor_with_delay():
     assert acted == [True, False, False, True, False, False, True]
 
 
-def test_schedulers_take_a_step_with_every_update_and_are_saved():
+def test_schedulers_step_with_every_update_and_are_saved():
     def build():
         torch.manual_seed(0)
         adam = TorchOptimizerFactory(torch.optim.Adam, lr=1.0).with_lr_scheduler_factory(Halving())
@@ -196,11 +195,11 @@ def test_schedulers_take_a_step_with_every_update_and_are_saved():
 # ------------------------------------------------------------------ two critics
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("config", [TUNED, DELAYED], ids=["sac", "td3"])
 def test_the_critics_differ_and_stay_different(config):
     algorithm, batch = make(config), make_batch()
     off_policy.check_algorithm(algorithm)
-    for n_updates in (0, 50):
+    for n_updates in (0, 10):
         for i in range(n_updates):
             off_policy.update(algorithm, make_batch(i))
         with torch.no_grad():
@@ -209,7 +208,7 @@ def test_the_critics_differ_and_stay_different(config):
     off_policy.check_algorithm(algorithm)
 
 
-def test_critics_that_are_equal_are_refused():
+def test_equal_critics_are_refused():
     networks = FIXED._networks(INPUTS, ACTIONS, CPU)
     policy = make(FIXED).policy
     for twin in (None, networks["critic"]):  # of the former tianshou makes a copy
@@ -218,7 +217,7 @@ def test_critics_that_are_equal_are_refused():
             off_policy.check_algorithm(algorithm)
 
 
-def test_an_algorithm_with_one_critic_is_taken():
+def test_an_algorithm_with_one_critic_is_trained():
     networks = DELAYED._networks(INPUTS, ACTIONS, CPU)
     del networks["critic2"]
     algorithm = DDPG(policy=make(DELAYED).policy, **networks)
@@ -231,19 +230,18 @@ def test_an_algorithm_with_one_critic_is_taken():
 # ------------------------------------------------------------------ gradients
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e30])
-def test_rewards_that_are_not_finite_leave_everything_as_it_was(config, value):
+@pytest.mark.parametrize(("config", "value"), [(TUNED, math.nan), (DELAYED, -math.inf), (TUNED, 1e30)])
+def test_rewards_that_are_not_finite_change_no_parameter_and_no_optimizer(config, value):
     """Also those whose gradient is too large to be squared, with which Adam can do nothing."""
     algorithm, batch = make(config), make_batch()
     off_policy.guard_gradients(algorithm)
     off_policy.update(algorithm, batch)
-    before, state = parameters(algorithm), copy.deepcopy(off_policy.state_dict(algorithm)["optimizers"])
+    before, state = parameters(algorithm), leaves(off_policy.state_dict(algorithm)["optimizers"])
     batch.rew[2] = value
     with pytest.raises(NonFiniteGradientError, match=r"^critic\."):
         off_policy.update(algorithm, batch)
     assert not moved(algorithm, before)
-    assert_same(off_policy.state_dict(algorithm)["optimizers"], state)
+    assert leaves(off_policy.state_dict(algorithm)["optimizers"]) == state
     off_policy.update(algorithm, make_batch(1))
     assert any(name.startswith("critic.") for name in moved(algorithm, before))
     assert all(p.isfinite().all() for p in algorithm.parameters())
@@ -262,7 +260,7 @@ def test_each_optimizer_is_guarded(name):
     assert any(n.startswith("critic.") for n in moved(algorithm, before))  # which was updated before
 
 
-def test_a_parameter_that_nothing_depends_on_does_not_hide_the_culprit():
+def test_the_error_names_a_parameter_that_has_a_gradient():
     algorithm = make(FIXED)
     algorithm.critic_optim._optim.add_param_group({"params": [torch.nn.Parameter(torch.zeros(1))]})
     algorithm.critic_optim._optim.param_groups.reverse()
@@ -276,43 +274,25 @@ def test_a_parameter_that_nothing_depends_on_does_not_hide_the_culprit():
 # ------------------------------------------------------------------ states
 
 
-def assert_same(a, b, place="state"):
-    assert type(a) is type(b), place
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), place
-        for key in a:
-            assert_same(a[key], b[key], f"{place}[{key!r}]")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), place
-        for i, pair in enumerate(zip(a, b, strict=True)):
-            assert_same(*pair, f"{place}[{i}]")
-    else:
-        assert torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b, place
-
-
-@pytest.mark.parametrize("n_updates", [0, 1, 3])
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_an_algorithm_goes_on_where_it_was_saved(config, n_updates, tmp_path):
-    """TD3 in the midst of its delay; SAC with the optimiser of alpha, which tianshou's own state leaves out."""
+@pytest.mark.parametrize(("config", "n_updates"), [(TUNED, 0), (TUNED, 3), (FIXED, 1), (DELAYED, 1), (DELAYED, 3)])
+def test_an_algorithm_resumes_bit_for_bit(config, n_updates, tmp_path):
+    """TD3 amid its delay; SAC with the optimiser of alpha, which tianshou's own state leaves out."""
     algorithm = make(config)
     for i in range(n_updates):
         off_policy.update(algorithm, make_batch(i))
     Checkpoints(tmp_path).save({"algorithm": off_policy.state_dict(algorithm)}, 0)
     state = Checkpoints(tmp_path).load()["algorithm"]
-    untouched = copy.deepcopy(state)
+    untouched = leaves(copy.deepcopy(state))
     other = make(config, seed=1)
-    for i in range(2):
-        off_policy.update(other, make_batch(i))
+    off_policy.update(other, make_batch(9))
     off_policy.load_state_dict(other, state)
-    assert_same(state, untouched)
-    assert not moved(other, parameters(algorithm))
-    told = []
+    assert leaves(state) == untouched
+    metrics = []
     for one in (algorithm, other):
         torch.manual_seed(7)
-        told.append([off_policy.update(one, make_batch(10 + i)) for i in range(4)])
-    assert told[0] == told[1]
-    assert not moved(other, parameters(algorithm))
-    assert_same(off_policy.state_dict(other), off_policy.state_dict(algorithm))
+        metrics.append([off_policy.update(one, make_batch(10 + i)) for i in range(3)])
+    assert metrics[0] == metrics[1]
+    assert leaves(off_policy.state_dict(other)) == leaves(off_policy.state_dict(algorithm))
 
 
 def test_all_optimizers_are_found():
@@ -369,7 +349,7 @@ def test_an_optimizer_of_other_shapes_is_refused():
         (TD3Config, {"actor_every": 0}, "actor_every is 0"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(config, settings, message):
+def test_settings_out_of_range_are_named(config, settings, message):
     with pytest.raises(ValueError, match=message):
         config(**settings)
 
@@ -390,8 +370,7 @@ def test_settings_reach_tianshou():
     assert make(TD3Config(exploration_noise=0.0)).policy.exploration_noise is None
 
 
-def test_acting_outside_of_an_update_is_deterministic_and_targets_are_not():
-    """Tianshou's flag for that is set where it is needed, and nowhere else."""
+def test_actions_outside_of_an_update_are_deterministic_and_targets_are_not():
     algorithm, batch = make(FIXED), make_batch()
     assert not torch.equal(off_policy.targets(algorithm, batch), off_policy.targets(algorithm, batch))
     assert not algorithm.policy.is_within_training_step

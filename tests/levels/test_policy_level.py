@@ -1,25 +1,21 @@
-"""A level that acts by a policy: what it learns from, when, what it tells, and how it acts."""
+"""A level that acts by a policy: its batches, updates, reports, actions, skipped updates, and resuming."""
 
 import copy
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from tianshou.algorithm.modelfree.sac import SAC
 from tianshou.data import Batch
 
-from layeredrl.collector import Collector
 from layeredrl.faults import NonFiniteError
-from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
 from layeredrl.storage import Checkpoints
-from layeredrl.task import TaskSpec
-from tests.envs.counter import CounterEnv
-from tests.recording import FunctionLevel
+from tests.recording import leaves
 
 WIDTH, E, GAMMA = 3, 2, 0.9
 ACTIONS = spaces.Box(-1.0, 1.0, (2,))
@@ -28,7 +24,6 @@ LEARNING = PolicyLearningConfig(n_random_steps=0, batch_size=16, report_every=10
 CPU = torch.device("cpu")
 CONFIGS = {
     "sac": SACConfig(hidden=(8,), learning_rate=1e-2, discount=GAMMA),
-    "sac with a fixed alpha": SACConfig(hidden=(8,), learning_rate=1e-2, discount=GAMMA, alpha=0.3),
     "td3": TD3Config(hidden=(8,), learning_rate=1e-2, discount=GAMMA),
 }
 LEVELS = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -43,7 +38,7 @@ def make(config=CONFIGS["sac"], *, commands=None, seed=0, learning=None, n_envs=
 
 
 def make_transitions(rng, n, commands=None):
-    """Of durations 1 to 5; some terminate, others are truncated."""
+    """Transitions of durations 1 to 5; some terminate, others are truncated."""
     duration = rng.integers(1, 6, n)
     info = Batch(duration=duration)
     if commands is not None:
@@ -78,7 +73,7 @@ def act(level, n=E, explore=True, seed=0, obs=None, command=None):
     return level.act(obs, command, level.initial_memory(len(obs)), explore=explore, generator=generator)
 
 
-def ask(action):
+def command_of(action):
     n = len(action)
     numbers = torch.zeros(n, dtype=torch.int64)
     return Batch(action=action, obs=torch.zeros(n, WIDTH), elapsed=numbers, remaining=numbers + 1)
@@ -94,7 +89,7 @@ def same(a, b):
 
 @pytest.fixture
 def batches(monkeypatch):
-    """What the algorithms are updated with; they are updated all the same."""
+    """Batches of all updates."""
     seen, original = [], off_policy.update
 
     def update(algorithm, batch):
@@ -106,23 +101,23 @@ def batches(monkeypatch):
 
 
 @pytest.fixture
-def told(monkeypatch):
-    """Stands for every update, and tells of its number, from 1."""
-    numbers: list[int] = []
+def numbers(monkeypatch):
+    """Numbers of the updates, from 1, which replace all updates."""
+    found: list[int] = []
 
     def update(algorithm, batch):
-        numbers.append(len(numbers) + 1)
-        return {"loss": float(numbers[-1]), "target": 100.0 + numbers[-1]}
+        found.append(len(found) + 1)
+        return {"loss": float(found[-1]), "target": 100.0 + found[-1]}
 
     monkeypatch.setattr(off_policy, "update", update)
-    return numbers
+    return found
 
 
-# ------------------------------------------------------------------ what it learns from
+# ------------------------------------------------------------------ batches
 
 
 @pytest.mark.parametrize("commands", [None, GOALS, CHOICES], ids=["alone", "goals", "choices"])
-def test_samples_are_what_was_stored(commands):
+def test_samples_are_the_stored_transitions(commands):
     level = make(commands=commands, learning=replace(LEARNING, batch_size=60))
     observe(level, 30, commands=commands)
     batch, rows = level.sample(), level.replay.all()
@@ -140,12 +135,12 @@ def test_samples_are_what_was_stored(commands):
         np.testing.assert_array_equal(level.replay.rows(batch.index[n : n + 1]).obs[0], rows.obs[i])
         if commands is None:
             continue
-        asked = rows.info.command
-        for command, passed in ((batch.command, 0), (batch.next_command, duration)):
-            np.testing.assert_array_equal(command.action[n], asked.action[i])
-            np.testing.assert_array_equal(command.obs[n], asked.obs[i])
-            assert int(command.elapsed[n]) == asked.elapsed[i] + passed
-            assert int(command.remaining[n]) == asked.remaining[i] - passed
+        given = rows.info.command
+        for command, elapsed in ((batch.command, 0), (batch.next_command, duration)):
+            np.testing.assert_array_equal(command.action[n], given.action[i])
+            np.testing.assert_array_equal(command.obs[n], given.obs[i])
+            assert int(command.elapsed[n]) == given.elapsed[i] + elapsed
+            assert int(command.remaining[n]) == given.remaining[i] - elapsed
     assert set(batch.duration.tolist()) == {1, 2, 3, 4, 5}
     terminated = rows.terminated[[stored[tuple(row.numpy())] for row in batch.obs]]
     truncated = rows.truncated[[stored[tuple(row.numpy())] for row in batch.obs]]
@@ -155,27 +150,9 @@ def test_samples_are_what_was_stored(commands):
     assert ("command" in batch) == (commands is not None)
 
 
-@LEVELS
-def test_a_target_counts_what_follows_by_the_duration(config):
-    """With critics that are one everywhere, whatever the algorithm's next action is."""
-    level = make(replace(config, alpha=0.0) if isinstance(config, SACConfig) else config)
-    for critic in (level.algorithm.critic_old, level.algorithm.critic2_old):
-        weight, bias = [*critic.parameters()][-2:]
-        weight.data.zero_()
-        bias.data.fill_(1.0)
-    observe(level, 30)
-    batch, rows = level.sample(), level.replay.all()
-    found = off_policy.targets(level.algorithm, batch)
-    stored = {tuple(rows.obs[i]): i for i in range(len(rows))}
-    for n in range(16):
-        i = stored[tuple(batch.obs[n].numpy())]
-        follows = 0.0 if rows.terminated[i] else GAMMA ** int(rows.info.duration[i])
-        assert float(found[n]) == pytest.approx(rows.rew[i] + follows, abs=1e-6)
-
-
-def test_a_reward_that_changes_changes_the_targets(told, monkeypatch):
-    """The replay stays as it is; tianshou would go on with the reward that was stored."""
-    scale = [1.0]
+def test_a_relabelled_reward_changes_the_targets_but_not_the_replay():
+    """tianshou itself would continue with the stored reward."""
+    scale, found = [1.0], []
 
     def relabel(batch, replay):
         batch.rew = scale[0] * batch.obs_next[:, 0]
@@ -184,10 +161,11 @@ def test_a_reward_that_changes_changes_the_targets(told, monkeypatch):
     level = make(CONFIGS["td3"], relabel=relabel)
     observe(level, 10)
     before = copy.deepcopy(level.replay.all())
-    saved, found = level.replay.state_dict()["generators"], []
+    states = [generator.get_state() for generator in level.replay.buffer.generators]
     for value in (1.0, 3.0):
         scale[0] = value
-        level.replay.load_state_dict(copy.deepcopy(loaded(level.replay, saved)))
+        for generator, state in zip(level.replay.buffer.generators, states, strict=True):
+            generator.set_state(state)
         batch = level.sample()
         assert torch.equal(batch.rew, value * batch.obs_next[:, 0])
         torch.manual_seed(0)
@@ -197,42 +175,9 @@ def test_a_reward_that_changes_changes_the_targets(told, monkeypatch):
     after = level.replay.all()
     for key in ("obs", "rew", "act", "obs_next"):
         np.testing.assert_array_equal(after[key], before[key])
-    level.learn(20)
-    assert told  # it does learn from them; the next test sees how
 
 
-def loaded(replay, generators):
-    """The state of a replay as it comes back from a checkpoint, with other generators."""
-    state = replay.state_dict()
-    slots = replay.buffer.slots(state["rows"].keep_from, state["rows"].stop)
-    rows = {name: torch.from_numpy(column[slots]) for name, column in replay.buffer.columns().items()}
-    increment = {"rows": rows, "start": state["rows"].keep_from, "stop": state["rows"].stop}
-    return {**state, "rows": increment, "generators": generators}
-
-
-def test_the_critics_learn_the_reward_that_is_asked_for_now():
-    """Only the values of terminal transitions, so that nothing else matters: of a reward that is constant."""
-    constant = [2.0]
-
-    def relabel(batch, replay):
-        batch.rew, batch.discount = torch.full_like(batch.rew, constant[0]), torch.zeros_like(batch.discount)
-        return batch
-
-    level = make(SACConfig(hidden=(8,), learning_rate=0.05, alpha=0.0), relabel=relabel)
-    observe(level, 20)
-    for value, n in ((2.0, 40), (-1.0, 42)):
-        constant[0] = value
-        level.learning = replace(LEARNING, updates_per_transition=100.0)
-        observe(level, 1, seed=n)
-        level.learn(n)
-        batch = level.sample()
-        with torch.no_grad():
-            for critic in (level.algorithm.critic, level.algorithm.critic2):
-                assert (critic(batch.obs, batch.act) - value).abs().mean() < 0.15
-
-
-def test_commands_that_are_exchanged_are_what_the_policy_sees(batches):
-    """In the target, too: tianshou would read the buffer again."""
+def test_relabelled_commands_are_inputs_of_the_update_and_of_its_target(batches):
 
     def relabel(batch, replay):
         assert replay is level.replay
@@ -258,29 +203,19 @@ def test_commands_that_are_exchanged_are_what_the_policy_sees(batches):
         batch.obs_next[:, WIDTH:] = goal
         torch.manual_seed(0)
         found.append(off_policy.targets(level.algorithm, batch))
-    going_on = batch.discount > 0
-    assert (found[0] != found[1])[going_on].all()
-    assert torch.equal(found[0][~going_on], found[1][~going_on])
+    continues = batch.discount > 0
+    assert (found[0] != found[1])[continues].all()
+    assert torch.equal(found[0][~continues], found[1][~continues])
 
 
-def test_choices_are_seen_one_hot(batches):
-    level = make(commands=CHOICES)
-    observe(level, 20, commands=CHOICES)
-    rows = level.replay.all()
-    asked = {tuple(obs): action.item() for obs, action in zip(rows.obs, rows.info.command.action, strict=True)}
-    level.learn(40)
-    for row in batches[0].obs.numpy():
-        assert row[WIDTH:].tolist() == [float(asked[tuple(row[:WIDTH])] == choice) for choice in (1, 2, 3)]
-
-
-def test_inputs_of_ones_own(batches):
+def test_custom_inputs(batches):
     level = make(commands=GOALS, inputs=lambda obs, command: torch.cat([obs - command.obs, command.action], -1))
     observe(level, 20, commands=GOALS)
     level.learn(40)
     rows = level.replay.all()
     expected = {tuple(row) for row in np.concatenate([rows.obs - rows.info.command.obs, rows.info.command.action], 1)}
     assert {tuple(row) for row in batches[0].obs.numpy()} <= expected
-    command = ask(torch.ones(E, 2))
+    command = command_of(torch.ones(E, 2))
     command.obs = torch.linspace(-1, 1, E * WIDTH).view(E, WIDTH)
     seen = torch.cat([torch.zeros(E, WIDTH), torch.ones(E, 2)], -1)
     torch.testing.assert_close(act(level, explore=False, command=command).action, most_probable(level, seen))
@@ -289,51 +224,40 @@ def test_inputs_of_ones_own(batches):
 # ------------------------------------------------------------------ how often
 
 
-@pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("ratio", [0.25, 1, 3])
-def test_updates_keep_their_ratio_to_the_data_from_the_first_one_on(ratio, n_envs, told):
-    level = make(
-        learning=replace(LEARNING, n_random_steps=12, updates_per_transition=ratio, report_every=1000), n_envs=n_envs
-    )
-    for n in range(n_envs, 60, n_envs):
+@pytest.mark.parametrize(
+    ("ratio", "n_envs", "n_random_steps"), [(0.25, 1, 12), (1, 3, 12), (3, 1, 12), (3, 3, 12), (1, 1, 0)]
+)
+def test_updates_keep_their_ratio_to_the_transitions(ratio, n_envs, n_random_steps, numbers):
+    """The transition of the first update counts, those of the random phase do not."""
+    learning = replace(LEARNING, n_random_steps=n_random_steps, updates_per_transition=ratio, report_every=1000)
+    level = make(learning=learning, n_envs=n_envs)
+    assert level.learn(0) == {}  # there are no transitions
+    for n in range(n_envs, 40, n_envs):
         observe(level, 1, seed=n)
         level.learn(n)
-        # The transition with which it begins counts, those of the random phase do not.
-        assert len(told) == (0 if n < 12 else math.floor(ratio * (n - 11)))
-    assert level.n_updates == len(told)
+        first = max(n_random_steps, 1)
+        assert level.n_updates == len(numbers) == (0 if n < first else math.floor(ratio * (n - first + 1)))
 
 
-def test_transitions_that_last_longer_count_once(told):
+def test_transitions_of_several_steps_count_once(numbers):
     level = make(learning=replace(LEARNING, n_random_steps=20))
     for n in range(10, 101, 10):  # each of five environment steps, in two environments
         observe(level, 1, seed=n)
         level.learn(n)
-        assert len(told) == (0 if n < 20 else 1 + 2 * (n // 10 - 2))
+        assert len(numbers) == (0 if n < 20 else 1 + 2 * (n // 10 - 2))
 
 
-def test_without_transitions_nothing_is_learned(told):
-    level = make()
-    assert level.learn(100) == {}
-    assert not told
-    observe(level, 1)
-    level.learn(102)
-    assert len(told) == 1
+# ------------------------------------------------------------------ reports
 
 
-def test_the_first_updates_may_come_without_a_random_phase(told):
-    level = make(n_envs=1)
-    for n in range(1, 6):
-        observe(level, 1, seed=n)
-        level.learn(n)
-        assert len(told) == n
-
-
-# ------------------------------------------------------------------ what it tells
-
-
-def test_reports_are_means_since_the_last_one(told):
+def test_reports_are_means_since_the_last_one(numbers):
     level = make(n_envs=1, learning=replace(LEARNING, n_random_steps=8, updates_per_transition=2, report_every=5))
-    level.relabel = with_reward(told)
+
+    def relabel(batch, replay):
+        batch.rew = torch.full_like(batch.rew, len(numbers))
+        return batch
+
+    level.relabel = relabel
     reports = {}
     for n in range(1, 25):
         observe(level, 1, seed=n)
@@ -349,15 +273,15 @@ def test_reports_are_means_since_the_last_one(told):
             {
                 "policy/loss": mean,
                 "policy/target": 100 + mean,
-                "policy/reward": mean - 1.5,  # is asked for before the two updates of a step have their numbers
+                "policy/reward": mean - 1.5,  # sampled before the two updates of a step
                 "policy/updates": last,
             }
         )
         first = last + 1
 
 
-def test_updates_of_a_step_learn_from_batches_of_their_own(monkeypatch):
-    """Drawn together, at most eight at a time; each update has the next rows of what was drawn."""
+def test_the_batches_of_a_step_s_updates_are_drawn_together(monkeypatch):
+    """At most eight at a time; each update takes the next rows."""
     learning = replace(LEARNING, n_random_steps=0, updates_per_transition=10, batch_size=4)
     level, drawn, used = make(n_envs=1, learning=learning), [], []
 
@@ -377,19 +301,10 @@ def test_updates_of_a_step_learn_from_batches_of_their_own(monkeypatch):
     torch.testing.assert_close(torch.cat([b.act for b in used]), torch.cat([b.act for b in drawn]))
 
 
-def with_reward(numbers):
-    def relabel(batch, replay):
-        batch.rew = torch.full_like(batch.rew, len(numbers))
-        return batch
-
-    return relabel
-
-
 @pytest.mark.parametrize(
     ("config", "losses"),
     [
         ("sac", ["actor_loss", "critic1_loss", "critic2_loss", "alpha", "alpha_loss"]),
-        ("sac with a fixed alpha", ["actor_loss", "critic1_loss", "critic2_loss", "alpha"]),
         ("td3", ["actor_loss", "critic1_loss", "critic2_loss"]),
     ],
 )
@@ -403,34 +318,11 @@ def test_the_names_of_the_metrics(config, losses):
     assert all(math.isfinite(value) for value in metrics.values())
 
 
-def test_two_policies_in_a_stack_both_report():
-    box = spaces.Box(-np.inf, np.inf, (WIDTH,))
-    above = make(learning=replace(LEARNING, n_random_steps=4, batch_size=2, report_every=4), n_envs=1, duration=3)
-    below = make(commands=ACTIONS, learning=replace(LEARNING, n_random_steps=4, report_every=4), n_envs=1)
-    agent = Hierarchy([above, below], TaskSpec(box, ACTIONS))
-    carry = agent.initial_carry(1, 0)
-    metrics = {}
-    for n in range(1, 25):
-        agent.act(np.full((1, WIDTH), n, np.float32), carry, explore=True)
-        over = np.zeros(1, bool)
-        following = np.full((1, WIDTH), n + 1, np.float32)
-        step = Batch(rew=np.ones(1), terminated=over, truncated=over, obs_next=following)
-        agent.observe(step, np.arange(1), carry, learn=True)
-        metrics |= agent.learn(n)
-    assert above.replay.n_added == 8
-    assert below.replay.n_added == 24
-    assert metrics["policy/updates"] == above.n_updates == 8  # from the fourth step on, when it has one
-    assert metrics["policy/updates_level1"] == below.n_updates == 21
-    assert metrics["policy/reward"] == pytest.approx(1 + GAMMA + GAMMA**2)
-    assert metrics["policy/reward_level1"] == pytest.approx(1)
-    assert len(metrics) == 2 * 8
-
-
 # ------------------------------------------------------------------ acting
 
 
 def most_probable(level, inputs):
-    """The action without noise, written out from the actor's layers."""
+    """The action without noise, from the actor's layers."""
     actor = level.algorithm.policy.actor
     with torch.no_grad():
         if not isinstance(level.algorithm, SAC):
@@ -439,11 +331,11 @@ def most_probable(level, inputs):
 
 
 SURPRISING = 1.95
-"""Of `kolmogorov`: exceeded once in 1000."""
+"""Value of `kolmogorov` that is exceeded once in 1000."""
 
 
 def kolmogorov(values, distribution):
-    """Largest distance between the distribution function of a sample and the one expected, times the root of n."""
+    """Largest distance between the empirical and the expected distribution function, times the root of n."""
     n, expected = len(values), distribution(values.sort().values)
     steps = torch.arange(n + 1) / n
     return float(torch.maximum((expected - steps[:-1]).abs(), (expected - steps[1:]).abs()).max()) * n**0.5
@@ -456,7 +348,7 @@ def uniform(values):
 @LEVELS
 def test_the_random_phase_is_uniform_and_follows_the_generator(config):
     level = make(config, learning=replace(LEARNING, n_random_steps=10))
-    obs = torch.zeros(3000, WIDTH)
+    obs = torch.zeros(1500, WIDTH)
     for n in (0, 9):
         level.learn(n)
         torch.manual_seed(n)
@@ -505,9 +397,9 @@ def test_td3_adds_noise_and_clips():
 
 
 @LEVELS
-@pytest.mark.parametrize("n", [1, 2, 7])
+@pytest.mark.parametrize("n", [1, 5])
 def test_without_exploration_the_most_probable_action_is_taken(config, n):
-    """In any number of environments, whatever the number that it learns in, and without touching a generator."""
+    """In any number of environments, and without using a generator."""
     level = make(config)
     observe(level, 10)
     level.learn(20)
@@ -523,10 +415,11 @@ def test_without_exploration_the_most_probable_action_is_taken(config, n):
         torch.testing.assert_close(act(level, 1, explore=False, obs=obs[i : i + 1]).action[0], decision.action[i])
 
 
-def test_actions_stand_for_the_duration():
+def test_actions_last_the_duration():
     level = make(duration=4, learning=replace(LEARNING, n_random_steps=10))
-    assert act(level).duration.tolist() == [4] * E
-    assert act(level, explore=False).duration.tolist() == [4] * E
+    assert act(level).duration.tolist() == act(level, explore=False).duration.tolist() == [4] * E
+    with pytest.raises(ValueError, match="duration is 0, expected at least 1"):
+        make(duration=0)
 
 
 @pytest.mark.parametrize(
@@ -539,46 +432,16 @@ def test_actions_stand_for_the_duration():
 )
 def test_commands_change_the_action(commands, action, seen):
     level, obs = make(commands=commands), torch.full((2, WIDTH), 0.3)
-    found = act(level, explore=False, obs=obs, command=ask(torch.tensor(action))).action
+    found = act(level, explore=False, obs=obs, command=command_of(torch.tensor(action))).action
     torch.testing.assert_close(found, most_probable(level, torch.cat([obs, torch.tensor(seen)], -1)))
     assert not torch.equal(found[0], found[1])
-
-
-def test_under_a_level_that_commands():
-    """With a real Collector: the replay holds what was asked, and of what was asked the policy learns."""
-    above = FunctionLevel(lambda obs, command, n: ([1 + n % 3], 3), CHOICES, n_envs=2)
-    task = TaskSpec(spaces.Box(0.0, np.inf, (2,)), spaces.Box(-1.0, 1.0, (1,)), n_envs=2)
-    algorithm = CONFIGS["sac"].build(2 + 3, task.action_space, CPU)
-    level = PolicyLevel(algorithm, task.action_space, CHOICES, n_envs=2, duration=2, learning=LEARNING)
-    envs = SyncVectorEnv([lambda: CounterEnv(7)] * 2, autoreset_mode=AutoresetMode.DISABLED)
-    agent = Hierarchy([above, level], task)
-    collector = Collector(envs, agent, seed=0)
-    before = parameters(level)
-    for _ in range(30):
-        collector.step(explore=True)
-        agent.learn(collector.n_total_env_steps)
-    rows = level.replay.all()
-    # Episodes of seven steps, commands for 3, 3, 1; actions for 2, 1, 2, 1, 1.
-    steps = [(0, 2, 0, 3), (2, 1, 2, 1), (3, 2, 0, 3), (5, 1, 2, 1), (6, 1, 0, 3)]
-    for i in range(10):
-        begin, duration, elapsed, remaining = steps[i % 5]
-        assert rows.obs[i, 0] == begin
-        assert rows.obs_next[i, 0] == begin + duration
-        assert rows.info.duration[i] == duration
-        assert (rows.info.command.elapsed[i], rows.info.command.remaining[i]) == (elapsed, remaining)
-        assert rows.info.command.action[i] == [1 + begin // 3]
-        assert rows.info.command.obs[i, 0] == begin - elapsed
-        assert rows.rew[i] == pytest.approx(sum(GAMMA**k * (begin + 1 + k) for k in range(duration)))
-        assert rows.terminated[i] == (begin == 6)
-    assert level.n_updates == level.replay.n_added - 1  # from the first step that ended a transition
-    assert not same(parameters(level), before)
 
 
 # ------------------------------------------------------------------ gradients that are not finite
 
 
 def spoil(when, value=math.inf):
-    """A relabelling that spoils some batches, by their number from 1."""
+    """A relabelling that gives some batches, by their number from 1, a reward that is not finite."""
     calls = iter(range(1, 10**9))
 
     def relabel(batch, replay):
@@ -589,10 +452,9 @@ def spoil(when, value=math.inf):
     return relabel
 
 
-@LEVELS
-@pytest.mark.parametrize("value", [math.inf, math.nan])
-def test_updates_that_are_not_finite_are_skipped_counted_and_at_last_refused(config, value):
-    level = make(config, n_envs=1, learning=replace(LEARNING, max_skipped=2, report_every=4))
+@pytest.mark.parametrize(("config", "value"), [("sac", math.nan), ("td3", math.inf)])
+def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(config, value):
+    level = make(CONFIGS[config], n_envs=1, learning=replace(LEARNING, max_skipped=2, report_every=4))
     level.relabel = spoil(lambda n: n >= 4, value)
     for n in range(1, 4):
         observe(level, 1, seed=n)
@@ -619,15 +481,7 @@ def test_updates_that_are_not_finite_are_skipped_counted_and_at_last_refused(con
     assert not same(parameters(level), before)
 
 
-def test_without_skipped_updates_there_is_no_word_of_them():
-    level = make()
-    observe(level, 5)
-    level.learn(10)
-    observe(level, 1)
-    assert "policy/skipped_updates" not in level.learn(20)
-
-
-# ------------------------------------------------------------------ going on
+# ------------------------------------------------------------------ resuming
 
 
 def run(level, steps, reports=None):
@@ -644,51 +498,31 @@ def save(level, folder):
 
 
 @LEVELS
-def test_a_level_goes_on_in_the_midst_of_a_reporting_period(config, tmp_path):
-    """Other networks and other seeds to begin with; the same parameters and reports to the last bit."""
+@pytest.mark.parametrize("n_steps", [4, 15], ids=["before the first update", "amid a reporting period"])
+def test_a_level_resumes_bit_for_bit(config, n_steps, tmp_path):
+    """Whatever its networks and seed were before."""
     learning = replace(LEARNING, n_random_steps=6, updates_per_transition=1.5, report_every=7)
     level = make(config, n_envs=1, learning=learning, relabel=spoil(lambda n: n % 3 == 0))
-    run(level, range(1, 16))
-    assert level.n_skipped == 1
-    assert level.n_updates == 15
+    run(level, range(1, n_steps + 1))
+    assert (level.n_updates, level.n_skipped) == ((0, 0) if n_steps == 4 else (15, 1))
     save(level, tmp_path)
     state = Checkpoints(tmp_path).load()
-    untouched = copy.deepcopy(state["level"])
-
+    untouched = leaves(copy.deepcopy(state["level"]))
     other = make(config, n_envs=1, learning=learning, seed=1)
     run(other, range(1, 10))
     other.load_state_dict(state["level"])
     other.replay.load_state_dict(state["replay"])
-    assert state["level"].keys() == untouched.keys()
-    assert state["level"]["algorithm"].keys() == untouched["algorithm"].keys()
-    for name, tensor in untouched["algorithm"]["networks"].items():
-        assert torch.equal(state["level"]["algorithm"]["networks"][name], tensor)
+    assert leaves(state["level"]) == untouched
     reports = ({}, {})
-    for one, told in zip((level, other), reports, strict=True):
+    for one, report in zip((level, other), reports, strict=True):
         one.relabel = None
         torch.manual_seed(0)
         np.random.seed(0)  # noqa: NPY002
-        run(one, range(16, 40), told)
-    assert len(reports[0]) >= 3
-    assert "policy/skipped_updates" in next(iter(reports[0].values()))
+        run(one, range(n_steps + 1, n_steps + 16), report)
+    assert len(reports[0]) >= (2 if n_steps == 15 else 1)
     assert reports[0] == reports[1]
-    assert same(parameters(level), parameters(other))
-    assert level.n_updates == other.n_updates
-
-
-def test_a_level_that_has_not_begun_can_be_saved(tmp_path):
-    level = make(learning=replace(LEARNING, n_random_steps=20), n_envs=1)
-    run(level, range(1, 10))
-    save(level, tmp_path)
-    state = Checkpoints(tmp_path).load()
-    other = make(learning=level.learning, n_envs=1, seed=1)
-    other.load_state_dict(state["level"])
-    other.replay.load_state_dict(state["replay"])
-    for one in (level, other):
-        torch.manual_seed(0)
-        run(one, range(10, 30))
-        assert one.n_updates == 10
-    assert same(parameters(level), parameters(other))
+    assert ("policy/skipped_updates" in next(iter(reports[0].values()))) == (n_steps == 15)
+    assert leaves(level.state_dict()) == leaves(other.state_dict())
 
 
 def test_the_state_of_another_policy_is_refused():
@@ -701,14 +535,13 @@ def test_the_state_of_another_policy_is_refused():
             level.load_state_dict(other.state_dict())
 
 
-# ------------------------------------------------------------------ what it refuses
+# ------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
     "space",
     [
         spaces.Discrete(3),
-        spaces.MultiDiscrete([2, 2]),
         spaces.Box(-2.0, 1.0, (2,)),
         spaces.Box(-1.0, np.inf, (2,)),
         spaces.Box(-1.0, 1.0, (2, 2)),
@@ -716,17 +549,8 @@ def test_the_state_of_another_policy_is_refused():
 )
 def test_other_action_spaces_are_refused(space):
     algorithm = CONFIGS["sac"].build(WIDTH, ACTIONS, CPU)
-    with pytest.raises(ValueError, match=r"action space is .*, expected a flat Box of \[-1, 1\]") as refusal:
+    with pytest.raises(ValueError, match=rf"action space is {re.escape(str(space))}, expected a flat Box of \[-1, 1\]"):
         PolicyLevel(algorithm, space, n_envs=1)
-    assert str(space) in str(refusal.value)
-
-
-def test_critics_that_are_one_are_refused():
-    config = CONFIGS["sac"]
-    networks = {**config._networks(WIDTH, ACTIONS, CPU), "critic2": None}
-    algorithm = SAC(policy=config.build(WIDTH, ACTIONS, CPU).policy, alpha=0.2, **networks)
-    with pytest.raises(ValueError, match="critic2 of SAC is a copy of critic"):
-        PolicyLevel(algorithm, ACTIONS, n_envs=1)
 
 
 @pytest.mark.parametrize(
@@ -742,11 +566,6 @@ def test_critics_that_are_one_are_refused():
         ({"updates_per_transition": math.inf}, "updates_per_transition is inf"),
     ],
 )
-def test_settings_that_make_no_sense_are_refused(settings, message):
+def test_settings_out_of_range_are_named(settings, message):
     with pytest.raises(ValueError, match=message):
         PolicyLearningConfig(**settings)
-
-
-def test_a_duration_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="duration is 0, expected at least 1"):
-        make(duration=0)

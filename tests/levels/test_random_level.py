@@ -1,4 +1,4 @@
-"""The level that acts at random."""
+"""A level of random actions."""
 
 import numpy as np
 import pytest
@@ -22,51 +22,48 @@ def act(level, n=5, seed=0, explore=True, command=None):
 
 
 def test_box_actions_are_uniform_within_the_bounds():
-    actions = action_spaces.uniform(BOX, (20_000,), seeded())
-    assert actions.shape == (20_000, 2)
+    actions = action_spaces.uniform(BOX, (5000,), seeded())
+    assert actions.shape == (5000, 2)
     assert actions.dtype == torch.float32
     low, high = torch.tensor(LOW), torch.tensor(HIGH)
     assert (actions >= low).all()
     assert (actions <= high).all()
     share = ((actions - low) / (high - low)).double()
     quantiles = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
-    torch.testing.assert_close(share.quantile(quantiles, 0), quantiles[:, None].expand(19, 2), rtol=0, atol=0.02)
-    assert abs(torch.corrcoef(share.T)[0, 1]) < 0.03
+    torch.testing.assert_close(share.quantile(quantiles, 0), quantiles[:, None].expand(19, 2), rtol=0, atol=0.03)
+    assert abs(torch.corrcoef(share.T)[0, 1]) < 0.05
 
 
-@pytest.mark.parametrize("start", [0, -2, 5])
-def test_discrete_actions_are_uniform_over_the_choices(start):
-    actions = action_spaces.uniform(spaces.Discrete(3, start=start), (3000,), seeded())
-    assert actions.shape == (3000, 1)
+@pytest.mark.parametrize(
+    ("space", "choices"),
+    [
+        (spaces.Discrete(3, start=-2), [[-2, -1, 0]]),
+        (spaces.MultiDiscrete([2, 4], start=[0, -1]), [[0, 1], [-1, 0, 1, 2]]),
+    ],
+    ids=["discrete", "multi"],
+)
+def test_discrete_actions_are_uniform_over_their_choices(space, choices):
+    actions = action_spaces.uniform(space, (4000,), seeded())
+    assert actions.shape == (4000, len(choices))
     assert not actions.is_floating_point()
-    values, counts = actions.unique(return_counts=True)
-    assert values.tolist() == [start, start + 1, start + 2]
-    assert (counts > 900).all()
-
-
-def test_each_discrete_action_is_uniform_over_its_choices():
-    actions = action_spaces.uniform(spaces.MultiDiscrete([2, 4], start=[0, -1]), (4000,), seeded())
-    assert actions.shape == (4000, 2)
-    for i, values in enumerate([[0, 1], [-1, 0, 1, 2]]):
+    for i, values in enumerate(choices):
         found, counts = actions[:, i].unique(return_counts=True)
         assert found.tolist() == values
         assert (counts > 0.9 * 4000 / len(values)).all()
 
 
 @pytest.mark.parametrize("space", [spaces.Box(-1.0, np.inf, (2,)), spaces.MultiBinary(3)])
-def test_other_spaces_are_refused_at_once(space):
+def test_other_spaces_are_refused_at_construction(space):
     with pytest.raises(ValueError, match=r"action space is .*, expected"):
         RandomLevel(space)
 
 
-@pytest.mark.parametrize("duration", [0, -1])
-def test_a_duration_below_one_is_refused(duration):
-    with pytest.raises(ValueError, match=f"duration is {duration}"):
-        RandomLevel(BOX, duration=duration)
+def test_a_duration_below_one_is_refused():
+    with pytest.raises(ValueError, match="duration is 0"):
+        RandomLevel(BOX, duration=0)
 
 
-@pytest.mark.parametrize("explore", [True, False])
-@pytest.mark.parametrize("space", [BOX, spaces.Discrete(3)], ids=["box", "discrete"])
+@pytest.mark.parametrize(("space", "explore"), [(BOX, True), (spaces.Discrete(3), False)], ids=["box", "discrete"])
 def test_decisions(space, explore):
     level = RandomLevel(space, duration=4)
     decision = act(level, explore=explore)
@@ -77,7 +74,7 @@ def test_decisions(space, explore):
     assert not torch.equal(decision.action, act(level, seed=1, explore=explore).action)
 
 
-def test_a_command_is_taken_and_ignored():
+def test_a_command_is_ignored():
     command_space = spaces.Box(-1.0, 1.0, (2,))
     level = RandomLevel(BOX, command_space)
     assert level.command_space == command_space

@@ -1,4 +1,4 @@
-"""The interface of skill methods: priors, what policies see, and a method of one's own."""
+"""The interface of skill methods: priors, inputs of policies, and a custom method."""
 
 from typing import ClassVar
 
@@ -14,13 +14,14 @@ from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, RandomLevel, SACConfig
 from layeredrl.skills import SkillInputs, SkillLevel, SkillMethod
+from layeredrl.world_model import Encoder
 from tests.skills.walk import SKILLS, TASK
 
 CPU = torch.device("cpu")
 
 
 class Constant(SkillMethod):
-    """Pays one for everything."""
+    """Rewards every transition with one."""
 
     space: ClassVar = spaces.Box(-1.0, 1.0, (3,), np.float32)
     duration, n_inputs = 4, 4 + 3
@@ -32,7 +33,7 @@ class Constant(SkillMethod):
         return torch.ones(len(batch.obs))
 
 
-def test_a_method_of_one_s_own():
+def test_a_custom_method_learns_in_a_maze():
     torch.manual_seed(0)
     task, method = make_task("Maze2D-Simple-v0", n_envs=2), Constant()
     algorithm = SACConfig(hidden=(8,), learning_rate=1e-2).build(method.n_inputs, task.action_space, CPU)
@@ -40,22 +41,22 @@ def test_a_method_of_one_s_own():
     policy = SkillLevel(algorithm, method, task.action_space, n_envs=2, fresh_skills=0.5, learning=learning)
     agent = Hierarchy([RandomLevel(method.space, duration=method.duration), policy], task)
     env = make_vector_env("Maze2D-Simple-v0", 2)
-    collector, told = Collector(env, agent, seed=0), {}
-    for _ in range(60):
+    collector, metrics = Collector(env, agent, seed=0), {}
+    for _ in range(40):
         collector.step(explore=True)
-        told |= agent.learn(collector.n_total_env_steps)
+        metrics |= agent.learn(collector.n_total_env_steps)
     env.close()
-    assert policy.n_updates > 90
-    assert told["policy/reward"] == 1
+    assert policy.n_updates > 50
+    assert metrics["policy/reward"] == 1
     assert method.world is None
     assert method.state_dict() == {}
     method.load_state_dict({})
     with pytest.raises(ValueError, match="Constant has no state, but was given net"):
         method.load_state_dict({"net": 1})
     rows = policy.replay.all()
-    assert len(rows) == 120
-    np.testing.assert_array_equal(rows.info.command.elapsed, np.tile([0, 1, 2, 3], 30))
-    assert len(np.unique(rows.info.command.action, axis=0)) == 30
+    assert len(rows) == 80
+    np.testing.assert_array_equal(rows.info.command.elapsed, np.tile([0, 1, 2, 3], 20))
+    assert len(np.unique(rows.info.command.action, axis=0)) == 20
 
 
 @pytest.mark.parametrize(
@@ -89,20 +90,22 @@ def command(action, elapsed):
     return Batch(action=action, obs=torch.full((n, 7), 0.25), elapsed=numbers, remaining=4 - numbers)
 
 
-def test_what_is_hidden_is_not_seen_but_the_way_since_the_start_is():
-    inputs = SkillInputs(TASK, SKILLS, 4, latent=(1, 6), hidden=("achieved_goal",), way_scale=3.0)
+def test_inputs_leave_out_hidden_parts_and_hold_the_displacement_since_the_start():
+    inputs = SkillInputs(
+        TASK, SKILLS, 4, encoder=Encoder(TASK, ("achieved_goal",)), hidden=("achieved_goal",), displacement_scale=3.0
+    )
     found = inputs(torch.arange(7.0)[None], command(torch.tensor([[0.5, -0.5]]), 3))
-    assert found.tolist() == [[4, 5, 6, 3 * (1 - 0.25), 3 * (6 - 0.25), 0.5, -0.5, 0.75]]
+    assert found.tolist() == [[4, 5, 6, 3 * (0 - 0.25), 3 * (1 - 0.25), 0.5, -0.5, 0.75]]
     assert inputs.width == 8
 
 
-def test_choices_are_seen_one_hot():
+def test_choices_are_one_hot_inputs():
     inputs = SkillInputs(TASK, spaces.Discrete(3), 4)
     found = inputs(torch.zeros(3, 7), command(torch.tensor([[2], [0], [1]]), 0))
     assert inputs.width == found.shape[1] == 5 + 3 + 1
     assert found[:, 5:8].tolist() == [[0, 0, 1], [1, 0, 0], [0, 1, 0]]
 
 
-def test_hidden_parts_are_parts():
+def test_unknown_hidden_parts_are_named():
     with pytest.raises(ValueError, match=r"hidden is \['speed'\], expected parts of the observation: achieved_goal"):
         SkillInputs(TASK, SKILLS, 4, hidden=("speed",))

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from tianshou.data import Batch
+from torch import Tensor
 
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
@@ -22,13 +23,13 @@ TASK = TaskSpec(
     spaces.Box(-1.0, 1.0, (2,), np.float32),
     reward=lambda state, context, action, next_state: -(next_state[..., :2] - context).norm(dim=-1),
 )
-WIDTH = 7  # achieved goal, which is what skills change; desired goal; the rest
+WIDTH = 7  # achieved goal, which skills change; desired goal; the rest
 ENCODER = Encoder(TASK, ("achieved_goal",))
 SKILLS, CHOICES = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(3)
 
 
 class Row(NamedTuple):
-    """A transition as it was stored."""
+    """A stored transition."""
 
     obs: np.ndarray
     obs_next: np.ndarray
@@ -46,16 +47,15 @@ class Walk:
 
     Args:
         n_envs: Number of environments.
-        size: Rows of each that the replay keeps.
-        skill_steps: Environment steps of a skill.
-        skills: Their space.
+        size: Number of transitions of each that the replay keeps.
+        skill_steps: Duration of a skill in environment steps.
+        skills: Skill space.
         action_steps: Environment steps of an action; the last one of a skill is cut short.
         done: Probability of an episode's end at every environment step.
-        noise: Of each transition.
-        spread: Of the observations with which episodes begin.
-        mix: What is stored of an observation is its product with this, (WIDTH, WIDTH).
-        pay: Reward of each transition, of what its observations were before they were mixed; ones by default.
-        seed: Of all that is random.
+        noise: Standard deviation of the noise of a transition.
+        spread: Standard deviation of the first observations of episodes.
+        reward: Rewards (n,) of next observations (n, WIDTH); ones by default.
+        seed: Random seed.
     """
 
     def __init__(
@@ -69,11 +69,10 @@ class Walk:
         done: float = 0.05,
         noise: float = 0.02,
         spread: float = 1.0,
-        mix: np.ndarray | None = None,
-        pay: Callable[[np.ndarray], np.ndarray] | None = None,
+        reward: Callable[[np.ndarray], np.ndarray] | None = None,
         seed: int = 0,
     ) -> None:
-        self.mix, self.pay = mix, pay
+        self.reward = reward
         self.rng, self.n_envs, self.size = np.random.default_rng(seed), n_envs, size
         self.skill_steps, self.action_steps, self.skills = skill_steps, action_steps, skills
         self.done, self.noise, self.spread = done, noise, spread
@@ -90,18 +89,14 @@ class Walk:
         return self.rng.uniform(-1, 1, (n, self.skills.shape[0])).astype(np.float32)
 
     def push(self) -> np.ndarray:
-        """Where skills go in one step, (n, 2)."""
+        """Displacement by the skills in one step, (n, 2)."""
         if isinstance(self.skills, spaces.Discrete):
             angle = 2 * np.pi * self.skill[:, 0] / self.skills.n
             return 0.3 * np.stack([np.cos(angle), np.sin(angle)], 1)
         return 0.3 * self.skill
 
-    def seen(self, obs: np.ndarray) -> np.ndarray:
-        """Observations (n, WIDTH) as they are stored."""
-        return obs.copy() if self.mix is None else (obs @ self.mix).astype(np.float32)
-
     def step(self, n: int = 1) -> "Walk":
-        """Store so many transitions of each environment."""
+        """Store n transitions of each environment."""
         for _ in range(n):
             self._step()
         return self
@@ -117,9 +112,9 @@ class Walk:
         moved[:, 2:4] = 0.0
         obs_next = (self.obs + moved).astype(np.float32)
         terminated = over & (rng.random(n) < 0.5)
-        before, after, start = self.seen(self.obs), self.seen(obs_next), self.seen(self.start)
-        told = Batch(action=self.skill.copy(), obs=start, elapsed=self.elapsed.copy(), remaining=remaining.copy())
-        rew = np.ones(n) if self.pay is None else self.pay(obs_next)
+        before, after, start = self.obs.copy(), obs_next.copy(), self.start.copy()
+        command = Batch(action=self.skill.copy(), obs=start, elapsed=self.elapsed.copy(), remaining=remaining.copy())
+        rew = np.ones(n) if self.reward is None else self.reward(obs_next)
         self.replay.add(
             Batch(
                 obs=before,
@@ -128,7 +123,7 @@ class Walk:
                 terminated=terminated,
                 truncated=over & ~terminated,
                 obs_next=after,
-                info=Batch(duration=duration.astype(np.int64), command=told),
+                info=Batch(duration=duration.astype(np.int64), command=command),
             ),
             np.arange(n),
         )
@@ -145,12 +140,12 @@ class Walk:
         self.skill = np.where(begins, self.draw(n), self.skill)
 
     def newest(self, share: float) -> list[list[Row]]:
-        """By environment, the rows from which the replay draws if it is asked for a share of the newest ones."""
+        """Rows of each environment from which the replay draws a share of the newest transitions."""
         kept = [rows[-self.size :] for rows in self.rows]
         return [rows[len(rows) - max(1, round(share * len(rows))) :] for rows in kept]
 
     def whole_skills(self) -> list[list[Row]]:
-        """The rows of each skill that was carried out from its start to its end, however long ago."""
+        """Rows of each skill that was executed from its start to its end, also of those no longer stored."""
         found = []
         for rows in self.rows:
             parts: list[Row] = []
@@ -162,7 +157,7 @@ class Walk:
 
 
 def as_batch(rows: list[Row], discount: float = 0.9) -> Batch:
-    """What a level hands to its `relabel`, but for actions, rewards and places."""
+    """A batch as in `Relabel`, without actions, indices and rewards."""
     columns = {name: torch.tensor(np.array([getattr(row, name) for row in rows])) for name in Row._fields}
     command = Batch(
         action=columns["skill"], obs=columns["start"], elapsed=columns["elapsed"], remaining=columns["remaining"]
@@ -193,7 +188,7 @@ def make_world(
     seed: int = 0,
     **settings: Any,
 ) -> WorldModel:
-    """A world model of skills, with a small network; `learned` are the widths of an encoder that is learned."""
+    """A small world model of skills; `learned`: widths of state and context of a learned encoder."""
     torch.manual_seed(seed)
     encoder = ENCODER if learned is None else LearnedEncoder(TASK, *learned)
     dynamics = ProbabilisticEnsemble(
@@ -210,17 +205,22 @@ def make_world(
 
 
 def triples(obs: Any, act: Any, obs_next: Any) -> set[tuple[float, ...]]:
-    """Segments (n, O), (n, Z), (n, O) as they can be compared."""
+    """Segments (n, O), (n, Z), (n, O) as a set that can be compared."""
     return {tuple(np.concatenate([np.ravel(x) for x in row]).tolist()) for row in zip(obs, act, obs_next, strict=True)}
 
 
+def no_log_prob(inputs: Tensor, action: Tensor) -> Tensor:
+    """The log-probability of methods that need none."""
+    raise AssertionError("a method without importance weights needs no log-probability")
+
+
 def learn_along(method: ModelBasedSkills, walk: Walk, n_steps: int) -> dict[int, dict[str, float]]:
-    """Step and learn; what was told, by environment steps."""
-    told = {}
+    """Step and learn; returns reports by environment steps."""
+    reports = {}
     for _ in range(n_steps):
         walk.step()
         n = walk.n_envs * len(walk.rows[0])
-        metrics = method.learn(walk.replay, n)
+        metrics = method.learn(walk.replay, n, no_log_prob)
         if metrics:
-            told[n] = metrics
-    return told
+            reports[n] = metrics
+    return reports
