@@ -60,7 +60,7 @@ DIAYNAgent.presets = {
     "debug": {
         "n_skills": 3,
         "duration": 5,
-        "discriminator": DiscriminatorConfig(hidden=(16,), batch_size=16, report_every=20),
+        "discriminator": DiscriminatorConfig(batch_size=16, report_every=20),
         "sac": SACConfig(hidden=(16,)),
         "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
     },

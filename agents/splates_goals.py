@@ -1,17 +1,20 @@
 """Three levels: a planner over skills of SPlaTES, skills that set goals, and a policy that reaches goals."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
+from typing import ClassVar
 
 import torch
 
-from agents.skills import DEBUG, IN_A_MAZE
+from agents.skills import DEBUG, IN_A_MAZE, TRAINERS
 from agents.splates import SPlaTESAgent
 from layeredrl.checks import require_counts, require_number
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.goals import GoalCommands, Hindsight
 from layeredrl.skills import ModelBasedSkills
 from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class SPlaTESOverGoalsAgent(SPlaTESAgent):
     """Share of the lowest level's transitions that are relabelled with a goal that was reached."""
     goal_policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the lowest level learns; its algorithm has the settings of the one above."""
+
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {"demo": TRAINERS["demo"]}
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -346,8 +346,8 @@ def _write(memory: Batch, rows: Tensor, values: Batch) -> None:
 
 
 def _to_dict(memory: Batch) -> dict[str, Any]:
-    """A memory as nested dicts of tensors."""
-    return {key: _to_dict(x) if isinstance(x, Batch) else x for key, x in memory.items()}
+    """A copy of a memory as nested dicts of tensors."""
+    return {key: _to_dict(x) if isinstance(x, Batch) else x.clone() for key, x in memory.items()}
 
 
 def _restore(name: str, memory: Batch, state: Mapping[str, Any]) -> None:
@@ -359,4 +359,4 @@ def _restore(name: str, memory: Batch, state: Mapping[str, Any]) -> None:
             _restore(f"{name}.{key}", memory[key], value)
         else:
             _require_shape(f"{name}.{key}", value, memory[key].shape)
-            memory[key] = value.to(memory[key].device)
+            memory[key] = value.to(memory[key].device, copy=True)

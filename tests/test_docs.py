@@ -97,6 +97,8 @@ def test_files_named_in_the_text_exist():
 
 
 def test_commands_name_modules_that_exist():
-    modules = {name for page in LINKED for name in re.findall(r"python -m (\w+(?:\.\w+)*)", page.read_text())}
+    texts = [page.read_text() for page in LINKED]
+    current = [text for text in texts if "ade with commit" not in text]  # results of a version whose commands they give
+    modules = {name for text in current for name in re.findall(r"python -m (\w+(?:\.\w+)*)", text)}
     assert "experiments.train" in modules
     assert [name for name in sorted(modules) if find_spec(name) is None] == []

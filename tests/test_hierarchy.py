@@ -325,7 +325,7 @@ def test_states_are_keyed_by_the_names_of_levels():
     with pytest.raises(ValueError, match=r"the state has the levels top, low, expected top$"):
         learners("top").load_state_dict(agent.state_dict())
     with pytest.raises(ValueError, match="RandomLevel has no state, but was given value"):
-        Hierarchy([RandomLevel(UNIT)], TASK).load_state_dict({RandomLevel.name: {"value": 1}})
+        Hierarchy([RandomLevel(UNIT)], TASK).load_state_dict({"random": {"value": 1}})
 
 
 @pytest.mark.parametrize(

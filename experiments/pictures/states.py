@@ -66,8 +66,7 @@ def state_names(encoder: Any, task: TaskSpec) -> list[str]:
 
 def _state_index(encoder: Any) -> list[int] | None:
     """Return which dimensions of the observation are the state; None for an encoder that is learned."""
-    index = getattr(encoder, "state_index", None)
-    return None if index is None else index.tolist()
+    return None if encoder.learned else encoder.state_index.tolist()
 
 
 def label_states(axis: Axes, names: Sequence[str], layout: Layout | None) -> None:

@@ -8,6 +8,10 @@ NULL = 1e-5
 largest: nothing changes along them but by rounding, or a quantity appears twice."""
 
 
+HARDLY = 1e-5
+"""Dimensions do not vary whose standard deviation is at most this share of their mean displacement: a clock, say."""
+
+
 class Whitening(nn.Module):
     """Whitens displacements with a running covariance; directions in which nothing changes become zero.
 
@@ -21,6 +25,7 @@ class Whitening(nn.Module):
 
     Attributes:
         covariance: Running covariance of the displacements, (S, S).
+        mean: Running mean of the displacements, (S,).
         matrix: Displacements to whitened ones, (S, S).
         inverse: Whitened displacements to displacements, (S, S), the pseudo-inverse of `matrix`.
         dropped: True for dimensions that are zero after whitening, (S,).
@@ -29,7 +34,9 @@ class Whitening(nn.Module):
     covariance: Tensor
     matrix: Tensor
     inverse: Tensor
+    mean: Tensor
     dropped: Tensor
+    rank: Tensor
     initialized: Tensor
 
     def __init__(self, width: int, momentum: float = 0.02) -> None:
@@ -38,7 +45,9 @@ class Whitening(nn.Module):
         self.register_buffer("covariance", torch.eye(width))
         self.register_buffer("matrix", torch.eye(width))
         self.register_buffer("inverse", torch.eye(width))
+        self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("dropped", torch.zeros(width, dtype=torch.bool))
+        self.register_buffer("rank", torch.tensor(width))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
@@ -51,9 +60,11 @@ class Whitening(nn.Module):
         """
         if len(deltas) < 2:
             return
+        deltas = deltas.double()  # of a constant, the covariance is then zero
         covariance = torch.cov(deltas.mT).reshape(self.covariance.shape)
         weight = self.momentum if self.initialized else 1.0
-        self.covariance.lerp_(covariance, weight)
+        self.covariance.lerp_(covariance.to(self.covariance.dtype), weight)
+        self.mean.lerp_(deltas.mean(0).to(self.mean.dtype), weight)
         self.initialized.fill_(True)
         if decompose:
             self._decompose()
@@ -61,7 +72,7 @@ class Whitening(nn.Module):
     def _decompose(self) -> None:
         covariance = self.covariance.double()
         std = covariance.diagonal().clamp(min=0).sqrt()
-        moves = std > 1e-12 * std.max().clamp(min=1e-30)
+        moves = std > HARDLY * torch.maximum(self.mean.double().abs(), 1e-6 * std.max()).clamp(min=1e-30)
         scale = torch.where(moves, 1 / std, 0.0)
         values, vectors = torch.linalg.eigh(scale[:, None] * covariance * scale)
         kept = values > NULL * values.max().clamp(min=1e-30)
@@ -71,11 +82,12 @@ class Whitening(nn.Module):
         self.matrix.copy_(whiten * scale)
         self.inverse.copy_(std[:, None] * colour)
         self.dropped.copy_(~moves)
+        self.rank.copy_(kept.sum())
 
     @property
     def n_directions(self) -> int:
         """Number of directions that are not dropped."""
-        return int(torch.linalg.matrix_rank(self.matrix.double(), rtol=1e-9))
+        return int(self.rank)
 
     def forward(self, delta: Tensor) -> Tensor:
         """Whiten displacements (..., S)."""

@@ -151,9 +151,9 @@ class WorldModelLearner:
         """
         config = self._fit_config()
         settings = config.fit if self.last_fit else replace(config.fit, epochs=config.first_epochs)
-        self.last_fit = self.n_total_env_steps
         if not len(data.obs):
             return {}
+        self.last_fit = self.n_total_env_steps
         rows = self._rows(data)
         # The last states of episodes are no transition's first state.
         self.world.objective.fit_statistics(torch.cat([rows.state, rows.state_next[data.last]]))

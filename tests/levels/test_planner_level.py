@@ -610,7 +610,9 @@ class Switches(gym.Env):
 def test_pets_learns_the_effects_of_choices(space, planner, monkeypatch):
     torch.manual_seed(0)
     task = TaskSpec(Switches.observation_space, space, n_envs=2)
-    recipe = PETS.preset("debug", planner=planner, cem=CEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4))
+    cem = CEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4)
+    chosen = replace(PETS.preset("debug").planner, kind=planner, cem=cem)
+    recipe = PETS.preset("debug", planner=chosen)
     agent = recipe.build(task, torch.device("cpu"), seed=0)
     level, modelled = agent.levels[0], []
     rows_of = level.learner._rows

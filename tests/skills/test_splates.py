@@ -225,7 +225,7 @@ def test_at_first_each_skill_has_a_displacement_of_its_own():
         assert (weights == 0.5).all()
         n_whitenings.add(tuple(method.whitening.matrix.flatten().tolist()))
     assert method.learner.n_updates > 15
-    assert len(n_whitenings) > 10
+    assert len(n_whitenings) > 2  # one decomposition for ten updates
     assert (method.dynamics.unit - 1).abs().min() > 0.01
     torch.testing.assert_close(start.transform, method.whitening.inverse / method.dynamics.unit[:, None])
 

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.run import parts, signals
+from experiments.run import folder as run_folder
+from experiments.run import signals
 from experiments.sweep import folder as sweep_folder
 from experiments.sweep import training as sweep_training
 from experiments.sweep.folder import STOP, SWEEP, newest_checkpoint, open_study, read_metrics
@@ -46,9 +47,9 @@ def in_a_thread(job: Job) -> tuple[threading.Thread, list[object]]:
 
 def test_file_names_and_exit_codes_are_those_of_runs() -> None:
     for name in ("CHECKPOINTS", "LOCK", "METRICS", "SUMMARY"):
-        assert getattr(sweep_folder, name) == getattr(parts, name)
+        assert getattr(sweep_folder, name) == getattr(run_folder, name)
     assert sweep_training.STOPPED == signals.STOPPED
-    assert "is in use" in inspect.getsource(parts._lock)
+    assert "is in use" in inspect.getsource(run_folder._lock)
 
 
 def test_a_finished_run_is_not_trained_again_but_goes_on_with_more_steps() -> None:
