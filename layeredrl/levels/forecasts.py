@@ -1,4 +1,4 @@
-"""Predicted returns waiting for what really happens."""
+"""Predicted returns, compared with the achieved ones."""
 
 from collections.abc import Mapping
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 
 class Forecasts:
-    """Keeps at most one prediction of the return of the next steps for each environment, and adds up what comes.
+    """Keeps at most one predicted return for each environment, and accumulates the achieved one.
 
     Args:
         n_envs: Number of environments E.
-        discount: Per environment step, of the predicted returns.
+        discount: Discount per environment step of the predicted returns.
     """
 
     def __init__(self, n_envs: int, discount: float) -> None:
@@ -24,7 +24,7 @@ class Forecasts:
         self.remaining = np.zeros(n_envs, np.int64)
 
     def open(self, env_ids: NDArray[np.int64], predicted: NDArray[np.floating], n_steps: int) -> None:
-        """Take in predictions (n,) for environments (n,), NaN for none; one that is still waiting is kept."""
+        """Add predictions (n,) for environments (n,), NaN for none; a pending one is kept."""
         fresh = np.isfinite(predicted) & (self.remaining[env_ids] == 0)
         ids = env_ids[fresh]
         self.predicted[ids], self.achieved[ids] = predicted[fresh], 0.0
@@ -37,13 +37,13 @@ class Forecasts:
         terminated: NDArray[np.bool_],
         truncated: NDArray[np.bool_],
     ) -> tuple[NDArray[np.int64], NDArray[np.floating], NDArray[np.floating]]:
-        """Account for a step of some environments, arrays (n,).
+        """Process a step of some environments, arrays (n,).
 
-        A prediction is settled when its steps are over or the episode has terminated, since nothing more will come. It
-        is dropped where the episode is truncated before that.
+        A prediction is settled when its steps are over or the episode has terminated. It is dropped where the episode
+        is truncated before that.
 
         Returns:
-            Environments whose prediction is settled, what was predicted, and what was achieved.
+            Environments whose prediction is settled, predicted returns, and achieved returns.
         """
         waiting = self.remaining[env_ids] > 0
         self.achieved[env_ids] += np.where(waiting, self.weight[env_ids] * rewards, 0.0)
@@ -59,7 +59,7 @@ class Forecasts:
         self.remaining[env_ids] = 0
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that is waiting."""
+        """The pending predictions."""
         return {name: torch.from_numpy(getattr(self, name).copy()) for name in _STATE}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
-"""Commands that are goals: a level above says where to go, a policy below learns to get there.
+"""Goals as commands: a level above sets a goal, a policy below learns to reach it.
 
 Both the observation and the goal are those of gymnasium's goal environments: a Dict with `achieved_goal` and
-`desired_goal`. A command in [-1, 1] is a displacement of the achieved goal, counted from where the command was given,
-so that the same command asks for the same effort everywhere.
+`desired_goal`. A command in [-1, 1] is a displacement of the achieved goal, relative to where the command was given, so
+that a command means the same everywhere.
 """
 
 import math
@@ -25,16 +25,16 @@ GoalReward = Literal["distance", "progress", "sparse"]
 
 
 class GoalCommands:
-    """What goal commands mean in a task.
+    """Meaning of goal commands in a task.
 
     Args:
         task: Its observations are a Dict with `achieved_goal`.
         radius: Largest displacement that a command asks for, in each dimension, in the goal's units.
-        duration: Environment steps for which a command stands.
+        duration: Environment steps for which a command lasts.
 
     Attributes:
-        space: Of the commands, a Box of [-1, 1].
-        n_inputs: Width I of what `inputs` returns.
+        space: Space of the commands, a Box of [-1, 1].
+        n_inputs: Width I of the policy's inputs.
     """
 
     def __init__(self, task: TaskSpec, radius: float, duration: int) -> None:
@@ -53,7 +53,7 @@ class GoalCommands:
         self.n_inputs = len(self.seen) + self.space.shape[0] + 1
 
     def dims(self, encoder: Encoder) -> tuple[int, ...]:
-        """Which dimensions of an encoder's state say where one is.
+        """Dimensions of an encoder's state that are the achieved goal.
 
         Raises:
             ValueError: It leaves some of them out.
@@ -67,43 +67,43 @@ class GoalCommands:
         return tuple(state.index(i) for i in wanted)
 
     def achieved(self, obs: Tensor) -> Tensor:
-        """Where one is: (..., O) -> (..., G)."""
+        """Achieved goals (..., G) of observations (..., O)."""
         return obs[..., self.where]
 
     def goal(self, command: Batch) -> Tensor:
-        """Where one is to go, (n, G)."""
+        """Goals of commands, (n, G)."""
         goal: Tensor = self.achieved(command.obs) + self.radius * command.action
         return goal
 
     def action(self, command: Batch, goal: Tensor) -> Tensor:
-        """What would have to be asked for instead, at the same place, to go to goals (n, G); may leave the space."""
+        """Commands that would ask for goals (n, G) from the same place; they may leave the space."""
         return (goal - self.achieved(command.obs)) / self.radius
 
     def inputs(self, obs: Tensor, command: Batch | None) -> Tensor:
-        """What a policy sees that goes to goals, (n, I).
+        """Inputs of a goal-conditioned policy, (n, I).
 
-        All of the observation but the task's own goal, the way to the goal in units of `radius`, and the share of the
-        command's time that is left.
+        The observation without the task's own goal, the displacement to the goal in units of `radius`, and the
+        remaining share of the command's duration.
         """
         assert command is not None
-        way = (self.goal(command) - self.achieved(obs)) / self.radius
+        displacement = (self.goal(command) - self.achieved(obs)) / self.radius
         left = command.remaining.unsqueeze(-1) / self.duration
-        return torch.cat([obs[..., self.seen], way, left.to(obs.dtype)], -1)
+        return torch.cat([obs[..., self.seen], displacement, left.to(obs.dtype)], -1)
 
 
 class Hindsight:
-    """Rewards the way to a command's goal, and learns from goals that were reached as well as from those asked for.
+    """Relabels transitions with goals that were reached, and rewards progress to the goal.
 
     A share of the sampled transitions gets a goal that was reached later under the same command (Andrychowicz et al.
-    2017, arXiv 1707.01495, the strategy "future"). The reward is computed anew for all of them; what the environment
-    paid does not count. The end of a command is an end: nothing is bootstrapped beyond it.
+    2017, arXiv 1707.01495, the strategy "future"). The reward of all of them is recomputed, and the environment's reward
+    ignored. Values do not bootstrap beyond the end of a command.
 
     Args:
-        goals: What commands mean.
-        share: Of the transitions that get another goal.
+        goals: Meaning of the commands.
+        share: Share of the transitions that get another goal.
         reward: `distance`: minus the distance to the goal after the step. `progress`: by how much it became smaller.
             `sparse`: 0 within `tolerance`, else -1. The first two in units of the radius.
-        tolerance: In the goal's units.
+        tolerance: Largest distance of success, in the goal's units.
     """
 
     def __init__(

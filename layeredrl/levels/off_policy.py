@@ -33,16 +33,16 @@ OffPolicyAlgorithm = ActorCriticOffPolicyAlgorithm[Any, Any]
 
 @dataclass(frozen=True)
 class ActorCriticConfig:
-    """What SAC and TD3 have in common."""
+    """Settings of both SAC and TD3."""
 
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers of all networks."""
     learning_rate: float = 3e-4
-    """Of Adam, for actor and critics."""
+    """Learning rate of Adam, for actor and critics."""
     discount: float = 0.99
-    """Per environment step."""
+    """Discount per environment step."""
     tau: float = 0.005
-    """Share of the networks that goes into their slow copies; at every update of the actor."""
+    """Step size of the target networks towards the networks, at every update of the actor."""
 
     def __post_init__(self) -> None:
         if min(self.hidden, default=0) < 1:
@@ -52,9 +52,9 @@ class ActorCriticConfig:
         require_number("tau", self.tau, 0, 1, open_low=True)
 
     def _networks(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> dict[str, Any]:
-        """Two critics of their own, and the optimisers of all networks."""
+        """Two independent critics, and the optimisers of all networks."""
         adam = self._adam(self.learning_rate)
-        # tianshou would make the second one a copy of the first, and the two would stay equal for ever.
+        # tianshou makes the second one a copy of the first, and the two then stay equal for ever.
         critics = [_Critic(n_inputs + action_space.shape[0], self.hidden).to(device) for _ in range(2)]
         return {
             "critic": critics[0],
@@ -78,7 +78,7 @@ class SACConfig(ActorCriticConfig):
     initial_alpha: float = 1.0
     """Where a tuned one begins."""
     target_entropy: float | None = None
-    """What it is tuned to, in nats; None for minus the number of actions."""
+    """Entropy to which alpha is tuned, in nats; None for minus the number of actions."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -152,20 +152,20 @@ def _mlp(widths: Sequence[int]) -> nn.Sequential:
 
 
 class _GaussianActor(nn.Module):
-    """What SAC's policy asks for, in few calls: with tianshou's own networks an update takes a sixth longer."""
+    """Actor of SAC in few calls: with tianshou's own networks an update takes a sixth longer."""
 
     def __init__(self, n_inputs: int, hidden: Sequence[int], n_actions: int) -> None:
         super().__init__()
         self.net = _mlp([n_inputs, *hidden, 2 * n_actions])
 
     def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[tuple[Tensor, Tensor], Any]:
-        """Mean and deviation (n, A) before squashing, of what is seen (n, I)."""
+        """Mean and standard deviation (n, A) before squashing, for inputs (n, I)."""
         mean, log_std = self.net(obs).chunk(2, -1)
         return (mean, log_std.clamp(-20, 2).exp()), state
 
 
 class _Critic(nn.Module):
-    """The same for a critic."""
+    """Critic in few calls."""
 
     def __init__(self, n_inputs: int, hidden: Sequence[int]) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class _Critic(nn.Module):
 
 
 class _SACPolicy(SACPolicy):
-    """tianshou compiles at once what its own returns would need, which takes seconds; here nobody calls that."""
+    """Does without tianshou's compilation of return functions, which takes seconds and is not needed here."""
 
     @staticmethod
     def _compile() -> None:
@@ -186,13 +186,13 @@ class _SACPolicy(SACPolicy):
 
 
 class _TD3Policy(ContinuousDeterministicPolicy):
-    """The same."""
+    """Does without that compilation, too."""
 
     _compile = staticmethod(_SACPolicy._compile)
 
 
 class NonFiniteGradientError(Exception):
-    """The gradient of one of an algorithm's networks is not finite; what that optimiser trains is as it was."""
+    """The gradient of one of an algorithm's networks is not finite; its parameters are unchanged."""
 
 
 def check_algorithm(algorithm: OffPolicyAlgorithm) -> None:
@@ -232,17 +232,17 @@ def guard_gradients(algorithm: OffPolicyAlgorithm) -> None:
 
 
 def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
-    """One update of actor, critics and their slow copies, which have to be in training mode.
+    """Take one update of actor, critics and target networks, which must be in training mode.
 
     The target is `rew` + `discount` * Q(`obs_next`), with the algorithm's own next action and value.
 
     Args:
         algorithm: Any of tianshou's that has an actor and critics.
-        batch: Tensors `obs` and `obs_next` (n, I), what the policy sees; `act` (n, A); `rew` (n,); `discount` (n,),
-            zero where nothing follows.
+        batch: Tensors `obs` and `obs_next` (n, I), inputs of the policy; `act` (n, A); `rew` (n,); `discount` (n,),
+            zero without a bootstrap.
 
     Returns:
-        Losses and the like, by tianshou's names; and `target`, the mean of the targets.
+        Losses and other metrics by tianshou's names, and `target`, the mean of the targets.
 
     Raises:
         NonFiniteGradientError: Where the gradients are guarded.
@@ -258,7 +258,7 @@ def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
 
 @torch.no_grad()
 def targets(algorithm: OffPolicyAlgorithm, batch: Batch) -> Tensor:
-    """What the critics are to predict, (n,); see `update`."""
+    """Targets of the critics, (n,); see `update`."""
     following = Batch(obs=batch.obs_next, info=Batch())
     with policy_within_training_step(algorithm.policy):  # else SAC's next action would be its most probable one
         action = algorithm._target_q_compute_action(following)
@@ -269,7 +269,7 @@ def targets(algorithm: OffPolicyAlgorithm, batch: Batch) -> Tensor:
 
 
 def log_prob(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> Tensor:
-    """Log density, (n,), of actions (n, A) in (-1, 1) under the policy, given what it sees (n, I).
+    """Log density, (n,), of actions (n, A) in (-1, 1) under the policy, for inputs (n, I).
 
     Raises:
         TypeError: The policy is not that of SAC: a squashed Gaussian.

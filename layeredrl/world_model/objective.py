@@ -1,4 +1,4 @@
-"""What action sequences are scored by."""
+"""The objective of planning: the score of a rollout."""
 
 from collections.abc import Callable
 
@@ -13,19 +13,18 @@ from layeredrl.world_model.support import Support
 
 
 class Objective(nn.Module):
-    """Discounted reward while alive, less penalties on what the model does not know, plus the value of the last state.
+    """Discounted reward while alive, minus penalties on epistemic uncertainty, plus the value of the last state.
 
     The score of a sequence is the expectation of sum_t discount^t alive_t (reward_t - penalties_t), where alive_t is
     the probability of being alive before step t, plus discount^H alive_H value(last state).
 
     Args:
         state_dim: Width S of the state.
-        discount: Per step of the rollout.
+        discount: Discount per step of the rollout.
         value: Value of the last state: (..., S), context (..., C) -> (...); None for zero.
-        uncertainty_weight: Reward lost for each unit of `disagreement` at a step; negative is a bonus, to explore.
-        support: Tells which states the data supports.
-        support_weight: Reward lost at each step that leads to an unsupported state; not while exploring, which has to
-            go where no data is.
+        uncertainty_weight: Penalty for each unit of `disagreement` at a step; negative for an exploration bonus.
+        support: Measure of which states the data supports.
+        support_weight: Penalty for each step to an unsupported state; not while exploring, which needs such states.
 
     Attributes:
         state_scale: Standard deviation of the states in the data, (S,); ones until `fit_statistics`.
@@ -82,12 +81,12 @@ class Objective(nn.Module):
             self.support.fit(state)
 
     def forward(self, rollout: Batch, context: Tensor, *, exploring: bool = False) -> Tensor:
-        """What each particle brings.
+        """Score each particle of a rollout.
 
         Args:
             rollout: Keys `state` (B, M, P, H+1, S), and `reward`, `alive` and `term_prob` (B, M, P, H).
             context: (B, C).
-            exploring: Whether experience is to be collected, rather than to do as well as possible.
+            exploring: If True, the penalty on unsupported states is left out.
 
         Returns:
             Shape (B, M, P).
@@ -111,7 +110,7 @@ class Objective(nn.Module):
         return total
 
     def _weights(self, rollout: Batch) -> Tensor:
-        """What the reward of each step counts, (B, M, P, H)."""
+        """Weight of the reward of each step, (B, M, P, H)."""
         alive: Tensor = rollout.alive
         if self.discount == 1:
             return alive
@@ -119,9 +118,9 @@ class Objective(nn.Module):
         return alive * self.discount**steps
 
     def disagreement(self, states: Tensor) -> Tensor:
-        """How far the members are apart, in standard deviations of the states in the data.
+        """Disagreement between members, in standard deviations of the states in the data.
 
-        Particle p draws the same noise in every member, so that members that agree are together exactly.
+        Particle p draws the same noise in every member, so that members that agree have none.
 
         Args:
             states: (B, M, P, H, S).

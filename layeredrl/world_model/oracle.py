@@ -1,4 +1,4 @@
-"""A model that is known instead of learned, to tell a planner's fault from a model's."""
+"""A model of known dynamics, to separate failures of the planner from errors of the model."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Oracle(Model):
             actions: Shape (B, H, A), or (B, H, 1) of integers.
             deterministic: Makes no difference.
             generator: Not used.
-            statistics: Whether to return means and variances too.
+            statistics: If True, means and variances are returned too.
             n_alike: Makes no difference.
 
         Returns:

@@ -84,7 +84,7 @@ class GridSupport(_ByDimensions):
         return (self.visits[self._entries(state)] < self.min_visits).to(state.dtype)
 
     def _entries(self, state: Tensor) -> Tensor:
-        # What is beyond the integers, or not a number, is far from everything; the cast would be undefined.
+        # NaN and numbers beyond the integers are far from everything; casting them would be undefined.
         coordinates = (state[..., self.index] / self.cell).floor().nan_to_num(2.0**30).clamp(-(2.0**30), 2.0**30).long()
         # Stirred after every dimension: with a mere sum of multiples, cells at some fixed small offset from each
         # other would share entries wherever they are. Products wrap around.
@@ -96,12 +96,11 @@ class GridSupport(_ByDimensions):
 
 
 class NeighbourSupport(_ByDimensions):
-    """Measures how far it is to the nearest of some states of the data, which lie spread out: for many dimensions.
+    """Support by the distance to the nearest of some spread-out states of the data, for states of many dimensions.
 
     Distances are in standard deviations of each dimension. Up to a radius a state is supported, and from twice the
-    radius on it is unsupported; in between the share rises linearly, so that a planner that has gone too far sees
-    which way leads back, and so that the data itself, which lies partly beyond the radius, loses next to nothing. The
-    radius is a quantile of the distances of states of the data that are not among the anchors: it follows the data's
+    radius on it is unsupported. In between the penalty rises linearly: a planner beyond the radius is led back, and the
+    data itself, which lies partly beyond the radius, is hardly penalised. The radius is a quantile of the distances of states of the data that are not among the anchors: it follows the data's
     density, and knows no unit. Until it has been fitted, or where there is but one state, every state is supported.
 
     In a maze, against what `GridSupport` says after 100,000 steps of a run: none of the unsupported places lies within
@@ -142,7 +141,7 @@ class NeighbourSupport(_ByDimensions):
         self.mean.copy_(mean)
         # What never varied but for rounding has no scale of its own.
         self.std.copy_(torch.where(std > 1e-6 * mean.abs(), std, 1.0))
-        # A generator of its own: the same data always gives the same anchors, and nobody else's draws change.
+        # A generator of its own: the same data always gives the same anchors, and no other draws change.
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
         n_held_out = min(_N_HELD_OUT, len(data) // 2)
         candidates = order[n_held_out : n_held_out + _CANDIDATES_PER_ANCHOR * len(self.anchors)]
@@ -153,7 +152,7 @@ class NeighbourSupport(_ByDimensions):
     def forward(self, state: Tensor) -> Tensor:
         scaled = self._scaled(state[..., self.index].reshape(-1, len(self.dims)))
         beyond = self._distances(scaled) / self.radius.to(state.dtype) - 1
-        # What is not a number, or beyond the numbers, is far from everything.
+        # NaN and infinity are far from everything.
         share = beyond.nan_to_num(1.0).clamp(0.0, 1.0)
         return torch.where(self.radius.isinf(), 0.0, share).view(state.shape[:-1])
 

@@ -1,4 +1,4 @@
-"""Everything that planning asks of what was learned: encoding, rollouts, rewards, terminations, scores."""
+"""The world model: encoding, rollouts, rewards, terminations and scores, as planning needs them."""
 
 from collections.abc import Sequence
 
@@ -19,11 +19,11 @@ class WorldModel(nn.Module):
     """Encoder, dynamics, reward and termination in one object, so that planners and skills take one argument.
 
     Args:
-        encoder: Observation to state and context; one that is learned needs a reward that is learned, its only teacher.
+        encoder: Observation to state and context; a learned one needs a learned reward, from which alone it learns.
         dynamics: Predicts the next state.
-        task: Gives the reward and termination that are known; an unknown reward is learned, an unknown termination
-            comes from the dynamics.
-        objective: What sequences are scored by; None for the sum of rewards while alive.
+        task: Gives the known reward and termination; an unknown reward is learned, an unknown termination comes from
+            the dynamics.
+        objective: Score of a rollout; None for the sum of rewards while alive.
         reward_hidden: Widths of the hidden layers of a learned reward.
         repeat: Steps of the dynamics for which each action of a sequence is held.
 
@@ -70,18 +70,18 @@ class WorldModel(nn.Module):
         n_alike: int = 1,
         exploring: bool = False,
     ) -> Batch:
-        """Follow action sequences with the dynamics, and say what they would bring.
+        """Roll out action sequences with the dynamics, and compute their rewards and returns.
 
         Args:
             obs: Shape (B, O).
             actions: As agents have them: floats in [-1, 1], or integers; shape (B, H, A).
             generator: Source of randomness; None for torch's global one.
-            statistics: Whether to return means and variances of the states too.
+            statistics: If True, means and variances of the states are returned too.
             n_alike: Rows of the batch, one after the other, that draw the same noise.
-            exploring: Whether experience is collected, where a penalty on unsupported states does not count.
+            exploring: If True, the penalty on unsupported states is left out.
 
         Returns:
-            What `Model.rollout` returns, with H the steps of the dynamics; `reward` and `alive` (B, M, P, H), reward
+            The keys of `Model.rollout`, with H the steps of the dynamics; `reward` and `alive` (B, M, P, H), reward
             of step t and the probability of being alive before it; and `returns` (B, M, P), the objective of each
             particle.
         """
@@ -134,7 +134,7 @@ class WorldModel(nn.Module):
         common_noise: bool = False,
         exploring: bool = False,
     ) -> Tensor:
-        """The objective of candidate action sequences, averaged over members and particles: the higher the better.
+        """Score candidate action sequences by the objective, averaged over members and particles; higher is better.
 
         Candidates that leave the finite range in any particle score minus infinity.
 
@@ -142,9 +142,9 @@ class WorldModel(nn.Module):
             obs: Shape (E, O).
             actions: As agents have them, shape (E, N, H, A): N candidates for each of E environments.
             generator: Source of randomness; None for torch's global one.
-            common_noise: Whether all candidates of an environment meet the same noise, so that they differ by what
-                they do alone; instead of each its own.
-            exploring: Whether experience is collected, where a penalty on unsupported states does not count.
+            common_noise: If True, all candidates of an environment are rolled out with the same noise, so that their
+                scores differ by their actions alone.
+            exploring: If True, the penalty on unsupported states is left out.
 
         Returns:
             Scores (E, N).
