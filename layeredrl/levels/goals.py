@@ -95,8 +95,8 @@ class Hindsight:
     """Relabels transitions with goals that were reached, and rewards progress to the goal.
 
     A share of the sampled transitions gets a goal that was reached later under the same command (Andrychowicz et al.
-    2017, arXiv 1707.01495, the strategy "future"). The reward of all of them is recomputed, and the environment's reward
-    ignored. Values do not bootstrap beyond the end of a command.
+    2017, arXiv 1707.01495, the strategy "future"). All rewards are recomputed, and those of the environment ignored.
+    Values do not bootstrap beyond the end of a command.
 
     Args:
         goals: Meaning of the commands.

@@ -100,8 +100,9 @@ class NeighbourSupport(_ByDimensions):
 
     Distances are in standard deviations of each dimension. Up to a radius a state is supported, and from twice the
     radius on it is unsupported. In between the penalty rises linearly: a planner beyond the radius is led back, and the
-    data itself, which lies partly beyond the radius, is hardly penalised. The radius is a quantile of the distances of states of the data that are not among the anchors: it follows the data's
-    density, and knows no unit. Until it has been fitted, or where there is but one state, every state is supported.
+    data itself, which lies partly beyond the radius, is hardly penalised. The radius is a quantile of the distances of
+    states of the data that are not among the anchors: it follows the data's density, and is free of units. Until it has
+    been fitted, or where there is only one state, every state is supported.
 
     In a maze, against what `GridSupport` says after 100,000 steps of a run: none of the unsupported places lies within
     the radius, and 13 % of the supported ones lie beyond it, with a mean share of 0.03. On a curved sheet in 10
