@@ -14,7 +14,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
-from layeredrl.action_spaces import choices, to_env
+from layeredrl.action_spaces import choices, same, to_env
 from layeredrl.checks import require_finite_rows
 from layeredrl.environments.running_episodes import RunningEpisodes
 from layeredrl.faults import Fault
@@ -107,7 +107,7 @@ class Collector:
         self._begin_due()
         actions = self.agent.act(self._obs, self._carry, explore=explore)
         self._require_actions(actions)
-        obs, rewards, terminated, truncated, info = self.env.step(to_env(self.agent.task.action_space, actions))
+        obs, rewards, terminated, truncated, info = self.env.step(to_env(self.env.single_action_space, actions))
         next_obs = self.agent.task.flatten(obs)
         faulty = np.asarray(info.get("fault", np.zeros(self.n_envs, bool)))  # an EnvPool rebuilds these
         ids = np.flatnonzero(~self._resetting & ~faulty)
@@ -282,7 +282,7 @@ class Collector:
         lost = np.ones(self.n_envs, bool)
         if self._running is not None and state["running"] is not None:
             self._running.load_state_dict(state["running"])
-            obs, lost = self._running.play_again(self.env, partial(to_env, self.agent.task.action_space))
+            obs, lost = self._running.play_again(self.env, partial(to_env, self.env.single_action_space))
             lost = (lost | (self.agent.task.flatten(obs) != self._obs).any(1)) & ~self._over
             why = "the replay of environment {} ended in another observation than before; it is not deterministic"
         else:
@@ -344,7 +344,7 @@ def _require_fit(env: VectorEnv[Any, Any, Any], agent: Hierarchy, learn: bool) -
         ("action", env.single_action_space, task.action_space),
         ("observation", env.single_observation_space, task.observation_space),
     ]:
-        if has != wants:
+        if not same(has, wants):
             raise ValueError(f"the environments' {name} space is {has}, expected the agent's, {wants}")
     if learn and env.num_envs != task.n_envs:
         raise ValueError(f"there are {env.num_envs} environments, expected {task.n_envs}, as the agent's task says")

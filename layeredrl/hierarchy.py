@@ -119,12 +119,12 @@ class Hierarchy:
                 f"the top level takes commands of {levels[0].command_space}, but there is no level above it"
             )
         for above, below in pairwise(levels):
-            if above.action_space != below.command_space:
+            if below.command_space is None or not action_spaces.same(above.action_space, below.command_space):
                 raise ValueError(
                     f"{type(above).__name__} emits {above.action_space}, but {type(below).__name__} below it takes "
                     f"commands of {below.command_space}"
                 )
-        if levels[-1].action_space != task.action_space:
+        if not action_spaces.same(levels[-1].action_space, task.action_space):
             raise ValueError(
                 f"{type(levels[-1]).__name__} emits {levels[-1].action_space}, but the environment takes "
                 f"{task.action_space}"

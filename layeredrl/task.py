@@ -95,9 +95,10 @@ class TaskSpec:
     """Known reward of a transition, for actions in the environment's own units."""
     termination: TransitionFunction | None = None
     """Known termination of a transition, a bool or a probability, for actions in the environment's own units."""
-    action_low: NDArray[np.floating[Any]] | None = None
-    """Lower bounds of actions in the environment's own units, (A,); None if these equal agents' units."""
-    action_high: NDArray[np.floating[Any]] | None = None
+    action_low: NDArray[np.number[Any]] | None = None
+    """Lower bounds of actions in the environment's own units, (A,); None if these equal agents' units. With integer
+    bounds, actions in these units are whole numbers."""
+    action_high: NDArray[np.number[Any]] | None = None
     """Upper bounds of actions in the environment's own units, (A,)."""
     dynamics: DynamicsFunction | None = None
     """Known next state, for actions in the environment's own units; for an `Oracle`."""
@@ -139,7 +140,7 @@ class TaskSpec:
         if not isinstance(action_space, spaces.Box):
             return spec
         check_action_box(action_space)
-        unit = spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
+        unit = action_spaces.unit_box(action_space.shape)
         return replace(spec, action_space=unit, action_low=action_space.low, action_high=action_space.high)
 
     def coarse(self, action_space: spaces.Space[Any], duration: int, *, known: bool = True) -> "TaskSpec":
@@ -199,27 +200,72 @@ class TaskSpec:
         return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
 
     def to_env_units(self, action: Tensor) -> Tensor:
-        """Convert actions in [-1, 1] (..., A) to the environment's own units."""
+        """Convert actions in [-1, 1] (..., A) to the environment's own units, inside of its bounds."""
         key = (action.device, action.dtype)
         if key not in self._units:
-            self._units[key] = self._middle_and_half_range(action)
+            self._units[key] = _Units.of(self.action_low, self.action_high, action)
         units = self._units[key]
-        return action if units is None else torch.addcmul(units[0], action, units[1])
+        return action if units is None else units(action)
 
     @cached_property
-    def _units(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor] | None]:
-        """Middle and half the range of the environment's actions (A,), by device and dtype; None if nothing changes."""
+    def _units(self) -> "dict[tuple[torch.device, torch.dtype], _Units | None]":
+        """Units of the environment's actions by device and dtype; None if nothing changes."""
         return {}
 
-    def _middle_and_half_range(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        low, high = self.action_low, self.action_high
-        if low is None or high is None or ((low == -1).all() and (high == 1).all()):
+
+@dataclass(frozen=True)
+class _Units:
+    """`action_spaces.Rescaling` for tensors of one device and dtype."""
+
+    middle: Tensor
+    half_range: Tensor
+    bounds: tuple[Tensor, Tensor] | None
+    """Lower and upper bounds, (A,); None if rounding does not leave them."""
+    whole: bool
+    """If True, actions are whole numbers."""
+
+    @classmethod
+    def of(cls, low: NDArray[Any] | None, high: NDArray[Any] | None, like: Tensor) -> "_Units | None":
+        """Return the units for these bounds (A,); None if they are -1 and 1."""
+        if low is None or high is None:
             return None
+        whole = low.dtype.kind != "f"
+        if not whole and (low == -1).all() and (high == 1).all():
+            return None
+        if whole:
+            low, high = low.astype(np.float64), high.astype(np.float64)
         with torch.inference_mode(False):  # made in planning, used later with gradients
+            # Halves first: a difference of enormous bounds is infinite.
+            most = torch.finfo(like.dtype).max
             middle, half_range = (
-                torch.as_tensor(x).to(like.device, like.dtype) for x in ((low + high) / 2, (high - low) / 2)
+                torch.as_tensor(x.astype(np.float64).clip(-most, most)).to(like.dtype)
+                for x in (low / 2 + high / 2, high / 2 - low / 2)
             )
-        return middle, half_range
+            bounds = _inside(torch.as_tensor(low), torch.as_tensor(high), like.dtype)
+            # Rounding is monotonic, so that the two ends decide for all actions.
+            leaves = bool(((middle - half_range < bounds[0]) | (middle + half_range > bounds[1])).any())
+            bounds = (bounds[0].to(like.device), bounds[1].to(like.device))
+            return cls(middle.to(like.device), half_range.to(like.device), bounds if leaves or whole else None, whole)
+
+    def __call__(self, action: Tensor) -> Tensor:
+        scaled = torch.addcmul(self.middle, action, self.half_range)
+        if self.whole:
+            scaled = scaled.round()
+        return scaled if self.bounds is None else scaled.clamp(*self.bounds)
+
+
+def _inside(low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return bounds (A,) in another dtype, rounded to the inside where there is a number between them."""
+    near = low.to(dtype), high.to(dtype)
+    if dtype not in (torch.float32, torch.float64):  # the others are of reduced precision anyway
+        return near
+    outside = near[0] < low, near[1] > high
+    inner = [
+        torch.where(out, x.nextafter(torch.tensor(end, dtype=dtype)), x)
+        for out, x, end in zip(outside, near, (torch.inf, -torch.inf), strict=True)
+    ]
+    empty = inner[0] > inner[1]
+    return torch.where(empty, near[0], inner[0]), torch.where(empty, near[1], inner[1])
 
 
 @dataclass(frozen=True)
