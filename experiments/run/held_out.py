@@ -7,14 +7,13 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
 from experiments.run.config import RunConfig
 from layeredrl.collector import Collector
-from layeredrl.environments import make_vector_env
+from layeredrl.environments import EnvPool, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel, RandomLevel
 from layeredrl.task import TaskSpec
@@ -35,9 +34,7 @@ def collect(
     Returns:
         Batch with `obs` (N, O), `act` (N, A), `obs_next` (N, O), `terminated` and `truncated` (N).
     """
-    vector_env = (
-        make_vector_env(env) if isinstance(env, str) else SyncVectorEnv([env], autoreset_mode=AutoresetMode.DISABLED)
-    )
+    vector_env = make_vector_env(env) if isinstance(env, str) else EnvPool([env])
     kept: list[Batch] = []
     try:
         if agent is None:

@@ -144,7 +144,7 @@ def _faults(call: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # SystemExit, and panics of code in Rust, are no wish of this program either
+    except BaseException as error:  # SystemExit and panics of code in Rust are no `Exception`
         raise Fault(f"{call} of the environments raised {type(error).__name__}: {shown(str(error))}") from error
 
 
