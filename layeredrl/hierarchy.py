@@ -300,15 +300,24 @@ class Hierarchy:
                 level.replay.load_state_dict(state[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything learned, by name of the level."""
-        return {name: level.state_dict() for name, level in zip(self.names, self.levels, strict=True)}
+        """Everything learned, by name of the level, and the offset of observations if there is one."""
+        state: dict[str, Any] = {name: level.state_dict() for name, level in zip(self.names, self.levels, strict=True)}
+        offset = self.task.offset
+        return state | {_OFFSET: torch.from_numpy(offset.values)} if offset is not None and offset.used else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        if list(state) != self.names:
-            raise ValueError(f"the state has the levels {', '.join(state)}, expected {', '.join(self.names)}")
+        names = [name for name in state if name != _OFFSET]
+        if names != self.names:
+            raise ValueError(f"the state has the levels {', '.join(names)}, expected {', '.join(self.names)}")
         for name, level in zip(self.names, self.levels, strict=True):
             level.load_state_dict(state[name])
+        if self.task.offset is not None:
+            none = torch.zeros(self.task.observation_dim, dtype=torch.float64)
+            self.task.offset.set(state.get(_OFFSET, none).cpu().numpy())
+
+
+_OFFSET = "observation_offset"
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.checks import require_count, require_dims, require_flat
+from layeredrl.observation_offset import AtOffset, ObservationOffset
 
 TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Function of (state (..., S), context (..., C), action (..., A), next_state (..., S)) to (...)."""
@@ -104,10 +105,22 @@ class TaskSpec:
     """Known next state, for actions in the environment's own units; for an `Oracle`."""
     dims: StateDims = StateDims()
     """Dimensions of the flat observation with a special representation in the networks."""
+    offset: ObservationOffset | None = field(default=None, compare=False, repr=False)
+    """Offset of the flat observation; None if float32 holds the environment's numbers. Known functions still see the
+    environment's own observations."""
 
     def __post_init__(self) -> None:
         check_observation_space(self.observation_space)
-        self.dims.check(self.observation_dim, self.slices.get(GOAL_KEY))
+        goal = self.slices.get(GOAL_KEY)
+        self.dims.check(self.observation_dim, goal)
+        if self.offset is None:
+            object.__setattr__(self, "offset", self._possible_offset())
+        if self.offset is not None:
+            for name in ("reward", "termination", "dynamics"):
+                known = getattr(self, name)
+                if known is not None and not isinstance(known, AtOffset | _AtEnd):
+                    shifted = AtOffset(known, self.offset, goal or slice(0, 0), name == "dynamics")
+                    object.__setattr__(self, name, shifted)
         if self.n_envs < 1:
             raise ValueError(f"n_envs is {self.n_envs}, expected at least 1")
 
@@ -187,6 +200,19 @@ class TaskSpec:
         """Width of a flat observation."""
         return spaces.flatdim(self.observation_space)
 
+    def _possible_offset(self) -> ObservationOffset | None:
+        space, slices = self.observation_space, self.slices
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        dtypes = np.concatenate([np.full(spaces.flatdim(part), part.dtype) for part in parts])
+        wide = np.array([not np.can_cast(dtype, np.float32) for dtype in dtypes])
+        if not wide.any():
+            return None
+        pairs = []
+        if GOAL_KEY in slices and "achieved_goal" in slices:
+            ranges = (range(slices[key].start, slices[key].stop) for key in ("achieved_goal", GOAL_KEY))
+            pairs = list(zip(*ranges, strict=False))
+        return ObservationOffset(wide, [*self.dims.alike, *pairs])
+
     def flatten(self, observation: Any) -> NDArray[np.float32]:
         """Return the observations of all environments as one array (n_envs, observation_dim).
 
@@ -196,8 +222,10 @@ class TaskSpec:
         space = self.observation_space
         parts = [observation[k] for k in space.spaces] if isinstance(space, spaces.Dict) else [observation]
         # Copies: environments may write their next observations into the same memory.
-        rows = [np.array(part, dtype=np.float32).reshape(len(part), -1) for part in parts]
-        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+        dtype = np.float32 if self.offset is None else np.float64
+        rows = [np.array(part, dtype).reshape(len(part), -1) for part in parts]
+        flat: NDArray[Any] = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+        return flat if self.offset is None else self.offset.subtract(flat)
 
     def to_env_units(self, action: Tensor) -> Tensor:
         """Convert actions in [-1, 1] (..., A) to the environment's own units, inside of its bounds."""

@@ -23,7 +23,9 @@ def add_info(infos: dict[str, Any], info: Mapping[str, Any], i: int, n_envs: int
         n_envs: Number of environments.
     """
     for key, value in info.items():
-        column = infos.get(key)
+        if isinstance(key, str) and key.startswith("_") and (key[1:] in info or key[1:] in infos):
+            continue  # the name of the mask of another entry
+        column: Any = infos.get(key)
         if key == "final_obs":
             column = _objects(n_envs) if column is None else column
             column[i] = value
@@ -32,11 +34,11 @@ def add_info(infos: dict[str, Any], info: Mapping[str, Any], i: int, n_envs: int
         else:
             column = _new_column(value, n_envs) if column is None else column
             if not _fits(column, value):
-                column = _as_objects(column, infos[f"_{key}"], n_envs)
+                column = _as_objects(column, infos.get(f"_{key}"), n_envs)
             column[i] = value
         mask = infos.get(f"_{key}")
-        if not isinstance(mask, np.ndarray) or mask.shape != (n_envs,) or mask.dtype != np.bool_:
-            mask = np.zeros(n_envs, np.bool_)  # an environment may have an entry of this name, too
+        if not _is_mask(mask, n_envs):
+            mask = np.zeros(n_envs, np.bool_)
         mask[i] = True
         infos[key], infos[f"_{key}"] = column, mask
     return infos
@@ -68,10 +70,10 @@ def _fits(column: Any, value: Any) -> bool:
     return False
 
 
-def _as_objects(column: Any, mask: NDArray[np.bool_], n_envs: int) -> NDArray[Any]:
+def _as_objects(column: Any, mask: Any, n_envs: int) -> NDArray[Any]:
     """Return a column, or infos of nested dicts, as an array of objects."""
     result = _objects(n_envs)
-    for j in np.flatnonzero(mask):
+    for j in np.flatnonzero(_mask(mask, n_envs)):
         result[j] = _row(column, int(j))
     return result
 
@@ -124,11 +126,13 @@ def _collated(rows: Any, n_envs: int) -> dict[str, Any]:
     return infos
 
 
+def _is_mask(values: Any, n_envs: int) -> bool:
+    return isinstance(values, np.ndarray) and values.shape == (n_envs,) and values.dtype == np.bool_
+
+
 def _mask(values: Any, n_envs: int) -> NDArray[np.bool_]:
     """Return a mask of environments; all of them if it is something else."""
-    if isinstance(values, np.ndarray) and values.shape == (n_envs,) and values.dtype == np.bool_:
-        return values
-    return np.ones(n_envs, np.bool_)
+    return values if _is_mask(values, n_envs) else np.ones(n_envs, np.bool_)
 
 
 def _verdicts(column: Any, n_envs: int) -> NDArray[np.float64]:

@@ -29,6 +29,8 @@ from layeredrl.environments.answers import Failure, shown
 
 Maker = Callable[[], gym.Env[Any, Any]]
 
+DEATH_SIGNAL = signal.SIGUSR1 if sys.platform != "win32" else 10
+"""Signal of the parent's death; its number, 10, is the number of seconds until the kernel ends a process."""
 CLOSE_S = 5.0
 """Seconds in which a faulty environment has to close before it is killed; all others wait for it."""
 
@@ -211,16 +213,16 @@ def _exit_after_parent(parent: int) -> None:
 
 
 def _end_after_parent() -> None:
-    """Let the kernel end this process 10 s after its parent: code in C that computes keeps Python's threads waiting."""
+    """Let the kernel end this process some seconds after its parent, also while code in C keeps Python waiting."""
     if not sys.platform.startswith("linux"):
         return
     libc = ctypes.CDLL(None)
-    # The handler of SIGUSR1, 10, is the C function alarm, which is called with the number of the signal: after as many
-    # seconds SIGALRM ends the process. A signal that kills at once would leave no time to close the environment.
+    # The handler of the signal is the C function alarm, which is called with the signal's number: after as many seconds
+    # SIGALRM ends the process. A signal that kills at once would leave no time to close the environment.
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal.restype = ctypes.c_void_p
-    libc.signal(signal.SIGUSR1, ctypes.cast(libc.alarm, ctypes.c_void_p))
-    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR1))
+    libc.signal(DEATH_SIGNAL, ctypes.cast(libc.alarm, ctypes.c_void_p))
+    libc.prctl(_PR_SET_PDEATHSIG, int(DEATH_SIGNAL))
 
 
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
