@@ -180,7 +180,7 @@ class Collector:
         n: int,
         *,
         explore: bool = False,
-        max_steps: int = 10_000,
+        max_steps: int = 5_000,
         stop: Callable[[], bool] = lambda: False,
     ) -> list[Episode]:
         """Play n episodes from their beginning.

@@ -30,7 +30,7 @@ class TrainerConfig:
     """Environment steps between evaluations without exploration; 0 for none."""
     eval_episodes: int = 5
     """Number of episodes of an evaluation."""
-    eval_max_steps: int = 10_000
+    eval_max_steps: int = 5_000
     """Steps after which an episode of an evaluation is cut off, for environments without an end."""
     checkpoint_every: int = 1000
     """Environment steps between checkpoints; one more is written at the end."""

@@ -25,27 +25,23 @@ def add_info(infos: dict[str, Any], info: Mapping[str, Any], i: int, n_envs: int
     for key, value in info.items():
         if isinstance(key, str) and key.startswith("_") and (key[1:] in info or key[1:] in infos):
             continue  # the name of the mask of another entry
-        column: Any = infos.get(key)
-        if key == "final_obs":
-            column = _objects(n_envs) if column is None else column
-            column[i] = value
-        elif isinstance(value, dict) and (column is None or isinstance(column, dict)):
-            column = add_info({} if column is None else column, value, i, n_envs)
+        is_known = key in infos and _is_mask(infos.get(f"_{key}"), n_envs)
+        mask: NDArray[np.bool_] = infos[f"_{key}"] if is_known else np.zeros(n_envs, np.bool_)
+        is_nested = isinstance(value, dict) and key != "final_obs"
+        column: Any = infos[key] if key in infos else {} if is_nested else _new_column(key, value, n_envs)
+        if is_nested and isinstance(column, dict):
+            column = add_info(column, value, i, n_envs)
         else:
-            column = _new_column(value, n_envs) if column is None else column
             if not _fits(column, value):
-                column = _as_objects(column, infos.get(f"_{key}"), n_envs)
+                column = _as_objects(column, mask, n_envs)
             column[i] = value
-        mask = infos.get(f"_{key}")
-        if not _is_mask(mask, n_envs):
-            mask = np.zeros(n_envs, np.bool_)
         mask[i] = True
         infos[key], infos[f"_{key}"] = column, mask
     return infos
 
 
-def _new_column(value: Any, n_envs: int) -> NDArray[Any]:
-    if isinstance(value, np.ndarray):
+def _new_column(key: str, value: Any, n_envs: int) -> NDArray[Any]:
+    if isinstance(value, np.ndarray) and key != "final_obs":
         return np.zeros((n_envs, *value.shape), value.dtype)
     if type(value) in (int, float, bool) or isinstance(value, np.number):
         return np.zeros(n_envs, type(value))
@@ -70,10 +66,10 @@ def _fits(column: Any, value: Any) -> bool:
     return False
 
 
-def _as_objects(column: Any, mask: Any, n_envs: int) -> NDArray[Any]:
+def _as_objects(column: Any, mask: NDArray[np.bool_], n_envs: int) -> NDArray[Any]:
     """Return a column, or infos of nested dicts, as an array of objects."""
     result = _objects(n_envs)
-    for j in np.flatnonzero(_mask(mask, n_envs)):
+    for j in np.flatnonzero(mask):
         result[j] = _row(column, int(j))
     return result
 
