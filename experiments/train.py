@@ -39,7 +39,7 @@ def main() -> None:
                 collector,
                 logger,
                 config.trainer,
-                evaluate=lambda n: play(config, agent, n, derive_seed(config.seed, "evaluation")),
+                evaluate=lambda n: play(config, agent, n, derive_seed(config.seed, "evaluation"), lambda: bool(stop)),
                 save=save,
                 stop=lambda: bool(stop),
                 draw=SkillPictures(config, agent, folder, logger) if config.pictures else None,

@@ -1,4 +1,4 @@
-"""Action spaces as tensors: widths, random actions, one-hot features.
+"""Action spaces as tensors: widths, random actions, one-hot features, units.
 
 Actions are floats (..., A) in a Box, integers (..., 1) in Discrete, and integers (..., A) in MultiDiscrete.
 """
@@ -29,6 +29,53 @@ def width(space: spaces.Space[Any]) -> int:
         raise ValueError(f"action space is {space}, expected a Box, Discrete or MultiDiscrete")
     require_flat("action space", space)
     return int(space.shape[0])
+
+
+def same(space: spaces.Space[Any], other: spaces.Space[Any]) -> bool:
+    """Return True if two spaces are equal or differ in dtype alone: agents compute in their own."""
+    if isinstance(space, spaces.Box) and isinstance(other, spaces.Box):
+        pairs = (space.low, other.low), (space.high, other.high)
+        return space.shape == other.shape and all(np.allclose(a, b) for a, b in pairs)
+    if isinstance(space, spaces.Dict) and isinstance(other, spaces.Dict):
+        return space.keys() == other.keys() and all(same(space[key], other[key]) for key in space)
+    if isinstance(space, spaces.Discrete) and isinstance(other, spaces.Discrete):
+        return bool(space.n == other.n and space.start == other.start)
+    if isinstance(space, spaces.MultiDiscrete) and isinstance(other, spaces.MultiDiscrete):
+        return np.array_equal(space.nvec, other.nvec) and np.array_equal(space.start, other.start)
+    return bool(space == other)
+
+
+def unit_box(shape: tuple[int, ...]) -> spaces.Box:
+    """Box of [-1, 1] and float32, in which agents act."""
+    return spaces.Box(-1.0, 1.0, shape, np.float32)
+
+
+class Rescaling:
+    """Converts actions in [-1, 1] to those of a bounded Box, in its dtype; the result is always inside.
+
+    gymnasium's `RescaleAction` leaves the Box by rounding, and gives NaN where bounds are equal,
+    infinity where they are enormous.
+
+    Args:
+        box: Its bounds are finite; an integer Box gets the nearest integers.
+    """
+
+    def __init__(self, box: spaces.Box) -> None:
+        self._box = box
+        # Computed in float64 and rounded once. Halves first: a difference of enormous bounds is infinite.
+        self._low, self._high = (np.asarray(x, np.float64) for x in (box.low, box.high))
+        self._middle, self._half = self._low / 2 + self._high / 2, self._high / 2 - self._low / 2
+
+    def __call__(self, actions: NDArray[Any]) -> NDArray[Any]:
+        """Convert actions (..., A); those beyond -1 and 1 become the bounds."""
+        scaled = self._middle + self._half * actions
+        if self._box.dtype.kind != "f":
+            scaled = np.rint(scaled)
+        with np.errstate(invalid="ignore"):  # bounds of 64-bit integers may be rounded up; they are replaced below
+            result: NDArray[Any] = np.clip(scaled, self._low, self._high).astype(self._box.dtype)
+        np.copyto(result, self._box.low, where=actions <= -1)
+        np.copyto(result, self._box.high, where=actions >= 1)
+        return result
 
 
 def require_unit_box(space: spaces.Space[Any]) -> spaces.Box:
@@ -80,8 +127,9 @@ def n_features(space: spaces.Space[Any]) -> int:
 
 
 def to_env(space: spaces.Space[Any], actions: NDArray[Any]) -> NDArray[Any]:
-    """Actions (n, A) in the form that a vector environment takes: (n,) for Discrete."""
-    return actions[:, 0] if isinstance(space, spaces.Discrete) else actions
+    """Actions (n, A) in the form and dtype that a vector environment of this action space takes: (n,) for Discrete."""
+    taken = actions[:, 0] if isinstance(space, spaces.Discrete) else actions
+    return taken.astype(space.dtype, copy=False)
 
 
 def model_space(space: spaces.Space[Any]) -> spaces.Box | spaces.Discrete:

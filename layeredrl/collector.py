@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from numpy.typing import NDArray
 from tianshou.data import Batch
 
-from layeredrl.action_spaces import choices, to_env
-from layeredrl.checks import require_finite_rows
+from layeredrl.action_spaces import choices, same, to_env
+from layeredrl.checks import require_count
+from layeredrl.environments.answers import LARGEST, shown
+from layeredrl.environments.infos import add_info, successes
+from layeredrl.environments.pool import EnvPool
 from layeredrl.environments.running_episodes import RunningEpisodes
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
@@ -66,6 +69,8 @@ class Collector:
                 f"the environments' metadata['autoreset_mode'] is {mode!r}, expected one of {[*AutoresetMode]}"
             )
         _require_fit(env, agent, learn)
+        _accept_any_info(env)
+        self._reports_faults = isinstance(env.unwrapped, EnvPool)
         self.env, self.agent, self.learn, self.mode, self.on_step = env, agent, learn, mode, on_step
         self.n_envs = env.num_envs
         self._action_bounds = _bounds(agent.task.action_space)
@@ -107,18 +112,18 @@ class Collector:
         self._begin_due()
         actions = self.agent.act(self._obs, self._carry, explore=explore)
         self._require_actions(actions)
-        obs, rewards, terminated, truncated, info = self.env.step(to_env(self.agent.task.action_space, actions))
+        obs, rewards, terminated, truncated, info = self.env.step(to_env(self.env.single_action_space, actions))
         next_obs = self.agent.task.flatten(obs)
-        faulty = np.asarray(info.get("fault", np.zeros(self.n_envs, bool)))  # an EnvPool rebuilds these
+        faulty = np.zeros(self.n_envs, bool)  # an EnvPool rebuilds these
+        if self._reports_faults and "fault" in info:
+            faulty = info["fault"]
         ids = np.flatnonzero(~self._resetting & ~faulty)
         self.agent.reset(self._carry, np.flatnonzero(self._resetting))
         done = (terminated | truncated) & ~self._resetting & ~faulty
         true_next = self._true_last(next_obs, done, info)
         rewards = np.asarray(rewards, np.float64)
-        _require_finite("the observation", true_next[ids], ids)
-        _require_finite("the reward", rewards[ids], ids)
-        with np.errstate(over="ignore"):  # overflow is reported below
-            _require_finite("the reward as float32, in which agents learn,", rewards[ids].astype(np.float32), ids)
+        self._require_finite("observation", true_next[ids], ids)
+        self._require_finite("reward", rewards[ids], ids)
         step = Batch(
             obs=self._obs[ids],
             act=actions[ids],
@@ -141,7 +146,8 @@ class Collector:
         self.n_total_env_steps += len(ids)
         self._returns[ids] += rewards[ids]
         self._lengths[ids] += 1
-        self._succeeded[ids] = np.fmax(self._succeeded, _success(info, self.n_envs))[ids]
+        success = successes(info, self.n_envs, same_step=self.mode == AutoresetMode.SAME_STEP)
+        self._succeeded[ids] = np.fmax(self._succeeded, success)[ids]
         episodes = self._finish(np.flatnonzero(done))
         self._obs = next_obs
         if self.mode == AutoresetMode.NEXT_STEP:
@@ -169,22 +175,71 @@ class Collector:
         """Reset the counters of the running episodes of some environments."""
         self._returns[env_ids], self._lengths[env_ids], self._succeeded[env_ids] = 0.0, 0, np.nan
 
-    def collect_episodes(self, n: int, *, explore: bool = False) -> list[Episode]:
+    def collect_episodes(
+        self,
+        n: int,
+        *,
+        explore: bool = False,
+        max_steps: int = 5_000,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> list[Episode]:
         """Play n episodes from their beginning.
 
         Every environment plays an equal share, and further episodes are dropped: the first n to end in any
         environment would be the shortest.
+
+        Args:
+            n: Number of episodes.
+            explore: If True, the agent explores.
+            max_steps: Environment steps after which an episode is cut off, with a warning; it counts as truncated.
+            stop: Called before every step; playing ends once it returns True.
+
+        Returns:
+            The episodes; none if `stop` returned True.
         """
+        require_count("max_steps", max_steps)
         shares = [n // self.n_envs + (i < n % self.n_envs) for i in range(self.n_envs)]
         episodes: list[Episode] = []
         if self._lengths.any() or self._resetting.any():
             self._begin()
         while len(episodes) < n:
-            for episode in self.step(explore=explore):
+            if stop():
+                return []
+            for episode in [*self.step(explore=explore), *self._cut_off(max_steps)]:
                 if shares[episode.env_id] > 0:
                     shares[episode.env_id] -= 1
                     episodes.append(episode)
         return episodes
+
+    def _cut_off(self, max_steps: int) -> list[Episode]:
+        """End the episodes that have taken `max_steps` steps, as truncated."""
+        long = np.flatnonzero(self._lengths >= max_steps)
+        if not len(long):
+            return []
+        warnings.warn(
+            f"an episode of an evaluation had not ended after {max_steps} steps; it is cut off there, and its return "
+            "counts as it is",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        self.agent.abandon(self._carry, long, learn=self.learn)
+        episodes = self._finish(long)
+        if self.mode == AutoresetMode.DISABLED:
+            self._over[long] = True
+        else:
+            self._begin()  # these environments reset themselves at an end, and at no other step
+        return episodes
+
+    def _require_finite(self, name: str, values: NDArray[np.floating[Any]], env_ids: NDArray[np.int64]) -> None:
+        """Raise unless the values (n, ...) of some environments are finite in float32, in which agents learn."""
+        if np.abs(values).max(initial=0.0) <= LARGEST:  # False if one is NaN
+            return
+        row = int((np.abs(values.reshape(len(values), -1)) <= LARGEST).all(1).argmin())
+        i = env_ids[row]
+        raise Fault(
+            f"the {name} of environment {i} is {shown(values[row])}, in step {self._lengths[i] + 1} of its episode, "
+            "expected finite numbers in float32"
+        )
 
     def _require_actions(self, actions: NDArray[Any]) -> None:
         """Raise if an action is not in the action space, where the behaviour of environments is undefined."""
@@ -238,7 +293,8 @@ class Collector:
 
     def _faults(self, info: Mapping[str, Any]) -> list[str]:
         """Count and return the fault messages of an EnvPool."""
-        reasons = [str(message) for message in info.get("fault_message", ()) if message is not None]
+        messages = info.get("fault_message", ()) if self._reports_faults else ()
+        reasons = [str(message) for message in messages if message is not None]
         self.n_faults += len(reasons)
         return reasons
 
@@ -282,15 +338,12 @@ class Collector:
         lost = np.ones(self.n_envs, bool)
         if self._running is not None and state["running"] is not None:
             self._running.load_state_dict(state["running"])
-            obs, lost = self._running.play_again(self.env, partial(to_env, self.agent.task.action_space))
+            obs, lost = self._running.play_again(self.env, partial(to_env, self.env.single_action_space))
             lost = (lost | (self.agent.task.flatten(obs) != self._obs).any(1)) & ~self._over
-            why = "the replay of environment {} ended in another observation than before; it is not deterministic"
-        else:
-            why = "environment {} resets itself, so that its episode cannot be replayed"
         if not lost.any():
             return
         ids = np.flatnonzero(lost)
-        self._abandon(ids, [why.format(i) for i in ids])
+        self._abandon(ids, [self._why_lost(int(i)) for i in ids])
         if self._running is not None:
             self._over |= lost
         else:
@@ -298,28 +351,15 @@ class Collector:
             self._obs = self.agent.task.flatten(obs)
             self._resetting[:] = False
 
+    def _why_lost(self, i: int) -> str:
+        if self._running is None:
+            return f"environment {i} resets itself, so that its episode cannot be replayed"
+        if self._running.too_long[i]:
+            return f"the episode of environment {i} had more steps than are kept, {self._running.max_steps}"
+        return f"the replay of environment {i} ended in another observation than before; it is not deterministic"
+
 
 _ARRAYS = ("obs", "returns", "lengths", "succeeded", "resetting", "over")
-
-
-def _success(info: Mapping[str, Any], n_envs: int) -> NDArray[np.float64]:
-    """Return the success of a step, (E,): 1, 0, or NaN where an environment reported neither.
-
-    `success` has priority over `is_success`; values other than yes and no do not count. Where a new episode has
-    already begun, the final info of the last one counts.
-    """
-    success = np.full(n_envs, np.nan)
-    ended = np.asarray(info.get("_final_info", np.zeros(n_envs, bool)), bool)  # other infos are the next episode's
-    for source, where in ((info, ~ended), (info.get("final_info") or {}, ended)):
-        for key in ("is_success", "success"):
-            if key not in source:
-                continue
-            column = np.asarray(source[key])
-            is_flat = column.shape == (n_envs,) and column.dtype.kind in "bif"
-            if is_flat and ((column == 0) | (column == 1)).all():
-                mask = where & np.asarray(source.get(f"_{key}", where), bool)
-                success[mask] = column[mask]
-    return success
 
 
 def _bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -331,11 +371,11 @@ def _bounds(space: spaces.Space[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return space.low, space.high
 
 
-def _require_finite(name: str, values: NDArray[Any], env_ids: NDArray[np.int64]) -> None:
-    try:
-        require_finite_rows(name, values, env_ids)
-    except ValueError as error:
-        raise Fault(str(error)) from error
+def _accept_any_info(env: VectorEnv[Any, Any, Any]) -> None:
+    """Let gymnasium's vector environments take infos with entries of any type and shape, as an `EnvPool` does."""
+    base: Any = env.unwrapped
+    if type(base) in (SyncVectorEnv, AsyncVectorEnv):
+        base._add_info = partial(add_info, n_envs=base.num_envs)
 
 
 def _require_fit(env: VectorEnv[Any, Any, Any], agent: Hierarchy, learn: bool) -> None:
@@ -344,7 +384,7 @@ def _require_fit(env: VectorEnv[Any, Any, Any], agent: Hierarchy, learn: bool) -
         ("action", env.single_action_space, task.action_space),
         ("observation", env.single_observation_space, task.observation_space),
     ]:
-        if has != wants:
+        if not same(has, wants):
             raise ValueError(f"the environments' {name} space is {has}, expected the agent's, {wants}")
     if learn and env.num_envs != task.n_envs:
         raise ValueError(f"there are {env.num_envs} environments, expected {task.n_envs}, as the agent's task says")

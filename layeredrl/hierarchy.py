@@ -119,12 +119,12 @@ class Hierarchy:
                 f"the top level takes commands of {levels[0].command_space}, but there is no level above it"
             )
         for above, below in pairwise(levels):
-            if above.action_space != below.command_space:
+            if below.command_space is None or not action_spaces.same(above.action_space, below.command_space):
                 raise ValueError(
                     f"{type(above).__name__} emits {above.action_space}, but {type(below).__name__} below it takes "
                     f"commands of {below.command_space}"
                 )
-        if levels[-1].action_space != task.action_space:
+        if not action_spaces.same(levels[-1].action_space, task.action_space):
             raise ValueError(
                 f"{type(levels[-1]).__name__} emits {levels[-1].action_space}, but the environment takes "
                 f"{task.action_space}"
@@ -300,15 +300,24 @@ class Hierarchy:
                 level.replay.load_state_dict(state[name])
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything learned, by name of the level."""
-        return {name: level.state_dict() for name, level in zip(self.names, self.levels, strict=True)}
+        """Everything learned, by name of the level, and the offset of observations if there is one."""
+        state: dict[str, Any] = {name: level.state_dict() for name, level in zip(self.names, self.levels, strict=True)}
+        offset = self.task.offset
+        return state | {_OFFSET: torch.from_numpy(offset.values)} if offset is not None and offset.used else state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        if list(state) != self.names:
-            raise ValueError(f"the state has the levels {', '.join(state)}, expected {', '.join(self.names)}")
+        names = [name for name in state if name != _OFFSET]
+        if names != self.names:
+            raise ValueError(f"the state has the levels {', '.join(names)}, expected {', '.join(self.names)}")
         for name, level in zip(self.names, self.levels, strict=True):
             level.load_state_dict(state[name])
+        if self.task.offset is not None:
+            none = torch.zeros(self.task.observation_dim, dtype=torch.float64)
+            self.task.offset.set(state.get(_OFFSET, none).cpu().numpy())
+
+
+_OFFSET = "observation_offset"
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.checks import require_count, require_dims, require_flat
+from layeredrl.observation_offset import AtOffset, ObservationOffset
 
 TransitionFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """Function of (state (..., S), context (..., C), action (..., A), next_state (..., S)) to (...)."""
@@ -95,18 +96,31 @@ class TaskSpec:
     """Known reward of a transition, for actions in the environment's own units."""
     termination: TransitionFunction | None = None
     """Known termination of a transition, a bool or a probability, for actions in the environment's own units."""
-    action_low: NDArray[np.floating[Any]] | None = None
-    """Lower bounds of actions in the environment's own units, (A,); None if these equal agents' units."""
-    action_high: NDArray[np.floating[Any]] | None = None
+    action_low: NDArray[np.number[Any]] | None = None
+    """Lower bounds of actions in the environment's own units, (A,); None if these equal agents' units. With integer
+    bounds, actions in these units are whole numbers."""
+    action_high: NDArray[np.number[Any]] | None = None
     """Upper bounds of actions in the environment's own units, (A,)."""
     dynamics: DynamicsFunction | None = None
     """Known next state, for actions in the environment's own units; for an `Oracle`."""
     dims: StateDims = StateDims()
     """Dimensions of the flat observation with a special representation in the networks."""
+    offset: ObservationOffset | None = field(default=None, compare=False, repr=False)
+    """Offset of the flat observation; None if float32 holds the environment's numbers. Known functions still see the
+    environment's own observations."""
 
     def __post_init__(self) -> None:
         check_observation_space(self.observation_space)
-        self.dims.check(self.observation_dim, self.slices.get(GOAL_KEY))
+        goal = self.slices.get(GOAL_KEY)
+        self.dims.check(self.observation_dim, goal)
+        if self.offset is None:
+            object.__setattr__(self, "offset", self._possible_offset())
+        if self.offset is not None:
+            for name in ("reward", "termination", "dynamics"):
+                known = getattr(self, name)
+                if known is not None and not isinstance(known, AtOffset | _AtEnd):
+                    shifted = AtOffset(known, self.offset, goal or slice(0, 0), name == "dynamics")
+                    object.__setattr__(self, name, shifted)
         if self.n_envs < 1:
             raise ValueError(f"n_envs is {self.n_envs}, expected at least 1")
 
@@ -139,7 +153,7 @@ class TaskSpec:
         if not isinstance(action_space, spaces.Box):
             return spec
         check_action_box(action_space)
-        unit = spaces.Box(-1.0, 1.0, action_space.shape, np.float32)
+        unit = action_spaces.unit_box(action_space.shape)
         return replace(spec, action_space=unit, action_low=action_space.low, action_high=action_space.high)
 
     def coarse(self, action_space: spaces.Space[Any], duration: int, *, known: bool = True) -> "TaskSpec":
@@ -186,6 +200,19 @@ class TaskSpec:
         """Width of a flat observation."""
         return spaces.flatdim(self.observation_space)
 
+    def _possible_offset(self) -> ObservationOffset | None:
+        space, slices = self.observation_space, self.slices
+        parts = space.spaces.values() if isinstance(space, spaces.Dict) else [space]
+        dtypes = np.concatenate([np.full(spaces.flatdim(part), part.dtype) for part in parts])
+        wide = np.array([not np.can_cast(dtype, np.float32) for dtype in dtypes])
+        if not wide.any():
+            return None
+        pairs = []
+        if GOAL_KEY in slices and "achieved_goal" in slices:
+            ranges = (range(slices[key].start, slices[key].stop) for key in ("achieved_goal", GOAL_KEY))
+            pairs = list(zip(*ranges, strict=False))
+        return ObservationOffset(wide, [*self.dims.alike, *pairs])
+
     def flatten(self, observation: Any) -> NDArray[np.float32]:
         """Return the observations of all environments as one array (n_envs, observation_dim).
 
@@ -195,31 +222,78 @@ class TaskSpec:
         space = self.observation_space
         parts = [observation[k] for k in space.spaces] if isinstance(space, spaces.Dict) else [observation]
         # Copies: environments may write their next observations into the same memory.
-        rows = [np.array(part, dtype=np.float32).reshape(len(part), -1) for part in parts]
-        return rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+        dtype = np.float32 if self.offset is None else np.float64
+        rows = [np.array(part, dtype).reshape(len(part), -1) for part in parts]
+        flat: NDArray[Any] = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+        return flat if self.offset is None else self.offset.subtract(flat)
 
     def to_env_units(self, action: Tensor) -> Tensor:
-        """Convert actions in [-1, 1] (..., A) to the environment's own units."""
+        """Convert actions in [-1, 1] (..., A) to the environment's own units, inside of its bounds."""
         key = (action.device, action.dtype)
         if key not in self._units:
-            self._units[key] = self._middle_and_half_range(action)
+            self._units[key] = _Units.of(self.action_low, self.action_high, action)
         units = self._units[key]
-        return action if units is None else torch.addcmul(units[0], action, units[1])
+        return action if units is None else units(action)
 
     @cached_property
-    def _units(self) -> dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor] | None]:
-        """Middle and half the range of the environment's actions (A,), by device and dtype; None if nothing changes."""
+    def _units(self) -> "dict[tuple[torch.device, torch.dtype], _Units | None]":
+        """Units of the environment's actions by device and dtype; None if nothing changes."""
         return {}
 
-    def _middle_and_half_range(self, like: Tensor) -> tuple[Tensor, Tensor] | None:
-        low, high = self.action_low, self.action_high
-        if low is None or high is None or ((low == -1).all() and (high == 1).all()):
+
+@dataclass(frozen=True)
+class _Units:
+    """`action_spaces.Rescaling` for tensors of one device and dtype."""
+
+    middle: Tensor
+    half_range: Tensor
+    bounds: tuple[Tensor, Tensor] | None
+    """Lower and upper bounds, (A,); None if rounding does not leave them."""
+    whole: bool
+    """If True, actions are whole numbers."""
+
+    @classmethod
+    def of(cls, low: NDArray[Any] | None, high: NDArray[Any] | None, like: Tensor) -> "_Units | None":
+        """Return the units for these bounds (A,); None if they are -1 and 1."""
+        if low is None or high is None:
             return None
+        whole = low.dtype.kind != "f"
+        if not whole and (low == -1).all() and (high == 1).all():
+            return None
+        if whole:
+            low, high = low.astype(np.float64), high.astype(np.float64)
         with torch.inference_mode(False):  # made in planning, used later with gradients
+            # Halves first: a difference of enormous bounds is infinite.
+            most = torch.finfo(like.dtype).max
             middle, half_range = (
-                torch.as_tensor(x).to(like.device, like.dtype) for x in ((low + high) / 2, (high - low) / 2)
+                torch.as_tensor(x.astype(np.float64).clip(-most, most)).to(like.dtype)
+                for x in (low / 2 + high / 2, high / 2 - low / 2)
             )
-        return middle, half_range
+            bounds = _inside(torch.as_tensor(low), torch.as_tensor(high), like.dtype)
+            # Rounding is monotonic, so that the two ends decide for all actions.
+            leaves = bool(((middle - half_range < bounds[0]) | (middle + half_range > bounds[1])).any())
+            bounds = (bounds[0].to(like.device), bounds[1].to(like.device))
+            return cls(middle.to(like.device), half_range.to(like.device), bounds if leaves or whole else None, whole)
+
+    def __call__(self, action: Tensor) -> Tensor:
+        scaled = torch.addcmul(self.middle, action, self.half_range)
+        if self.whole:
+            scaled = scaled.round()
+        return scaled if self.bounds is None else scaled.clamp(*self.bounds)
+
+
+def _inside(low: Tensor, high: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return bounds (A,) in another dtype, rounded to the inside where there is a number between them."""
+    near = low.to(dtype), high.to(dtype)
+    if dtype not in (torch.float32, torch.float64):  # the others are of reduced precision anyway
+        return near
+    outside = near[0] < low, near[1] > high
+    inner = [
+        torch.where(out, x.nextafter(torch.tensor(end, dtype=dtype)), x)
+        for out, x, end in zip(outside, near, (torch.inf, -torch.inf), strict=True)
+    ]
+    empty = inner[0] > inner[1]
+    return torch.where(empty, near[0], inner[0]), torch.where(empty, near[1], inner[1])
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,16 @@ class TrainerConfig:
     """Environment steps between evaluations without exploration; 0 for none."""
     eval_episodes: int = 5
     """Number of episodes of an evaluation."""
+    eval_max_steps: int = 5_000
+    """Steps after which an episode of an evaluation is cut off, for environments without an end."""
     checkpoint_every: int = 1000
     """Environment steps between checkpoints; one more is written at the end."""
     pictures_every: int = 20_000
     """Environment steps between pictures of what was learned, with one more at the end; 0 for none at all."""
 
     def __post_init__(self) -> None:
-        require_counts(self, n_total_env_steps=1, eval_every=0, eval_episodes=1, checkpoint_every=1, pictures_every=0)
+        require_counts(self, n_total_env_steps=1, eval_every=0, eval_episodes=1, eval_max_steps=1)
+        require_counts(self, checkpoint_every=1, pictures_every=0)
         if self.stop_at_return is not None and not math.isfinite(self.stop_at_return):
             raise ValueError(f"stop_at_return is {self.stop_at_return}, expected a finite number or None")
 
@@ -52,7 +55,8 @@ class Trainer:
         collector: Steps the training environments.
         logger: Receives the metrics.
         config: Settings.
-        evaluate: Plays the given number of episodes without exploration, in environments of its own.
+        evaluate: Plays the given number of episodes without exploration, in environments of its own; returns none if
+            it was stopped, and is called again when the run goes on.
         save: Writes a checkpoint of this trainer and returns True if that succeeded; also called before a `Fault` is
             raised again.
         stop: Called after every step; training ends early once it returns True.
@@ -118,6 +122,7 @@ class Trainer:
 
     def run(self) -> None:
         """Train until `finished` or `stop`; saves at the end in either case."""
+        self._evaluate_if_due()  # an evaluation that was stopped
         while not self.finished and not self.stop():
             try:
                 self._step()
@@ -151,17 +156,24 @@ class Trainer:
         if learned or episodes:
             self.logger.log({**self.collector.take_metrics(), **learned}, n)
         self.logger.log({}, n)  # updates the progress display, also where there is nothing to record
-        if self.evaluate is not None and self.config.eval_every and n - self.last_eval >= self.config.eval_every:
-            with fork_globals():
-                played = self.evaluate(self.config.eval_episodes)
-            self.last_eval = n
-            self.last_score = float(np.mean([episode.episode_return for episode in played]))
-            rate = success_rate(played)
-            metrics = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
-            self.logger.log(metrics, n)
+        self._evaluate_if_due()
         every = self.config.pictures_every
         if every and n // every > n_before // every:  # at the same steps in a run that was stopped and goes on
             self._draw()
+
+    def _evaluate_if_due(self) -> None:
+        n, every = self.collector.n_total_env_steps, self.config.eval_every
+        if self.evaluate is None or not every or n - self.last_eval < every:
+            return
+        with fork_globals():
+            played = self.evaluate(self.config.eval_episodes)
+        if not played:
+            return
+        self.last_eval = n
+        self.last_score = float(np.mean([episode.episode_return for episode in played]))
+        rate = success_rate(played)
+        metrics = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
+        self.logger.log(metrics, n)
 
     def _draw(self) -> None:
         n = self.collector.n_total_env_steps

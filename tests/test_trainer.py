@@ -240,6 +240,42 @@ def test_training_ends_early_at_a_return_and_stays_ended_after_resuming(evaluati
     assert resumed.collector.n_total_env_steps == first
 
 
+def test_an_evaluation_that_was_stopped_is_made_when_training_goes_on(tmp_path):
+    """The request arrives in the second evaluation, which returns no episodes."""
+    requests = []
+
+    def parts():
+        env = make_vector_env("Pendulum-v1", 3)  # can be replayed
+        task = TaskSpec(env.single_observation_space, env.single_action_space, 3)
+        return Collector(env, Hierarchy([RecordingRandomLevel(env.single_action_space, 3)], task), seed=0)
+
+    def trainer(stopped_in):
+        n_evaluations = iter(range(100))
+
+        def evaluate(n):
+            if next(n_evaluations) == stopped_in:
+                requests.append("SIGTERM")
+            evaluation = Collector(make_vector_env("Pendulum-v1", n), collector.agent, seed=99, learn=False)
+            return evaluation.collect_episodes(n, stop=lambda: bool(requests))
+
+        collector = parts()
+        config = TrainerConfig(n_total_env_steps=100, eval_every=30, eval_episodes=1)
+        stop = lambda: bool(requests)  # noqa: E731
+        return Trainer(collector.agent, collector, RecordingLogger(), config, evaluate=evaluate, stop=stop)
+
+    whole, first = trainer(None), trainer(1)
+    whole.run()
+    first.run()
+    assert first.collector.n_total_env_steps == 60
+    assert (first.last_eval, len(records(first, "eval/"))) == (30, 1)
+    Checkpoints(tmp_path).save(first.state_dict(), 60)
+    requests.clear()
+    second = trainer(None)
+    second.load_state_dict(Checkpoints(tmp_path).load())
+    second.run()
+    assert records(first) + records(second) == records(whole)
+
+
 def test_a_return_to_stop_at_is_a_finite_number():
     with pytest.raises(ValueError, match="stop_at_return is nan, expected a finite number or None"):
         TrainerConfig(stop_at_return=float("nan"))

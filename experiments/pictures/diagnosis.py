@@ -67,7 +67,8 @@ def diagnose(
         horizon: Steps of open-loop rollouts; at most the length of the longest episode is used.
         seed: Random seed of the data and of the rollouts.
     """
-    data, model = collect(env_id, agent, n_steps=n_steps, seed=seed), world.dynamics
+    data = collect(env_id, agent, n_steps=n_steps, seed=seed, offset=world.task.offset)
+    model = world.dynamics
     rows, pieces = transitions(data, world), trajectories(data, min(horizon, longest_episode(data)), world)
     return Diagnosis(
         evaluate_one_step(model, rows),

@@ -7,22 +7,27 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
 from experiments.run.config import RunConfig
 from layeredrl.collector import Collector
-from layeredrl.environments import make_vector_env
+from layeredrl.environments import EnvPool, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel, RandomLevel
+from layeredrl.observation_offset import ObservationOffset
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import WorldModel
 
 
 def collect(
-    env: str | Callable[[], gym.Env[Any, Any]], agent: Hierarchy | None = None, *, n_steps: int, seed: int
+    env: str | Callable[[], gym.Env[Any, Any]],
+    agent: Hierarchy | None = None,
+    *,
+    n_steps: int,
+    seed: int,
+    offset: ObservationOffset | None = None,
 ) -> Batch:
     """Collect transitions in order, from an agent that acts without exploration or from random actions.
 
@@ -31,18 +36,17 @@ def collect(
         agent: Agent that acts and does not learn; None for uniformly random actions.
         n_steps: Number of environment steps.
         seed: Random seed of the environment and of acting.
+        offset: Offset of observations without an agent; that of the model that they are for.
 
     Returns:
         Batch with `obs` (N, O), `act` (N, A), `obs_next` (N, O), `terminated` and `truncated` (N).
     """
-    vector_env = (
-        make_vector_env(env) if isinstance(env, str) else SyncVectorEnv([env], autoreset_mode=AutoresetMode.DISABLED)
-    )
+    vector_env = make_vector_env(env) if isinstance(env, str) else EnvPool([env])
     kept: list[Batch] = []
     try:
         if agent is None:
             observations: Any = vector_env.single_observation_space  # of a kind that TaskSpec checks
-            task = TaskSpec(observations, vector_env.single_action_space)
+            task = TaskSpec(observations, vector_env.single_action_space, offset=offset)
             agent = Hierarchy([RandomLevel(task.action_space)], task)
         collector = Collector(vector_env, agent, seed=seed, learn=False, on_step=lambda step, _: kept.append(step))
         while collector.n_total_env_steps < n_steps:
@@ -123,5 +127,6 @@ def collect_held_out(config: RunConfig[Any], agent: Hierarchy, seed: int, n_step
     Returns:
         Batch with `obs` (N, O), `act` (N, A), `obs_next` (N, O).
     """
-    parts = [collect(config.env, actor, n_steps=n_steps // 2, seed=seed) for actor in (agent, None)]
+    settings: Any = {"n_steps": n_steps // 2, "seed": seed, "offset": agent.task.offset}
+    parts = [collect(config.env, actor, **settings) for actor in (agent, None)]
     return Batch.cat(parts)

@@ -1,5 +1,6 @@
 """Episodes of an agent that does not learn."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,14 +15,22 @@ from experiments.run.building import make_envs
 from experiments.run.config import RunConfig
 from layeredrl.action_spaces import to_env
 from layeredrl.collector import Collector, Episode
+from layeredrl.environments import UnknownEnvironmentError
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 
 
-def play(config: RunConfig[Any], agent: Hierarchy, n_episodes: int, seed: int) -> list[Episode]:
-    """Play episodes without exploration, in new environments."""
-    env = make_envs(config, min(n_episodes, 8))
+def play(
+    config: RunConfig[Any], agent: Hierarchy, n_episodes: int, seed: int, stop: Callable[[], bool] = lambda: False
+) -> list[Episode]:
+    """Play episodes without exploration, in new environments; return none once `stop` returns True."""
     try:
-        return Collector(env, agent, seed=seed, learn=False).collect_episodes(n_episodes)
+        env = make_envs(config, min(n_episodes, 8))
+    except UnknownEnvironmentError as error:  # the run's own could be made, but no more of them
+        raise Fault(str(error)) from error
+    try:
+        collector = Collector(env, agent, seed=seed, learn=False)
+        return collector.collect_episodes(n_episodes, max_steps=config.trainer.eval_max_steps, stop=stop)
     finally:
         env.close()
 

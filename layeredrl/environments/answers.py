@@ -7,14 +7,18 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from numpy.typing import NDArray
 
 from layeredrl.faults import Fault
+
+LARGEST = float(np.finfo(np.float32).max)
+"""Largest finite number in float32, in which agents learn."""
 
 
 class Failure(Exception):
     """Failure of an environment: a phrase that follows its name in a message."""
 
-    def __init__(self, phrase: str, error: Exception | None = None) -> None:
+    def __init__(self, phrase: str, error: BaseException | None = None) -> None:
         super().__init__(phrase)
         self.error = error
         self.message = phrase
@@ -70,16 +74,24 @@ def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any
 
 
 def all_finite(space: spaces.Space[Any], obs: Any) -> bool:
-    """Return True if one or several observations have no NaN and no infinity."""
+    """Return True if all numbers of one or several observations are finite in float32."""
     if isinstance(space, spaces.Dict):
         return all(all_finite(sub, obs[key]) for key, sub in space.spaces.items())
     if isinstance(space, spaces.Tuple):
         return all(all_finite(sub, part) for sub, part in zip(space.spaces, obs, strict=True))
-    return not isinstance(space, spaces.Box) or obs.dtype.kind != "f" or np.count_nonzero(np.isfinite(obs)) == obs.size
+    if not isinstance(space, spaces.Box) or obs.dtype.kind != "f":
+        return True
+    return bool(np.count_nonzero(_finite(obs)) == obs.size)
+
+
+def _finite(obs: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return where numbers are finite in float32."""
+    finite: NDArray[np.bool_] = np.isfinite(obs) if obs.dtype.itemsize <= 4 else np.abs(obs) <= LARGEST
+    return finite
 
 
 def require_finite(space: spaces.Space[Any], obs: Any, name: str = "observation") -> None:
-    """Raise, naming the first index, if an observation has a NaN or an infinity."""
+    """Raise, naming the first index, if a number of an observation is not finite in float32."""
     if isinstance(space, spaces.Dict):
         for key, sub in space.spaces.items():
             require_finite(sub, obs[key], f"{name}[{key!r}]")
@@ -87,19 +99,19 @@ def require_finite(space: spaces.Space[Any], obs: Any, name: str = "observation"
         for k, sub in enumerate(space.spaces):
             require_finite(sub, obs[k], f"{name}[{k}]")
     elif not all_finite(space, obs):
-        first = tuple(np.argwhere(~np.isfinite(obs))[0].tolist())
+        first = tuple(np.argwhere(~_finite(obs))[0].tolist())
         where = f", at {list(first)} {obs[first]}" if obs.size > 8 else ""
-        raise Failure(f"returned the {name} {shown(obs)}{where}, expected finite numbers")
+        raise Failure(f"returned the {name} {shown(obs)}{where}, expected finite numbers in float32")
 
 
 def number(reward: Any) -> float:
-    """Return a reward if it is one finite number."""
+    """Return a reward if it is one number that is finite in float32."""
     value = math.nan
     if not isinstance(reward, str | bytes) and np.ndim(reward) == 0 and not np.iscomplexobj(reward):
         with contextlib.suppress(TypeError, ValueError, OverflowError):
             value = float(reward)
-    if not math.isfinite(value):
-        raise Failure(f"returned the reward {shown(reward)}, expected a finite number")
+    if not abs(value) <= LARGEST:
+        raise Failure(f"returned the reward {shown(reward)}, expected a finite number in float32")
     return value
 
 

@@ -55,7 +55,9 @@ def without_contradicted(task: TaskSpec, env: gym.Env[Any, Any]) -> TaskSpec:
     try:
         with fork_globals():
             trial = _try(task, env)
-    except Exception:  # an environment that fails is found, and named, where it acts for the agent
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # an environment that fails is found, and named, where it acts for the agent
         return task
     left_out: dict[str, Any] = {
         name: None

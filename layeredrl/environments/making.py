@@ -7,13 +7,14 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import gymnasium as gym
-import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv, VectorWrapper
-from gymnasium.wrappers import RescaleAction
-from gymnasium.wrappers.vector import RescaleAction as VectorRescaleAction
+from gymnasium.vector import AutoresetMode, VectorActionWrapper, VectorEnv, VectorWrapper
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
 
+from layeredrl.action_spaces import Rescaling, unit_box
 from layeredrl.checks import require_choice
+from layeredrl.environments.answers import shown
 from layeredrl.environments.known import without_contradicted
 from layeredrl.environments.pool import EnvPool, OnFault
 from layeredrl.faults import Fault
@@ -23,7 +24,7 @@ Vectorization = Literal["sync", "async", "native"]
 
 
 class UnknownEnvironmentError(ValueError):
-    """No environment is registered under the requested id."""
+    """No environment is registered under the requested id, or its constructor fails."""
 
 
 def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -36,7 +37,7 @@ def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
     env = _make_unscaled(env_id, **kwargs)
     if isinstance(env.action_space, spaces.Box):
         check_action_box(env.action_space)
-        env = RescaleAction(env, np.float32(-1.0), np.float32(1.0))
+        env = _Rescaled(env)
     return env
 
 
@@ -96,6 +97,35 @@ def make_vector_env(
     )
 
 
+class _Rescaled(gym.ActionWrapper[Any, NDArray[Any], Any]):
+    """An environment with actions in [-1, 1]."""
+
+    def __init__(self, env: gym.Env[Any, Any]) -> None:
+        super().__init__(env)
+        space = env.action_space
+        assert isinstance(space, spaces.Box)
+        self.action_space: spaces.Space[NDArray[Any]] = unit_box(space.shape)
+        self._rescaling = Rescaling(space)
+
+    def action(self, action: NDArray[Any]) -> NDArray[Any]:
+        return self._rescaling(action)
+
+
+class _RescaledVector(VectorActionWrapper):
+    """A vector environment with actions in [-1, 1]."""
+
+    def __init__(self, env: VectorEnv[Any, Any, Any]) -> None:
+        super().__init__(env)
+        space = env.single_action_space
+        assert isinstance(space, spaces.Box)
+        self.single_action_space = unit_box(space.shape)
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+        self._rescaling = Rescaling(space)
+
+    def actions(self, actions: NDArray[Any]) -> NDArray[Any]:
+        return self._rescaling(actions)
+
+
 class _Native(VectorWrapper):
     """A vector environment whose errors become faults, so that a run saves before it ends."""
 
@@ -112,8 +142,10 @@ class _Native(VectorWrapper):
 def _faults(call: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:
-        raise Fault(f"{call} of the environments raised {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and panics of code in Rust are no `Exception`
+        raise Fault(f"{call} of the environments raised {type(error).__name__}: {shown(str(error))}") from error
 
 
 def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
@@ -127,14 +159,17 @@ def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any,
         )
     except TypeError as error:
         raise UnknownEnvironmentError(
-            f"the vector environment of {env_id!r} does not take autoreset_mode=DISABLED: {error}"
+            f"the vector environment of {env_id!r} does not take autoreset_mode=DISABLED: {shown(str(error))}"
         ) from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UnknownEnvironmentError(f"the vector environment of {_cannot_be_made(env_id, error)}") from error
     space = env.single_action_space
     if isinstance(space, spaces.Box):
         check_action_box(space)
-        if not ((space.low == -1) & (space.high == 1)).all():
-            one = np.ones(space.shape, np.float32)
-            env = VectorRescaleAction(env, -one, one)
+        if space != unit_box(space.shape):
+            env = _RescaledVector(env)
     return env
 
 
@@ -145,5 +180,13 @@ def _make_unscaled(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
         near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; it is not registered with gymnasium"
         raise UnknownEnvironmentError(f"unknown environment {env_id!r}{hint}") from error
-    except (gym.error.Error, ModuleNotFoundError) as error:
-        raise UnknownEnvironmentError(f"environment {env_id!r} cannot be made: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # whatever a constructor raises, SystemExit included
+        raise UnknownEnvironmentError(f"environment {_cannot_be_made(env_id, error)}") from error
+
+
+def _cannot_be_made(env_id: str, error: BaseException) -> str:
+    """Return the end of a message, in one line."""
+    name = "" if isinstance(error, gym.error.Error | ModuleNotFoundError) else f"{type(error).__name__}: "
+    return f"{env_id!r} cannot be made: {name}{shown(str(error))}"

@@ -13,7 +13,17 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 from numpy.typing import NDArray
 
-from layeredrl.environments.answers import EnvironmentFault, Failure, fitted, flag, number, require_finite, unpacked
+from layeredrl.environments.answers import (
+    LARGEST,
+    EnvironmentFault,
+    Failure,
+    fitted,
+    flag,
+    number,
+    require_finite,
+    unpacked,
+)
+from layeredrl.environments.infos import FAULT_KEYS, add_info
 from layeredrl.environments.observations import LastObservations
 from layeredrl.environments.workers import CLOSE_S, Local, Maker, Remote, Timeout, close_all, close_members
 
@@ -26,11 +36,13 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
     """Parallel environments that the caller resets, as in gymnasium's `AutoresetMode.DISABLED`.
 
     A fault of an environment is one of these: `reset` or `step` raises; its process dies or hangs; its observation
-    has another structure, shape or kind of number than its space, or is not finite; its reward is not a finite
-    number; its flags are not booleans. Bounds of the space are not checked. With `on_fault="restart"` the episode
-    ends as truncated, with the last good observation and reward 0, and the next `reset` rebuilds the environment.
+    has another structure, shape or kind of number than its space, or is not finite in float32; its reward is not a
+    finite number in float32; its flags are not booleans. Bounds of the space are not checked. With
+    `on_fault="restart"` the episode ends as truncated, with the last good observation and reward 0, and the next
+    `reset` rebuilds the environment.
     The infos of the call have `fault`, a mask (n,), and `fault_message`, a list of n messages or None; without a
-    fault they have neither.
+    fault they have neither, and entries of these names in an environment's own info are left out. Entries whose
+    shapes or types differ between environments become arrays of objects.
 
     A faulty `reset` is repeated with the same seed. After any exception from a call, `close` works, and so does
     `reset`, which rebuilds lost environments. A failure to draw a frame raises with any `on_fault`.
@@ -77,7 +89,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             raise
         self.single_observation_space, self.single_action_space, metadata, self.render_mode = first
         # No spec, as in gymnasium's own vector environments: it could not make this one.
-        self.metadata = {**metadata, "autoreset_mode": AutoresetMode.DISABLED}
+        self.metadata = {**(metadata or {}), "autoreset_mode": AutoresetMode.DISABLED}
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
         self._obs = LastObservations(self.single_observation_space, self.num_envs)
@@ -149,7 +161,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             try:
                 described = member.receive(timeout)
             except Failure as failure:
-                if failure.error is not None:
+                if isinstance(failure.error, Exception):
                     raise failure.error from None  # its own type, which the maker's author expects
                 raise EnvironmentFault(i, 0, f"environment {i}, when it was made, {failure}") from None
             first = described if first is None else first
@@ -232,7 +244,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
                 obs, reward, ends, is_cut, info = unpacked("step", member.receive(timeout), 5)
                 is_plain = type(obs) is np.ndarray and obs.dtype is dtype and obs.shape == shape
                 rows[i] = obs if is_plain else fitted(space, obs)
-                rewards[i] = reward if type(reward) is float and math.isfinite(reward) else number(reward)
+                rewards[i] = reward if type(reward) is float and -LARGEST <= reward <= LARGEST else number(reward)
                 if ends is not False:
                     terminated[i] = flag("terminated", ends)
                 if is_cut is not False:
@@ -295,6 +307,11 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             infos["fault"] = np.isin(np.arange(self.num_envs), list(failures))
             infos["fault_message"] = [failures[i].message if i in failures else None for i in range(self.num_envs)]
         return infos
+
+    def _add_info(self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int) -> dict[str, Any]:
+        if not env_info.keys().isdisjoint(FAULT_KEYS):
+            env_info = {key: value for key, value in env_info.items() if key not in FAULT_KEYS}
+        return add_info(vector_infos, env_info, env_num, self.num_envs)
 
     def _discard(self, i: int) -> None:
         """Close an environment, or kill it, so that the next reset rebuilds it."""

@@ -1,18 +1,21 @@
 """Single environments that may fail, in this process or in one of their own."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import multiprocessing.util
 import os
 import pickle
 import select
 import signal
+import sys
 import threading
 import time
 import traceback
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,6 +29,8 @@ from layeredrl.environments.answers import Failure, shown
 
 Maker = Callable[[], gym.Env[Any, Any]]
 
+DEATH_SIGNAL = signal.SIGUSR1 if sys.platform != "win32" else 10
+"""Signal of the parent's death; its number, 10, is the number of seconds until the kernel ends a process."""
 CLOSE_S = 5.0
 """Seconds in which a faulty environment has to close before it is killed; all others wait for it."""
 
@@ -74,7 +79,9 @@ class Local:
         """Return the answer to the last call; raise a `Failure` if it failed."""
         try:
             answer = self._call(*self._args, **self._kwargs)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit and panics of code in Rust are no `Exception`
             self.pending = False
             place = traceback.extract_tb(error.__traceback__)[-1]
             phrase = f"raised {type(error).__name__}: {shown(str(error))}"
@@ -85,7 +92,7 @@ class Local:
     def end(self) -> None:
         """Close the environment if a call was interrupted."""
         if self.pending and self._env is not None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception, SystemExit):
                 self._env.close()
 
     def _make(self) -> tuple[Any, ...]:
@@ -113,7 +120,10 @@ class Remote:
             poller.register(self._connection.fileno(), select.POLLIN)
             self._is_ready = lambda seconds: poller.poll(1000 * seconds)
         self._process = context.Process(
-            target=_serve, args=(CloudpickleWrapper(maker), theirs), name=f"EnvPool-{i}", daemon=True
+            target=_serve,
+            args=(CloudpickleWrapper(maker), theirs, threading.current_thread() is threading.main_thread()),
+            name=f"EnvPool-{i}",
+            daemon=True,
         )
         self.pending = True
         with clear_mpi_env_vars():
@@ -144,6 +154,8 @@ class Remote:
             raise Failure(f"returned what cannot be unpickled, {shown(error)}", error) from error
         if phrase is not None:
             raise Failure(phrase, cause)
+        if type(answer) is tuple and answer and isinstance(answer[-1], _Info):
+            return *answer[:-1], _unpickled(answer[-1])
         return answer
 
     def end(self) -> None:
@@ -165,18 +177,20 @@ class Remote:
         return f"lost its process to {names.get(-code, f'signal {-code}')}"
 
 
-def _serve(maker: Maker, connection: "Connection[Any, Any]") -> None:
-    """Run the process of a `Remote`."""
+def _serve(maker: Maker, connection: "Connection[Any, Any]", in_main_thread: bool) -> None:
+    """Run the process of a `Remote`, which was started by the main thread of its parent or by another one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not SIG_IGN: programs started by the environment would inherit it, and could not be terminated.
     signal.signal(signal.SIGTERM, lambda *_: None)
     for end in list(_our_ends):  # inherited by fork; an open copy would hide the parent's death from its process
         end.close()
     threading.Thread(target=_exit_after_parent, args=(os.getppid(),), daemon=True).start()
+    if in_main_thread:  # the kernel takes the end of the thread that started a process for the end of its parent
+        _end_after_parent()
     env, name = Local(maker), ""
     try:
         while True:
-            reply: tuple[Any, str | None, Exception | None]
+            reply: tuple[Any, str | None, BaseException | None]
             try:
                 reply = env.receive(), None, None
             except Failure as failure:
@@ -198,14 +212,64 @@ def _exit_after_parent(parent: int) -> None:
     os._exit(1)
 
 
+def _end_after_parent() -> None:
+    """Let the kernel end this process some seconds after its parent, also while code in C keeps Python waiting."""
+    if not sys.platform.startswith("linux"):
+        return
+    libc = ctypes.CDLL(None)
+    # The handler of the signal is the C function alarm, which is called with the signal's number: after as many seconds
+    # SIGALRM ends the process. A signal that kills at once would leave no time to close the environment.
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(DEATH_SIGNAL, ctypes.cast(libc.alarm, ctypes.c_void_p))
+    libc.prctl(_PR_SET_PDEATHSIG, int(DEATH_SIGNAL))
+
+
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+
+
 def _dumped(reply: tuple[Any, ...]) -> bytes:
+    """Pickle a reply; entries of an info that cannot be pickled are left out."""
+    answer, *rest = reply
     try:
-        return pickle.dumps(reply, pickle.HIGHEST_PROTOCOL)
+        if type(answer) is tuple and answer and isinstance(answer[-1], dict) and answer[-1]:
+            answer = (*answer[:-1], _Info(_pickled(answer[-1])))
+        return pickle.dumps((answer, *rest), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         return pickle.dumps((None, f"returned what cannot be pickled, {shown(str(error))}", None))
 
 
-def _portable(failure: Failure) -> Exception | None:
+@dataclass(frozen=True)
+class _Info:
+    """An info in pickled form, so that one that cannot be unpickled leaves the rest of the answer readable."""
+
+    data: bytes
+
+
+def _pickled(info: dict[str, Any]) -> bytes:
+    try:
+        return pickle.dumps(info, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        return pickle.dumps({key: value for key, value in info.items() if _can_be_pickled((key, value))})
+
+
+def _unpickled(info: _Info) -> dict[str, Any]:
+    try:
+        result: dict[str, Any] = pickle.loads(info.data)
+    except Exception:  # of a class that exists in the environment's process alone
+        return {}
+    return result
+
+
+def _can_be_pickled(value: Any) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
+
+
+def _portable(failure: Failure) -> BaseException | None:
     """Return the error behind a failure with its traceback as a note; None if it cannot be pickled."""
     error = failure.error
     if error is None:
@@ -214,7 +278,7 @@ def _portable(failure: Failure) -> Exception | None:
     for candidate in (error, RuntimeError(str(failure))):
         candidate.add_note(note)
         with contextlib.suppress(Exception):
-            copy: Exception = pickle.loads(pickle.dumps(candidate))
+            copy: BaseException = pickle.loads(pickle.dumps(candidate))
             return copy
     return None
 

@@ -83,7 +83,7 @@ class PlannerLevel(Level):
     ) -> None:
         require_count("duration", duration)
         for owner, space in (("planner", planner.action_space), ("world model", world.task.action_space)):
-            if space != action_space:
+            if not action_spaces.same(space, action_space):
                 raise ValueError(f"the {owner}'s action space is {space}, expected {action_space}")
         self.world, self.planner, self.action_space, self.name = world.eval(), planner, action_space, name
         self.duration, self.common_noise = duration, common_noise

@@ -91,7 +91,7 @@ class PolicyLevel(Level):
     ) -> None:
         action_spaces.require_unit_box(action_space)
         require_count("duration", duration)
-        if algorithm.policy.action_space != action_space:
+        if not action_spaces.same(algorithm.policy.action_space, action_space):
             raise ValueError(
                 f"the algorithm's action space is {algorithm.policy.action_space}, expected {action_space}"
             )

@@ -87,7 +87,7 @@ class Replay:
     @property
     def n_added(self) -> int:
         """Number of transitions that were ever stored."""
-        return sum(ring.n_added for ring in self.buffer.rings)
+        return int(self.buffer.counters.n_added.sum())
 
     def sample(self, n: int) -> tuple[Batch, NDArray[np.int64]]:
         """Draw n transitions uniformly, with replacement, in random order.
@@ -105,11 +105,11 @@ class Replay:
 
     def newest(self, n: int, share: float) -> NDArray[np.int64]:
         """Draw the indices (n,) of transitions uniformly among the newest share, in (0, 1], of each environment's."""
-        rings, size = self.buffer.rings, self.buffer.rings[0].maxsize
-        lengths = np.array([max(1, round(share * len(ring))) if len(ring) else 0 for ring in rings])
-        ring = self.buffer.generators[0].choice(len(rings), n, p=lengths / lengths.sum())
+        counters, size = self.buffer.counters, self.buffer.rings[0].maxsize
+        lengths = np.where(counters.size, np.maximum(1, np.round(share * counters.size)), 0).astype(np.int64)
+        ring = self.buffer.generators[0].choice(len(lengths), n, p=lengths / lengths.sum())
         age = (self.buffer.generators[0].random_sample(n) * lengths[ring]).astype(np.int64)
-        newest = np.array([r.n_added for r in rings])[ring] - 1
+        newest = counters.n_added[ring] - 1
         indices: NDArray[np.int64] = ring * size + (newest - age) % size
         return indices
 

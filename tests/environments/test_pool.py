@@ -1,6 +1,7 @@
 """The pool against gymnasium's SyncVectorEnv, and with faults of every kind."""
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import json
@@ -27,11 +28,18 @@ both = pytest.mark.parametrize("asynchronous", [False, True])
 NOTHING = np.zeros((3, 1), np.float32)
 
 
+class Panic(BaseException):
+    """The base class of panics of code in Rust."""
+
+
 class Faulty(CounterEnv):
     """Fails as an action k says, with the kth fault (0 is none), and in its first `n_bad_resets` resets."""
 
     FAULTS = ("raise", "nan", "inf", "shape", "dtype", "ragged", "reward nan", "reward text", "reward array", "flag")
-    STEPS = (None, *FAULTS, "flag float", "tuple", "info", "exit", "kill", "hang")
+    STEPS = (
+        *(None, *FAULTS, "flag float", "tuple", "info", "exit", "kill", "hang"),
+        *("compute", "sys.exit", "panic", "huge"),
+    )
 
     def __init__(self, n_bad_resets=0, kind="raise", length=4):
         super().__init__(length, random_length=True)
@@ -66,12 +74,18 @@ class Faulty(CounterEnv):
             os.kill(os.getpid(), signal.SIGKILL)
         if fault == "hang":
             time.sleep(1000)
+        if fault == "compute":
+            ctypes.PyDLL(None).sleep(1000)  # in C, while other threads of Python wait
+        if fault == "sys.exit":
+            sys.exit()
+        if fault == "panic":
+            raise Panic("index out of bounds")
         if fault in ("tuple", "info"):
             return (obs, *others[:-1], None)[: None if fault == "info" else -2]
         bad = {"nan": [np.nan, 1.0], "inf": np.array([1, -np.inf], np.float32), "shape": np.zeros(3, np.float32)}
         bad |= {"dtype": np.array(["a", "b"]), "ragged": [[1.0], [1.0, 2.0]]}
         if len(others) == 4:
-            rewards = {"reward nan": np.float32(np.nan), "reward text": "1", "reward array": np.ones(1)}
+            rewards = {"huge": 1e39, "reward nan": np.float32(np.nan), "reward text": "1", "reward array": np.ones(1)}
             flags = {"flag": None, "flag float": 1.0}
             others = rewards.get(fault, others[0]), flags.get(fault, others[1]), *others[2:]
         return bad.get(fault, obs), *others
@@ -94,11 +108,14 @@ MESSAGES = {
     "flag float": "returned terminated = 1.0, expected True or False",
     "tuple": "expected a tuple of",
     "info": "the last a dict",
+    "sys.exit": r"raised SystemExit: .*\(test_pool.py:\d+\)",
+    "panic": r"raised Panic: index out of bounds",
+    "huge": r"returned the reward 1e\+39, expected a finite number in float32",
     "exit": "ended its process with exit code 3",
     "kill": "lost its process to SIGKILL",
     "hang": "did not answer within 0.2 s",
 }
-IN_PROCESS = list(Faulty.STEPS[1:14])
+IN_PROCESS = [*Faulty.STEPS[1:14], "sys.exit", "panic", "huge"]
 OF_PROCESSES = ["exit", "kill", "hang"]
 AT_RESET = ["raise", "nan", "inf", "shape", "dtype", "ragged", "info"]
 
@@ -560,8 +577,8 @@ def run(ending):
     os.killpg(0, signal.SIGTERM)
     time.sleep(0.3)
     assert "fault" not in env.step(np.zeros((2, 1)))[4] and interrupted
-    if ending == "hang":
-        env._members[1].send("step", np.array([16]))
+    if ending in ("hang", "compute"):
+        env._members[1].send("step", np.array([Faulty.STEPS.index(ending)]))
     print(*pids(env), *pids(other), flush=True)
     if ending != "exit":
         time.sleep(0.1)
@@ -571,6 +588,7 @@ if __name__ == "__main__":
     method, *endings = sys.argv[1:]
     multiprocessing.set_start_method(method)
     workers.CLOSE_S = 0.1  # seconds that a hanging worker outlives this process
+    workers.DEATH_SIGNAL = signal.SIGHUP  # 1, the number of seconds that a computing one does
     for ending in endings[1:]:  # each in a process of its own
         child = os.fork()
         if not child:
@@ -592,7 +610,7 @@ def alive(pid):
 @pytest.mark.parametrize(
     ("method", "endings"),
     [
-        ("fork", ["hang", "idle", "exit"]),
+        ("fork", ["hang", "compute", "idle", "exit"]),
         pytest.param("spawn", ["exit"], marks=pytest.mark.slow),
         pytest.param("forkserver", ["idle"], marks=pytest.mark.slow),
     ],

@@ -7,6 +7,7 @@ import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from layeredrl.environments import running_episodes
 from layeredrl.environments.running_episodes import RunningEpisodes
 from tests.experiments.tasks import Drift
 from tests.recording import DiaryEnv
@@ -67,6 +68,29 @@ def test_a_new_episode_replaces_the_old_one():
     running.add(IDS[:1], np.zeros((1, 1), np.float32))
     assert running.seeds.tolist() == [3, 5]
     assert [len(actions) for actions in running.actions] == [2, 0]
+
+
+def test_episodes_with_more_steps_than_are_kept_cannot_be_replayed(monkeypatch):
+    """The memory does not grow with an episode without an end; the others are replayed."""
+    monkeypatch.setattr(running_episodes, "MAX_STEPS", 100)
+    running = RunningEpisodes(3)
+    running.begin(IDS, IDS + 3)
+    for t in range(1000):
+        if t % 100 == 95:
+            running.begin(IDS[:2], IDS[:2] + t)
+        running.add(IDS, np.full((3, 1), t, np.float32))
+        assert running._actions.size <= 300
+    assert running.too_long.tolist() == [False, False, True]
+    assert [len(actions) for actions in running.actions] == [5, 5, 0]
+    np.testing.assert_array_equal(running.actions[1], np.arange(995, 1000)[:, None])
+    restored = RunningEpisodes(3)
+    restored.load_state_dict(running.state_dict())
+    env = SyncVectorEnv([partial(DiaryEnv, 10**6)] * 3, autoreset_mode=AutoresetMode.DISABLED)
+    obs, failed = restored.play_again(env, lambda actions: actions)
+    assert failed.tolist() == [False, False, True]
+    assert obs[:, 0].tolist() == [5, 5, 0]
+    running.begin(IDS, IDS)
+    assert not running.too_long.any()
 
 
 def test_an_episode_that_ends_early_is_reported():

@@ -7,7 +7,8 @@ import os
 import numpy as np
 import pytest
 import torch
-from tianshou.data import Batch
+from scipy.stats import chisquare, hypergeom
+from tianshou.data import Batch, VectorReplayBuffer
 
 from layeredrl.checks import require_finite_rows
 from layeredrl.storage import Checkpoints
@@ -146,6 +147,54 @@ def test_sampling_is_uniform_and_follows_the_seed():
     n = min(map(len, by_env))
     for i, j in itertools.combinations(range(4), 2):
         assert np.mean(by_env[i][:n] == by_env[j][:n]) < 0.2  # rings with equal seeds agree throughout
+
+
+@pytest.mark.parametrize("lengths", [[10] * 16, [40, 3, 3, 30, 1, 5, 20, 38]])
+def test_each_part_of_a_sample_mixes_all_environments(lengths):
+    """A part that is drawn without replacement from the sample has as many environments, on average."""
+    n_envs, n, n_parts = len(lengths), 256, 8
+    replay = Replay(40 * n_envs, n_envs, seed=1)
+    for t in range(40):
+        ids = np.flatnonzero(np.array(lengths) > t)
+        replay.add(transitions(100 * ids + t), ids)
+    n_draws, found, expected, drawn = 60, np.zeros(n_parts), 0.0, []
+    for _ in range(n_draws):
+        rows, indices = replay.sample(n)
+        env = indices // 40
+        np.testing.assert_array_equal(rows.obs[:, 0] // 100, env)
+        found += [len(np.unique(part)) for part in np.split(env, n_parts)]
+        counts = np.bincount(env, minlength=n_envs)
+        expected += (1 - hypergeom(n, counts, n // n_parts).pmf(0)).sum()
+        drawn.append(rows.obs[:, 0])
+    np.testing.assert_allclose(found / n_draws, expected / n_draws, atol=0.6)  # standard error 0.15; by ring, 2 of 16
+    values = np.concatenate([100 * i + np.arange(length) for i, length in enumerate(lengths)])
+    counts = (np.concatenate(drawn)[:, None] == values).sum(0)
+    assert chisquare(counts).pvalue > 1e-3
+
+
+class OneByOne(VectorReplayBuffer):
+    """tianshou's own, without its compilation of functions, which takes seconds."""
+
+    def _compile(self):
+        pass
+
+
+def test_rows_are_added_as_by_tianshou_one_ring_at_a_time():
+    """Indices, returns, lengths and first rows of episodes, through several rounds of rings of 7."""
+    rng = np.random.default_rng(0)
+    ours, theirs = Replay(28, 4).buffer, OneByOne(28, 4)
+    for t in range(60):
+        ids = np.arange(4) if t % 3 == 0 else np.flatnonzero(rng.random(4) < 0.6)
+        if len(ids):
+            batch = transitions(rng.integers(0, 100, len(ids)))
+            for mine, other in zip(
+                ours.add(copy.deepcopy(batch), ids), theirs.add(copy.deepcopy(batch), ids), strict=True
+            ):
+                np.testing.assert_array_equal(mine, other)
+            assert flat(ours._meta) == flat(theirs._meta)
+            np.testing.assert_array_equal(ours.unfinished_index(), theirs.unfinished_index())
+            np.testing.assert_array_equal(ours.last_index, theirs.last_index)
+            assert len(ours) == len(theirs)
 
 
 def state_of(replay: Replay) -> dict:
