@@ -176,7 +176,7 @@ class ProbabilisticEnsemble(Members):
         """
         rows = self.spaces.training_rows(batch, self.dtype, self.weighted_loss)
         if self.training and self.scale is not None:
-            self.scale.update(self.targets(rows), counted_rows(rows))
+            self.scale.update(self.targets(rows), rows["state"], counted_rows(rows))
         if self.partition_batch:
             rows = deal(rows, self.n_models)
         else:
