@@ -83,7 +83,8 @@ class InputStandardizer(nn.Module):
             variance, mean = pooled(variance + (mean - common).square(), self.alike), common
         std = variance.sqrt()
         self.mean.copy_(mean)
-        self.inverse_std.copy_(torch.where(varies(std, mean.abs(), self.mean.dtype), std, 1.0).reciprocal())
+        std = torch.where(varies(std, mean.abs(), self.mean.dtype), std, 1.0)
+        self.inverse_std.copy_(std.to(self.mean.dtype).reciprocal())
         self.bound.fill_(self.limit)
 
 

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 TINY = 1e-30
 """Smallest scale by which anything is divided: quotients of float32 numbers stay finite."""
-LEAST_SHARE = 0.1
-"""Smallest scale of a target, as a share of its root mean square: a steady change is about ten units, not millions."""
+MAX_MEAN = 10.0
+"""Root mean square of a target, in standard deviations, up to which the latter alone is its scale."""
 CHUNK = 16_384
 """Number of rows whose statistics are computed at once."""
 
@@ -27,7 +27,7 @@ def varies(std: Tensor, size: Tensor, dtype: torch.dtype = torch.float32) -> Ten
 class Moments(NamedTuple):
     """Moments of rows (N, D), in float64, which those of float32 numbers do not overflow."""
 
-    count: int
+    n_rows: int
     """Number of rows N."""
     mean: Tensor
     """Shape (D,)."""
@@ -46,11 +46,11 @@ class Moments(NamedTuple):
         """Moments of all rows of some parts, at least one."""
         if len(parts) == 1:
             return parts[0]
-        counts = torch.tensor([float(part.count) for part in parts], dtype=torch.float64).to(parts[0].mean.device)
+        counts = torch.tensor([float(part.n_rows) for part in parts], dtype=torch.float64).to(parts[0].mean.device)
         share = (counts / counts.sum()).unsqueeze(-1)
         means, variances = (torch.stack(x) for x in zip(*((part.mean, part.variance) for part in parts), strict=True))
         mean = (share * means).sum(0)
-        return cls(sum(part.count for part in parts), mean, (share * (variances + (means - mean).square())).sum(0))
+        return cls(sum(part.n_rows for part in parts), mean, (share * (variances + (means - mean).square())).sum(0))
 
     @property
     def mean_square(self) -> Tensor:
@@ -73,8 +73,9 @@ class RunningScale(nn.Module):
     """Scale of the prediction targets: their standard deviation, from a running variance.
 
     The first batch of at least two rows initialises the statistics, later ones enter with weight `momentum`, as in
-    batch normalisation. The mean is not subtracted, so the scale is at least a tenth of the targets' root mean square:
-    a dimension that changes by the same amount at every step has hardly any standard deviation. It is also at least the
+    batch normalisation. The mean is not subtracted. Dimensions that change by nearly the same amount at every step have
+    hardly any standard deviation: from a root mean square of `MAX_MEAN` standard deviations on, their scale passes over
+    to the root mean square, so that a target is at most about `MAX_MEAN` units. The scale is also at least the
     resolution of the state, so that predictions of a dimension that never changes hold it.
 
     Args:
@@ -102,9 +103,9 @@ class RunningScale(nn.Module):
     @torch.no_grad()
     def fit(self, targets: Moments, state: Moments) -> None:
         """Replace the statistics by those of targets and states (N, S); a single row changes nothing."""
-        if targets.count < 2:
+        if targets.n_rows < 2:
             return
-        self.variance.copy_(targets.variance * (targets.count / (targets.count - 1)))
+        self.variance.copy_(targets.variance * (targets.n_rows / (targets.n_rows - 1)))
         self.mean_square.copy_(targets.mean_square)
         self.size.copy_(state.mean_square)
         self.initialized.fill_(True)
@@ -137,7 +138,8 @@ class RunningScale(nn.Module):
 
     def _scale(self) -> Tensor:
         std, rms, size = (pooled(x, self.alike).sqrt() for x in (self.variance, self.mean_square, self.size))
-        return torch.maximum(torch.maximum(std, LEAST_SHARE * rms), resolution(size, self.std.dtype))
+        steady = torch.minimum(rms, (rms / MAX_MEAN).square() / std.clamp(min=TINY))
+        return torch.maximum(torch.maximum(std, steady), resolution(size, self.std.dtype))
 
 
 def pooled(x: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:

@@ -170,7 +170,11 @@ class StackedNetwork(nn.Module):
     @torch.no_grad()
     def input_moments(self, state: Tensor, context: Tensor, action: Tensor) -> Moments | None:
         """Moments of the networks' inputs for a part of the data; None if the networks have no such method."""
-        return cast(_MergesInputs, self._template[0]).input_moments(state, context, action) if self._merges_inputs else None
+        return (
+            cast(_MergesInputs, self._template[0]).input_moments(state, context, action)
+            if self._merges_inputs
+            else None
+        )
 
     @torch.no_grad()
     def set_input_moments(self, moments: Moments) -> None:
