@@ -1,7 +1,7 @@
 """Predictions and losses of the members of an ensemble: tensors with the member axis first, (M, R, ...)."""
 
-from collections.abc import Generator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -53,8 +53,12 @@ class Members(Model):
         # Root mean square of the fitted states; infinite, so that no state is too far out, until then.
         self.register_buffer("size", torch.full_like(is_delta, torch.inf))
         self.to(self.device)
-        self.network.move_template(self.device)
         cast(Any, self).register_load_state_dict_post_hook(_follow_start)  # untyped in torch
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.network.move_template(self.device)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:

@@ -158,10 +158,10 @@ def _center(out: StepOutput, follow: Follow) -> Tensor:
 def _permute(x: Tensor, order: Tensor) -> Tensor:
     """Permute particles over members: x (M, R, S), order (B, M * P)."""
     m, r, s = x.shape
-    b = order.shape[0]
-    rows = x.view(m, b, r // b, s).transpose(0, 1).reshape(b, -1, s)
+    b, p = order.shape[0], order.shape[1] // m
+    rows = x.view(m, b, p, s).transpose(0, 1).reshape(b, m * p, s)
     rows = rows.gather(1, order.unsqueeze(-1).expand(-1, -1, s))
-    return rows.view(b, m, r // b, s).transpose(0, 1).reshape(m, r, s)
+    return rows.view(b, m, p, s).transpose(0, 1).reshape(m, r, s)
 
 
 def simulate(
@@ -239,20 +239,20 @@ def hold(states: Tensor, term_probs: Tensor, size: Tensor | None = None) -> tupl
     return states, term_probs.gather(0, last[:-1]), diverged
 
 
-def to_public(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int) -> Batch:
+def to_public(states: Tensor, term_probs: Tensor, diverged: Tensor, rows: tuple[int, int]) -> Batch:
     """Convert a rollout to its public form, batch first.
 
     Args:
         states: Shape (H+1, M, B * P, S).
         term_probs: Shape (H, M, B * P).
         diverged: Shape (H, M, B * P).
-        n_rows: Number of rows B.
+        rows: Numbers of rows B and of particles P of each.
     """
     n_steps, m, _, s = states.shape
     return Batch(
-        state=states.view(n_steps, m, n_rows, -1, s).permute(2, 1, 3, 0, 4),
-        term_prob=term_probs.view(n_steps - 1, m, n_rows, -1).permute(2, 1, 3, 0),
-        diverged=diverged.view(n_steps - 1, m, n_rows, -1).permute(2, 1, 3, 0),
+        state=states.view(n_steps, m, *rows, s).permute(2, 1, 3, 0, 4),
+        term_prob=term_probs.view(n_steps - 1, m, *rows).permute(2, 1, 3, 0),
+        diverged=diverged.view(n_steps - 1, m, *rows).permute(2, 1, 3, 0),
     )
 
 
