@@ -10,7 +10,7 @@ TINY = 1e-30
 """Smallest scale by which anything is divided: quotients of float32 numbers stay finite."""
 MAX_MEAN = 10.0
 """Root mean square of a target, in standard deviations, up to which the latter alone is its scale."""
-CHUNK = 16_384
+CHUNK = 4096
 """Number of rows whose statistics are computed at once."""
 
 

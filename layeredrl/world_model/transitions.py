@@ -137,7 +137,7 @@ class ReplayTransitions:
 
     def _slots(self, place: Tensor) -> Tensor:
         """Slots in the columns of places in the order of `Replay.all`, shape (...)."""
-        ring = torch.searchsorted(self._tensor(self._ends), place, right=True)
+        ring = torch.searchsorted(self._tensor(self._ends), place.contiguous(), right=True)
         age = place - self._starts[ring] + self._tensor(self._oldest)[ring]
         return ring * self._room + age % self._size
 
