@@ -97,7 +97,7 @@ class ReplayTransitions:
         """Take the rows of these numbers from the replay; all of them if there is no room left."""
         columns = self.replay.buffer.columns()
         names = ("obs", "obs_next", "act", "rew", "terminated", "truncated")
-        if self.device.type == "cpu":
+        if self._in_place:
             self._columns = {name: torch.from_numpy(columns[name]) for name in names}
             self._room = self._size
             return
@@ -116,6 +116,10 @@ class ReplayTransitions:
             for name, column in self._columns.items():
                 rows = torch.from_numpy(columns[name][here[i : i + CHUNK]]).to(column.dtype)
                 column[index] = rows.to(self.device)
+
+    @property
+    def _in_place(self) -> bool:
+        return self.device.type == "cpu"
 
     def _find_kept(self) -> Tensor | None:
         """Places of the transitions that lasted as long as they should; None for all."""
