@@ -284,26 +284,7 @@ class PlannerLevel(Level):
         if not self.learner.fit_is_due or not self.replay:
             return {}
         self.n_failed_plans = 0
-        return self.learner.fit(self._transitions(self.replay))
-
-    def _transitions(self, replay: Replay) -> Batch:
-        """All transitions that lasted as long as they should, as `WorldModelLearner.fit` takes them.
-
-        An action that the end of an episode cut short says nothing about its outcome, unless it ended the episode.
-        """
-        rows = replay.all()
-        whole = (rows.info.duration == self.duration) | rows.terminated
-        rows = rows if whole.all() else rows[whole]
-        columns = {
-            "obs": rows.obs,
-            "obs_next": rows.obs_next,
-            "act": rows.act,
-            "terminated": rows.terminated,
-            "last": rows.terminated | rows.truncated,
-        }
-        data = Batch({name: torch.as_tensor(x, device=self.device) for name, x in columns.items()})
-        data.rew = torch.as_tensor(rows.rew, dtype=torch.float32, device=self.device)
-        return data
+        return self.learner.fit(self.learner.transitions(self.replay, self.duration))
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import torch
 from gymnasium.spaces import Box, Discrete
@@ -155,9 +155,20 @@ class ProbabilisticEnsemble(Members):
         self.weighted_loss, self.partition_batch = weighted_loss, partition_batch
         self.propagation: Propagation = propagation
         self.rollout_dtype = rollout_dtype
-        self.graphs = GraphCache() if rollout_graphs and self.device.type == "cuda" else None
+        self._rollout_graphs = rollout_graphs
+        self.graphs = self._make_graphs()
         if create_optimizer:
             self.optimizer = make_optimizer(self.network, learning_rate, weight_decay)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        before = self.device
+        super()._apply(fn, recurse)
+        if self.device != before:
+            self.graphs = self._make_graphs()
+        return self
+
+    def _make_graphs(self) -> GraphCache | None:
+        return GraphCache() if self._rollout_graphs and self.device.type == "cuda" else None
 
     def loss(self, batch: Batch) -> Tensor:
         """Sum over the members of their mean negative log density, plus the networks' own regularisation.
@@ -176,7 +187,7 @@ class ProbabilisticEnsemble(Members):
         """
         rows = self.spaces.training_rows(batch, self.dtype, self.weighted_loss)
         if self.training and self.scale is not None:
-            self.scale.update(self.targets(rows), counted_rows(rows))
+            self.scale.update(self.targets(rows), rows["state"], counted_rows(rows))
         if self.partition_batch:
             rows = deal(rows, self.n_models)
         else:
@@ -259,7 +270,7 @@ class ProbabilisticEnsemble(Members):
         out = self.predicted(rows[:3], loss_mode=loss_mode)
         log_prob, means = self._log_prob(rows, lead, out, std, transform)
         log_prob = torch.logsumexp(log_prob, 0) - math.log(self.n_models)
-        info = {"means": means.transpose(0, 1).reshape(*lead, self.n_models, -1)}
+        info = {"means": means.transpose(0, 1).reshape(*lead, self.n_models, means.shape[-1])}
         return log_prob.reshape(lead), out.term_prob.mean(0).reshape(lead), info
 
     def get_member_log_prob(
@@ -285,7 +296,7 @@ class ProbabilisticEnsemble(Members):
         rows, lead = self.spaces.rows(self.dtype, state=state, context=context, action=action, next_state=next_state)
         out = self.predicted(rows[:3], loss_mode=loss_mode, member=id)
         log_prob, means = self._log_prob(rows, lead, out, std, transform)
-        return log_prob.reshape(lead), out.term_prob.reshape(lead), means.reshape(*lead, -1)
+        return log_prob.reshape(lead), out.term_prob.reshape(lead), means.reshape(*lead, means.shape[-1])
 
     def rollout(
         self,
@@ -333,7 +344,7 @@ class ProbabilisticEnsemble(Members):
             spread(initial_state), spread(context), spread(actions.transpose(0, 1)), noise, follow, loss_mode=loss_mode
         )
         states, term_probs, diverged = simulated if n_rows == b else (x[:, :, : b * p] for x in simulated)
-        result = to_public(states, term_probs, diverged, b)
+        result = to_public(states, term_probs, diverged, (b, p))
         if statistics:
             add_moments(result, members_apart=self.propagation in ("tsinf", "mode"))
         return result
@@ -366,7 +377,7 @@ class ProbabilisticEnsemble(Members):
         inputs = (state, context, actions, *noise)
         if self.graphs is None or torch.is_grad_enabled() or self.training or self.start_takes_part(loss_mode):
             return run(*inputs)
-        if self.network.is_hooked:  # a replay does not call hooks
+        if self.network.is_hooked or not len(state):  # a replay does not call hooks
             return run(*inputs)
         live = (*self.parameters(), *self.buffers())
         return self.graphs(run, inputs, (follow, reduced), dtype=reduced or self.dtype, live=live)

@@ -1,10 +1,9 @@
 """Fitting of an ensemble or a reward network to a fixed set of transitions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from tianshou.data import Batch
@@ -13,6 +12,7 @@ from torch import Tensor
 from layeredrl.checks import require_counts
 from layeredrl.faults import NonFiniteError
 from layeredrl.models.ensemble import ProbabilisticEnsemble
+from layeredrl.models.normalization import CHUNK
 from layeredrl.models.optimizer import descend
 from layeredrl.models.spaces import counted_rows
 
@@ -24,7 +24,8 @@ class FitConfig:
     epochs: int = 5
     """Maximum number of passes over the data."""
     max_steps: int | None = None
-    """Maximum number of optimiser steps of the ensemble, also in the first fit; the last pass may end early."""
+    """Maximum number of optimiser steps of the ensemble, and of a learned reward, also in the first fit; the last pass
+    may end early."""
     batch_size: int = 256
     """Number of transitions in a batch, for each member."""
     bootstrap: bool = True
@@ -59,9 +60,44 @@ class FitResult:
     """Number of steps skipped because their loss or gradient was not finite."""
 
 
+class TrainingRows(Protocol):
+    """Training rows that a fit reads batch by batch."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, index: Tensor) -> dict[str, Tensor]:
+        """Rows at indices (...): `state` (..., S), `context`, `act`, `state_next`, `terminated` (...), and so on."""
+        ...
+
+    def fit_statistics(self, ensemble: ProbabilisticEnsemble) -> None:
+        """Set the ensemble's statistics of inputs and targets to those of all the rows."""
+        ...
+
+
+class _BatchRows:
+    """The valid rows of nonzero weight of a training batch."""
+
+    def __init__(self, ensemble: ProbabilisticEnsemble, data: Batch) -> None:
+        rows = ensemble.spaces.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
+        counted = counted_rows(rows)
+        if counted is not None:
+            rows.pop("validity_mask", None)
+            rows = {key: x[counted] for key, x in rows.items()}
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows["state"])
+
+    def take(self, index: Tensor) -> dict[str, Tensor]:
+        return {key: x[index] for key, x in self.rows.items()}
+
+    def fit_statistics(self, ensemble: ProbabilisticEnsemble) -> None:
+        ensemble.fit_statistics(self.rows)
+
+
 def fit(
     ensemble: ProbabilisticEnsemble,
-    data: Batch,
+    data: Batch | TrainingRows,
     config: FitConfig,
     *,
     generator: torch.Generator,
@@ -69,11 +105,14 @@ def fit(
     """Train all members for some epochs, starting from their current parameters.
 
     Every member goes through the data in its own order; with `bootstrap` its data are drawn anew, with replacement, at
-    every call. The statistics of inputs and targets are those of all the data and stay fixed during the fit.
+    every call. The statistics of inputs and targets are those of all the data and stay fixed during the fit. If
+    `max_steps` ends the first pass over the data, only the rows that are used are drawn, and the holdout has at most as
+    many rows as a member trains on: the fit then takes as long with a million rows as with ten thousand, but for the
+    statistics.
 
     Args:
         ensemble: Ensemble with an optimiser.
-        data: Keys as in `ProbabilisticEnsemble.loss`, on the ensemble's device.
+        data: Keys as in `ProbabilisticEnsemble.loss`, on the ensemble's device; or rows that are read in batches.
         config: Settings of the fit.
         generator: Source of randomness, on the ensemble's device.
 
@@ -83,46 +122,27 @@ def fit(
     """
     if ensemble.optimizer is None:
         raise RuntimeError("fit needs an optimizer: construct the ensemble with create_optimizer=True")
-    rows = ensemble.spaces.training_rows(data, ensemble.dtype, ensemble.weighted_loss)
-    counted = counted_rows(rows)
-    if counted is not None:
-        rows.pop("validity_mask", None)
-        rows = {key: x[counted] for key, x in rows.items()}
-    n_rows, n_members = len(rows["state"]), ensemble.n_models
-    if n_rows == 0:
+    rows: TrainingRows = _BatchRows(ensemble, data) if isinstance(data, Batch) else data
+    if not len(rows):
         raise ValueError("data has no valid row of nonzero weight, expected at least one transition to train on")
-    ensemble.fit_statistics(rows)
-    rows, held_out = split_holdout(rows, config.holdout, generator)
-    n_rows = len(rows["state"])
-
-    def permutations(n: int) -> Tensor:
-        return torch.rand((n_members, n), generator=generator, device=ensemble.device).argsort(1)
-
-    share = torch.arange(n_rows, device=ensemble.device).expand(n_members, -1)
-    if config.bootstrap:
-        share = torch.randint(n_rows, (n_members, n_rows), generator=generator, device=ensemble.device)
-    n_batches = math.ceil(n_rows / config.batch_size)
+    rows.fit_statistics(ensemble)
+    train, held_out = split_holdout(len(rows), config, generator)
+    n_left = train.n_steps
     was_training = ensemble.training
-    best = _BestMembers(ensemble, held_out) if held_out is not None else None
+    best = None if held_out is None else _BestMembers(ensemble, rows.take(held_out))
     ensemble.train()
-    n_epochs, skipped, losses = 0, 0, torch.zeros(n_members)
-    n_most = config.epochs * n_batches
-    n_steps = n_left = n_most if config.max_steps is None else min(config.max_steps, n_most)
-    while n_left:
+    n_epochs, skipped, losses = 0, 0, torch.zeros(ensemble.n_models)
+    for index in train.passes(ensemble.n_models, generator, bootstrap=config.bootstrap):
         n_epochs += 1
-        order = share.gather(1, permutations(n_rows))
-        shuffled = {key: x[order] for key, x in rows.items()}
-        # Chunks of equal size, because a last batch of one or two rows would be noisy.
-        chunks = zip(*(x.tensor_split(n_batches, 1) for x in shuffled.values()), strict=True)
-        batches = [dict(zip(shuffled, tensors, strict=True)) for tensors in islice(chunks, n_left)]
-        n_left -= len(batches)
-        member_losses, taken = (torch.stack(x) for x in zip(*(_step(ensemble, b) for b in batches), strict=True))
+        n_left -= len(index)
+        steps = (_step(ensemble, rows.take(i)) for i in index)
+        member_losses, taken = (torch.stack(x) for x in zip(*steps, strict=True))
         losses = torch.where(taken.unsqueeze(1), member_losses, 0.0).sum(0) / taken.sum()
         not_taken = (~taken).nonzero().flatten().tolist()  # the only transfer from a GPU in an epoch
         skipped += len(not_taken)
         if skipped > config.max_skipped:
             i = not_taken[config.max_skipped - skipped]  # the first beyond the limit
-            cause = _cause(ensemble, member_losses[i], batches[i])
+            cause = _cause(ensemble, member_losses[i], rows.take(index[i]))
             ensemble.train(was_training)
             raise NonFiniteError(f"{cause}, in batch {i} of epoch {n_epochs}")
         if best is not None and best.update() >= config.patience:
@@ -131,7 +151,7 @@ def fit(
         best.restore()
     ensemble.train(was_training)
     holdout_loss = None if best is None else best.losses
-    return FitResult(losses, holdout_loss, n_epochs, n_steps - n_left - skipped, skipped)
+    return FitResult(losses, holdout_loss, n_epochs, train.n_steps - n_left - skipped, skipped)
 
 
 def _step(ensemble: ProbabilisticEnsemble, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -163,19 +183,95 @@ def _largest(batch: dict[str, Tensor]) -> str:
     return f"the largest number is {largest[key]:.3g}, in {key}"
 
 
-def split_holdout(
-    rows: dict[str, Tensor], fraction: float, generator: torch.Generator
-) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Split rows (N, ...) at random into training rows and held-out rows; None for the latter if there are none."""
-    n_rows = len(rows["state"])
-    n_held_out = int(fraction * n_rows)
+class TrainingOrder:
+    """The rows that training uses, and the order in which it does.
+
+    Args:
+        n_rows: Number of rows N.
+        config: Settings of the fit.
+        held_out: Indices of rows that are left out, if only some of the others are drawn, (h,); None for none.
+        kept: Indices of all rows that are used, if they are known; None for all that are not held out.
+    """
+
+    def __init__(
+        self, n_rows: int, config: FitConfig, *, held_out: Tensor | None = None, kept: Tensor | None = None
+    ) -> None:
+        self.kept, self.gaps = kept, None
+        if held_out is not None:
+            n_rows -= len(held_out)
+            # Place p of the remaining rows is row p plus the number of rows left out before it.
+            self.gaps = held_out.sort().values - torch.arange(len(held_out), device=held_out.device)
+        self.n_rows = n_rows if kept is None else len(kept)
+        self.n_batches = math.ceil(self.n_rows / config.batch_size)
+        n_most = config.epochs * self.n_batches
+        self.n_steps = n_most if config.max_steps is None else min(config.max_steps, n_most)
+
+    @property
+    def is_partial(self) -> bool:
+        """True if training ends within the first pass over the rows."""
+        return self.n_steps < self.n_batches
+
+    def passes(self, n_members: int, generator: torch.Generator, *, bootstrap: bool) -> Iterator[Sequence[Tensor]]:
+        """Indices (M, b) of the rows of each batch, for each pass over the data, the last of which may end early.
+
+        Batches are of equal size, because a last batch of one or two rows would be noisy.
+        """
+        n, m, device = self.n_rows, n_members, generator.device
+        if self.is_partial:
+            size, larger = divmod(n, self.n_batches)
+            sizes = [size + (i < larger) for i in range(self.n_steps)]
+            if bootstrap:  # the first draws of an order of independent draws are independent draws
+                order = torch.randint(n, (m, sum(sizes)), generator=generator, device=device)
+            else:
+                order = torch.stack([draw_distinct(n, sum(sizes), generator) for _ in range(m)])
+            yield self._rows(order).split_with_sizes(sizes, 1)
+            return
+        share = torch.arange(n, device=device).expand(m, -1)
+        if bootstrap:
+            share = torch.randint(n, (m, n), generator=generator, device=device)
+        n_left = self.n_steps
+        while n_left:
+            order = share.gather(1, torch.rand((m, n), generator=generator, device=device).argsort(1))
+            batches = self._rows(order).tensor_split(self.n_batches, 1)[:n_left]
+            n_left -= len(batches)
+            yield batches
+
+    def _rows(self, places: Tensor) -> Tensor:
+        """Rows at places in [0, n_rows)."""
+        if self.kept is not None:
+            return self.kept[places]
+        if self.gaps is None:
+            return places
+        return places + torch.searchsorted(self.gaps, places, right=True)
+
+
+def draw_distinct(n: int, k: int, generator: torch.Generator) -> Tensor:
+    """Draw k of the numbers below n without replacement, in random order, (k,); the cost depends on k alone."""
+    device = generator.device
+    if 2 * k >= n:
+        return torch.randperm(n, generator=generator, device=device)[:k]
+    found = torch.empty(0, dtype=torch.int64, device=device)
+    while len(found) < k:  # nearly always once
+        drawn = torch.randint(n, (2 * k + 16,), generator=generator, device=device)
+        found = cast(Tensor, torch.unique(drawn))
+    return found[torch.randperm(len(found), generator=generator, device=device)[:k]]
+
+
+def split_holdout(n_rows: int, config: FitConfig, generator: torch.Generator) -> tuple[TrainingOrder, Tensor | None]:
+    """Split N rows at random into training rows and held-out rows.
+
+    Returns:
+        The order of training, and the indices of held-out rows (h,), or None if there are none.
+    """
+    n_held_out = int(config.holdout * n_rows)
     if n_held_out == 0:
-        return rows, None
-    order = torch.randperm(n_rows, generator=generator, device=rows["state"].device)
-    return (
-        {key: x[order[n_held_out:]] for key, x in rows.items()},
-        {key: x[order[:n_held_out]] for key, x in rows.items()},
-    )
+        return TrainingOrder(n_rows, config), None
+    train = TrainingOrder(n_rows - n_held_out, config)
+    if train.is_partial:
+        held_out = draw_distinct(n_rows, min(n_held_out, train.n_steps * config.batch_size), generator)
+        return TrainingOrder(n_rows, config, held_out=held_out), held_out
+    order = torch.randperm(n_rows, generator=generator, device=generator.device)
+    return TrainingOrder(n_rows, config, kept=order[n_held_out:]), order[:n_held_out]
 
 
 class _BestMembers:
@@ -206,9 +302,12 @@ class _BestMembers:
     @torch.no_grad()
     def _evaluate(self) -> Tensor:
         self.ensemble.eval()
-        losses = self.ensemble.member_losses(self.held_out)
+        n = self.held_out["state"].shape[1]
+        parts = [{key: x[:, i : i + CHUNK] for key, x in self.held_out.items()} for i in range(0, n, CHUNK)]
+        shares = [part["state"].shape[1] / n for part in parts]
+        losses = [share * self.ensemble.member_losses(part) for share, part in zip(shares, parts, strict=True)]
         self.ensemble.train()
-        return losses
+        return torch.stack(losses).sum(0)
 
 
 class RegressionResult(NamedTuple):
@@ -229,28 +328,49 @@ def fit_regression(
     *,
     generator: torch.Generator,
 ) -> RegressionResult:
-    """Fit the reward network by least squares for some epochs.
+    """Fit by least squares to inputs (N, D) and targets (N,); otherwise as `fit_regression_to`."""
+    return fit_regression_to(
+        lambda index: (inputs[index], targets[index]), len(inputs), predict, optimizer, config, generator=generator
+    )
+
+
+def fit_regression_to(
+    take: Callable[[Tensor], tuple[Tensor, Tensor]],
+    n_rows: int,
+    predict: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    config: FitConfig,
+    *,
+    generator: torch.Generator,
+) -> RegressionResult:
+    """Fit the reward network by least squares for some epochs, to rows that are read in batches.
 
     Args:
+        take: Maps indices (b,) to inputs (b, D) and targets (b,).
+        n_rows: Number of rows N, at least one.
         predict: Maps inputs (b, D) to predictions (b,).
         optimizer: Optimiser of the parameters of `predict`.
-        inputs: Shape (N, D).
-        targets: Shape (N,).
-        config: Only `epochs`, `batch_size` and `max_skipped` are used.
-        generator: Source of randomness, on the inputs' device.
+        config: Only `epochs`, `max_steps`, `batch_size` and `max_skipped` are used.
+        generator: Source of randomness, on the rows' device.
 
     Raises:
         NonFiniteError: More than `max_skipped` steps have a loss or gradient that is not finite; raised at the end of
             an epoch.
     """
-    n_batches = math.ceil(len(inputs) / config.batch_size)
-    mean, skipped = torch.zeros(()), 0
-    for epoch in range(1, config.epochs + 1):
-        order = torch.randperm(len(inputs), generator=generator, device=inputs.device)
-        batches = order.tensor_split(n_batches)
+    train = TrainingOrder(n_rows, config)
+    mean, skipped, n_left, epoch = torch.zeros(()), 0, train.n_steps, 0
+    while n_left:
+        epoch += 1
+        if train.is_partial:
+            batches = [index[0] for index in next(train.passes(1, generator, bootstrap=False))]
+        else:
+            order = torch.randperm(n_rows, generator=generator, device=generator.device)
+            batches = list(order.tensor_split(train.n_batches)[:n_left])
+        n_left -= len(batches)
         steps = []
         for index in batches:
-            loss = (predict(inputs[index]) - targets[index]).square().mean()
+            inputs, targets = take(index)
+            loss = (predict(inputs) - targets).square().mean()
             steps.append((loss.detach(), descend(loss, optimizer)))
         losses, taken = (torch.stack(x) for x in zip(*steps, strict=True))
         mean = torch.where(taken, losses, 0.0).sum() / taken.sum()
@@ -259,6 +379,6 @@ def fit_regression(
         if skipped > config.max_skipped:
             i = not_taken[config.max_skipped - skipped]  # the first beyond the limit
             cause = "a gradient of the reward network" if losses[i].isfinite() else "the reward network's loss"
-            largest = _largest({"inputs": inputs[batches[i]], "targets": targets[batches[i]]})
+            largest = _largest(dict(zip(("inputs", "targets"), take(batches[i]), strict=True)))
             raise NonFiniteError(f"{cause} is not finite; {largest}, in batch {i} of epoch {epoch}")
     return RegressionResult(float(mean), skipped)

@@ -1,14 +1,14 @@
 """Predictions and losses of the members of an ensemble: tensors with the member axis first, (M, R, ...)."""
 
-from collections.abc import Generator, Sequence
-from typing import Any, cast
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
 
 from layeredrl.models.density import beta_log_prob, mixture_log_prob, termination_loss
 from layeredrl.models.model import Model
-from layeredrl.models.normalization import RunningScale
+from layeredrl.models.normalization import Moments, RunningScale, in_chunks, merged
 from layeredrl.models.outputs import NetOutput, StepOutput
 from layeredrl.models.rollout import StepModel
 from layeredrl.models.spaces import ModelSpaces
@@ -30,6 +30,7 @@ class Members(Model):
     """
 
     is_delta: Tensor
+    size: Tensor
 
     def __init__(
         self,
@@ -49,9 +50,15 @@ class Members(Model):
         self.network, self.scale, self.symmetry = network, scale, start
         self._all_delta = bool(is_delta.all())
         self.register_buffer("is_delta", is_delta, persistent=False)
+        # Root mean square of the fitted states; infinite, so that no state is too far out, until then.
+        self.register_buffer("size", torch.full_like(is_delta, torch.inf))
         self.to(self.device)
-        self.network.move_template(self.device)
         cast(Any, self).register_load_state_dict_post_hook(_follow_start)  # untyped in torch
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        self.network.move_template(self.device)
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -90,9 +97,25 @@ class Members(Model):
         Args:
             rows: `state` (N, S), `context` (N, C), `act` (N, A) and `state_next` (N, S).
         """
-        self.network.fit_inputs(rows["state"], rows["context"], rows["act"])
+        if self.network.needs_all_inputs:
+            self.network.fit_inputs(rows["state"], rows["context"], rows["act"])
+        rows = {key: rows[key] for key in ("state", "context", "act", "state_next")}
+        self.set_moments(merged([self.moments(chunk) for chunk in in_chunks(rows)]))
+
+    @torch.no_grad()
+    def moments(self, rows: dict[str, Tensor]) -> dict[str, Moments]:
+        """Moments of a part of the data, to be merged for `set_moments`; argument of `fit_statistics`."""
+        result = {"targets": Moments.of(self.targets(rows)), "state": Moments.of(rows["state"])}
+        inputs = self.network.input_moments(rows["state"], rows["context"], rows["act"])
+        return result if inputs is None else {**result, "inputs": inputs}
+
+    def set_moments(self, moments: dict[str, Moments]) -> None:
+        """Set the statistics of inputs and targets to moments of all the data of a fit."""
+        if "inputs" in moments:
+            self.network.set_input_moments(moments["inputs"])
+        self.size.copy_(moments["state"].mean_square.sqrt())
         if self.scale is not None:
-            self.scale.fit(self.targets(rows))
+            self.scale.fit(moments["targets"], moments["state"])
 
     def member_losses(self, rows: dict[str, Tensor]) -> Tensor:
         """Loss of each member on its own rows, (M,), without regularisation; in training mode with `beta_nll`.
@@ -138,7 +161,7 @@ class Members(Model):
     def step_model(self, *, loss_mode: bool) -> StepModel:
         """One-step dynamics for a rollout; everything constant during a rollout is computed here."""
         predict = self._step_with_start if self.start_takes_part(loss_mode) else self.network.prepared()
-        return StepModel(predict, self.unit, None if self._all_delta else self.is_delta)
+        return StepModel(predict, self.unit, None if self._all_delta else self.is_delta, self.size)
 
     def start_takes_part(self, loss_mode: bool) -> bool:
         """Return True if the symmetry-breaking start contributes to predictions."""

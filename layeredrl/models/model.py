@@ -2,8 +2,8 @@
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, Self, cast
 
 import torch
 from tianshou.data import Batch
@@ -47,6 +47,16 @@ class Model(ABC, nn.Module):
         self.device = torch.device(device)
         self.optimizer: torch.optim.Optimizer | None = None
         self.register_buffer("n_total_env_steps", torch.zeros((), dtype=torch.int64))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Convert or move the model, as `to` and its like do, and what belongs to it."""
+        cast(Any, super())._apply(fn, recurse)  # untyped in torch
+        device = self.n_total_env_steps.device
+        if device.type != self.device.type or self.device.index not in (None, device.index):
+            self.device = device
+        if self.optimizer is not None and self.optimizer.state:  # loading a state moves it to the parameters
+            self.optimizer.load_state_dict(self.optimizer.state_dict())
+        return self
 
     @abstractmethod
     def get_log_prob(

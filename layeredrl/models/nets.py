@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 from layeredrl.checks import require_number
 from layeredrl.models.density import probability
-from layeredrl.models.normalization import pooled
+from layeredrl.models.normalization import Moments, pooled, varies
 from layeredrl.models.outputs import StepOutput
 from layeredrl.models.stacked.layers import StackedSequential
 from layeredrl.task import StateDims
 
-MIN_STD = 1e-12
-"""Input dimensions with a smaller standard deviation are only centred (as in the released PETS code)."""
+MAX_INPUT = 10.0
+"""Largest standardised input: far from the data, what a network computes has no meaning, and may be of any size."""
 
 
 def mlp(
@@ -47,32 +47,45 @@ def mlp(
 class InputStandardizer(nn.Module):
     """Subtracts the mean and divides by the standard deviation of fitted data; the identity before the first fit.
 
+    Dimensions that vary by no more than rounding are only centred.
+
     Args:
         width: Number of dimensions.
         alike: Groups of dimensions that share the mean and standard deviation of all their values.
+        limit: Largest absolute value of the result after a fit.
     """
 
     mean: Tensor
     inverse_std: Tensor
+    bound: Tensor
 
-    def __init__(self, width: int, alike: Sequence[Sequence[int]] = ()) -> None:
+    def __init__(self, width: int, alike: Sequence[Sequence[int]] = (), *, limit: float = math.inf) -> None:
         super().__init__()
-        self.alike = alike
+        self.alike, self.limit = alike, limit
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("inverse_std", torch.ones(width))
+        self.register_buffer("bound", torch.full((width,), math.inf))
 
     def forward(self, x: Tensor) -> Tensor:
-        return (x - self.mean) * self.inverse_std
+        x = (x - self.mean) * self.inverse_std
+        return x if self.limit == math.inf else x.clamp(-self.bound, self.bound)
 
-    @torch.no_grad()
     def fit(self, x: Tensor) -> None:
         """Set the statistics to those of `x`, shape (N, width)."""
-        std, mean = torch.std_mean(x, dim=0, correction=0)
+        self.set(Moments.of(x))
+
+    @torch.no_grad()
+    def set(self, moments: Moments) -> None:
+        """Set the statistics to moments of data (N, width)."""
+        _, mean, variance = moments
         if self.alike:
             common = pooled(mean, self.alike)
-            std, mean = pooled(std.square() + (mean - common).square(), self.alike).sqrt(), common
+            variance, mean = pooled(variance + (mean - common).square(), self.alike), common
+        std = variance.sqrt()
         self.mean.copy_(mean)
-        self.inverse_std.copy_(torch.where(std > MIN_STD, std, 1.0).reciprocal())
+        std = torch.where(varies(std, mean.abs(), self.mean.dtype), std, 1.0)
+        self.inverse_std.copy_(std.to(self.mean.dtype).reciprocal())
+        self.bound.fill_(self.limit)
 
 
 class BoundedStd(nn.Module):
@@ -193,7 +206,7 @@ class GaussianMixtureMLP(nn.Module):
         self.parts = [*parts, -sum(parts) % 16]
         seen = {dim: place for place, dim in enumerate(dim for start, stop in self.raw for dim in range(start, stop))}
         groups = tuple(tuple(seen[dim] for dim in group) for group in dims.alike)
-        self.standardizer = InputStandardizer(n_inputs, groups)
+        self.standardizer = InputStandardizer(n_inputs, groups, limit=MAX_INPUT)
         self.layers = mlp([n_inputs, *hidden, sum(self.parts)], activation, layer_norm=layer_norm)
         self.bounds = BoundedStd(self.n_gaussian) if fixed_std is None else FixedStd(self.n_gaussian, fixed_std)
 
@@ -228,12 +241,14 @@ class GaussianMixtureMLP(nn.Module):
         """Return `forward` for the steps of a rollout, with its constants computed in advance and fewer calls."""
         n, k, modes = self.n_gaussian, self.n_modes, (self.n_modes, self.state_dim)
         means, shares, gates = (..., slice(n)), (..., slice(n, 2 * n + 1)), (..., slice(2 * n + 1, 2 * n + 1 + k))
-        center, inverse_std = self.standardizer.mean, self.standardizer.inverse_std
+        center, inverse_std, bound = self.standardizer.mean, self.standardizer.inverse_std, self.standardizer.bound
+        lowest_input = -bound
         layers = self.layers.prepared() if isinstance(self.layers, StackedSequential) else self.layers
         lowest, room = self.bounds.variances()
 
         def step(state: Tensor, context: Tensor, action: Tensor) -> StepOutput:
-            out = layers((self._inputs(state, context, action) - center).mul_(inverse_std))
+            inputs = (self._inputs(state, context, action) - center).mul_(inverse_std)
+            out = layers(inputs.clamp_(lowest_input, bound))
             share = torch.sigmoid(out[shares])  # one call for standard deviations and termination
             mean, std, term_prob = out[means], torch.addcmul(lowest, room, share[means]).sqrt_(), share[..., n]
             if k == 1:
@@ -249,7 +264,16 @@ class GaussianMixtureMLP(nn.Module):
 
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
         """Set the input statistics to those of data of shapes (N, S), (N, C), (N, A) or (N, 1)."""
-        self.standardizer.fit(self._inputs(state, context, action))
+        self.set_input_moments(self.input_moments(state, context, action))
+
+    @torch.no_grad()
+    def input_moments(self, state: Tensor, context: Tensor, action: Tensor) -> Moments:
+        """Moments of the inputs of the first layer, of a part of the data; arguments of `fit_inputs`."""
+        return Moments.of(self._inputs(state, context, action))
+
+    def set_input_moments(self, moments: Moments) -> None:
+        """Set the input statistics to merged moments of all the data."""
+        self.standardizer.set(moments)
 
 
 def _runs(dims: AbstractSet[int]) -> tuple[tuple[int, int], ...]:
@@ -268,14 +292,18 @@ class ScalarMLP(nn.Module):
 
     def __init__(self, n_inputs: int, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__()
-        self.inputs = InputStandardizer(n_inputs)
+        self.inputs = InputStandardizer(n_inputs, limit=MAX_INPUT)
         self.targets = InputStandardizer(1)
         self.layers = mlp([n_inputs, *hidden, 1])
 
     def fit_scales(self, inputs: Tensor, targets: Tensor) -> None:
         """Set the statistics to those of inputs (N, n_inputs) and targets (N,)."""
-        self.inputs.fit(inputs)
-        self.targets.fit(targets.unsqueeze(-1))
+        self.set_scales(Moments.of(inputs), Moments.of(targets.unsqueeze(-1)))
+
+    def set_scales(self, inputs: Moments, targets: Moments) -> None:
+        """Set the statistics to moments of inputs (N, n_inputs) and targets (N, 1)."""
+        self.inputs.set(inputs)
+        self.targets.set(targets)
 
     def to_units(self, targets: Tensor) -> Tensor:
         """Convert targets (N,) to the units of `normalized`."""

@@ -1,18 +1,82 @@
-"""Running scale of prediction targets."""
+"""Statistics of data, the rule for what hardly varies, and the running scale of prediction targets."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-MIN_VARIANCE = 1e-24  # dimensions that vary less are not scaled; the square of `nets.MIN_STD`
+TINY = 1e-30
+"""Smallest scale by which anything is divided: quotients of float32 numbers stay finite."""
+MAX_MEAN = 10.0
+"""Root mean square of a target, in standard deviations, up to which the latter alone is its scale."""
+CHUNK = 4096
+"""Number of rows whose statistics are computed at once."""
+
+
+def resolution(size: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Standard deviation that rounding alone may cause in numbers of this size (...): four units in the last place."""
+    return (4 * torch.finfo(dtype).eps * size).clamp(min=TINY)
+
+
+def varies(std: Tensor, size: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return True where a standard deviation (...) is more than the rounding of numbers of this size (...)."""
+    return std > resolution(size, dtype)
+
+
+class Moments(NamedTuple):
+    """Moments of rows (N, D), in float64, which those of float32 numbers do not overflow."""
+
+    n_rows: int
+    """Number of rows N."""
+    mean: Tensor
+    """Shape (D,)."""
+    variance: Tensor
+    """Biased variance, (D,)."""
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Moments":
+        """Moments of rows x (N, D), N at least one."""
+        x = x.double()
+        mean = x.mean(0)
+        return cls(len(x), mean, (x - mean).square_().sum(0) / len(x))
+
+    @classmethod
+    def merged(cls, parts: Sequence["Moments"]) -> "Moments":
+        """Moments of all rows of some parts, at least one."""
+        if len(parts) == 1:
+            return parts[0]
+        counts = torch.tensor([float(part.n_rows) for part in parts], dtype=torch.float64).to(parts[0].mean.device)
+        share = (counts / counts.sum()).unsqueeze(-1)
+        means, variances = (torch.stack(x) for x in zip(*((part.mean, part.variance) for part in parts), strict=True))
+        mean = (share * means).sum(0)
+        return cls(sum(part.n_rows for part in parts), mean, (share * (variances + (means - mean).square())).sum(0))
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean of the squares, (D,)."""
+        return self.variance + self.mean.square()
+
+
+def merged(parts: Sequence[dict[str, Moments]]) -> dict[str, Moments]:
+    """Merge the moments of some parts of the data, name by name."""
+    return {name: Moments.merged([part[name] for part in parts]) for name in parts[0]}
+
+
+def in_chunks(rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """Split rows (N, ...) into consecutive chunks of at most `CHUNK` rows."""
+    for start in range(0, len(next(iter(rows.values()))), CHUNK):
+        yield {key: x[start : start + CHUNK] for key, x in rows.items()}
 
 
 class RunningScale(nn.Module):
-    """Standard deviation of the prediction targets, from a running variance.
+    """Scale of the prediction targets: their standard deviation, from a running variance.
 
-    The first batch of at least two rows initialises the variance, later ones enter with weight `momentum`, as in
-    batch normalisation. The mean is not subtracted.
+    The first batch of at least two rows initialises the statistics, later ones enter with weight `momentum`, as in
+    batch normalisation. The mean is not subtracted. Dimensions that change by nearly the same amount at every step have
+    hardly any standard deviation: from a root mean square of `MAX_MEAN` standard deviations on, their scale passes over
+    to the root mean square, so that a target is at most about `MAX_MEAN` units. The scale is also at least the
+    resolution of the state, so that predictions of a dimension that never changes hold it.
 
     Args:
         width: Number of dimensions S.
@@ -21,6 +85,8 @@ class RunningScale(nn.Module):
     """
 
     variance: Tensor
+    mean_square: Tensor
+    size: Tensor
     std: Tensor
     initialized: Tensor
 
@@ -29,41 +95,51 @@ class RunningScale(nn.Module):
         self.momentum = momentum
         self.alike = alike
         self.register_buffer("variance", torch.ones(width, dtype=torch.float64))  # squares overflow float32
+        self.register_buffer("mean_square", torch.zeros(width, dtype=torch.float64))
+        self.register_buffer("size", torch.zeros(width, dtype=torch.float64))
         self.register_buffer("std", torch.ones(width))
         self.register_buffer("initialized", torch.zeros((), dtype=torch.bool))
 
     @torch.no_grad()
-    def fit(self, targets: Tensor) -> None:
-        """Replace the statistics by those of targets (N, S); a single row changes nothing."""
-        self.initialized.logical_and_(torch.tensor(len(targets) < 2))
-        self.update(targets)
+    def fit(self, targets: Moments, state: Moments) -> None:
+        """Replace the statistics by those of targets and states (N, S); a single row changes nothing."""
+        if targets.n_rows < 2:
+            return
+        self.variance.copy_(targets.variance * (targets.n_rows / (targets.n_rows - 1)))
+        self.mean_square.copy_(targets.mean_square)
+        self.size.copy_(state.mean_square)
+        self.initialized.fill_(True)
+        self.std.copy_(self._scale())
 
     @torch.no_grad()
-    def update(self, targets: Tensor, counted: Tensor | None = None) -> None:
-        """Update with targets (N, S), only the rows where `counted` (N) is true; fewer than two change nothing."""
-        targets = targets.double()
+    def update(self, targets: Tensor, state: Tensor, counted: Tensor | None = None) -> None:
+        """Update with a batch.
+
+        Args:
+            targets: Shape (N, S).
+            state: States that the targets belong to, (N, S).
+            counted: True for the rows that count, (N,); fewer than two change nothing.
+        """
         if counted is None:
-            n, enough = len(targets), None
-            if n < 2:
-                return
-            residuals = targets - targets.mean(0)
-            variance = residuals.square_().sum(0) / (n - 1)  # much faster than `var`
-        else:
-            rows = counted.unsqueeze(-1)
-            n_counted = rows.sum()
-            values = torch.where(rows, targets, 0.0)
-            residuals = torch.where(rows, targets - values.sum(0) / n_counted.clamp(min=1), 0.0)
-            variance, enough = residuals.square().sum(0) / (n_counted - 1).clamp(min=1), n_counted >= 2
+            counted = torch.ones((), dtype=torch.bool, device=targets.device).expand(len(targets))
+        rows = counted.unsqueeze(-1)
+        n = rows.sum()
+        targets, state = (torch.where(rows, x.double(), 0.0) for x in (targets, state))
+        mean = targets.sum(0) / n.clamp(min=1)
+        variance = torch.where(rows, targets - mean, 0.0).square_().sum(0) / (n - 1).clamp(min=1)
+        mean_square, size = (x.square().sum(0) / n.clamp(min=1) for x in (targets, state))
         # Weight of the new batch: 1 for the first, 0 if it is too small. A branch on a tensor would make a GPU wait.
-        weight = torch.where(self.initialized, self.momentum, 1.0)
-        if enough is None:
-            self.initialized.fill_(True)
-        else:
-            weight = weight * enough
-            self.initialized.logical_or_(enough)
-        self.variance.lerp_(variance, weight)
-        common = pooled(self.variance, self.alike)
-        self.std.copy_(torch.where(common > MIN_VARIANCE, common.sqrt(), 1.0))
+        enough = n >= 2
+        weight = torch.where(self.initialized, self.momentum, 1.0) * enough
+        self.initialized.logical_or_(enough)
+        for running, new in ((self.variance, variance), (self.mean_square, mean_square), (self.size, size)):
+            running.lerp_(new, weight.to(running.dtype))
+        self.std.copy_(torch.where(self.initialized, self._scale(), self.std))
+
+    def _scale(self) -> Tensor:
+        std, rms, size = (pooled(x, self.alike).sqrt() for x in (self.variance, self.mean_square, self.size))
+        steady = torch.minimum(rms, (rms / MAX_MEAN).square() / std.clamp(min=TINY))
+        return torch.maximum(torch.maximum(std, steady), resolution(size, self.std.dtype))
 
 
 def pooled(x: Tensor, groups: Sequence[Sequence[int]]) -> Tensor:

@@ -29,6 +29,8 @@ class StepModel(NamedTuple):
     """Units of the networks' outputs, (S,)."""
     is_delta: Tensor | None
     """1.0 for dimensions predicted as a change, 0.0 for others, (S,); None if all are."""
+    size: Tensor | None = None
+    """Size of the states in the data, (S,), beyond which particles are at some point too far out; None if unknown."""
 
 
 class Noise(NamedTuple):
@@ -45,6 +47,9 @@ class Noise(NamedTuple):
     order: Tensor | None
     """Permutation of the M * P particles of a row of the batch in TS1, (H, B, M * P); None otherwise."""
 
+
+TOO_FAR = 1e6
+"""Distance, in sizes of the states in the data, from which a particle has diverged: no task's states grow like that."""
 
 NO_NOISE = Noise(None, None, None)
 """Noise of a deterministic rollout."""
@@ -153,10 +158,10 @@ def _center(out: StepOutput, follow: Follow) -> Tensor:
 def _permute(x: Tensor, order: Tensor) -> Tensor:
     """Permute particles over members: x (M, R, S), order (B, M * P)."""
     m, r, s = x.shape
-    b = order.shape[0]
-    rows = x.view(m, b, r // b, s).transpose(0, 1).reshape(b, -1, s)
+    b, p = order.shape[0], order.shape[1] // m
+    rows = x.view(m, b, p, s).transpose(0, 1).reshape(b, m * p, s)
     rows = rows.gather(1, order.unsqueeze(-1).expand(-1, -1, s))
-    return rows.view(b, m, r // b, s).transpose(0, 1).reshape(m, r, s)
+    return rows.view(b, m, p, s).transpose(0, 1).reshape(m, r, s)
 
 
 def simulate(
@@ -180,7 +185,8 @@ def simulate(
 
     Returns:
         States (H+1, M, R, S), termination probabilities (H, M, R), and flags (H, M, R) that are true from the step at
-        which a particle left the finite range; its state and termination probability are held from there on.
+        which a particle left the finite range, or was too far out; its state and termination probability are held
+        from there on.
     """
     n_steps, n_members = len(actions), len(state)
     states, term_probs = [state], []
@@ -206,40 +212,47 @@ def simulate(
                 term_prob = _permute(term_prob.unsqueeze(-1), back).squeeze(-1)
             states.append(state)
             term_probs.append(term_prob)
-    return hold(torch.stack(states), torch.stack(term_probs))
+    return hold(torch.stack(states), torch.stack(term_probs), model.size)
 
 
-def hold(states: Tensor, term_probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Hold each particle at its last finite state.
+def hold(states: Tensor, term_probs: Tensor, size: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Hold each particle at its last finite state that is not absurdly far out.
+
+    Too far is a million times the size of the states in the data, of the particle's first state, or one, whichever is
+    largest: dimensions that have hardly moved so far may have any unit.
 
     This runs after the whole rollout, because a few operations then replace a few for every step.
     """
-    # The usual case in one operation: a sum of finite numbers is finite unless it overflows. Not on a GPU, which would
-    # have to wait for the result.
-    if states.device.type == "cpu" and math.isfinite(states.detach().sum()):
-        return states, term_probs, torch.zeros(term_probs.shape, dtype=torch.bool)
-    finite = states[1:].detach().isfinite().all(-1)
-    kept = finite.int().cummin(0).values
+    values = states.detach()
+    bound = None if size is None else TOO_FAR * size.clamp(min=1)
+    # The usual case in a few operations. A sum of finite numbers is finite unless it overflows. Not on a GPU, which
+    # would have to wait for the result.
+    if states.device.type == "cpu" and math.isfinite(values.sum()):
+        flat = values.flatten(0, -2)
+        if bound is None or not len(flat) or bool((flat.abs().amax(0) < bound).all()):
+            return states, term_probs, torch.zeros(term_probs.shape, dtype=torch.bool)
+    far = values.new_tensor(torch.inf) if bound is None else torch.maximum(bound, TOO_FAR * values[0].abs())
+    kept = (values[1:].abs() < far).all(-1).int().cummin(0).values
     diverged = kept == 0
     last = torch.cat([torch.zeros_like(kept[:1]), kept.cumsum(0)]).long()
     states = states.gather(0, last.unsqueeze(-1).expand_as(states))
     return states, term_probs.gather(0, last[:-1]), diverged
 
 
-def to_public(states: Tensor, term_probs: Tensor, diverged: Tensor, n_rows: int) -> Batch:
+def to_public(states: Tensor, term_probs: Tensor, diverged: Tensor, rows: tuple[int, int]) -> Batch:
     """Convert a rollout to its public form, batch first.
 
     Args:
         states: Shape (H+1, M, B * P, S).
         term_probs: Shape (H, M, B * P).
         diverged: Shape (H, M, B * P).
-        n_rows: Number of rows B.
+        rows: Numbers of rows B and of particles P of each.
     """
     n_steps, m, _, s = states.shape
     return Batch(
-        state=states.view(n_steps, m, n_rows, -1, s).permute(2, 1, 3, 0, 4),
-        term_prob=term_probs.view(n_steps - 1, m, n_rows, -1).permute(2, 1, 3, 0),
-        diverged=diverged.view(n_steps - 1, m, n_rows, -1).permute(2, 1, 3, 0),
+        state=states.view(n_steps, m, *rows, s).permute(2, 1, 3, 0, 4),
+        term_prob=term_probs.view(n_steps - 1, m, *rows).permute(2, 1, 3, 0),
+        diverged=diverged.view(n_steps - 1, m, *rows).permute(2, 1, 3, 0),
     )
 
 

@@ -15,10 +15,12 @@ from layeredrl.checks import require_counts, require_number
 from layeredrl.metrics import RunningMeans
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import FitConfig, fit
+from layeredrl.models.normalization import Moments
 from layeredrl.models.optimizer import restore_optimizer
-from layeredrl.randomness import derive_seed
+from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay
 from layeredrl.world_model.reward import RewardLearner
+from layeredrl.world_model.transitions import BatchTransitions, ReplayTransitions, Transitions, chunks
 from layeredrl.world_model.world_model import WorldModel
 
 N_STATISTICS = 4096
@@ -119,7 +121,8 @@ class WorldModelLearner:
         if world.encoder.learned and isinstance(config, ModelLearningConfig):
             raise TypeError("the encoder is a LearnedEncoder, which fits do not train, expected an Encoder")
         self.world, self.dynamics, self.optimizer = world.eval(), dynamics, dynamics.optimizer
-        self.config, self.segment_steps, self.device = config, segment_steps, dynamics.device
+        self.config, self.segment_steps = config, segment_steps
+        self._transitions: ReplayTransitions | None = None
         self.reward: RewardLearner | None = None
         if world.reward_net is not None:
             self.reward = RewardLearner(world, world.reward_net, config.reward_learning_rate)
@@ -128,6 +131,11 @@ class WorldModelLearner:
         self._means = RunningMeans()
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self._generator = torch.Generator(self.device).manual_seed(derive_seed(seed, "fit"))
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the world model."""
+        return self.dynamics.device
 
     def set_n_total_env_steps(self, n_total_env_steps: int) -> None:
         """Set the number of environment steps so far, also that of the dynamics."""
@@ -143,7 +151,19 @@ class WorldModelLearner:
         since = self.n_total_env_steps - self.last_fit
         return self.n_total_env_steps >= config.n_random_steps and (not self.last_fit or since >= config.fit_every)
 
-    def fit(self, data: Batch) -> dict[str, float]:
+    def transitions(self, replay: Replay, duration: int = 1) -> ReplayTransitions:
+        """All transitions of a replay that lasted for `duration` environment steps or ended their episode, for `fit`.
+
+        Only what is new since the last call is read, unless the replay has loaded a state.
+        """
+        known = self._transitions
+        device = self.device
+        if known is None or known.replay is not replay or (known.duration, known.device) != (duration, device):
+            known = self._transitions = ReplayTransitions(replay, duration, device)
+        known.update()
+        return known
+
+    def fit(self, data: Batch | Transitions) -> dict[str, float]:
         """Fit dynamics, reward and statistics to all transitions; returns metrics.
 
         Args:
@@ -151,21 +171,48 @@ class WorldModelLearner:
         """
         config = self._fit_config()
         settings = config.fit if self.last_fit else replace(config.fit, epochs=config.first_epochs)
-        if not len(data.obs):
+        given = data if isinstance(data, Batch) else None
+        transitions = BatchTransitions(data) if isinstance(data, Batch) else data
+        if not len(transitions):
             return {}
         self.last_fit = self.n_total_env_steps
-        rows = self._rows(data)
-        # The last states of episodes are no transition's first state.
-        self.world.objective.fit_statistics(torch.cat([rows.state, rows.state_next[data.last]]))
-        result = fit(self.dynamics, rows, settings, generator=self._generator)
-        metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(data.obs)}
+        generator = self._generator_there()
+        moments = transitions.moments(self._moments)
+        objective = self.world.objective
+        objective.set_scale(moments["visited"])
+        if objective.support is not None:
+            objective.support.fit(self._visited_states(transitions))
+        # A Batch may hold anything, and is checked; a replay has checked its rows.
+        rows = _EncodedRows(self, transitions, moments) if given is None else self._rows(given)
+        result = fit(self.dynamics, rows, settings, generator=generator)
+        metrics = {"model/loss": float(result.loss.mean()), "model/transitions": len(transitions)}
         skipped = result.skipped
         if result.holdout_loss is not None:
             metrics["model/holdout_loss"] = float(result.holdout_loss.mean())
         if self.reward is not None:
-            metrics["model/reward_loss"], skipped_reward = self.reward.fit(data, settings, self._generator)
+            metrics["model/reward_loss"], skipped_reward = self.reward.fit(transitions, moments, settings, generator)
             skipped += skipped_reward
         return metrics | ({"model/skipped_steps": skipped} if skipped else {})
+
+    @torch.no_grad()
+    def _moments(self, data: Batch) -> dict[str, Moments]:
+        """Moments of a part of the transitions, as a fit needs them."""
+        rows = self._rows(data)
+        result = self.dynamics.moments({key: rows[key] for key in ("state", "context", "act", "state_next")})
+        result["visited"] = Moments.of(_visited(rows, data))
+        return result if self.reward is None else {**result, **self.reward.moments(data)}
+
+    def _visited_states(self, transitions: Transitions) -> Tensor:
+        """All states of the transitions, each once, (n, S)."""
+        parts = (transitions.take(index) for index in chunks(len(transitions), self.device))
+        return torch.cat([_visited(self._rows(part), part) for part in parts])
+
+    def _generator_there(self) -> torch.Generator:
+        """The generator of fits, on the device of the world model, which may have moved."""
+        if self._generator.device.type != self.device.type:
+            seed = seed_from(self._generator)
+            self._generator = torch.Generator(self.device).manual_seed(seed)
+        return self._generator
 
     def _fit_config(self) -> ModelLearningConfig:
         assert isinstance(self.config, ModelLearningConfig), "fits need a ModelLearningConfig"
@@ -277,7 +324,7 @@ class WorldModelLearner:
         state, context = self.world.encode(data.obs)
         state_next, _ = self.world.encode(data.obs_next)
         act = action_spaces.for_model(self.world.task.action_space, data.act)
-        terminated = data.terminated.to(state.dtype) if "terminated" in data else state.new_zeros(len(state))
+        terminated = data.terminated.to(state.dtype) if "terminated" in data else state.new_zeros(state.shape[:-1])
         rows = Batch(state=state, context=context, act=act, state_next=state_next, terminated=terminated)
         if "weight" in data:
             rows.weight = data.weight
@@ -290,7 +337,7 @@ class WorldModelLearner:
             "optimizer": self.optimizer.state_dict(),
             **({} if self.reward is None else {"reward_optimizer": self.reward.state_dict()}),
             "means": self._means.state_dict(),
-            "generator": self._generator.get_state(),
+            "generator": self._generator_there().get_state(),
             "device": self.device.type,
             **{name: getattr(self, name) for name in _NUMBERS},
         }
@@ -303,9 +350,33 @@ class WorldModelLearner:
             self.reward.load_state_dict(state["reward_optimizer"])
         self._means.load_state_dict(state["means"])
         if state["device"] == self.device.type:  # another device draws other numbers anyway
-            self._generator.set_state(state["generator"].cpu())
+            self._generator_there().set_state(state["generator"].cpu())
         for name in _NUMBERS:
             setattr(self, name, state[name])
+
+
+def _visited(rows: Batch, data: Batch) -> Tensor:
+    """States of some transitions; the last states of episodes are no transition's first state."""
+    return torch.cat([rows.state, rows.state_next[data.last]])
+
+
+class _EncodedRows:
+    """Transitions as training rows of the dynamics, with the statistics of all of them."""
+
+    def __init__(self, learner: WorldModelLearner, transitions: Transitions, moments: dict[str, Moments]) -> None:
+        self.learner, self.transitions, self.moments = learner, transitions, moments
+
+    def __len__(self) -> int:
+        return len(self.transitions)
+
+    def take(self, index: Tensor) -> dict[str, Tensor]:
+        return dict(self.learner._rows(self.transitions.take(index)).items())
+
+    def fit_statistics(self, ensemble: ProbabilisticEnsemble) -> None:
+        if ensemble.network.needs_all_inputs:
+            rows = self.take(torch.arange(len(self), device=ensemble.device))
+            ensemble.network.fit_inputs(rows["state"], rows["context"], rows["act"])
+        ensemble.set_moments(self.moments)
 
 
 _NUMBERS = ("n_total_env_steps", "last_fit", "last_refresh", "last_report", "n_updates", "_first")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from layeredrl.checks import require_finite_number, require_number
 from layeredrl.models import Model
+from layeredrl.models.normalization import Moments, varies
 from layeredrl.models.rollout import moments
 from layeredrl.world_model.support import Support
 
@@ -75,10 +76,15 @@ class Objective(nn.Module):
     @torch.no_grad()
     def fit_statistics(self, state: Tensor) -> None:
         """Take from all states of the data (N, S) what is needed of them: their scale, and what they support."""
-        std = state.std(0, correction=0)
-        self.state_scale.copy_(torch.where(std > 0, std, 1.0))
+        self.set_scale(Moments.of(state))
         if self.support is not None:
             self.support.fit(state)
+
+    @torch.no_grad()
+    def set_scale(self, state: Moments) -> None:
+        """Set the scale to the standard deviation of the states, or one where it is not more than rounding."""
+        std = state.variance.sqrt()
+        self.state_scale.copy_(torch.where(varies(std, state.mean.abs()), std, 1.0))
 
     def forward(self, rollout: Batch, context: Tensor, *, exploring: bool = False) -> Tensor:
         """Score each particle of a rollout.

@@ -151,7 +151,7 @@ class Oracle(Model):
         rows, lead = self.spaces.rows(dtype, state=state, context=context, action=action, next_state=next_state)
         after, term_prob = self._step(rows[:3])
         log_prob = mixture_log_prob(rows[3], after.unsqueeze(-2), self.std.to(dtype), after.new_ones(len(after), 1))
-        means = after[:, None].repeat(1, self.n_models, 1).reshape(*lead, self.n_models, -1)
+        means = after[:, None].repeat(1, self.n_models, 1).reshape(*lead, self.n_models, after.shape[-1])
         return log_prob.reshape(lead), term_prob.reshape(lead), {"means": means}
 
     # ------------------------------------------------------------------ many steps
@@ -195,7 +195,7 @@ class Oracle(Model):
             states, term_prob, diverged = (
                 x.repeat_interleave(p, 2).repeat(1, m, *[1] * (x.ndim - 2)) for x in (states, term_prob, diverged)
             )
-        result = to_public(states, term_prob, diverged, b)
+        result = to_public(states, term_prob, diverged, (b, p))
         if statistics:
             add_moments(result, members_apart=True)
         return result

@@ -9,9 +9,11 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.models import FitConfig
-from layeredrl.models.fitting import RegressionResult, fit_regression
+from layeredrl.models.fitting import RegressionResult, fit_regression_to
 from layeredrl.models.nets import ScalarMLP
+from layeredrl.models.normalization import Moments
 from layeredrl.models.optimizer import descend, restore_optimizer
+from layeredrl.world_model.transitions import Transitions
 from layeredrl.world_model.world_model import WorldModel
 
 
@@ -29,19 +31,30 @@ class RewardLearner:
         parameters = [*net.parameters(), *world.encoder.parameters()]
         self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True)
 
-    def fit(self, data: Batch, config: FitConfig, generator: torch.Generator) -> RegressionResult:
+    @torch.no_grad()
+    def moments(self, data: Batch) -> dict[str, Moments]:
+        """Moments of a part of the transitions, to be merged for `fit`."""
+        return {"reward_inputs": Moments.of(self._inputs(data)), "reward": Moments.of(data.rew.unsqueeze(-1))}
+
+    def fit(
+        self, data: Transitions, moments: dict[str, Moments], config: FitConfig, generator: torch.Generator
+    ) -> RegressionResult:
         """Train the reward network for some epochs; the encoder stays.
 
         Args:
             data: Transitions, as of `WorldModelLearner`.
-            config: Epochs, batch size and the like.
+            moments: Merged results of `moments` for all of them.
+            config: Epochs, steps, batch size and the like.
             generator: Source of randomness.
         """
-        with torch.no_grad():
-            inputs = self._inputs(data)
-        self.net.fit_scales(inputs, data.rew)
-        targets = self.net.to_units(data.rew)
-        return fit_regression(self.net.normalized, self.optimizer, inputs, targets, config, generator=generator)
+        self.net.set_scales(moments["reward_inputs"], moments["reward"])
+
+        @torch.no_grad()
+        def take(index: Tensor) -> tuple[Tensor, Tensor]:
+            rows = data.take(index)
+            return self._inputs(rows), self.net.to_units(rows.rew)
+
+        return fit_regression_to(take, len(data), self.net.normalized, self.optimizer, config, generator=generator)
 
     def step(self, data: Batch, rate_factor: float) -> Tensor:
         """Take one gradient step.

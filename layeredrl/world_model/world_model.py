@@ -156,7 +156,7 @@ class WorldModel(nn.Module):
             actions.flatten(0, 1),
             generator=generator,
             statistics=False,
-            n_alike=n_candidates if common_noise else 1,
+            n_alike=max(1, n_candidates) if common_noise else 1,
             exploring=exploring,
         )
         returns = result.returns.mean((1, 2))

@@ -12,7 +12,7 @@ from tianshou.data import Batch
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
-from layeredrl.models.fitting import fit_regression, split_holdout
+from layeredrl.models.fitting import draw_distinct, fit_regression, split_holdout
 from layeredrl.models.nets import GaussianMixtureMLP
 
 S, C, A = 2, 1, 1
@@ -173,16 +173,59 @@ def test_equal_members_differ_only_by_bootstrapping(bootstrap):
     assert agree is not bootstrap
 
 
-def test_split_holdout_splits_whole_rows():
-    rows = {"state": torch.arange(10.0).view(10, 1), "weight": torch.arange(10.0)}
-    train, held_out = split_holdout(rows, 0.35, seeded())
-    assert len(train["state"]) == 7
-    assert len(held_out["weight"]) == 3
-    assert torch.cat([train["weight"], held_out["weight"]]).sort().values.tolist() == list(range(10))
-    for part in (train, held_out):
-        assert torch.equal(part["state"][:, 0], part["weight"])
-    assert not torch.equal(split_holdout(rows, 0.35, seeded(1))[1]["weight"], held_out["weight"])
-    assert split_holdout(rows, 0.0, seeded()) == (rows, None)
+def test_split_holdout_splits_rows():
+    config = FitConfig(batch_size=4, holdout=0.35)
+    train, held_out = split_holdout(10, config, seeded())
+    assert (train.n_rows, len(held_out)) == (7, 3)
+    assert torch.cat([train.kept, held_out]).sort().values.tolist() == list(range(10))
+    assert not torch.equal(split_holdout(10, config, seeded(1))[1], held_out)
+    assert split_holdout(10, FitConfig(), seeded())[1] is None
+
+
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (5, 5), (9, 2), (40, 19), (1000, 3)])
+def test_draw_distinct_draws_each_number_at_most_once_and_all_alike(n, k):
+    generator = seeded()
+    draws = torch.stack([draw_distinct(n, k, generator) for _ in range(600)])
+    assert all(len(set(draw)) == k for draw in draws.tolist())
+    assert 0 <= draws.min() <= draws.max() < n
+    error = 5 * n / (12 * 600) ** 0.5
+    assert (draws.double().mean(0) - (n - 1) / 2).abs().max() < error  # at each place, the order is random too
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+@pytest.mark.parametrize("holdout", [0.0, 0.5])
+def test_a_bounded_fit_draws_from_all_rows_but_those_held_out(monkeypatch, bootstrap, holdout):
+    data, ensemble = linear_gaussian(3000), make()
+    spy = Spy(ensemble, monkeypatch)
+    config = FitConfig(epochs=9, batch_size=10, max_steps=20, holdout=holdout, bootstrap=bootstrap)
+    result = fit(ensemble, data, config, generator=seeded())
+    assert (result.steps, result.epochs) == (20, 1)
+    (states,) = spy.epochs(20)
+    used = torch.stack([counts(states[i], data) for i in range(2)])
+    assert states.shape[1] == used[0].sum() == pytest.approx(200, abs=20)
+    assert bootstrap or used.max() == 1
+    assert not torch.equal(used[0], used[1])  # each member has its own
+    assert used.sum(0).nonzero().double().mean().item() == pytest.approx(1500, abs=200)
+    if holdout:
+        held_out = counts(spy.evaluations()[0][1]["state"][0], data)
+        assert held_out.sum() == 200  # no more than a member trains on
+        assert not (used.sum(0) * held_out).any()
+
+
+@pytest.mark.parametrize(("max_steps", "n_steps"), [(3, 3), (70, 60), (25, 25)])
+def test_a_regression_is_bounded_too(max_steps, n_steps):
+    rows, weights = [], torch.zeros(3, requires_grad=True)
+    x = torch.randn(200, 3, generator=seeded())
+    config = FitConfig(epochs=6, batch_size=20, max_steps=max_steps)
+
+    def predict(z):
+        rows.append(z)
+        return z @ weights
+
+    fit_regression(predict, torch.optim.Adam([weights]), x, x[:, 0], config, generator=seeded())
+    assert len(rows) == n_steps
+    first = torch.cat(rows[: min(10, n_steps)])
+    assert len(first.unique(dim=0)) == len(first)  # no row twice in a pass
 
 
 def test_each_member_ends_with_its_best_parameters_on_the_holdout(monkeypatch):

@@ -110,3 +110,24 @@ def test_a_step_on_a_gpu_does_not_synchronise():
             torch.cuda.set_sync_debug_mode("default")
         assert bool(taken) == (factor == 1)
         assert equal(before, parameters(model)) == (factor != 1)
+
+
+def test_moving_a_model_moves_all_that_belongs_to_it():
+    model = make_model(create_optimizer=True).train()
+    model.learn([make_batch(8)])
+    model.double()
+    slots = [x for state in model.optimizer.state.values() for key, x in state.items() if key != "step"]
+    assert {x.dtype for x in slots} == {torch.float64}
+    assert model.device == torch.device("cpu")
+    model = make_model(create_optimizer=True).to("meta")
+    assert model.device.type == model.network._template[0].state_dict().popitem()[1].device.type == "meta"
+
+
+def test_graphs_follow_the_device(monkeypatch):
+    model = make_model()
+    assert model.graphs is None
+    monkeypatch.setattr(type(model), "_make_graphs", lambda self: self.device.type)
+    model.to("cpu")
+    assert model.graphs is None  # kept, with what was captured
+    model.to("meta")
+    assert model.graphs == "meta"

@@ -302,3 +302,27 @@ def test_rows_of_a_group_draw_the_same_noise(propagation):
     torch.testing.assert_close(more[:5], fewer, rtol=1e-5, atol=1e-5)
     own = model.rollout(*rows, generator=seeded()).state
     assert (own[0, ..., 1:, :] != own[1, ..., 1:, :]).any(-1).all()
+
+
+@pytest.mark.parametrize("propagation", ["tsinf", "ts1", "expectation", "mode"])
+@pytest.mark.parametrize("n_alike", [1, 2])
+def test_a_rollout_of_no_rows_has_no_rows(propagation, n_alike):
+    model = make_model(n_particles_per_model=2, propagation=propagation)
+    result = model.rollout(torch.zeros(0, S), torch.zeros(0, C), torch.zeros(0, 5, A), n_alike=n_alike)
+    assert result.state.shape == (0, model.n_models, 2, 6, S)
+    assert result.term_prob.shape == result.diverged.shape == (0, model.n_models, 2, 5)
+    assert result.state_mean.shape == (0, model.n_models, 6, S)
+
+
+@pytest.mark.parametrize("lead", [(0,), (0, 3), (3, 0)])
+def test_predictions_and_densities_of_no_rows_have_no_rows(lead):
+    model, (state, context, action) = make_model(), inputs(*lead)
+    for log_prob, term_prob, info in (
+        model.get_log_prob(state, context, action, state),
+        model.get_prob(state, context, action, state),
+    ):
+        assert log_prob.shape == term_prob.shape == lead
+        assert info["means"].shape == (*lead, model.n_models, S)
+    assert model.get_member_log_prob(0, state, context, action, state)[2].shape == (*lead, S)
+    assert model.predict(state, context, action)[0].shape == (*lead, model.n_models, K, S)
+    assert model.sample(state, context, action).shape == (*lead, S)

@@ -313,3 +313,15 @@ def test_only_an_ensemble_can_learn():
     world = WorldModel(encoder, Oracle.from_task(task, encoder), task)
     with pytest.raises(TypeError, match=r"dynamics is Oracle, expected a ProbabilisticEnsemble"):
         WorldModelLearner(world, ModelLearningConfig())
+
+
+@pytest.mark.parametrize(("n_envs", "n_candidates"), [(0, 3), (2, 0), (0, 0)])
+@pytest.mark.parametrize("common_noise", [True, False])
+def test_no_candidates_have_no_scores(n_envs, n_candidates, common_noise):
+    task = TaskSpec(OBSERVATIONS, ACTIONS, action_low=LOW, action_high=HIGH)
+    encoder = Encoder(task)
+    net = partial(GaussianMixtureMLP, hidden=(8,))
+    model = ProbabilisticEnsemble(encoder.state_space, encoder.context_space, ACTIONS, net, n_models=2)
+    for world in (make_world(reward=reward), WorldModel(encoder, model, task).eval()):
+        obs, actions = torch.zeros(n_envs, S + C), torch.zeros(n_envs, n_candidates, H, A)
+        assert world.score(obs, actions, common_noise=common_noise).shape == (n_envs, n_candidates)

@@ -19,6 +19,7 @@ from layeredrl.checks import require_count, require_number
 from layeredrl.models.density import mixture_log_prob, mixture_mean
 from layeredrl.models.diagnostics.ranking import auroc, spearman
 from layeredrl.models.model import Model
+from layeredrl.models.normalization import varies
 
 TRANSITION = ("state", "context", "act", "state_next")
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
@@ -161,6 +162,8 @@ class OpenLoop:
     """Standard deviation over members of their means; root mean square over trajectories, (H+1, S)."""
     baseline: Tensor
     """Root mean squared distance of the true states from the first one: the error of "nothing changes", (H+1, S)."""
+    moves: Tensor
+    """True where the baseline is more than rounding, (H+1, S); only these dimensions enter the relative error."""
     coverage: Tensor
     """Share of true states inside the particles' central interval of probability `BAND_LEVEL`, (H+1, S)."""
     diverged: float
@@ -173,7 +176,7 @@ class OpenLoop:
         for k in sorted({2**i for i in range(last.bit_length())} | {last}):
             for name in ("rmse", "band", "baseline"):
                 result[f"model/open_loop/{name}_{k}"] = float(getattr(self, name)[k].square().mean().sqrt())
-            moving = self.baseline[k] > 0
+            moving = self.moves[k]
             result[f"model/open_loop/relative_rmse_{k}"] = float((self.rmse[k] / self.baseline[k])[moving].mean())
             result[f"model/open_loop/coverage_{k}"] = float(self.coverage[k].mean())
         return result
@@ -210,12 +213,14 @@ def evaluate_open_loop(
     # The rank of the truth among the particles is uniform if all are drawn from one distribution.
     below = (particles < x).sum(1) + 0.5 * (particles == x).sum(1)
     rank = (below + 0.5) / (particles.shape[1] + 1)
+    baseline = _rms(truth - truth[:, :1])
     return OpenLoop(
         rmse=_rms(member_mean.mean(1) - truth),
         member_rmse=_rms(member_mean - truth[:, None]),
         band=_rms(variance.sqrt()),
         epistemic=_rms(member_mean.std(1, correction=0)),
-        baseline=_rms(truth - truth[:, :1]),
+        baseline=baseline,
+        moves=varies(baseline, truth.abs().amax((0, 1)), data.state.dtype),
         coverage=((2 * rank - 1).abs() <= BAND_LEVEL).double().mean(0),
         diverged=float(rollout.diverged[..., -1].double().mean()) if "diverged" in rollout else 0.0,
     )
@@ -330,9 +335,8 @@ def _scores(error: Tensor, std: Tensor, log_prob: Tensor, pit: Tensor, units: tu
 
 def _variance_of_change(data: Batch) -> tuple[Tensor, Tensor]:
     """Variance of the change in state, (S,), and a mask (S,) that is true where it exceeds that of rounding."""
-    rounding = torch.finfo(data.state.dtype).eps * data.state.double().abs().amax(0)
     variance = (data.state_next.double() - data.state.double()).var(0, correction=0)
-    return variance, variance > rounding.square()
+    return variance, varies(variance.sqrt(), data.state.double().abs().amax(0), data.state.dtype)
 
 
 def _size(x: Tensor, varies: Tensor) -> Tensor:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 MANY_ROWS = 256
 """Number of rows from which products member by member are faster on a CPU than one batched product."""
+MANY_GPU_ROWS = 1024
+"""Number of rows of each member from which products on a GPU may be limited by arithmetic, not by launches."""
 CACHED_ELEMENTS = 400_000
 """Number of elements of a chunk of rows in its widest layer; more would not stay in the cache between layers."""
 ELEMENTWISE = (nn.SiLU, nn.ReLU, nn.Tanh, nn.GELU, nn.ELU, nn.Sigmoid, nn.Softplus, nn.Mish, nn.LeakyReLU, nn.Identity)
@@ -217,7 +219,9 @@ class _Stacker:
 def gains_from_bfloat16(device: torch.device, n_rows: int, width: int) -> bool:
     """Return True if products of this size are faster in bfloat16 on this machine, including conversions."""
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        # Older GPUs emulate it. Small products take the time of their launches, in any type.
+        has_products = torch.cuda.get_device_capability(device) >= (8, 0)
+        return has_products and n_rows >= MANY_GPU_ROWS and width >= 128
     has_products = bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
     return has_products and n_rows >= MANY_ROWS and width >= 128
 

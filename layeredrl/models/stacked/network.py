@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from layeredrl.models.normalization import Moments
 from layeredrl.models.outputs import NetOutput, StepOutput
 from layeredrl.models.stacked.layers import StackedLinear, StackedSequential, stack_modules
 
@@ -36,6 +37,14 @@ class _FitsInputs(Protocol):
     """Network that gets the data before fitting."""
 
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None: ...
+
+
+class _MergesInputs(Protocol):
+    """Network that gets the moments of its inputs before fitting, merged from those of parts of the data."""
+
+    def input_moments(self, state: Tensor, context: Tensor, action: Tensor) -> Moments: ...
+
+    def set_input_moments(self, moments: Moments) -> None: ...
 
 
 class _Prepared(Protocol):
@@ -140,14 +149,46 @@ class StackedNetwork(nn.Module):
     @torch.no_grad()
     def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None:
         """Call `fit_inputs` of networks that have it with data (N, S), (N, C), (N, A), e.g. to standardise inputs."""
+        if callable(getattr(self._template[0], "fit_inputs", None)):
+            self._template[0].to(state.device, state.dtype)
+            self._change_members(lambda net: cast(_FitsInputs, net).fit_inputs(state, context, action))
+
+    @property
+    def needs_all_inputs(self) -> bool:
+        """True if the networks need all the data at once, in `fit_inputs`."""
         template = self._template[0]
-        if not callable(getattr(template, "fit_inputs", None)):
-            return
-        template.to(state.device, state.dtype)
+        return callable(getattr(template, "fit_inputs", None)) and not self._merges_inputs
+
+    @property
+    def _merges_inputs(self) -> bool:
+        owner = type(self._template[0])
+        # A subclass that overrides `fit_inputs` alone has other statistics than those of the moments.
+        return callable(getattr(owner, "input_moments", None)) and not _overrides_alone(
+            owner, "fit_inputs", "input_moments"
+        )
+
+    @torch.no_grad()
+    def input_moments(self, state: Tensor, context: Tensor, action: Tensor) -> Moments | None:
+        """Moments of the networks' inputs for a part of the data; None if the networks have no such method."""
+        return (
+            cast(_MergesInputs, self._template[0]).input_moments(state, context, action)
+            if self._merges_inputs
+            else None
+        )
+
+    @torch.no_grad()
+    def set_input_moments(self, moments: Moments) -> None:
+        """Set the networks' input statistics to merged results of `input_moments`."""
+        self._template[0].to(moments.mean.device)
+        self._change_members(lambda net: cast(_MergesInputs, net).set_input_moments(moments))
+
+    def _change_members(self, change: Callable[[nn.Module], None]) -> None:
+        """Apply a function to every member as a module of its own."""
+        template = self._template[0]
         for i in range(self.n_members):
             stacked = self._member_state(i)
             template.load_state_dict(stacked)
-            cast(_FitsInputs, template).fit_inputs(state, context, action)
+            change(template)
             for name, tensor in template.state_dict().items():
                 stacked[name].copy_(tensor)
 
@@ -288,7 +329,7 @@ class StackedNetwork(nn.Module):
 
     def _prepared_agrees(self, expected: NetOutput, inputs: tuple[Tensor, ...]) -> bool:
         """Return True if the network has a `prepared` whose results are those of its `forward`."""
-        if not callable(getattr(self.net, "prepared", None)) or _overrides_forward_alone(type(self.net)):
+        if not callable(getattr(self.net, "prepared", None)) or _overrides_alone(type(self.net), "forward", "prepared"):
             return False
         try:
             torch.manual_seed(0)
@@ -355,13 +396,13 @@ def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # float32, for numbers around one
 
 
-def _overrides_forward_alone(cls: type) -> bool:
-    """Return True if a class overrides an inherited `forward` but not the `prepared` that belongs to it.
+def _overrides_alone(cls: type, name: str, companion: str) -> bool:
+    """Return True if a class overrides an inherited method, such as `forward`, but not its companion, `prepared`.
 
     A trial need not show the difference, for instance if the override clips states that are far out.
     """
-    owner = next((c for c in cls.__mro__ if {"forward", "prepared"} & vars(c).keys()), None)
-    return owner is not None and "prepared" not in vars(owner)
+    owner = next((c for c in cls.__mro__ if {name, companion} & vars(c).keys()), None)
+    return owner is not None and companion not in vars(owner)
 
 
 def _settings(module: nn.Module) -> dict[str, Any]:

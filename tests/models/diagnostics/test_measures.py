@@ -212,6 +212,17 @@ def test_open_loop_bands_of_the_true_model_hold_their_share():
     assert {f"model/open_loop/band_{k}" for k in (1, 2, 4, 6)} <= metrics.keys()
 
 
+@pytest.mark.parametrize("rounding", [0.0, 6e-5])
+def test_the_relative_error_leaves_out_dimensions_that_move_by_rounding_alone(rounding):
+    data = trajectories(50)
+    moving = evaluate_open_loop(Gaussian(gain=0.9), data, 20, generator=seeded())
+    data.state[..., 1] = 1000.0 + rounding * (torch.arange(7) % 2)
+    report = evaluate_open_loop(Gaussian(gain=0.9), data, 20, generator=seeded())
+    assert report.moves[1:].tolist() == [[True, False]] * 6
+    relative = report.metrics()["model/open_loop/relative_rmse_6"]
+    assert relative == pytest.approx(float(moving.rmse[6, 0] / moving.baseline[6, 0]))
+
+
 @pytest.mark.parametrize("particles_per_model", [1, 4])
 def test_rollouts_of_an_ensemble_of_any_number_of_particles(particles_per_model):
     model = make_model(n_particles_per_model=particles_per_model)

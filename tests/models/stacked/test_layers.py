@@ -10,6 +10,7 @@ from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP, mlp
 from layeredrl.models.stacked.layers import (
     CACHED_ELEMENTS,
+    MANY_GPU_ROWS,
     MANY_ROWS,
     StackedSequential,
     gains_from_bfloat16,
@@ -205,3 +206,12 @@ def test_hooks_are_called_in_prepared_chains() -> None:
     hooked[1].register_forward_hook(lambda module, inputs, output: 2 * output)
     with torch.no_grad():
         close(hooked.prepared()(x), hooked(x), 1e-5)
+
+
+@pytest.mark.parametrize(("capability", "gains"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_bfloat16_on_a_gpu_needs_its_products_and_size(monkeypatch, capability, gains):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    gpu = torch.device("cuda")
+    assert gains_from_bfloat16(gpu, MANY_GPU_ROWS, 200) is gains
+    assert not gains_from_bfloat16(gpu, MANY_GPU_ROWS, 64)
+    assert not gains_from_bfloat16(gpu, MANY_GPU_ROWS - 1, 200)

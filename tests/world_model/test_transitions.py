@@ -1,0 +1,189 @@
+"""Transitions read in place from a replay, against `Replay.all`; and a learner that fits from them."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from tianshou.data import Batch
+
+from layeredrl.models import FitConfig
+from layeredrl.models.config import EnsembleConfig
+from layeredrl.models.normalization import Moments
+from layeredrl.storage import Replay
+from layeredrl.task import TaskSpec
+from layeredrl.world_model import Encoder, ModelLearningConfig, WorldModel, WorldModelLearner, transitions
+from layeredrl.world_model.transitions import ReplayTransitions
+
+CPU = torch.device("cpu")
+
+
+def add(replay, n, env_ids, seed=0, duration=1):
+    """Add n random transitions for each of some environments; episodes end now and then."""
+    rng, e = np.random.default_rng(seed), len(env_ids)
+    for _ in range(n):
+        obs = rng.standard_normal((e, 3), np.float32)
+        row = Batch(
+            obs=obs,
+            act=rng.uniform(-1, 1, (e, 1)).astype(np.float32),
+            rew=rng.standard_normal(e),
+            terminated=rng.random(e) < 0.05,
+            truncated=np.zeros(e, bool),
+            obs_next=obs + 0.1,
+            info=Batch(duration=rng.integers(1, duration + 1, e)),
+        )
+        replay.add(row, np.array(env_ids))
+
+
+def expected(replay, duration=1):
+    rows = replay.all()
+    rows = rows[(rows.info.duration == duration) | rows.terminated]
+    return {
+        "obs": rows.obs,
+        "obs_next": rows.obs_next,
+        "act": rows.act,
+        "rew": rows.rew.astype(np.float32),
+        "terminated": rows.terminated,
+        "last": rows.terminated | rows.truncated,
+    }
+
+
+def moments_of(rows):
+    return {"obs": Moments.of(rows.obs)}
+
+
+def assert_as_in(replay, found, duration=1):
+    rows = expected(replay, duration)
+    assert len(found) == len(rows["obs"])
+    taken = found.take(torch.arange(len(found)))
+    for key, value in rows.items():
+        np.testing.assert_array_equal(taken[key].numpy(), value, err_msg=key)
+    index = torch.randint(len(found), (3, 5), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(found.take(index).obs, taken.obs[index])
+    moments = found.moments(moments_of)["obs"]
+    assert moments.n_rows == len(found)
+    np.testing.assert_allclose(moments.mean, rows["obs"].astype(float).mean(0), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(moments.variance, rows["obs"].astype(float).var(0), rtol=1e-9)
+
+
+@pytest.fixture(params=["in place", "copied"])
+def make(request, monkeypatch):
+    """Make transitions that are read in place, or copied as for another device; in small blocks."""
+    monkeypatch.setattr(transitions, "CHUNK", 16)
+    monkeypatch.setattr(transitions, "LEAST_BLOCK", 4)
+    if request.param == "copied":
+        monkeypatch.setattr(ReplayTransitions, "_in_place", False)
+    return ReplayTransitions
+
+
+@pytest.mark.parametrize("n_envs", [1, 3])
+def test_transitions_are_those_of_the_replay_also_when_rings_wrap(make, n_envs):
+    replay = Replay(30 * n_envs, n_envs)
+    found = make(replay, 1, CPU)
+    for i, n in enumerate((2, 5, 1, 20, 17, 3, 40)):
+        add(replay, n, range(n_envs), seed=i)
+        if n_envs > 1:
+            add(replay, 3, [1], seed=100 + i)  # rings of different lengths
+        found.update()
+        assert_as_in(replay, found)
+
+
+def test_what_was_cut_short_is_left_out(make):
+    replay = Replay(80, 2)
+    found = make(replay, 3, CPU)
+    for i in range(4):
+        add(replay, 15, range(2), seed=i, duration=3)
+        found.update()
+        assert_as_in(replay, found, 3)
+
+
+def test_a_row_that_is_truncated_later_is_read_again(make):
+    replay = Replay(50, 1)
+    found = make(replay, 1, CPU)
+    add(replay, 20, [0])
+    replay.buffer.done[19] = replay.buffer.terminated[19] = False
+    found.update()
+    assert not found.take(torch.tensor([19])).last
+    found.moments(lambda rows: {"obs": Moments.of(rows.last.float().unsqueeze(-1))})
+    replay.truncate([0])
+    found.update()
+    assert found.take(torch.tensor([19])).last
+    share = found.moments(lambda rows: {"obs": Moments.of(rows.last.float().unsqueeze(-1))})["obs"].mean
+    assert share.item() == pytest.approx(expected(replay)["last"].mean())
+
+
+def test_a_replay_that_loads_a_state_is_read_anew(make):
+    first, second = Replay(40, 2), Replay(40, 2)
+    add(first, 25, range(2))
+    add(second, 25, range(2), seed=9)
+    found = make(second, 1, CPU)
+    found.update()
+    found.moments(moments_of)
+    state = first.state_dict()
+    rows = state["rows"]
+    second.load_state_dict({**state, "rows": {"rows": rows.rows, "start": rows.start, "stop": rows.stop}})
+    found.update()
+    assert_as_in(second, found)
+
+
+def test_only_blocks_that_changed_are_computed_again(make):
+    replay, computed = Replay(200, 1), []
+    found = make(replay, 1, CPU)
+
+    def of(rows):
+        computed.append(len(rows.obs))
+        return moments_of(rows)
+
+    add(replay, 100, [0])
+    found.update()
+    found.moments(of)
+    assert sum(computed) == 100
+    computed.clear()
+    add(replay, 2, [0], seed=1)
+    found.update()
+    found.moments(of)
+    assert sum(computed) <= 16
+
+
+def make_learner(config, seed=0):
+    torch.manual_seed(seed)
+    task = TaskSpec(spaces.Box(-np.inf, np.inf, (3,), np.float32), spaces.Box(-1, 1, (1,), np.float32))
+    encoder = Encoder(task)
+    model = EnsembleConfig(n_models=2, hidden=(8,))
+    dynamics = model.build(encoder.state_space, encoder.context_space, task.action_space, CPU)
+    return WorldModelLearner(WorldModel(encoder, dynamics, task), config, seed=seed)
+
+
+@pytest.mark.parametrize("max_steps", [None, 2])
+def test_a_fit_from_a_replay_is_one_from_a_batch(max_steps):
+    fitted = []
+    for in_place in (True, False):
+        replay = Replay(100, 2)
+        add(replay, 30, range(2))
+        learner = make_learner(ModelLearningConfig(fit=FitConfig(epochs=2, batch_size=8, max_steps=max_steps)))
+        data = Batch({key: torch.as_tensor(value) for key, value in expected(replay).items()})
+        metrics = learner.fit(learner.transitions(replay) if in_place else data)
+        assert metrics["model/transitions"] == 60
+        fitted.append((metrics, learner.world.state_dict()))
+    assert fitted[0][0] == fitted[1][0]
+    for key, value in fitted[0][1].items():
+        assert torch.equal(value, fitted[1][1][key]), key
+
+
+def test_a_bounded_fit_reads_no_more_rows_of_a_larger_replay(monkeypatch):
+    """Rows that are read, per fit, after the first: independent of the replay's length."""
+    monkeypatch.setattr(transitions, "CHUNK", 32)
+    monkeypatch.setattr(transitions, "LEAST_BLOCK", 4)
+    read = {}
+    for n in (100, 1000):
+        replay = Replay(2000, 1)
+        add(replay, n, [0])
+        learner = make_learner(ModelLearningConfig(fit=FitConfig(max_steps=3, batch_size=4, holdout=0.2)))
+        learner.n_total_env_steps = n
+        learner.fit(learner.transitions(replay))
+        add(replay, 1, [0], seed=1)
+        rows, counted = learner.transitions(replay), []
+        original = rows._read
+        monkeypatch.setattr(rows, "_read", lambda slots, f=original, c=counted: c.append(slots.numel()) or f(slots))
+        learner.fit(rows)
+        read[n] = sum(counted)
+    assert read[1000] <= read[100] + 32
