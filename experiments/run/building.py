@@ -63,7 +63,7 @@ def can_render(env_id: str) -> bool:
     """Return True if the environment can render an array."""
     env = gym.make(env_id)
     try:
-        return "rgb_array" in env.metadata.get("render_modes", [])
+        return "rgb_array" in (env.metadata.get("render_modes") or ())
     finally:
         env.close()
 

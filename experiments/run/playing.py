@@ -1,5 +1,7 @@
 """Episodes of an agent that does not learn."""
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,9 +21,16 @@ from layeredrl.hierarchy import Hierarchy
 
 def play(config: RunConfig[Any], agent: Hierarchy, n_episodes: int, seed: int) -> list[Episode]:
     """Play episodes without exploration, in new environments."""
+    with new_episodes(config, agent, n_episodes, seed) as collector:
+        return collector.collect_episodes(n_episodes)
+
+
+@contextlib.contextmanager
+def new_episodes(config: RunConfig[Any], agent: Hierarchy, n_episodes: int, seed: int) -> Iterator[Collector]:
+    """Give a collector that plays episodes without learning, in new environments."""
     env = make_envs(config, min(n_episodes, 8))
     try:
-        return Collector(env, agent, seed=seed, learn=False).collect_episodes(n_episodes)
+        yield Collector(env, agent, seed=seed, learn=False)
     finally:
         env.close()
 
