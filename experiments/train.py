@@ -8,7 +8,7 @@ import sys
 from contextlib import ExitStack
 
 from experiments.pictures.while_training import SkillPictures
-from experiments.run.building import build_agent, make_collector, make_logger
+from experiments.run.building import build_agent, make_collector, make_logger, require_wandb
 from experiments.run.command_line import FAULT, command, fail, shortage
 from experiments.run.config import parse
 from experiments.run.finish import Training, finish
@@ -29,6 +29,7 @@ def main() -> None:
         stop = at_end.enter_context(StopRequest())
         try:
             config = parse(sys.argv[1:])
+            require_wandb(config)
             agent = build_agent(config)
             collector = make_collector(config, agent)
             at_end.callback(collector.env.close)
