@@ -3,10 +3,9 @@
 import warnings
 from pathlib import Path
 
-from experiments.run.folder import CHECKPOINTS
+from experiments.run.folder import checkpoints_of
 from experiments.run.loading import restoring
 from layeredrl.faults import Fault
-from layeredrl.storage import Checkpoints
 from layeredrl.trainer import Trainer
 
 
@@ -18,7 +17,7 @@ class Saver:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
+        self.checkpoints = checkpoints_of(folder)
         self.error: OSError | None = None
         """Reason why the last save failed; None if it did not."""
 

@@ -96,12 +96,12 @@ def test_a_run_whose_last_save_fails_is_not_finished_and_goes_on(
     assert_same_run(FOLDER, whole)
 
 
-def test_a_run_without_a_summary_is_not_finished(monkeypatch: pytest.MonkeyPatch) -> None:
-    _fails(finish, "write_whole", FULL, lambda path: Path(path).name == "summary.json", monkeypatch)
-    with pytest.raises(SystemExit) as stop:
-        run_train("random", *QUICK, "--name", "r")
+def test_a_run_without_a_summary_is_not_finished() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _fails(finish, "write_whole", FULL, lambda path: Path(path).name == "summary.json", patch)
+        with pytest.raises(SystemExit) as stop:
+            run_train("random", *QUICK, "--name", "r")
     assert stop.value.code == 3
-    monkeypatch.undo()
     run_train("random", *QUICK, "--name", "r")
     assert (FOLDER / "summary.json").exists()
 
