@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments.report.comparison import print_comparison, read
 from experiments.report.metrics import RETURN
-from experiments.run.command_line import command_line, fail
+from experiments.run.command_line import command, command_line, fail
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class CompareConfig:
     """Column of metrics.csv to compare."""
 
 
+@command()
 def main() -> None:
     """Read both runs and print tables of their differences."""
     try:

@@ -11,7 +11,7 @@ from rich import print as show
 from rich.table import Table
 
 from experiments.pictures.diagnosis import diagnose
-from experiments.run.command_line import command_line, fail
+from experiments.run.command_line import command, command_line, fail
 from experiments.run.folder import DIAGNOSIS, write_whole
 from experiments.run.held_out import world_model_of
 from experiments.run.loading import load
@@ -40,6 +40,7 @@ class DiagnoseConfig:
         require_counts(self, steps=2, horizon=1, seed=0)
 
 
+@command()
 def main() -> None:
     """Load the run, collect data, measure, draw, and print a table of the metrics."""
     try:

@@ -5,18 +5,20 @@
 
 import os
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import gymnasium as gym
 import numpy as np
 import tyro
 
 from experiments.pictures.video import record_episode
 from experiments.run.building import can_render
-from experiments.run.command_line import FAULT, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail
+from experiments.run.finish import drawn
 from experiments.run.loading import WANDB, downloaded, load
-from experiments.run.playing import play
+from experiments.run.playing import new_episodes
 from layeredrl.checks import require_counts
 from layeredrl.faults import Fault
 from layeredrl.loggers import closing_table
@@ -50,20 +52,25 @@ class EvaluateConfig:
             raise ValueError(f"video {self.video} cannot be written: {self.video.parent} is no folder to write to")
 
 
+@command()
 def main() -> None:
     """Load the run, play episodes, and print a table of the results."""
-    try:
-        args: EvaluateConfig = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
-        with downloaded(args.run) as folder:
-            config, agent, n_total_env_steps = load(folder, device=args.device, best=args.best)
-        if args.video is not None and not can_render(config.env):
-            raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
-    except (ValueError, TypeError, OSError) as error:
-        fail(error)
-    try:
-        episodes = play(config, agent, args.episodes, args.seed)
-    except Fault as error:
-        fail(error, FAULT)
+    with ExitStack() as at_end:
+        try:
+            args: EvaluateConfig = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
+            with downloaded(args.run) as folder:
+                config, agent, n_total_env_steps = load(folder, device=args.device, best=args.best)
+            if args.video is not None and not can_render(config.env):
+                raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
+            collector = at_end.enter_context(new_episodes(config, agent, args.episodes, args.seed))
+        except Fault as error:
+            fail(error, FAULT)
+        except (ValueError, TypeError, OSError) as error:
+            fail(error)
+        try:
+            episodes = collector.collect_episodes(args.episodes, max_steps=config.trainer.eval_max_steps)
+        except Fault as error:
+            fail(error, FAULT)
     returns = np.array([episode.episode_return for episode in episodes])
     rows = {
         "run": str(args.run),
@@ -75,11 +82,10 @@ def main() -> None:
     rate = success_rate(episodes)
     if rate is not None:
         rows["success"] = f"{rate:.3f}"
-    if args.video is not None:
-        try:
-            rows["video"] = f"{args.video} (return {record_episode(config, agent, args.video, seed=args.seed):.1f})"
-        except (gym.error.Error, Fault) as error:  # a package for drawing is not installed, for instance
-            rows["video"] = f"none: {error}"
+    video = args.video
+    if video is not None:
+        record = partial(record_episode, config, agent, video, seed=args.seed)
+        rows["video"] = str(drawn(lambda: f"{video} (return {record():.1f})"))
     closing_table(rows, title="Evaluation")
 
 

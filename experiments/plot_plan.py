@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from experiments.pictures.plans import compare, draw_comparison
-from experiments.run.command_line import command_line, fail
+from experiments.run.command_line import command, command_line, fail
 from experiments.run.loading import load
 from layeredrl.checks import require_counts
 from layeredrl.faults import Fault
@@ -36,6 +36,7 @@ class PlotPlanConfig:
         require_counts(self, step=0, seed=0, particles=1)
 
 
+@command()
 def main() -> None:
     """Load the run, make a plan, carry it out, draw both, and print their returns."""
     try:

@@ -12,7 +12,7 @@ import tyro
 
 from experiments.pictures.fans import FanSettings, draw_fan, make_fan
 from experiments.pictures.mazes import layout_of
-from experiments.run.command_line import command_line, fail
+from experiments.run.command_line import command, command_line, fail
 from experiments.run.loading import load
 from layeredrl.loggers import closing_table
 
@@ -25,6 +25,7 @@ class PlotSkillsConfig(FanSettings):
     """Folder of the run; the figure is written there."""
 
 
+@command()
 def main() -> None:
     """Load the run, carry out its skills, draw them, and print how diverse and how predictable they are."""
     try:

@@ -8,8 +8,8 @@ import sys
 from contextlib import ExitStack
 
 from experiments.pictures.while_training import SkillPictures
-from experiments.run.building import build_agent, make_collector, make_logger
-from experiments.run.command_line import FAULT, fail
+from experiments.run.building import build_agent, make_collector, make_logger, require_wandb
+from experiments.run.command_line import FAULT, command, fail, shortage
 from experiments.run.config import parse
 from experiments.run.finish import Training, finish
 from experiments.run.folder import SUMMARY, open_folder
@@ -22,12 +22,14 @@ from layeredrl.randomness import derive_seed
 from layeredrl.trainer import Trainer
 
 
+@command(needs_output=False)
 def main() -> None:
     """Assemble the parts, resume from the last checkpoint if there is one, train, and draw the pictures of the run."""
     with ExitStack() as at_end:
         stop = at_end.enter_context(StopRequest())
         try:
             config = parse(sys.argv[1:])
+            require_wandb(config)
             agent = build_agent(config)
             collector = make_collector(config, agent)
             at_end.callback(collector.env.close)
@@ -61,9 +63,14 @@ def main() -> None:
             print(f"{folder} goes on at {n_before} of {n_end} environment steps")
         try:
             trainer.run()
-        except Fault as error:
+            if trainer.finished:
+                save.require_saved(collector.n_total_env_steps)
+        except Exception as error:
+            reason = str(error) if isinstance(error, Fault) else shortage(error)
+            if reason is None:
+                raise
             logger.close()
-            fail(f"{error}; the same command goes on at {save.n_saved} of {n_end} environment steps", FAULT)
+            fail(f"{reason}; the same command goes on at {save.n_saved} of {n_end} environment steps", FAULT)
         if not trainer.finished:
             logger.close()
             n_now = collector.n_total_env_steps
@@ -72,10 +79,10 @@ def main() -> None:
             raise SystemExit(STOPPED)
         training = Training(trainer.episodes, collector.n_total_env_steps, trainer.seconds, trainer.cpu_seconds)
         try:
-            finish(config, agent, folder, logger=logger, training=training, save=lambda: save(trainer))
+            finish(config, agent, folder, logger=logger, training=training, save=lambda: save.last(trainer))
         except Fault as error:
             logger.close()
-            fail(f"{error}; the run is trained and saved, but not all of its pictures are drawn", FAULT)
+            fail(f"{error}; the run is trained, and the same command finishes it", FAULT)
 
 
 if __name__ == "__main__":

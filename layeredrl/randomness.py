@@ -5,7 +5,7 @@ import random
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -34,10 +34,10 @@ def seed_from(generator: torch.Generator) -> int:
 
 @contextmanager
 def fork_globals() -> Iterator[None]:
-    """Restore the global generators after a block that draws from them."""
+    """Restore the global generators after a block that draws from them; those of GPUs only if CUDA is in use."""
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
     try:
-        gpus = range(torch.cuda.device_count() if torch.cuda.is_available() else 0)
+        gpus = range(torch.cuda.device_count() if _uses_cuda() else 0)  # reading them initialises CUDA
         with torch.random.fork_rng(devices=gpus):
             yield
     finally:
@@ -46,7 +46,10 @@ def fork_globals() -> Iterator[None]:
 
 
 def globals_state() -> dict[str, Any]:
-    """Return the states of the global generators of Python, numpy and torch, as plain values and tensors."""
+    """Return the states of the global generators of Python, numpy and torch, as plain values and tensors.
+
+    Those of GPUs are included only if this process uses CUDA, because reading them would initialise it.
+    """
     version, numbers, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002
     state = {
@@ -54,7 +57,7 @@ def globals_state() -> dict[str, Any]:
         "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest],
         "torch": torch.get_rng_state(),
     }
-    if torch.cuda.is_available():
+    if _uses_cuda():
         state["cuda"] = torch.cuda.get_rng_state_all()
     return state
 
@@ -78,8 +81,13 @@ def restore_globals(state: Mapping[str, Any]) -> None:
     random.setstate((version, tuple(numbers), gauss))
     np.random.set_state((kind, key.astype(np.uint32), position, has_gauss, left_over))  # noqa: NPY002
     torch.set_rng_state(state["torch"].cpu())
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
+    if _uses_cuda() and len(state.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+def _uses_cuda() -> bool:
+    """Return True if this process has initialised CUDA; asking whether there is a GPU would begin to do so."""
+    return bool(cast(Any, torch.cuda).is_initialized())  # untyped in torch
 
 
 def require_twister(name: str, words: NDArray[Any], position: object, has_gauss: object, gauss: object) -> None:

@@ -83,7 +83,7 @@ class Trainer:
         self.agent, self.collector, self.logger, self.config = agent, collector, logger, config
         self.evaluate, self.save, self.stop, self.draw = evaluate, save, stop, draw
         self.episodes: list[Episode] = []
-        self.last_eval = self.last_save = self._n_saved = self._n_drawn = 0
+        self.last_eval = self.last_save = self._n_saved = self._n_drawn = self._n_before = 0
         self.last_score: float | None = None
         self._best_return = -math.inf
         self._start, self._start_cpu = time.perf_counter(), time.process_time()
@@ -121,8 +121,18 @@ class Trainer:
         return time.process_time() - self._start_cpu
 
     def run(self) -> None:
-        """Train until `finished` or `stop`; saves at the end in either case."""
-        self._evaluate_if_due()  # an evaluation that was stopped
+        """Train until `finished` or `stop`; saves at the end in either case.
+
+        An evaluation that a fault has ended is repeated first when the run goes on, so that the run is the same as one
+        without the fault. If it fails again, it is left out when the run goes on once more.
+        """
+        try:
+            if self._evaluation_is_due:
+                self._evaluate_and_draw()
+        except Fault:
+            self.last_eval = self.collector.n_total_env_steps
+            self._save()
+            raise
         while not self.finished and not self.stop():
             try:
                 self._step()
@@ -156,24 +166,28 @@ class Trainer:
         if learned or episodes:
             self.logger.log({**self.collector.take_metrics(), **learned}, n)
         self.logger.log({}, n)  # updates the progress display, also where there is nothing to record
-        self._evaluate_if_due()
-        every = self.config.pictures_every
-        if every and n // every > n_before // every:  # at the same steps in a run that was stopped and goes on
-            self._draw()
+        self._n_before = n_before
+        self._evaluate_and_draw()
 
-    def _evaluate_if_due(self) -> None:
-        n, every = self.collector.n_total_env_steps, self.config.eval_every
-        if self.evaluate is None or not every or n - self.last_eval < every:
-            return
-        with fork_globals():
-            played = self.evaluate(self.config.eval_episodes)
-        if not played:
-            return
-        self.last_eval = n
-        self.last_score = float(np.mean([episode.episode_return for episode in played]))
-        rate = success_rate(played)
-        metrics = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
-        self.logger.log(metrics, n)
+    @property
+    def _evaluation_is_due(self) -> bool:
+        return self._evaluates and self.collector.n_total_env_steps - self.last_eval >= self.config.eval_every
+
+    def _evaluate_and_draw(self) -> None:
+        n = self.collector.n_total_env_steps
+        if self.evaluate is not None and self._evaluation_is_due:
+            with fork_globals():
+                played = self.evaluate(self.config.eval_episodes)
+            if not played:  # a request to stop came first: the evaluation is made when the run goes on
+                return
+            self.last_eval = n
+            self.last_score = float(np.mean([episode.episode_return for episode in played]))
+            rate = success_rate(played)
+            metrics = {"eval/episode_return": self.last_score} | ({} if rate is None else {"eval/success": rate})
+            self.logger.log(metrics, n)
+        every = self.config.pictures_every
+        if every and n // every > self._n_before // every:  # at the same steps in a run that was stopped and goes on
+            self._draw()
 
     def _draw(self) -> None:
         n = self.collector.n_total_env_steps
@@ -205,6 +219,7 @@ class Trainer:
             "globals": globals_state(),
             "episodes": torch.tensor([_row(episode) for episode in self.episodes], dtype=torch.float64),
             "trainer": {
+                "n_before": self._n_before,
                 "last_eval": self.last_eval,
                 "last_save": self.last_save,
                 "last_score": self.last_score,
@@ -229,6 +244,7 @@ class Trainer:
         ]
         self._best_return = max((episode.episode_return for episode in self.episodes), default=-math.inf)
         own = state["trainer"]
+        self._n_before = own.get("n_before", self.collector.n_total_env_steps)  # missing in older checkpoints
         self.last_eval, self.last_save, self.last_score = own["last_eval"], own["last_save"], own["last_score"]
         self._start = time.perf_counter() - own["seconds"]
         self._start_cpu = time.process_time() - own["cpu_seconds"]

@@ -87,3 +87,32 @@ def test_states_that_would_be_read_out_of_bounds_are_refused():
         with pytest.raises(ValueError, match=f"{generator}'s generator {message}"):
             restore_globals(state)
     assert draw() == expected
+
+
+@pytest.mark.parametrize("name", ["get_rng_state_all", "get_rng_state", "set_rng_state_all", "_lazy_init"])
+def test_a_process_that_does_not_use_cuda_does_not_initialise_it(name, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError(f"{name} initialises CUDA")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
+    monkeypatch.setattr(torch.cuda, name, refuse)
+    seed_globals(0)
+    with fork_globals():
+        torch.rand(2)
+    state = globals_state()
+    assert "cuda" not in state
+    restore_globals(state | {"cuda": [torch.zeros(16, dtype=torch.uint8)] * 2})  # of a run on two GPUs
+
+
+def test_generators_of_gpus_in_use_are_saved_and_restored(monkeypatch):
+    own, kept = [torch.arange(16, dtype=torch.uint8)], []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", lambda: own)
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", kept.extend)
+    state = globals_state()
+    assert state["cuda"] is own
+    restore_globals(state)
+    torch.testing.assert_close(kept, own)

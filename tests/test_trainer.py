@@ -276,6 +276,50 @@ def test_an_evaluation_that_was_stopped_is_made_when_training_goes_on(tmp_path):
     assert records(first) + records(second) == records(whole)
 
 
+@pytest.mark.filterwarnings("ignore:an episode is closed")
+@pytest.mark.parametrize("n_faults", [1, 2])
+def test_a_fault_in_an_evaluation_changes_no_other_one(n_faults, tmp_path):
+    """It is repeated when the run goes on, and left out if it fails again."""
+    drawn, kept, checkpoints = [], [], Checkpoints(tmp_path)
+    settings = {"n_total_env_steps": 150, "pictures_every": 30}
+    whole = train(draw=drawn.append, **settings)
+
+    def save(trainer):
+        checkpoints.save(trainer.state_dict(), trainer.collector.n_total_env_steps)
+        return True
+
+    trainer = train(draw=kept.append, save=save, **settings | {"n_total_env_steps": 30})
+    failing = Trainer(
+        trainer.agent,
+        trainer.collector,
+        trainer.logger,
+        whole.config,
+        evaluate=trainer.evaluate,
+        save=save,
+        draw=kept.append,
+    )
+    n_left = n_faults
+
+    def evaluate(n):
+        nonlocal n_left
+        torch.rand(3)
+        if failing.collector.n_total_env_steps == 60 and n_left:
+            n_left -= 1
+            raise Fault("a fault")
+        return trainer.evaluate(n)
+
+    failing.evaluate = evaluate
+    failing.load_state_dict(checkpoints.load())
+    for _ in range(n_faults):
+        with pytest.raises(Fault):
+            failing.run()
+        failing.load_state_dict(checkpoints.load())
+    failing.run()
+    expected = [record for record in records(whole, "eval/") if n_faults == 1 or record[0] != 60]
+    assert records(failing, "eval/") == expected
+    assert kept == (drawn if n_faults == 1 else [n for n in drawn if n != 60])
+
+
 def test_a_return_to_stop_at_is_a_finite_number():
     with pytest.raises(ValueError, match="stop_at_return is nan, expected a finite number or None"):
         TrainerConfig(stop_at_return=float("nan"))

@@ -1,11 +1,13 @@
 """Videos of an agent's episodes."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import numpy as np
+from gymnasium.vector import VectorEnv
 from numpy.typing import NDArray
 
 from experiments.run.building import make_envs
@@ -26,7 +28,7 @@ def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed
         seed: Random seed of the episode.
 
     Raises:
-        gymnasium.error.Error: The environment cannot render here.
+        Exception: The environment cannot render here, or its frames do not make a video.
     """
     env = make_envs(config, 1, render_mode="rgb_array")
     frames: list[NDArray[np.uint8]] = []
@@ -35,13 +37,24 @@ def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed
         collector = Collector(env, agent, seed=seed, learn=False, on_step=lambda step, _: rewards.append(step.rew[0]))
         ended = False
         while not ended and len(frames) < MAX_FRAMES:
-            frames.append(np.asarray(env.render()[0]))
+            frames.append(_frame(env))
             ended = bool(collector.step(explore=False))
-        frames.append(np.asarray(env.render()[0]))  # the final state
-        write_gif(path, frames, float(env.metadata.get("render_fps", 30)))
+        frames.append(_frame(env))  # the final state
+        fps = env.metadata.get("render_fps")
+        write_gif(path, frames, fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30.0)
     finally:
         env.close()
     return float(sum(rewards))
+
+
+def _frame(env: VectorEnv[Any, Any, Any]) -> NDArray[np.uint8]:
+    """Return the frame (H, W, 3) of the only environment."""
+    frames = env.render()
+    frame = np.asarray(None if frames is None else frames[0])
+    if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
+        found = f"dtype {frame.dtype} and shape {frame.shape}"
+        raise ValueError(f"a frame of the environment has {found}, expected uint8 and (height, width, 3)")
+    return frame
 
 
 def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], fps: float) -> None:
@@ -52,5 +65,8 @@ def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], fps: float) -> No
         frames: Frames of the same size.
         fps: Frames per second of the environment; frames are left out if there are more than 25.
     """
+    sizes = {frame.shape for frame in frames}
+    if len(sizes) > 1:
+        raise ValueError(f"the frames have the shapes {', '.join(map(str, sorted(sizes)))}, expected one for all")
     skip = max(1, round(fps / 25))
     iio.imwrite(path, np.stack(frames[::skip]), extension=".gif", duration=1000 * skip / fps, loop=0)

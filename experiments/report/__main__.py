@@ -31,7 +31,7 @@ from experiments.report.study import (
     settings_tables,
 )
 from experiments.report.tables import Table, notes_html
-from experiments.run.command_line import command_line, fail
+from experiments.run.command_line import command, command_line, fail
 from experiments.run.folder import write_whole
 from layeredrl.checks import require_count
 
@@ -177,6 +177,7 @@ def write_report(study: Study, output: Path, command: str) -> list[Path]:
     return list(files)
 
 
+@command()
 def main() -> None:
     """Read the runs, compare them, and write the report."""
     args = sys.argv[1:]

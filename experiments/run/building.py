@@ -34,6 +34,19 @@ def build_agent(config: RunConfig[Any]) -> Hierarchy:
     return agent
 
 
+def require_wandb(config: RunConfig[Any]) -> None:
+    """Raise a `ValueError` if the run logs to W&B, and W&B refuses its environment variables."""
+    if config.wandb == "off":
+        return
+    import wandb
+
+    try:
+        wandb.Settings().update_from_env_vars(os.environ)
+    except (ValueError, wandb.Error) as error:
+        reason = str(error).partition("For further information")[0]  # where pydantic's documentation is
+        raise ValueError(f"W&B refuses an environment variable WANDB_...: {reason}") from error
+
+
 def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
     """Build the collector that trains the agent."""
     return Collector(make_envs(config, config.n_envs), agent, seed=config.seed)
@@ -63,7 +76,7 @@ def can_render(env_id: str) -> bool:
     """Return True if the environment can render an array."""
     env = gym.make(env_id)
     try:
-        return "rgb_array" in env.metadata.get("render_modes", [])
+        return "rgb_array" in (env.metadata.get("render_modes") or ())
     finally:
         env.close()
 
@@ -75,7 +88,7 @@ def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:
     if config.tensorboard:
         loggers.append(TensorBoardLogger(settings, folder / "tensorboard"))
     if config.wandb != "off":
-        wandb = WandbLogger(config.wandb_settings, settings, folder)
+        wandb = WandbLogger(config.wandb_settings, settings, folder, folder / METRICS)
         # Written at once, so that a run that is killed before its first checkpoint resumes the same W&B run.
         path = folder / WANDB_ID
         given = os.environ.get("WANDB_RUN_ID")  # by the agent of a W&B sweep, or a person

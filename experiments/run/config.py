@@ -3,8 +3,10 @@
 import dataclasses
 import difflib
 import importlib
+import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, cast
@@ -15,6 +17,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from experiments.run.command_line import command_line
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
+from layeredrl.checks import require_count
 from layeredrl.environments import Vectorization
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import WandbSettings
@@ -44,6 +47,9 @@ class AgentConfig(Protocol):
         """Build the agent for a task."""
         ...
 
+
+MAX_ENVS, MAX_THREADS = 2**20, 1024
+"""Largest numbers of environments and threads: more than any machine runs, and few enough to be counted."""
 
 A = TypeVar("A")
 
@@ -105,9 +111,12 @@ class RunConfig(Generic[A]):
     """Settings of the agent."""
 
     def __post_init__(self) -> None:
-        for name in ("n_envs", "threads"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        for name, most in (("n_envs", MAX_ENVS), ("threads", MAX_THREADS)):
+            if not 1 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [1, {most}]")
+        if not 0 < self.env_timeout < math.inf:
+            raise ValueError(f"env_timeout is {self.env_timeout}, expected a positive number of seconds")
+        require_count("max_env_faults", self.max_env_faults, 0)
         if self.vectorization == "native" and self.on_env_fault != "stop":
             raise ValueError(
                 f"on_env_fault is {self.on_env_fault!r} with native vectorization, expected 'stop': "
@@ -119,6 +128,7 @@ class RunConfig(Generic[A]):
             raise ValueError(f"device is {self.device!r}, expected cpu, cuda or cuda:N")
         if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
             raise ValueError(f"name is {self.name!r}, expected the name of a folder, without slashes")
+        _ = self.wandb_settings  # checks itself
 
     @property
     def folder(self) -> Path:
@@ -129,7 +139,7 @@ class RunConfig(Generic[A]):
     @property
     def wandb_settings(self) -> WandbSettings:
         """Settings of the W&B logger."""
-        name = self.wandb_name or self.folder.name
+        name = self.wandb_name or self.folder.name[:128]  # the most that W&B takes
         return WandbSettings(
             self.wandb, self.wandb_project, self.wandb_group, self.wandb_job_type, name, self.wandb_tags
         )
@@ -216,11 +226,23 @@ def from_json(path: Path) -> RunConfig[Any]:
     try:
         agent = TypeAdapter(_AgentName).validate_json(text).agent
         config: RunConfig[Any] = _adapter(agent).validate_json(text)
-        return config
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ValueError(f"{path} does not hold the settings of a run: {where or 'file'}: {first['msg']}") from error
+    _require_known(path, json.loads(text), to_dict(config))
+    return config
+
+
+def _require_known(path: Path, found: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> None:
+    """Raise unless all keys of nested settings are known."""
+    for key, value in found.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ValueError(f"{path} has the unknown setting {prefix}{key}{hint}")
+        if isinstance(value, Mapping) and isinstance(known[key], Mapping):
+            _require_known(path, value, known[key], f"{prefix}{key}.")
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,10 @@ def finish(
         folder: Folder of the run.
         logger: Logger of pictures and model; closed at the end.
         training: Results of the training.
-        save: Function that saves a checkpoint; called after the pictures.
+        save: Function that saves a checkpoint or raises a `Fault`; called after the pictures.
+
+    Raises:
+        Fault: The last checkpoint or the summary could not be written, so that the run is not finished.
     """
     n_steps = training.n_total_env_steps
     rows = {
@@ -78,11 +81,8 @@ def finish(
         f"{training.seconds:.1f} s ({training.cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
     )
     if config.pictures:
-        try:
-            with fork_globals():
-                rows |= _draw(config, agent, folder, logger, training)
-        except OSError as error:  # a full disk, after hours of training
-            rows["pictures"] = f"not all: {error}"
+        with fork_globals():
+            rows |= _draw(config, agent, folder, logger, training)
         save()  # the logs' positions: W&B would ignore records that a longer run logs at the positions of the pictures
     log_model(folder, logger)
     if (folder / METRICS).exists():  # it is written with the first finished episode or fit
@@ -91,7 +91,7 @@ def finish(
     try:
         write_whole(folder / SUMMARY, json.dumps(rows, indent=2) + "\n")
     except OSError as error:
-        rows["summary"] = f"none: {error}"
+        raise Fault(f"{folder / SUMMARY} could not be written: {error}") from error
     logger.close()  # ends the live display before the table
     closing_table(rows)
 
@@ -106,34 +106,49 @@ def log_model(folder: Path, logger: Logger) -> None:
 
 
 def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger, training: Training) -> dict[str, str]:
-    """Draw and log the pictures; return their files and what they show, as rows of a table."""
-    rows: dict[str, str] = {}
+    """Draw and log the pictures; return their files and contents, or the reason why one is missing, as table rows."""
     n_steps = training.n_total_env_steps
     title = f"{config.agent} on {config.env}, seed {config.seed}"
-    curve = folder / "learning_curve.png"
-    draw_learning_curve(curve, [(e.n_total_env_steps, e.episode_return) for e in training.episodes], title)
-    logger.log_figure("env/learning_curve", curve, n_steps)
-    rows["learning curve"] = str(curve)
-    if (folder / PICTURES).is_dir():
-        rows["skills"] = str(folder / PICTURES)
-    world = world_model_of(agent)
-    if world is not None:
-        picture = folder / "model.png"
+
+    def draw_curve() -> str:
+        path = folder / "learning_curve.png"
+        draw_learning_curve(path, [(e.n_total_env_steps, e.episode_return) for e in training.episodes], title)
+        logger.log_figure("env/learning_curve", path, n_steps)
+        return str(path)
+
+    def draw_predictions() -> str | None:
+        world = world_model_of(agent)
+        if world is None:
+            return None
+        path = folder / "model.png"
         data = collect_held_out(config, agent, seed=config.seed + 2)
         names = state_names(world.encoder, world.task)
-        scores = draw_model(picture, world, data, names, f"{title}: the model on held-out transitions")
-        logger.log_figure("model/predictions", picture, n_steps)
+        scores = draw_model(path, world, data, names, f"{title}: the model on held-out transitions")
+        logger.log_figure("model/predictions", path, n_steps)
         # Where a dimension hardly varies, R² is NaN or a huge negative number.
         above = [score for score in scores.values() if score >= 0]
         lowest = f", lowest {min(above):.3f}" if above else ""
-        rows["model"] = f"{picture} (R² above 0 in {len(above)} of {len(scores)} dimensions{lowest})"
-    if can_render(config.env):
-        video = folder / "policy.gif"
-        try:
-            episode_return = record_episode(config, agent, video, seed=config.seed + 3)
-        except (gym.error.Error, Fault) as error:  # a package for drawing is not installed, for instance
-            rows["video"] = f"none: {error}"
-        else:
-            logger.log_video("env/policy", video, n_steps)
-            rows["video"] = f"{video} (return {episode_return:.1f})"
-    return rows
+        return f"{path} (R² above 0 in {len(above)} of {len(scores)} dimensions{lowest})"
+
+    def record_video() -> str | None:
+        if not can_render(config.env):
+            return None
+        path = folder / "policy.gif"
+        episode_return = record_episode(config, agent, path, seed=config.seed + 3)
+        logger.log_video("env/policy", path, n_steps)
+        return f"{path} (return {episode_return:.1f})"
+
+    rows: dict[str, str | None] = {"learning curve": drawn(draw_curve)}
+    if (folder / PICTURES).is_dir():
+        rows["skills"] = str(folder / PICTURES)
+    rows |= {"model": drawn(draw_predictions), "video": drawn(record_video)}
+    return {name: value for name, value in rows.items() if value is not None}
+
+
+def drawn(draw: Callable[[], str | None]) -> str | None:
+    """Return the result of `draw`, or the reason why it failed: no picture is worth a run or an evaluation."""
+    try:
+        return draw()
+    except Exception as error:  # of the environment, matplotlib, imageio or the disk
+        kind = "" if isinstance(error, Fault | gym.error.Error) else f"{type(error).__name__}: "
+        return f"none: {kind}{' '.join(str(error).split())}"

@@ -5,12 +5,14 @@ import errno
 import fcntl
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from experiments.run.config import RunConfig, from_json, to_dict, to_json
+from layeredrl.storage import Checkpoints
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.csv"
@@ -18,6 +20,8 @@ PICTURES = "pictures"
 CONFIG = "config.json"
 LOCK = "lock"
 WANDB_ID = "wandb_id"
+RUN_ID = "run_id"
+"""Random id of a run, which its checkpoints name."""
 CODE = "code.json"
 """Versions of the code that a run was trained with, by name."""
 DIAGNOSIS = "diagnosis.json"
@@ -55,12 +59,23 @@ def open_folder(config: RunConfig[Any]) -> Iterator[Path]:
             if config.fresh:
                 _clear(folder)
             write_whole(folder / CONFIG, text)
+            if not (folder / RUN_ID).exists():
+                write_whole(folder / RUN_ID, Checkpoints(folder / CHECKPOINTS).owner() or secrets.token_hex(16))
         except OSError as error:
             for path in made:  # empty, or with a lock at most
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path == folder else path.rmdir()
             raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
         yield folder
+
+
+def checkpoints_of(folder: Path) -> Checkpoints:
+    """Return the checkpoints of a run; those that name another run are refused.
+
+    A folder without an id, such as one of an older run or of a model on W&B, accepts any.
+    """
+    path = folder / RUN_ID
+    return Checkpoints(folder / CHECKPOINTS, run=path.read_text().strip() if path.exists() else None)
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -11,10 +11,9 @@ import torch
 
 from experiments.run.building import build_agent
 from experiments.run.config import RunConfig, from_json
-from experiments.run.folder import CHECKPOINTS, CONFIG
+from experiments.run.folder import CHECKPOINTS, CONFIG, checkpoints_of
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.storage import Checkpoints
 
 WANDB = "wandb:"
 """Prefix of the name of a model on W&B."""
@@ -35,7 +34,7 @@ def load(folder: Path, *, device: str | None = None, best: bool = False) -> tupl
     config = replace(config, device=device or config.device)
     agent = build_agent(config)
     path = folder / CHECKPOINTS
-    state = Checkpoints(path).load(config.device, best=best, increments=False)
+    state = checkpoints_of(folder).load(config.device, best=best, increments=False)
     with restoring(path):
         agent.load_state_dict(state["agent"])
         return config, agent, int(state["n_total_env_steps"])

@@ -3,9 +3,9 @@
 import warnings
 from pathlib import Path
 
-from experiments.run.folder import CHECKPOINTS
+from experiments.run.folder import checkpoints_of
 from experiments.run.loading import restoring
-from layeredrl.storage import Checkpoints
+from layeredrl.faults import Fault
 from layeredrl.trainer import Trainer
 
 
@@ -17,8 +17,9 @@ class Saver:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.checkpoints = Checkpoints(folder / CHECKPOINTS)
-        self.warned = False
+        self.checkpoints = checkpoints_of(folder)
+        self.error: OSError | None = None
+        """Reason why the last save failed; None if it did not."""
 
     @property
     def n_saved(self) -> int:
@@ -34,14 +35,28 @@ class Saver:
         try:
             self.checkpoints.save(state, state["n_total_env_steps"], score=trainer.score)
         except OSError as error:
-            if not self.warned:
+            if self.error is None:
                 warnings.warn(
                     f"no checkpoint could be written, training goes on: {error}", RuntimeWarning, stacklevel=2
                 )
-            self.warned = True
+            self.error = error
             return False
-        self.warned = False
+        self.error = None
         return True
+
+    def last(self, trainer: Trainer) -> None:
+        """Save the trainer's state at the end of a run, where no later save makes up for a failure.
+
+        Raises:
+            Fault: The checkpoint could not be written.
+        """
+        if not self(trainer):
+            raise Fault(f"the last checkpoint could not be written: {self.error}") from self.error
+
+    def require_saved(self, n_total_env_steps: int) -> None:
+        """Raise a `Fault` unless there is a checkpoint of this number of environment steps."""
+        if self.n_saved < n_total_env_steps:
+            raise Fault(f"the last checkpoint could not be written: {self.error}") from self.error
 
     def restore(self, trainer: Trainer, device: str) -> None:
         """Load the newest checkpoint, if there is one, into the trainer.

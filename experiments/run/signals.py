@@ -11,7 +11,10 @@ STOPPED = 75
 
 
 class StopRequest:
-    """True once SIGTERM or SIGINT has arrived; a second signal ends the process at once.
+    """True once SIGTERM, SIGINT or SIGHUP has arrived; another SIGTERM or SIGINT ends the process at once.
+
+    SIGHUP arrives when the terminal is closed, often twice, so that a second one is ignored. A process that ignores
+    SIGHUP at its start, for instance under `nohup`, keeps ignoring it.
 
     A context manager, which restores the handlers of the signals at its end.
 
@@ -27,7 +30,9 @@ class StopRequest:
         return self.received is not None
 
     def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue
             self._before[number] = signal.signal(number, self._take)
         return self
 
@@ -38,6 +43,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGHUP:
+            return
         if self.received is not None:
             sys.stdout.write("\x1b[?25h" if sys.stdout.isatty() else "")  # a live display has hidden the cursor
             sys.stdout.flush()

@@ -182,6 +182,7 @@ def _serve(maker: Maker, connection: "Connection[Any, Any]", in_main_thread: boo
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # Not SIG_IGN: programs started by the environment would inherit it, and could not be terminated.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGHUP, lambda *_: None)  # of a closed terminal, which sends it to all of its processes
     for end in list(_our_ends):  # inherited by fork; an open copy would hide the parent's death from its process
         end.close()
     threading.Thread(target=_exit_after_parent, args=(os.getppid(),), daemon=True).start()

@@ -1,9 +1,10 @@
 """Progress of a run: a live progress bar on a terminal, a plain line now and then anywhere else."""
 
+import contextlib
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -70,7 +71,8 @@ class ConsoleLogger(Logger):
             self._model_loss = float(metrics[MODEL_LOSS])
         self._line_due = True
         if self._live is not None:
-            self._live.start()
+            with _closed_pipe_is_an_error():
+                self._live.start()
         elif now_s - self._last_line_s >= self._line_interval_s:
             self._write_line()
 
@@ -94,14 +96,16 @@ class ConsoleLogger(Logger):
 
     def close(self) -> None:
         if self._live is not None:
-            self._live.stop()
+            with _closed_pipe_is_an_error():
+                self._live.stop()
         elif self._line_due:
             self._write_line()
 
     def _write_line(self) -> None:
-        self._console.print(self._status(), markup=False, highlight=False, soft_wrap=True)
+        self._line_due = False  # also if it fails
+        with _closed_pipe_is_an_error():
+            self._console.print(self._status(), markup=False, highlight=False, soft_wrap=True)
         self._last_line_s = self._clock()
-        self._line_due = False
 
     def _frame(self) -> RenderableType:
         """Return the live display; called from the thread that refreshes it, so it must not change any state."""
@@ -127,6 +131,15 @@ class ConsoleLogger(Logger):
 
     def _elapsed_s(self) -> float:
         return self._elapsed_before_s + self._clock() - self._start_s
+
+
+@contextlib.contextmanager
+def _closed_pipe_is_an_error() -> Iterator[None]:
+    """Raise an error of this logger where rich would end the program, because the output's reader has closed it."""
+    try:
+        yield
+    except SystemExit as error:
+        raise BrokenPipeError("the reader of the output has closed it") from error
 
 
 class _Speed:

@@ -1,16 +1,19 @@
 """Weights & Biases: online, or offline on the disk until `wandb sync` uploads it."""
 
+import csv
 import re
 import secrets
 import shutil
 import time
 import warnings
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from layeredrl.loggers.logger import STEP_COLUMN, Logger
+from layeredrl.loggers.wandb_file import n_records_on_disk
 
 if TYPE_CHECKING:
     import wandb
@@ -20,6 +23,7 @@ _ONLINE_TIMEOUT_S = 9.0
 _LEAST_INIT_TIMEOUT_S = 2.0
 # Long enough for the videos of a run; by default wandb waits for a lost network without limit.
 _FINISH_TIMEOUT_S = 120.0
+_MAX_NAME, _MAX_TAG = 128, 64  # characters
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,24 @@ class WandbSettings:
     tags: tuple[str, ...] = ()
     """Labels of the run."""
 
+    def __post_init__(self) -> None:
+        if self.mode == "off":
+            return
+        # The rules of wandb, which checks them only when a run begins.
+        bad = sorted(set("/\\#?%:") & set(self.project))
+        if bad or not 0 < len(self.project) <= _MAX_NAME:
+            found = f", with {' '.join(bad)}" if bad else ""
+            raise ValueError(
+                f"wandb_project is {self.project!r}{found}, expected 1 to {_MAX_NAME} characters, none of / \\ # ? % :"
+            )
+        for name in ("group", "job_type", "name"):
+            value = getattr(self, name)
+            if value is not None and len(value) > _MAX_NAME:
+                raise ValueError(f"wandb_{name} is {value!r}, expected at most {_MAX_NAME} characters")
+        for tag in self.tags:
+            if not 0 < len(tag) <= _MAX_TAG:
+                raise ValueError(f"wandb_tags has {tag!r}, expected 1 to {_MAX_TAG} characters each")
+
 
 class WandbLogger(Logger):
     """Metrics over `n_total_env_steps`, figures, videos, models and the configuration in a W&B run of its own.
@@ -51,23 +73,32 @@ class WandbLogger(Logger):
     It prints nothing, never asks for a key, and never keeps a run from starting: if it cannot log online within
     seconds, it logs offline, with one `RuntimeWarning`.
 
-    The number of a record is W&B's internal step. If a resumed run repeats records that W&B received before the
-    interruption, W&B ignores them by these numbers.
+    The number of a record is W&B's internal step. A resumed run begins where the log really ends: offline at the last
+    record on the disk, online at the last one that the server has. Records that it repeats are left out. Records that
+    are missing, because wandb writes only every 15 seconds or so, are logged again from `metrics` and the pictures.
 
     Args:
         settings: Settings with any mode but "off".
         config: Nested, JSON-able settings of the run.
         directory: Folder in which W&B creates its folder `wandb`.
+        metrics: File of a `CsvLogger` that logs the same metrics; without it, missing records cannot be logged again.
     """
 
-    def __init__(self, settings: WandbSettings, config: Mapping[str, object], directory: Path) -> None:
+    def __init__(
+        self, settings: WandbSettings, config: Mapping[str, object], directory: Path, metrics: Path | None = None
+    ) -> None:
         if settings.mode == "off":
             raise ValueError('mode should be "offline" or "online" for a WandbLogger, but is "off"')
         self._settings = settings
         self._config = dict(config)
         self._directory = directory
+        self._metrics = metrics
         self._run_id = _new_run_id()
         self._n_records = 0
+        self._n_kept = 0  # records that earlier processes have left in the log
+        self._n_steps = -1  # environment steps of the last record of metrics
+        self._pictures: list[tuple[int, str, str, int]] = []  # number of the record, name, file, environment steps
+        self._saved_pictures: set[tuple[str, int]] = set()  # name and environment steps
         self._run: wandb.Run | None = None
         self._closed = False
 
@@ -79,16 +110,13 @@ class WandbLogger(Logger):
     def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
         if metrics:
             self._record(metrics, n_total_env_steps)
+            self._n_steps = n_total_env_steps
 
     def log_figure(self, name: str, path: Path, n_total_env_steps: int) -> None:
-        import wandb
-
-        self._record({name: wandb.Image(str(path))}, n_total_env_steps)
+        self._picture(name, path, n_total_env_steps)
 
     def log_video(self, name: str, path: Path, n_total_env_steps: int) -> None:
-        import wandb
-
-        self._record({name: wandb.Video(str(path))}, n_total_env_steps)
+        self._picture(name, path, n_total_env_steps)
 
     def log_model(self, files: Mapping[str, Path], n_total_env_steps: int) -> None:
         """Record an artifact of type "model", named after the run; its aliases are "latest" and the run's id."""
@@ -109,12 +137,20 @@ class WandbLogger(Logger):
         run.log_artifact(artifact, aliases=["latest", run.id])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"run_id": self._run_id, "n_records": self._n_records}
+        return {
+            "run_id": self._run_id,
+            "n_records": self._n_records,
+            "n_steps": self._n_steps,
+            "pictures": [list(picture) for picture in self._pictures],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if self._run is not None:
             raise RuntimeError("a WandbLogger has to be restored before it writes anything")
         self._run_id, self._n_records = str(state["run_id"]), int(state["n_records"])
+        self._n_steps = int(state.get("n_steps", -1))  # missing in older states, whose records are not logged again
+        self._pictures = [(int(i), str(name), str(file), int(n)) for i, name, file, n in state.get("pictures", ())]
+        self._saved_pictures = {(name, n) for _, name, _, n in self._pictures}
 
     def close(self) -> None:
         """Finish the run.
@@ -127,16 +163,54 @@ class WandbLogger(Logger):
             run, self._run = self._run, None
             run.finish()
 
+    def _picture(self, name: str, path: Path, n_total_env_steps: int) -> None:
+        if (name, n_total_env_steps) in self._saved_pictures:
+            return  # a run that was killed after its last save repeats its end
+        file = path.absolute()
+        folder = self._directory.absolute()  # which may be moved
+        relative = file.relative_to(folder) if file.is_relative_to(folder) else file
+        self._record({name: _media(file)}, n_total_env_steps)
+        self._pictures.append((self._n_records - 1, name, str(relative), n_total_env_steps))
+
     def _record(self, values: Mapping[str, object], n_total_env_steps: int) -> None:
-        self._opened().log({STEP_COLUMN: n_total_env_steps, **values}, step=self._n_records, commit=True)
+        run = self._opened()
+        if self._n_records >= self._n_kept:
+            self._write(run, self._n_records, values, n_total_env_steps)
         self._n_records += 1
+
+    def _write(self, run: "wandb.Run", number: int, values: Mapping[str, object], n_total_env_steps: int) -> None:
+        run.log({STEP_COLUMN: n_total_env_steps, **values}, step=number, commit=True)
+
+    def _log_again(self, run: "wandb.Run") -> None:
+        """Log the records up to the saved state that the log lacks."""
+        pictures = {picture[0]: picture[1:] for picture in self._pictures if picture[0] >= self._n_kept}
+        numbers = [i for i in range(self._n_kept, self._n_records) if i not in pictures]
+        rows = iter(_last_rows(self._metrics, len(numbers), self._n_steps))
+        for number in range(self._n_kept, self._n_records):
+            if number in pictures:
+                name, file, n_total_env_steps = pictures[number]
+                path = self._directory / file
+                if path.is_file():
+                    self._write(run, number, {name: _media(path)}, n_total_env_steps)
+            else:
+                row = next(rows, None)
+                if row is not None:
+                    self._write(run, number, row, int(row.pop(STEP_COLUMN)))
 
     def _opened(self) -> "wandb.Run":
         if self._closed:
             raise RuntimeError("this WandbLogger is closed")
         if self._run is None:
+            requested = self._run_id
             self._run = self._start()
             self._run_id = self._run.id  # in a W&B sweep the agent's id, not the requested one
+            if self._run_id != requested:  # a new run, because the server does not answer: it has what is logged now
+                self._n_kept = self._n_records
+            elif self._run.offline:
+                self._n_kept = n_records_on_disk(self._directory, self._run_id)
+            else:
+                self._n_kept = self._run.starting_step
+            self._log_again(self._run)
         return self._run
 
     def _start(self) -> "wandb.Run":
@@ -194,6 +268,29 @@ class WandbLogger(Logger):
                 finish_timeout_raises=True,
             ),
         )
+
+
+def _media(path: Path) -> "wandb.Image | wandb.Video":
+    import wandb
+
+    return wandb.Video(str(path)) if path.suffix.lower() == ".gif" else wandb.Image(str(path))
+
+
+def _last_rows(path: Path | None, n: int, n_total_env_steps: int) -> list[dict[str, float]]:
+    """Return the last n rows of a `CsvLogger`'s file of at most this number of environment steps."""
+    if path is None or n == 0 or not path.is_file():
+        return []
+    rows: deque[dict[str, str]] = deque(maxlen=n)
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            if int(row[STEP_COLUMN]) > n_total_env_steps:
+                break
+            rows.append(row)
+    return [{name: _number(cell) for name, cell in row.items() if cell} for row in rows]
+
+
+def _number(cell: str) -> float:
+    return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)
 
 
 def artifact_name(name: str) -> str:

@@ -38,11 +38,12 @@ class Checkpoints:
     Args:
         folder: Folder of the checkpoints; created by the first save.
         keep: Number of newest checkpoints to keep, besides the one of the best score.
+        run: Id of the run, which its checkpoints name; one that names another run is not loaded. None: not checked.
     """
 
-    def __init__(self, folder: Path, *, keep: int = 3) -> None:
+    def __init__(self, folder: Path, *, keep: int = 3, run: str | None = None) -> None:
         require_count("keep", keep)
-        self.folder, self.keep = folder, keep
+        self.folder, self.keep, self.run = folder, keep, run
         self._segments = folder / "segments"
         self._chains: dict[Place, Chain] = {}
         self._entries: dict[str, Entry] = {}  # of the chains' files
@@ -50,6 +51,13 @@ class Checkpoints:
     def newest(self) -> int | None:
         """Return the number of environment steps of the newest checkpoint; None if there is none."""
         return max(self._found(), default=None)
+
+    def owner(self) -> str | None:
+        """Return the id of the run that the newest checkpoint names; None if it names none or cannot be read."""
+        found = self._found()
+        with suppress(CheckpointError, OSError):
+            return files.read_manifest(found[max(found)]).get("run") if found else None
+        return None
 
     def save(self, state: Mapping[str, Any], n_total_env_steps: int, *, score: float | None = None) -> None:
         """Add a checkpoint, then delete those that need not be kept.
@@ -90,7 +98,7 @@ class Checkpoints:
                 "n_total_env_steps": int(n_total_env_steps),
                 "score": None if score is None else float(score),
                 "segments": entries,
-            }
+            } | ({} if self.run is None else {"run": self.run})
             self._put_in_place({"tree": tree, "increments": parts}, manifest)
         except BaseException:
             with suppress(OSError):
@@ -137,7 +145,7 @@ class Checkpoints:
                 place.
 
         Raises:
-            CheckpointError: There is no checkpoint, or it is damaged or has another format.
+            CheckpointError: There is no checkpoint, or it is damaged, has another format, or is of another run.
             OSError, MemoryError, RuntimeError: The checkpoint may be intact but could not be read, for want of
                 permission, memory or a working disk.
         """
@@ -171,6 +179,9 @@ class Checkpoints:
         self, path: Path, device: torch.device | str, *, increments: bool
     ) -> tuple[dict[str, Any], dict[Place, Chain], dict[str, Entry]]:
         manifest = files.read_manifest(path)
+        owner = manifest.get("run", self.run)  # older checkpoints name none
+        if self.run is not None and owner != self.run:
+            raise CheckpointError(f"{path} is a checkpoint of another run, {owner}, expected one of {self.run}")
         content = files.read_verified(path / "state.pt", manifest["files"]["state.pt"], device)
         entries = manifest["segments"]
 

@@ -85,7 +85,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if type(found) is not int or found != FORMAT:
         raise CheckpointError(f"{path} has format {_describe(found)}, expected {FORMAT}")
     checksum = manifest.pop("sha256", None)
-    if manifest.keys() != _MANIFEST_KEYS:
+    if manifest.keys() - {"run"} != _MANIFEST_KEYS:
         raise CheckpointError(
             f"{path} has the keys {', '.join(sorted(manifest))}, expected {', '.join(sorted(_MANIFEST_KEYS))}"
         )
@@ -104,6 +104,7 @@ def _is_sound(manifest: Mapping[str, Any]) -> bool:
     return (
         type(manifest["n_total_env_steps"]) is int
         and (manifest["score"] is None or type(manifest["score"]) is float)
+        and isinstance(manifest.get("run", ""), str)
         and isinstance(files, dict)
         and isinstance(segments, dict)
         and files.keys() == {"state.pt"}

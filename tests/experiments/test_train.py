@@ -21,7 +21,7 @@ def test_a_run_leaves_everything(tmp_path: Path, capsys: pytest.CaptureFixture[s
     run_train("pets", "--preset", "debug")
     files = {path.name for path in PETS_FOLDER.iterdir()}
     pictures = {"learning_curve.png", "model.png", "policy.gif"}
-    others = {"code.json", "config.json", "lock", "summary.json", "tensorboard"}
+    others = {"code.json", "config.json", "lock", "run_id", "summary.json", "tensorboard"}
     assert files == {"metrics.csv", "checkpoints"} | others | pictures
     assert list(tmp_path.iterdir()) == [tmp_path / "runs"]
     assert list((PETS_FOLDER / "tensorboard").iterdir())
@@ -66,7 +66,7 @@ def test_metrics_hold_every_finished_episode(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_without_pictures_there_are_none(trained: Path) -> None:
-    files = {"code.json", "config.json", "metrics.csv", "summary.json", "lock", "checkpoints"}
+    files = {"code.json", "config.json", "metrics.csv", "summary.json", "lock", "run_id", "checkpoints"}
     assert {path.name for path in trained.iterdir()} == files
 
 

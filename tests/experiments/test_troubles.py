@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from experiments.run import finish
 from layeredrl.loggers import CsvLogger, TensorBoardLogger
 from layeredrl.storage import files
 from tests.experiments.commands import (
@@ -70,12 +71,22 @@ def _after(n: int) -> Callable[[Any], bool]:
     [(os, "rename", FULL), (files, "write_bytes", FULL), (Path, "mkdir", READ_ONLY)],
     ids=["rename", "write", "mkdir"],
 )
-def test_a_failed_save_is_made_up_for(error: OSError, target: Any, name: str, whole: Path) -> None:
-    with pytest.MonkeyPatch.context() as patch:
+def test_a_run_whose_last_save_fails_is_not_finished_and_goes_on(
+    error: OSError, target: Any, name: str, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", RuntimeWarning)
         _fails(target, name, error, _after(20), patch)
-        messages = _train_warned(*ARGUMENTS, "--name", "r")
-    assert len(messages) == 1
-    assert f"no checkpoint could be written, training goes on: [Errno {error.errno}] {error.strerror}" in messages[0]
+        with pytest.raises(SystemExit) as stop:
+            run_train(*ARGUMENTS, "--name", "r")
+    assert stop.value.code == 3
+    output = capsys.readouterr()
+    assert f"error: the last checkpoint could not be written: [Errno {error.errno}] {error.strerror}" in output.err
+    assert "the same command goes on at 20 of 40" in output.err
+    assert "Run finished" not in output.out
+    assert not (FOLDER / "summary.json").exists()
+    (message,) = [str(warning.message) for warning in warned]
+    assert f"no checkpoint could be written, training goes on: [Errno {error.errno}] {error.strerror}" in message
     assert without_time(FOLDER) == without_time(whole)
     assert read_state(FOLDER)["n_total_env_steps"] == 20  # the last good one is unchanged
     assert not list(CHECKPOINTS.glob("*.tmp"))
@@ -83,6 +94,16 @@ def test_a_failed_save_is_made_up_for(error: OSError, target: Any, name: str, wh
     assert segments == {"000000000010", "000000000020"}
     run_train(*ARGUMENTS, "--name", "r")
     assert_same_run(FOLDER, whole)
+
+
+def test_a_run_without_a_summary_is_not_finished() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        _fails(finish, "write_whole", FULL, lambda path: Path(path).name == "summary.json", patch)
+        with pytest.raises(SystemExit) as stop:
+            run_train("random", *QUICK, "--name", "r")
+    assert stop.value.code == 3
+    run_train("random", *QUICK, "--name", "r")
+    assert (FOLDER / "summary.json").exists()
 
 
 def test_the_next_save_works_again(whole: Path) -> None:

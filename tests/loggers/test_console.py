@@ -1,10 +1,11 @@
 import io
+import os
 import unicodedata
 
 import pytest
 from rich.console import Console
 
-from layeredrl.loggers import ConsoleLogger, closing_table
+from layeredrl.loggers import ConsoleLogger, LoggerList, closing_table
 
 
 class Clock:
@@ -118,3 +119,15 @@ def test_the_closing_table_is_complete() -> None:
     assert "Done" in text
     assert "[200, 200]" in text
     assert "".join(line.split("│")[2].strip() for line in text.splitlines() if "long/" in line) == rows["folder"]
+
+
+def test_a_closed_pipe_is_an_error_of_the_logger_and_does_not_end_the_program() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", buffering=1) as file, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", file)  # rich points its descriptor to nowhere
+        logger = LoggerList([ConsoleLogger(10, console=Console(file=file))])
+        with pytest.warns(RuntimeWarning, match="ConsoleLogger failed and is switched off, training goes on"):
+            logger.log({"a": 1.0}, 1)
+        logger.log({"a": 2.0}, 2)  # without a second warning
+        logger.close()

@@ -1,5 +1,7 @@
 import io
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,3 +105,34 @@ def test_nothing_is_written_before_the_first_record(tmp_path: Path) -> None:
         logger.log({}, 0)
         logger.state_dict()
     assert not (tmp_path / "events").exists()
+
+
+@pytest.mark.parametrize("n_cut", [0, 3])
+def test_pictures_of_the_last_step_are_not_recorded_again(n_cut: int, tmp_path: Path) -> None:
+    picture, folder = tmp_path / "p.png", tmp_path / "events"
+    Image.new("RGB", (8, 6)).save(picture)
+
+    def part(number: int, state: Mapping[str, Any] | None, *pictures: tuple[str, int]) -> Path:
+        logger = TensorBoardLogger(CONFIG, folder)
+        if state is None:
+            logger.log({"a": 1.0}, 10)
+        else:
+            logger.load_state_dict(state)
+        for name, n in pictures:
+            logger.log_figure(name, picture, n)
+        logger.close()
+        (file,) = folder.glob("events.out.tfevents.*[!0-9]*")  # in order also within a second
+        return file.rename(folder / f"events.out.tfevents.{number:010d}")
+
+    first = part(0, None, ("p", 10), ("q", 10))
+    os.truncate(first, first.stat().st_size - n_cut)  # the process was killed while it wrote
+    at_10, at_20 = {"n_total_env_steps": 10}, {"n_total_env_steps": 20}
+    part(1, at_10, ("r", 20))  # killed before it saved
+    part(2, at_10, ("p", 10), ("q", 10), ("p", 20))
+    part(3, at_20, ("p", 20), ("r", 20))
+    events = read(folder)
+    assert {name: [event.step for event in events.Images(name)] for name in "pqr"} == {
+        "p": [10, 20],
+        "q": [10],
+        "r": [20],
+    }

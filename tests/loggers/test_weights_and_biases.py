@@ -1,5 +1,6 @@
 import http.server
 import json
+import os
 import threading
 import time
 import warnings
@@ -12,13 +13,16 @@ import pytest
 import wandb
 from PIL import Image
 
-from layeredrl.loggers import WandbLogger, WandbSettings
+from layeredrl.loggers import CsvLogger, LoggerList, WandbLogger, WandbSettings
 from tests.loggers.wandb_reader import (
     CHUNK_HEADER,
     FILE_HEADER,
     OfflineRun,
+    history_ends,
     read_offline_run,
+    read_part,
     records,
+    wait_for_the_end,
 )
 
 OFFLINE = WandbSettings(mode="offline")
@@ -124,6 +128,60 @@ def test_a_resumed_run_continues_under_its_id(tmp_path: Path) -> None:
     assert before.run_id == after.run_id == state["run_id"]
     assert [row["_step"] for row in before.rows] == [0, 1, 2]
     assert [(row["_step"], row["a"]) for row in after.rows] == [(2, 3.0)]
+
+
+def _rows_by_step(directory: Path) -> dict[int, dict[str, Any]]:
+    """History of all parts of a run by the numbers of the records; fails if two parts have the same number."""
+    rows: dict[int, dict[str, Any]] = {}
+    for path in sorted(directory.glob("wandb/offline-run-*/run-*.wandb")):
+        for row in read_part(path).rows:
+            assert row["_step"] not in rows
+            rows[row["_step"]] = {key: value for key, value in row.items() if not key.startswith("_")}
+    return rows
+
+
+@pytest.mark.parametrize("n_lost", [0, 1, 2, 4, 7, 9])
+def test_records_that_a_killed_process_has_not_written_are_logged_again(n_lost: int, tmp_path: Path) -> None:
+    """The file is cut between and within records; the process has logged seven up to its checkpoint, and two later."""
+    picture, metrics = tmp_path / "p.png", tmp_path / "metrics.csv"
+    Image.new("RGB", (8, 6)).save(picture)
+
+    def log(loggers: LoggerList, numbers: range) -> None:
+        for n in numbers:
+            if n in (3, 6):
+                loggers.log_figure("p", picture, 10 * n)
+            else:
+                loggers.log({"a": 0.1 * n, "b": float("nan")} if n % 2 else {"a": n, "x" * 20_000: n}, 10 * n)
+
+    csv = CsvLogger(metrics)
+    csv.log({"a": -1.0}, 0)  # while W&B was off
+    with LoggerList([csv, WandbLogger(OFFLINE, {}, tmp_path, metrics)]) as first:
+        log(first, range(7))
+        state = json.loads(json.dumps(first.state_dict()))
+        log(first, range(7, 9))
+    (file,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    wait_for_the_end(file)
+    ends = history_ends(file.read_bytes())
+    assert len(ends) == 9
+    os.truncate(file, ends[8 - n_lost] + 10 if n_lost < 9 else ends[0] - 10)  # and a part of the next
+    wandb.teardown()
+    time.sleep(1 - time.time() % 1)  # wandb names its folders by the second
+    with LoggerList([CsvLogger(metrics), WandbLogger(OFFLINE, {}, tmp_path, metrics)]) as second:
+        second.load_state_dict(state)
+        second.log_figure("p", picture, 60)  # again, as at the end of a run that was killed after its last save
+        log(second, range(7, 11))
+    for path in tmp_path.glob("wandb/offline-run-*/run-*.wandb"):
+        if path != file:
+            wait_for_the_end(path)
+    rows = _rows_by_step(tmp_path)
+    assert list(rows) == list(range(11))
+    for n, row in rows.items():
+        assert row["n_total_env_steps"] == 10 * n
+        if n in (3, 6):
+            assert row["p"]["_type"] == "image-file"
+        else:
+            assert row["a"] == (0.1 * n if n % 2 else n)
+            assert ("b" in row) == bool(n % 2)
 
 
 def test_two_runs_in_one_process_do_not_mix(tmp_path: Path) -> None:

@@ -82,19 +82,30 @@ def read_offline_run(directory: Path) -> OfflineRun:
     return run
 
 
+def wait_for_the_end(path: Path) -> None:
+    """Wait for the end of the log, which wandb's service writes milliseconds after `finish` returned."""
+    _read_finished(path.parent)
+
+
+def history_ends(log: bytes) -> list[int]:
+    """Return the positions in a log at which its history records end."""
+    return [end for data, end in _records_with_ends(log) if Record.FromString(data).HasField("history")]
+
+
 def _read_finished(folder: Path) -> OfflineRun:
     """Wait for the end of the log, which wandb's service writes milliseconds after `finish` returned."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         for path in folder.glob("run-*.wandb"):
-            run = _read(path)
+            run = read_part(path)
             if run.finished:
                 return run
         time.sleep(0.01)
     raise TimeoutError(f"{folder} holds no log of a finished run")
 
 
-def _read(path: Path) -> OfflineRun:
+def read_part(path: Path) -> OfflineRun:
+    """Read one log, which need not be finished."""
     run = OfflineRun(files=path.parent / "files")
     for data in records(path.read_bytes()):
         record = Record.FromString(data)
@@ -143,6 +154,11 @@ def _values(items: Any) -> dict[str, Any]:
 
 def records(log: bytes) -> Iterator[bytes]:
     """Yield the records that are complete; the last may still be in writing."""
+    return (data for data, _ in _records_with_ends(log))
+
+
+def _records_with_ends(log: bytes) -> Iterator[tuple[bytes, int]]:
+    """Yield the complete records, and the positions of their ends."""
     assert FILE_HEADER.startswith(log[: len(FILE_HEADER)])
     position = len(FILE_HEADER)
     chunks: list[bytes] = []  # a list, because the first chunk is empty if a block has room for its header alone
@@ -160,6 +176,6 @@ def records(log: bytes) -> Iterator[bytes]:
         assert (kind in (_FULL, _FIRST)) == (not chunks)
         chunks.append(data)
         if kind in (_FULL, _LAST):
-            yield b"".join(chunks)
+            yield b"".join(chunks), start + length
             chunks = []
         position = start + length

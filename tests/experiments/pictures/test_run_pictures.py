@@ -1,4 +1,6 @@
+import json
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import imageio.v3 as iio
@@ -13,7 +15,7 @@ from experiments.pictures.learning_curve import draw_learning_curve
 from experiments.pictures.model import draw_model
 from experiments.pictures.states import observation_names, state_names
 from experiments.pictures.video import record_episode, write_gif
-from experiments.run.building import build_agent
+from experiments.run.building import build_agent, can_render
 from experiments.run.config import from_json, parse
 from experiments.run.finish import Training, finish
 from experiments.run.held_out import collect_held_out
@@ -53,17 +55,67 @@ def test_a_video_has_all_frames_and_is_cut_without_an_end(
     assert episode_return < 0
 
 
-def test_a_failed_video_does_not_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    gym.register("Undrawable-v0", Undrawable)
-    config = parse(["random", "--env", "Undrawable-v0"])
+def _drawn_as(frame: Any, **metadata: Any) -> type[Blinking]:
+    """An environment with the frame, or a function of the number of the frame that returns it."""
+
+    class Own(Blinking):
+        def render(self) -> Any:
+            self._n_frames += 1
+            return frame(self._n_frames) if callable(frame) else frame
+
+    Own.metadata = Blinking.metadata | metadata
+    return Own
+
+
+class NoViewer(Blinking):
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__(render_mode)
+        if render_mode is not None:
+            raise ImportError("No module named 'viewer'")
+
+
+FRAME = np.zeros((8, 8, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("env", "reason"),
+    [
+        (Undrawable, "pip install crayons"),
+        (NoViewer, "No module named 'viewer'"),
+        (_drawn_as(None), "expected uint8 and (height, width, 3)"),
+        (_drawn_as("frame"), "expected uint8 and (height, width, 3)"),
+        (_drawn_as(FRAME.astype(np.float32)), "dtype float32 and shape (8, 8, 3), expected uint8"),
+        (_drawn_as(FRAME[..., 0]), "shape (8, 8), expected uint8 and (height, width, 3)"),
+        (_drawn_as(lambda n: np.zeros((8 + n, 8, 3), np.uint8)), "the frames have the shapes (9, 8, 3), (10, 8, 3)"),
+        (_drawn_as(lambda n: 1 / 0), "ZeroDivisionError"),
+        (_drawn_as(FRAME, render_fps=None), "policy.gif (return"),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # gymnasium warns of such frames, too
+def test_a_failed_video_does_not_stop_the_run(
+    env: type[Blinking],
+    reason: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(video, "MAX_FRAMES", 3)
+    gym.register("Picture-v0", env)
+    config = parse(["random", "--env", "Picture-v0"])
     logger, training = LoggerList([RecordingLogger()]), Training([], 5, 1.0, 1.0)
     saved: list[int] = []
     finish(config, build_agent(config), tmp_path, logger=logger, training=training, save=lambda: saved.append(1))
     assert saved == [1]
-    output = capsys.readouterr().out
-    assert "none: environment 0, drawn" in output
-    assert "pip install crayons" in output
-    assert not (tmp_path / "policy.gif").exists()
+    assert reason in json.loads((tmp_path / "summary.json").read_text())["video"]
+    assert capsys.readouterr().out.count("│ video") == 1
+    assert (tmp_path / "policy.gif").exists() == ("policy.gif" in reason)
+
+
+def test_environments_without_modes_of_rendering_have_no_video() -> None:
+    gym.register("Picture-v0", _drawn_as(FRAME, render_modes=None))
+    with pytest.warns(UserWarning, match="render_modes"):  # gymnasium's own
+        assert not can_render("Picture-v0")
 
 
 @pytest.mark.parametrize("n", [0, 1, 51])
