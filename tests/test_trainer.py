@@ -171,7 +171,8 @@ def test_evaluation_is_the_mean_return():
 
 
 @pytest.mark.parametrize(
-    "name", ["n_total_env_steps", "eval_every", "eval_episodes", "checkpoint_every", "pictures_every"]
+    "name",
+    ["n_total_env_steps", "eval_every", "eval_episodes", "eval_max_steps", "checkpoint_every", "pictures_every"],
 )
 def test_settings_are_checked(name):
     with pytest.raises(ValueError, match=f"{name} is -1, expected at least"):
