@@ -11,11 +11,12 @@ from rich import print as show
 from rich.table import Table
 
 from experiments.pictures.diagnosis import diagnose
-from experiments.run.command_line import command, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail
 from experiments.run.folder import DIAGNOSIS, write_whole
 from experiments.run.held_out import world_model_of
 from experiments.run.loading import load
 from layeredrl.checks import require_counts
+from layeredrl.faults import Fault
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,17 @@ def main() -> None:
         world = world_model_of(agent)
         if world is None:
             raise ValueError(f"{args.run} holds {config.agent}, which does not plan the environment's own actions")
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError) as error:
         fail(error)
     columns: dict[str, dict[str, float]] = {}
-    for policy, actor in (("random", None), ("agent", agent)):
-        found = diagnose(world, config.env, actor, n_steps=args.steps, horizon=args.horizon, seed=args.seed)
-        columns[policy] = {"n_total_env_steps": n_trained, **found.metrics()}
-        found.draw(args.run, policy, title=f"{config.agent} on {config.env}, {policy} actions")
-    write_whole(args.run / DIAGNOSIS, json.dumps(columns, indent=2) + "\n")
+    try:
+        for policy, actor in (("random", None), ("agent", agent)):
+            found = diagnose(world, config.env, actor, n_steps=args.steps, horizon=args.horizon, seed=args.seed)
+            columns[policy] = {"n_total_env_steps": n_trained, **found.metrics()}
+            found.draw(args.run, policy, title=f"{config.agent} on {config.env}, {policy} actions")
+        write_whole(args.run / DIAGNOSIS, json.dumps(columns, indent=2) + "\n")
+    except (Fault, OSError) as error:
+        fail(error, FAULT)
     table = Table(
         "metric", *columns, caption=f"{DIAGNOSIS} and figures, model_*.png, in the run's folder", caption_justify="left"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from experiments.pictures.plans import compare, draw_comparison
-from experiments.run.command_line import command, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail
 from experiments.run.loading import load
 from layeredrl.checks import require_counts
 from layeredrl.faults import Fault
@@ -46,11 +46,14 @@ def main() -> None:
         if not isinstance(level, PlannerLevel) or len(agent.levels) != 1:
             raise ValueError(f"{args.run} holds {config.agent}, which does not plan the environment's own actions")
         found = compare(config.env, agent, level, step=args.step, seed=args.seed, n_particles=args.particles)
-    except (ValueError, TypeError, Fault) as error:
+    except (ValueError, TypeError, OSError, Fault) as error:
         fail(error)
     path = args.output or args.run / "plan.png"
     title = f"{config.agent} on {config.env}: the plan at step {args.step}, {found.horizon} steps ahead"
-    draw_comparison(found, level, title).savefig(path, dpi=120)
+    try:
+        draw_comparison(found, level, title).savefig(path, dpi=120)
+    except OSError as error:
+        fail(error, FAULT)
     closing_table({**found.rows(), "figure": str(path)}, title="Plan")
 
 

@@ -12,8 +12,9 @@ import tyro
 
 from experiments.pictures.fans import FanSettings, draw_fan, make_fan
 from experiments.pictures.mazes import layout_of
-from experiments.run.command_line import command, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail
 from experiments.run.loading import load
+from layeredrl.faults import Fault
 from layeredrl.loggers import closing_table
 
 
@@ -32,11 +33,14 @@ def main() -> None:
         args: PlotSkillsConfig = command_line(PlotSkillsConfig, sys.argv[1:], prog="python -m experiments.plot_skills")
         config, agent, n_steps = load(args.run)
         fan = make_fan(config, agent, args)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, Fault) as error:
         fail(error)
     path = args.run / "skills.png"
     title = f"{config.agent} on {config.env}, {n_steps} environment steps"
-    draw_fan(fan, title, layout_of(config.env)).savefig(path, dpi=120)
+    try:
+        draw_fan(fan, title, layout_of(config.env)).savefig(path, dpi=120)
+    except OSError as error:
+        fail(error, FAULT)
     rows = {name: f"{value:.3f}" for name, value in fan.numbers().items()}
     closing_table({**rows, "picture": str(path)}, title="Skills")
 

@@ -65,7 +65,7 @@ def print_comparison(a: Run, b: Run, metric: str, console: Console) -> None:
     for (name, first), second in zip(results(a, metric).items(), results(b, metric).values(), strict=True):
         if first is not None or second is not None:
             gap = "" if first is None or second is None else f"{second - first:+.6g}"
-            outcome.add_row(name, *("—" if value is None else f"{value:.6g}" for value in (first, second)), gap)
+            outcome.add_row(Text(name), *("—" if value is None else f"{value:.6g}" for value in (first, second)), gap)
     console.print(outcome)
     if a.notes or b.notes:
         notes = _table("Notes", a, b)

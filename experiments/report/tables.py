@@ -4,6 +4,7 @@ import csv
 import html
 import io
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -72,4 +73,13 @@ def _missing(cell: Cell) -> bool:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
+    """Return text as Markdown that shows it literally, in one line, also within a cell of a table.
+
+    Names, settings and notes of a run folder may hold anything: links, HTML, formulas, or a cell's border.
+    """
+    line = re.sub(r"[\\`*\[\]|~#$&]", r"\\\g<0>", " ".join(text.split()))
+    line = re.sub(r"<(?=.*>)", r"\\<", line)  # of a tag; a sign alone may stay
+    line = re.sub(r"(?<![^\W_])_|_(?![^\W_])", r"\\_", line)  # within a word it has no meaning
+    line = re.sub(r"(?i)\b(https?|ftp|mailto|xmpp|www)(?=[:.])(.)", r"\1\\\2", line)  # these become links by themselves
+    line = re.sub(r"^>|^[-+=](?=\s|$)", r"\\\g<0>", line)  # a quotation or a list
+    return re.sub(r"^(\d+)([.)])(?=\s|$)", r"\1\\\2", line)

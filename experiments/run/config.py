@@ -112,8 +112,9 @@ class RunConfig(Generic[A]):
 
     def __post_init__(self) -> None:
         for name, most in (("n_envs", MAX_ENVS), ("threads", MAX_THREADS)):
-            if not 1 <= getattr(self, name) <= most:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected a number in [1, {most}]")
+            value = getattr(self, name)
+            if not 1 <= value <= most:
+                raise ValueError(f"{name} is {value}, expected at {'least 1' if value < 1 else f'most {most}'}")
         if not 0 < self.env_timeout < math.inf:
             raise ValueError(f"env_timeout is {self.env_timeout}, expected a positive number of seconds")
         require_count("max_env_faults", self.max_env_faults, 0)
@@ -240,7 +241,7 @@ def _require_known(path: Path, found: Mapping[str, Any], known: Mapping[str, Any
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             hint = f"; did you mean {prefix}{near[0]}?" if near else ""
-            raise ValueError(f"{path} has the unknown setting {prefix}{key}{hint}")
+            raise ValueError(f"{path} holds other settings than this agent's: {prefix}{key} is unknown{hint}")
         if isinstance(value, Mapping) and isinstance(known[key], Mapping):
             _require_known(path, value, known[key], f"{prefix}{key}.")
 

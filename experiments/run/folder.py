@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from experiments.run.config import RunConfig, from_json, to_dict, to_json
+from layeredrl.faults import Fault
 from layeredrl.storage import Checkpoints
 
 CHECKPOINTS = "checkpoints"
@@ -29,6 +30,9 @@ DIAGNOSIS = "diagnosis.json"
 SUMMARY = "summary.json"
 """Results of a run; written last, after the pictures."""
 
+_PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
+"""Errors of a disk that may be gone when a run that has begun is tried again."""
+
 FREE = {
     *("device", "env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
     *("wandb", "wandb_group", "wandb_job_type", "wandb_name", "wandb_project", "wandb_tags"),
@@ -44,6 +48,7 @@ def open_folder(config: RunConfig[Any]) -> Iterator[Path]:
     Nothing is changed before this process holds the lock, because two processes would overwrite each other's files.
 
     Raises:
+        Fault: The folder holds this run, but its disk is full or read-only for now.
         ValueError: The folder holds another run or no run, cannot be written, or is locked by another process.
     """
     folder, text = config.folder, to_json(config)
@@ -65,7 +70,10 @@ def open_folder(config: RunConfig[Any]) -> Iterator[Path]:
             for path in made:  # empty, or with a lock at most
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path == folder else path.rmdir()
-            raise ValueError(f"{folder} cannot be written: {error.strerror or error}") from error
+            message = f"{folder} cannot be written: {error.strerror or error}"
+            if not made and error.errno in _PASSING:
+                raise Fault(message) from error
+            raise ValueError(message) from error
         yield folder
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,24 @@ def load(folder: Path, *, device: str | None = None, best: bool = False) -> tupl
     state = checkpoints_of(folder).load(config.device, best=best, increments=False)
     with restoring(path):
         agent.load_state_dict(state["agent"])
-        return config, agent, int(state["n_total_env_steps"])
+        n_total_env_steps = int(state["n_total_env_steps"])
+    unusable = next(_nan_tensors(state["agent"], "agent"), None)
+    if unusable is not None:
+        raise ValueError(f"the checkpoint of {n_total_env_steps} steps in {path} holds NaN in {unusable}")
+    return config, agent, n_total_env_steps
+
+
+def _nan_tensors(state: object, place: str) -> Iterator[str]:
+    """Yield the places of tensors with NaN in a nested state."""
+    if isinstance(state, torch.Tensor):
+        if state.is_floating_point() and bool(state.isnan().any()):
+            yield place
+    elif isinstance(state, Mapping):
+        for key, value in state.items():
+            yield from _nan_tensors(value, f"{place}.{key}")
+    elif isinstance(state, list | tuple):
+        for i, value in enumerate(state):
+            yield from _nan_tensors(value, f"{place}.{i}")
 
 
 @contextlib.contextmanager

@@ -61,6 +61,14 @@ SETTINGS = [
         ["the action space is Discrete(2), expected a flat Box of [-1, 1]"],
     ),
     (["sac", "--learning.updates-per-transition", "-1"], ["updates_per_transition is -1.0"]),
+    (["pets", "--threads", str(2**40)], ["threads is 1099511627776, expected at most 1024"]),
+    (["pets", "--n-envs", str(2**40)], ["n_envs is 1099511627776, expected at most 1048576"]),
+    (["pets", "--env-timeout", "nan"], ["env_timeout is nan, expected a positive number of seconds"]),
+    (["pets", "--max-env-faults", "-1"], ["max_env_faults is -1, expected at least 0"]),
+    (["pets", "--wandb", "offline", "--wandb-project", "a/b"], ["wandb_project is 'a/b', with /, expected"]),
+    (["pets", "--wandb", "offline", "--wandb-project", ""], ["wandb_project is '', expected 1 to 128 characters"]),
+    (["pets", "--wandb", "offline", "--wandb-group", "g" * 129], ["wandb_group is 'ggg", "at most 128 characters"]),
+    (["pets", "--wandb", "offline", "--wandb-tags", "a", ""], ["wandb_tags has '', expected 1 to 64 characters each"]),
     (["pets", "--wandb", "sometimes"], ["'sometimes'", "--wandb", "offline"]),
     (["pets", "--seed", "one"], ["--seed", "'one'"]),
     (["pets", "--seed"], ["--seed", "Missing value"]),
@@ -131,6 +139,19 @@ def test_a_full_disk_leaves_nothing(refusal: Refusal, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(run, "write_whole", write_whole)
     assert "cannot be written: No space left on device" in refusal(run_train, "random", *QUICK)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "part"),
+    [("MODE", "sometimes", "'online', 'offline'"), ("RUN_ID", "a/b", "Run ID"), ("PROJECT", "a/b", "project name")],
+)
+def test_environment_variables_that_wandb_refuses(
+    variable: str, value: str, part: str, refusal: Refusal, lonely_wandb: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"WANDB_{variable}", value)
+    line = refusal(run_train, "random", *QUICK, "--wandb", "offline")
+    assert "W&B refuses an environment variable WANDB_" in line
+    assert part in line
 
 
 def test_bad_input_leaves_a_run_as_it_is(random_run: Path, refusal: Refusal) -> None:

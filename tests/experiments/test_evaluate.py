@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from layeredrl.storage import Checkpoints
-from tests.experiments.commands import all_files, change_state, fit_manifest, newest, run_evaluate
+from tests.experiments.commands import QUICK, all_files, change_state, fit_manifest, newest, run_evaluate, run_train
 from tests.experiments.conftest import Refusal
 
 
@@ -107,6 +108,13 @@ def test_no_video_of_an_environment_that_cannot_render(random_run: Path, refusal
         ({"seed": "one"}, "seed"),
         ({"seed": -1}, "seed is -1"),
         ({"n_envs": None}, "n_envs"),
+        ({"threads": 2**40}, "threads is 1099511627776, expected at most 1024"),
+        ({"env_timeout": 0}, "env_timeout is 0.0, expected a positive number of seconds"),
+        ({"max_env_faults": -1}, "max_env_faults is -1, expected at least 0"),
+        ({"vectorization": "native"}, "'envs:ContinuousCartPole-v0' is not registered as a vector environment"),
+        ({"env_timout": 1}, "env_timout is unknown; did you mean env_timeout?"),
+        ({"trainer": {"eval_evry": 1}}, "trainer.eval_evry is unknown; did you mean trainer.eval_every?"),
+        ({"settings": {"xyz": {}}}, "settings.xyz is unknown"),
         ({"agent": "pest"}, "unknown agent 'pest'"),
         ({"agent": "os:system"}, "'os:system'"),
         ({"agent": 5}, "agent"),
@@ -150,6 +158,45 @@ def test_a_checkpoint_of_other_shapes(folder: Path, refusal: Refusal) -> None:
     assert f"{folder}/checkpoints does not fit the settings in config.json" in line
     assert "size mismatch" in line
     assert len(line) < 500
+
+
+def test_parameters_of_nan(folder: Path, refusal: Refusal) -> None:
+    def change(state: dict[str, Any]) -> None:
+        world = state["agent"]["planner"]["learner"]["world"]
+        name = next(name for name, tensor in world.items() if name.endswith("weight") and tensor.is_floating_point())
+        world[name][..., 0] = torch.nan
+
+    change_state(folder, change)
+    line = refusal(run_evaluate, folder)
+    assert f"checkpoint of 60 steps in {folder}/checkpoints holds NaN in agent.planner.learner.world." in line
+
+
+def test_a_checkpoint_of_another_run(trained: Path, tmp_path: Path, refusal: Refusal) -> None:
+    """Also of one with the same settings; a run that was copied as a whole can be played and trained on."""
+    run_train("random", *OWN, "--name", "a")
+    run_train("random", *OWN, "--name", "b")
+    a, b = Path("runs/a"), Path("runs/b")
+    shutil.copytree(a, "runs/copy")
+    for checkpoint in (b / "checkpoints").glob("0*"):
+        shutil.rmtree(checkpoint)
+    shutil.copytree(newest(a), b / "checkpoints" / newest(a).name)
+    for command in (partial(run_evaluate, b), partial(run_train, "random", *OWN, "--name", "b")):
+        line = refusal(command)
+        assert f"{newest(b)} is a checkpoint of another run, {(a / 'run_id').read_text()}, expected one of" in line
+    run_evaluate("runs/copy", "--episodes", 1)
+    run_train("random", *OWN, "--trainer.n-total-env-steps", 90, "--name", "copy")
+    assert newest(Path("runs/copy")).name == "000000000090"
+
+
+def test_runs_of_older_versions_have_no_id(trained: Path) -> None:
+    shutil.copytree(trained, "runs/r")
+    Path("runs/r/run_id").unlink()
+    run_evaluate("runs/r", "--episodes", 1)
+    run_train("pets", *QUICK, "--trainer.n-total-env-steps", 70, "--name", "r")
+    assert Path("runs/r/run_id").read_text() == (trained / "run_id").read_text()  # of its checkpoints
+
+
+OWN = (*QUICK, "--env", "OwnDrift-v0")
 
 
 @pytest.mark.parametrize("state", [{}, {"agent": {}}, {"agent": {"0": {}}, "n_total_env_steps": 5}, {"agent": 3}])

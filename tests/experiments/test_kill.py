@@ -101,7 +101,7 @@ def test_twenty_kills_and_one_run_for_wandb() -> None:
         assert path.name.endswith(run_id)
 
 
-CALLS = 33
+CALLS = 35
 """Number of calls that change files, from the start of a run to its second checkpoint."""
 RUN = ("random", *QUICK, "--trainer.n-total-env-steps", 80, "--trainer.checkpoint-every", 20)
 

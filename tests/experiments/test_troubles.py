@@ -1,6 +1,7 @@
 """Runs survive a full disk, a read-only folder, a logger that fails, and losses and plans that are NaN."""
 
 import os
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from experiments.run import finish
+from experiments.run import finish, folder
 from layeredrl.loggers import CsvLogger, TensorBoardLogger
 from layeredrl.storage import files
 from tests.experiments.commands import (
@@ -104,6 +105,20 @@ def test_a_run_without_a_summary_is_not_finished() -> None:
     assert stop.value.code == 3
     run_train("random", *QUICK, "--name", "r")
     assert (FOLDER / "summary.json").exists()
+
+
+@pytest.mark.parametrize("error", [FULL, READ_ONLY])
+def test_a_run_that_cannot_go_on_for_now_is_no_bad_input(
+    error: OSError, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A study tries it again."""
+    shutil.copytree(whole, FOLDER)
+    with pytest.MonkeyPatch.context() as patch:
+        _fails(folder, "write_whole", error, lambda path: True, patch)
+        with pytest.raises(SystemExit) as stop:
+            run_train(*LONGER, "--name", "r")
+    assert stop.value.code == 3
+    assert f"error: runs/r cannot be written: {error.strerror}" in capsys.readouterr().err
 
 
 def test_the_next_save_works_again(whole: Path) -> None:

@@ -441,3 +441,28 @@ def test_table_as_html_markdown_and_csv():
         *("| x | y\\|z |", "|---|---|", "| a<b | 0.3333 |", "| c d | — |", "| e | — |"),
     ]
     assert list(csv.reader(io.StringIO(table.csv()))) == [["x", "y|z"], ["a<b", str(1 / 3)], ["c\nd", ""], ["e", ""]]
+
+
+@pytest.mark.parametrize(
+    ("text", "markdown"),
+    [
+        ("env/episode_return, n=3 (-1.5 to 2)", "env/episode_return, n=3 (-1.5 to 2)"),
+        ("a|b\\|c", "a\\|b\\\\\\|c"),
+        ("[a](javascript:b) ![c](d)", "\\[a\\](javascript:b) !\\[c\\](d)"),
+        ("<img src=x onerror=y> a < b", "\\<img src=x onerror=y> a < b"),
+        (
+            "**b** _i_ __main__ `c` ~~d~~ $e$ &lt;",
+            "\\*\\*b\\*\\* \\_i\\_ \\_\\_main\\_\\_ \\`c\\` \\~\\~d\\~\\~ \\$e\\$ \\&lt;",
+        ),
+        ("http://a.b www.c.d", "http\\://a.b www\\.c.d"),
+        ("- a", "\\- a"),
+        ("1. a\n# b", "1\\. a \\# b"),
+        ("> a", "\\> a"),
+        ("1.5 a", "1.5 a"),
+    ],
+)
+def test_markdown_shows_text_literally(text, markdown):
+    table = Table("t", text, (text,), [[text]], [text])
+    title, _, columns, _, row, _, note, *_ = table.markdown().splitlines()
+    assert (title, note) == (f"## {markdown}", f"* {markdown}")
+    assert columns == row == f"| {markdown} |"
