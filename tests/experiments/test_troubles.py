@@ -185,7 +185,7 @@ def test_steps_with_losses_of_nan_are_left_out_and_counted() -> None:
         run_train(*LONGER, *settings, "--name", "r")
     fits = [row for row in read_metrics(FOLDER) if row["model/loss"]]
     assert [row["model/skipped_steps"] for row in fits] == ["2", "2", "2"]
-    world = read_state(FOLDER)["agent"]["0"]["world"]
+    world = read_state(FOLDER)["agent"]["planner"]["learner"]["world"]
     assert all(tensor.isfinite().all() for tensor in world.values() if tensor.is_floating_point())
     run_train(*LONGER, *settings, "--name", "clean")
     assert "model/skipped_steps" not in read_metrics(Path("runs/clean"))[0]
@@ -218,7 +218,7 @@ def test_some_plans_without_a_finite_score_are_random_actions() -> None:
         messages = _train_warned(*LONGER, "--learning.max-failed-plans", 1, "--name", "r")
     assert len(messages) == 2
     assert all("no candidate had a finite score in the environments 0" in message for message in messages)
-    assert (read_state(FOLDER)["experience"]["0"]["rows"]["rows"]["act"].abs() <= 1).all()
+    assert (read_state(FOLDER)["experience"]["planner"]["rows"]["rows"]["act"].abs() <= 1).all()
 
 
 def test_too_many_plans_without_a_finite_score_stop_the_run_which_can_be_resumed(
