@@ -125,8 +125,8 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
         logger.log_figure("model/predictions", picture, n_steps)
         # Where a dimension hardly varies, R² is NaN or a huge negative number.
         above = [score for score in scores.values() if score >= 0]
-        lowest = f", lowest {min(above):.3f}" if above else ""
-        rows["model"] = f"{picture} (R² above 0 in {len(above)} of {len(scores)} dimensions{lowest})"
+        lowest = f"{min(above):.3f}" if above else "0"
+        rows["model"] = f"{picture} (R² {lowest} or better in {len(above)} of {len(scores)} dimensions)"
     if can_render(config.env):
         video = folder / "policy.gif"
         try:
