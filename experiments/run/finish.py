@@ -125,10 +125,9 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
         names = state_names(world.encoder, world.task)
         scores = draw_model(path, world, data, names, f"{title}: the model on held-out transitions")
         logger.log_figure("model/predictions", path, n_steps)
-        # Where a dimension hardly varies, R² is NaN or a huge negative number.
         above = [score for score in scores.values() if score >= 0]
-        lowest = f", lowest {min(above):.3f}" if above else ""
-        return f"{path} (R² above 0 in {len(above)} of {len(scores)} dimensions{lowest})"
+        lowest = f"{min(above):.3f}" if above else "0"
+        return f"{path} (R² {lowest} or better in {len(above)} of {len(scores)} dimensions)"
 
     def record_video() -> str | None:
         if not can_render(config.env):

@@ -25,17 +25,17 @@ def play(
     config: RunConfig[Any], agent: Hierarchy, n_episodes: int, seed: int, stop: Callable[[], bool] = lambda: False
 ) -> list[Episode]:
     """Play episodes without exploration, in new environments; return none once `stop` returns True."""
-    with new_episodes(config, agent, n_episodes, seed) as collector:
-        return collector.collect_episodes(n_episodes, max_steps=config.trainer.eval_max_steps, stop=stop)
+    try:
+        with new_episodes(config, agent, n_episodes, seed) as collector:
+            return collector.collect_episodes(n_episodes, max_steps=config.trainer.eval_max_steps, stop=stop)
+    except UnknownEnvironmentError as error:  # the run's own could be made, but no more of them
+        raise Fault(str(error)) from error
 
 
 @contextlib.contextmanager
 def new_episodes(config: RunConfig[Any], agent: Hierarchy, n_episodes: int, seed: int) -> Iterator[Collector]:
     """Give a collector that plays episodes without learning, in new environments."""
-    try:
-        env = make_envs(config, min(n_episodes, 8))
-    except UnknownEnvironmentError as error:  # the run's own could be made, but no more of them
-        raise Fault(str(error)) from error
+    env = make_envs(config, min(n_episodes, 8))
     try:
         yield Collector(env, agent, seed=seed, learn=False)
     finally:

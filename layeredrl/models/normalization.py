@@ -10,6 +10,8 @@ TINY = 1e-30
 """Smallest scale by which anything is divided: quotients of float32 numbers stay finite."""
 MAX_MEAN = 10.0
 """Root mean square of a target, in standard deviations, up to which the latter alone is its scale."""
+AT_ONCE = 2**18
+"""Number of elements that are converted to float64 at once."""
 CHUNK = 4096
 """Number of rows whose statistics are computed at once."""
 
@@ -37,9 +39,9 @@ class Moments(NamedTuple):
     @classmethod
     def of(cls, x: Tensor) -> "Moments":
         """Moments of rows x (N, D), N at least one."""
-        x = x.double()
-        mean = x.mean(0)
-        return cls(len(x), mean, (x - mean).square_().sum(0) / len(x))
+        n, parts = len(x), torch.split(x, max(1, AT_ONCE // max(1, x.shape[1])))
+        mean = torch.stack([part.double().sum(0) for part in parts]).sum(0) / n
+        return cls(n, mean, torch.stack([(part - mean).square_().sum(0) for part in parts]).sum(0) / n)
 
     @classmethod
     def merged(cls, parts: Sequence["Moments"]) -> "Moments":

@@ -294,7 +294,7 @@ def test_a_planner_over_skills_over_goals():
         np.testing.assert_array_equal(lower.info.command.action, np.repeat(upper.act, upper.info.duration, 0))
         np.testing.assert_array_equal(lower.info.command.elapsed, np.tile([0, 1, 2, 0, 1, 2, 0, 1], 9))
         np.testing.assert_array_equal(upper.obs, lower.obs[np.flatnonzero(lower.info.command.elapsed == 0)])
-    found = skills.method.segments(skills.replay, 500)
+    found = skills.method.segments(skills.replay, 500, skills.log_prob)
     whole = {tuple(x) for i in range(2) for x in stored(skills.replay, i).obs_next[2::3].tolist()}
     assert {tuple(x) for x in found.obs_next.tolist()} <= whole
     assert len(found.obs) > 400

@@ -367,7 +367,7 @@ def test_other_settings_are_refused_each_by_name(trained: Path, refusal: Refusal
     for changes, parts in [
         (["--seed", 1], ["seed was 0 and is 1"]),
         (["--n-envs", 4], ["n_envs was 1 and is 4"]),
-        (["--discount", 0.5, "--planner", "cem"], ["discount was 1.0 and is 0.5", "planner was 'icem' and is 'cem'"]),
+        (["--discount", 0.5, "--planner.kind", "cem"], ["discount was 1.0 and is 0.5", "kind was 'icem' and is 'cem'"]),
         (["--model.hidden", 8, 8], ["settings.model.hidden was [16] and is [8, 8]"]),
         (["--trainer.eval-every", 5], ["trainer.eval_every was 0 and is 5"]),
         (["--env", "OwnDrift-v0"], ["env was 'ContinuousCartPole-v0' and is 'OwnDrift-v0'"]),

@@ -224,7 +224,6 @@ def test_supported_states_are_refreshed_from_time_to_time():
 
 @pytest.mark.parametrize("latent_dim", [0, 2])
 def test_statistics_of_a_learned_reward_and_encoder_follow_the_newest_data(latent_dim):
-    """Those of the dynamics' inputs move only if the encoder moves its states."""
     learner = make(replace(ONLINE, updates_per_segment=0), reward=None, latent_dim=latent_dim)
     stream = Stream(learner).go(5)
     net, buffers = learner.world.reward_net, dict(learner.dynamics.network.named_buffers())
@@ -245,12 +244,10 @@ def test_statistics_of_a_learned_reward_and_encoder_follow_the_newest_data(laten
     data = draw(1000)
     state, state_next = (learner.world.encode(x)[0] for x in (data.obs, data.obs_next))
     (mean,) = (x.flatten()[:2] for name, x in buffers.items() if "mean" in name)
-    if latent_dim:
-        torch.testing.assert_close(mean, state.mean(0), rtol=0.2, atol=0.05)
-        torch.testing.assert_close(net.inputs.mean[:2], state.mean(0), rtol=0.2, atol=0.05)
-        torch.testing.assert_close(learner.dynamics.unit, (state_next - state).std(0), rtol=0.2, atol=0.0)
-    else:
-        assert all(torch.equal(x, before[name]) for name, x in buffers.items())
+    assert any(not torch.equal(x, before[name]) for name, x in buffers.items())
+    torch.testing.assert_close(mean, state.mean(0), rtol=0.2, atol=0.15)  # of a draw of its own
+    torch.testing.assert_close(net.inputs.mean[:2], mean, rtol=0.2, atol=0.15)
+    torch.testing.assert_close(learner.dynamics.unit, (state_next - state).std(0), rtol=0.2, atol=0.0)
 
 
 def test_reports_are_means_of_every_tenth_update(monkeypatch):

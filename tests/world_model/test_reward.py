@@ -12,6 +12,7 @@ from layeredrl.models import FitConfig
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, LearnedEncoder, Oracle, WorldModel
 from layeredrl.world_model.reward import RewardLearner
+from layeredrl.world_model.transitions import BatchTransitions
 
 ACTIONS, CHOICES = spaces.Box(-1.0, 1.0, (2,), np.float32), spaces.Discrete(3)
 PLACE = spaces.Box(-np.inf, np.inf, (2,), np.float32)
@@ -45,6 +46,10 @@ def make_data(n=256, seed=0, actions=ACTIONS):
     return Batch(obs=obs, obs_next=obs_next, act=act, rew=-(after[:, :2] - goal).norm(dim=-1), place=place, goal=goal)
 
 
+def fit(learner, data, config):
+    return learner.fit(BatchTransitions(data), learner.moments(data), config, torch.Generator().manual_seed(0))
+
+
 def error(learner, data):
     """Mean squared error of the world's reward, in units of the reward's variance."""
     with torch.no_grad():
@@ -57,7 +62,7 @@ def error(learner, data):
 def test_a_fit_learns_the_reward(actions):
     learner, data = make(actions=actions), make_data(600, actions=actions)
     config = FitConfig(epochs=20, batch_size=64)
-    result = learner.fit(data, config, torch.Generator().manual_seed(0))
+    result = fit(learner, data, config)
     assert error(learner, make_data(200, seed=1, actions=actions)) < 0.15
     assert result[0] == pytest.approx(error(learner, data), abs=0.05)
     assert result[1] == 0  # no step was skipped
@@ -66,7 +71,7 @@ def test_a_fit_learns_the_reward(actions):
 def test_a_fit_leaves_the_encoder():
     learner = make(learned_encoder)
     before = copy.deepcopy(learner.world.encoder.state_dict())
-    learner.fit(make_data(), FitConfig(epochs=2), torch.Generator().manual_seed(0))
+    fit(learner, make_data(), FitConfig(epochs=2))
     assert all(torch.equal(x, before[name]) for name, x in learner.world.encoder.state_dict().items())
 
 
