@@ -50,6 +50,7 @@ def test_a_script_learns_in_fewer_than_thirty_lines(script, capsys):
     assert numbers[-1] > numbers[0] + 0.1
 
 
+@pytest.mark.slow
 def test_the_notebook_learns_and_draws():
     plt.switch_backend("Agg")
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]

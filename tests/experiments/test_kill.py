@@ -61,6 +61,7 @@ def check_log(folder: Path, n_total_env_steps: int, fit_every: int) -> None:
     assert ends == [sum(lengths[: i + 1]) for i in range(len(lengths))]  # of one environment
 
 
+@pytest.mark.slow
 def test_three_kills_change_nothing() -> None:
     arguments = ("pets", *QUICK, "--trainer.n-total-env-steps", 60, "--trainer.checkpoint-every", 3)
     run_train(*arguments, "--name", "whole")

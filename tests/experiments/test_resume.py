@@ -55,7 +55,6 @@ AGENTS = {
         "--learning.replay-size",
         "33",
     ): 1,
-    ("pets", "--planner.kind", "random_shooting", "--planner.random-shooting.n-samples", "50"): 1,
     ("sac",): 1,
     ("sac", "--algorithm", "td3"): 4,
     ("goals", *MAZE): 4,
@@ -65,6 +64,7 @@ AGENTS = {
 }
 """Agents of the quick tests, and their numbers of environments; slow tests have the other number."""
 SLOW_AGENTS = [
+    ("pets", "--planner.kind", "random_shooting", "--planner.random-shooting.n-samples", "50"),
     ("dads", *MAZE),
     ("dads", *MAZE, "--importance-clip", "10"),
     ("splates", *MAZE, "--encoder", "learned"),

@@ -140,7 +140,7 @@ def _rows_by_step(directory: Path) -> dict[int, dict[str, Any]]:
     return rows
 
 
-@pytest.mark.parametrize("n_lost", [0, 1, 2, 4, 7, 9])
+@pytest.mark.parametrize("n_lost", [0, 2, 7, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 9))])
 def test_records_that_a_killed_process_has_not_written_are_logged_again(n_lost: int, tmp_path: Path) -> None:
     """The file is cut between and within records; the process has logged seven up to its checkpoint, and two later."""
     picture, metrics = tmp_path / "p.png", tmp_path / "metrics.csv"

@@ -80,7 +80,7 @@ def pictures_of(folder: Path) -> set[str]:
 # ------------------------------------------------------------------ their content
 
 
-@pytest.mark.parametrize("agent", ["splates", "diayn", "splates-goals"])
+@pytest.mark.parametrize("agent", ["splates", "diayn", pytest.param("splates-goals", marks=pytest.mark.slow)])
 def test_a_fan_holds_the_paths_of_skills_from_common_starts(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config, built = trained(agent)
 
@@ -202,7 +202,9 @@ def test_an_agent_without_skills_has_no_fan() -> None:
 # ------------------------------------------------------------------ their times, and their effects
 
 
-@pytest.mark.parametrize(("agent", "kept"), [("splates", NAMES), ("diayn", NAMES[:2])])
+@pytest.mark.parametrize(
+    ("agent", "kept"), [("splates", NAMES), pytest.param("diayn", NAMES[:2], marks=pytest.mark.slow)]
+)
 def test_pictures_are_drawn_during_training_and_at_its_end_and_change_nothing(
     agent: str, kept: tuple[str, ...]
 ) -> None:

@@ -271,6 +271,7 @@ def test_intervals() -> None:
     assert ratio == "0.500 [0.250, 1.000]"
 
 
+@pytest.mark.slow
 def test_runs_are_measured_and_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("rliable")
 
