@@ -91,11 +91,11 @@ def _try(task: TaskSpec, env: gym.Env[Any, Any]) -> _Trial:
         raw.append(copy.deepcopy(result[0]))  # an environment may write its next observation into the same memory
         return result
 
-    inner.step = recorded  # type: ignore[method-assign]
+    vars(inner)["step"] = recorded  # hides the method of its class
     try:
         rows = list(_transitions(task, env, generator, raw))
     finally:
-        del inner.step
+        del vars(inner)["step"]
     obs, obs_next, action, reward, terminated, raw_next = (list(column) for column in zip(*rows, strict=True))
     return _Trial(
         obs=np.array(obs),
