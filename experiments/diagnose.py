@@ -50,6 +50,8 @@ def main() -> None:
         world = world_model_of(agent)
         if world is None:
             raise ValueError(f"{args.run} holds {config.agent}, which does not plan the environment's own actions")
+    except Fault as error:
+        fail(error, FAULT)
     except (ValueError, TypeError, OSError) as error:
         fail(error)
     columns: dict[str, dict[str, float]] = {}

@@ -46,7 +46,9 @@ def main() -> None:
         if not isinstance(level, PlannerLevel) or len(agent.levels) != 1:
             raise ValueError(f"{args.run} holds {config.agent}, which does not plan the environment's own actions")
         found = compare(config.env, agent, level, step=args.step, seed=args.seed, n_particles=args.particles)
-    except (ValueError, TypeError, OSError, Fault) as error:
+    except Fault as error:
+        fail(error, FAULT)
+    except (ValueError, TypeError, OSError) as error:
         fail(error)
     path = args.output or args.run / "plan.png"
     title = f"{config.agent} on {config.env}: the plan at step {args.step}, {found.horizon} steps ahead"

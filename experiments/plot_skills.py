@@ -33,7 +33,9 @@ def main() -> None:
         args: PlotSkillsConfig = command_line(PlotSkillsConfig, sys.argv[1:], prog="python -m experiments.plot_skills")
         config, agent, n_steps = load(args.run)
         fan = make_fan(config, agent, args)
-    except (ValueError, TypeError, OSError, Fault) as error:
+    except Fault as error:
+        fail(error, FAULT)
+    except (ValueError, TypeError, OSError) as error:
         fail(error)
     path = args.run / "skills.png"
     title = f"{config.agent} on {config.env}, {n_steps} environment steps"

@@ -1,4 +1,4 @@
-"""Which states an agent has visited, and how often."""
+"""Figures of which states an agent has visited, and how often."""
 
 from collections.abc import Sequence
 

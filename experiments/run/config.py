@@ -9,9 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
-import torch
 import tyro
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
@@ -19,9 +18,7 @@ from experiments.run.command_line import command_line
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
 from layeredrl.checks import require_count
 from layeredrl.environments import Vectorization
-from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import WandbSettings
-from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 
 AGENTS = {
@@ -36,20 +33,6 @@ AGENTS = {
 }
 """Classes of the agents by their short names."""
 
-
-class AgentConfig(Protocol):
-    """A recipe: a dataclass of settings with a `build`.
-
-    It may have dicts by names of presets: `presets`, overrides of its defaults, and `trainers`, `TrainerConfig`s.
-    """
-
-    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
-        """Build the agent for a task."""
-        ...
-
-
-MAX_ENVS, MAX_THREADS = 2**20, 1024
-"""Largest numbers of environments and threads: more than any machine runs, and few enough to be counted."""
 
 A = TypeVar("A")
 
@@ -260,7 +243,7 @@ def _adapter(agent: str) -> TypeAdapter[Any]:
 
 
 def _agent_first(args: list[str]) -> list[str]:
-    """Move --agent X, which may stand anywhere, to the front as the positional argument."""
+    """Move --agent X, which may be anywhere, to the front as the positional argument."""
     for i, arg in enumerate(args):
         if arg == "--agent" and i + 1 < len(args):
             return [args[i + 1], *args[:i], *args[i + 2 :]]

@@ -6,7 +6,6 @@ The same command again goes on with it. Exit codes: 0 all trials are finished, 2
 
 import os
 import secrets
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-from experiments.run.command_line import command_line, fail
+from experiments.run.command_line import command_line, fail, optional_output
 from experiments.run.signals import STOPPED, StopRequest
 from experiments.sweep.folder import is_done, open_study
 from experiments.sweep.search import Draws
@@ -50,9 +49,13 @@ class SweepConfig:
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Read the study, and run it on Ray Tune."""
+    """Read the study, and run it on Ray Tune; nobody has to read its output."""
+    with optional_output(report=True):
+        _main(sys.argv[1:] if args is None else args)
+
+
+def _main(words: Sequence[str]) -> None:
     try:
-        words = sys.argv[1:] if args is None else args
         options: SweepConfig = command_line(SweepConfig, words, prog="python -m experiments.sweep")
         study = load(options.study)
         if options.wandb is not None:
@@ -71,8 +74,10 @@ def main(args: Sequence[str] | None = None) -> None:
                 print(f"{study.name}: all {len(trials)} trials are finished")
                 return
             done, stopped_by = _run(study, folder, draws, options)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         fail(error)
+    except (RuntimeError, OSError) as error:  # of Tune, the cluster, a disk: the same command goes on
+        fail(error, FAILED)
     if stopped_by is not None and not done:
         print(f"stopped by {stopped_by}; the same command goes on")
         raise SystemExit(STOPPED)
@@ -100,10 +105,9 @@ def _run(study: Study, folder: Path, draws: Draws | None, options: SweepConfig) 
     room = connect(options.address, options.cpus, study.resources)
     with StopRequest() as request:  # after Ray has installed handlers of its own
         try:
-            if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # a lost connection of the terminal stops, too
-                signal.signal(signal.SIGHUP, lambda number, frame: signal.raise_signal(signal.SIGTERM))
             watch = run_study(study, folder, draws, room=room, stop=lambda: bool(request))
-            return set(watch.states.values()) == {"done"}, request.received
+            done = set(watch.states.values()) == {"done"} and not (draws is not None and draws.more)
+            return done, request.received
         finally:
             ray.shutdown()
 

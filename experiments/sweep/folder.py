@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-# Names of experiments/run/parts.py, which loads torch.
+# Names of experiments/run/folder.py, which loads torch.
 CHECKPOINTS, LOCK, METRICS, SUMMARY = "checkpoints", "lock", "metrics.csv", "summary.json"
 
 SWEEP = "sweep"
@@ -46,7 +46,7 @@ def read_metrics(run: Path) -> dict[str, float]:
         return {}
 
 
-@functools.cache
+@functools.lru_cache(maxsize=4096)  # each look at a growing file adds an entry
 def _read_metrics(path: Path, size: int, mtime_ns: int) -> dict[str, float]:
     with path.open("rb") as file:
         header = file.readline()

@@ -252,7 +252,7 @@ def run_study(
     try:
         tuner.fit()
     except (tune.TuneError, ConnectionError, ray.exceptions.RayError) as error:
-        raise ValueError(f"Tune failed: {error}") from error
+        raise RuntimeError(f"Tune failed: {error}") from error
     finally:
         print(f"{study.name}, {len(watch.trials)} trials: {watch.write()}", flush=True)
     return watch

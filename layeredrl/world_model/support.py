@@ -1,4 +1,4 @@
-"""Which states the data supports: planners find whatever a model gets wrong where it has seen nothing."""
+"""Support: which states the data covers: planners find whatever a model gets wrong where it has seen nothing."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
