@@ -34,6 +34,9 @@ AGENTS = {
 """Classes of the agents by their short names."""
 
 
+MAX_ENVS, MAX_THREADS = 2**20, 1024
+"""Largest numbers of environments and threads: more than any machine runs, and few enough to be counted."""
+
 A = TypeVar("A")
 
 
