@@ -1,5 +1,6 @@
 """The world model of an upper level, whose actions the levels below carry out."""
 
+from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.models.config import EnsembleConfig
-from layeredrl.task import TaskSpec
+from layeredrl.task import TaskSpec, TransitionFunction
 from layeredrl.world_model import Encoder, GridSupport, NeighbourSupport, Objective, Support, WorldModel
 
 SupportKind = Literal["cells", "neighbours"]
@@ -25,18 +26,18 @@ class WorldSettings(Protocol):
     support_visits: int
 
 
-def reads_state_of(task: TaskSpec, encoder: Encoder) -> bool:
-    """Return True if what is known of a task gives the same for the shorter state of an encoder as for the full one.
+def known_of(task: TaskSpec, encoder: Encoder) -> TaskSpec:
+    """The task without those known functions that are no functions of the shorter state of an encoder.
 
-    Known functions take a state of all parts. They can be used with its first dimensions if they read only these,
+    Known functions take a state of all parts. One can be used with the first dimensions of it if it reads only these,
     which is tried on random states: reading from the end, for instance, gives another number or an error.
     """
     full = Encoder(task)
-    if not encoder.begins_like(full):
-        return False
     n, width = encoder.state_dim, full.state_dim
-    if n == width:
-        return True
+    if encoder.begins_like(full) and n == width:
+        return task
+    if not encoder.begins_like(full):
+        return replace(task, reward=None, termination=None)
     generator = torch.Generator().manual_seed(0)
 
     def draw(size: int) -> Tensor:  # from close together to far apart: functions may have thresholds
@@ -45,14 +46,18 @@ def reads_state_of(task: TaskSpec, encoder: Encoder) -> bool:
     discrete, action_dim = action_spaces.is_discrete(task.action_space), action_spaces.width(task.action_space)
     action = torch.zeros((256, action_dim), dtype=torch.int64 if discrete else torch.float32)
     state, after, context = draw(width), draw(width), draw(full.context_dim)
-    try:
-        return all(
-            torch.equal(known(state, context, action, after), known(state[:, :n], context, action, after[:, :n]))
-            for known in (task.reward, task.termination)
-            if known is not None
-        )
-    except Exception:  # a function of the user's may raise anything for a state that is too short
-        return False
+
+    def reads_it(known: TransitionFunction | None) -> bool:
+        if known is None:
+            return False
+        try:
+            shorter = known(state[:, :n], context, action, after[:, :n])
+            return torch.equal(known(state, context, action, after), shorter)
+        except Exception:  # a function of the user's may raise anything for a state that is too short
+            return False
+
+    reward, termination = (f if reads_it(f) else None for f in (task.reward, task.termination))
+    return replace(task, reward=reward, termination=termination)
 
 
 def make_coarse_world(
@@ -80,7 +85,7 @@ def make_coarse_world(
         repeat: Steps of the model for which an action is held.
         **model: Further arguments of `EnsembleConfig.build`.
     """
-    coarse = task.coarse(space, steps, known=reads_state_of(task, encoder))
+    coarse = known_of(task, encoder).coarse(space, steps)
     dynamics = settings.model.build(encoder.state_space, encoder.context_space, space, device, **model)
     support: Support | None = None
     if settings.support_weight and settings.support == "neighbours":

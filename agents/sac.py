@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 
 from agents.recipe import Recipe
+from layeredrl.checks import require_choice
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
 from layeredrl.task import TaskSpec
@@ -30,6 +31,9 @@ class SAC(Recipe):
         "demo": TrainerConfig(n_total_env_steps=10_000),
         "paper": TrainerConfig(n_total_env_steps=1_000_000),
     }
+
+    def __post_init__(self) -> None:
+        require_choice("algorithm", self.algorithm, ("sac", "td3"))
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task; networks are drawn from torch's global generator."""

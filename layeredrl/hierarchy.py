@@ -67,7 +67,7 @@ class Carry:
     generator: torch.Generator
     """Randomness of acting in these environments."""
     metrics: dict[str, tuple[NDArray[np.int64], Tensor]]
-    """Metrics of the last step by name: environments (n,) and values (n,), on the agent's device."""
+    """Metrics of the last step by name: environments (n,) and values (n,)."""
 
     def last_metrics(self) -> dict[str, NDArray[np.float32]]:
         """Metrics of the last step by name, each of shape (E,); NaN where a level reported none."""
@@ -99,7 +99,7 @@ class Hierarchy:
     """An agent made of levels, top first; a flat agent has one level.
 
     Acting runs top-down, in the environments in which a level's action has ended. When a level's action ends, the
-    actions below end too. Observing runs bottom-up and passes every level the transitions that have ended at its own
+    actions below end too. Observing runs bottom-up and gives every level the transitions that have ended at its own
     time scale: observation and action at the start, reward summed with the level's discount, true last observation.
 
     Args:

@@ -39,6 +39,12 @@ class ObservationOffset:
         self._changes: list[NDArray[np.float64]] = []
         self._tensors: dict[torch.device, Tensor] = {}
 
+    def forget(self) -> None:
+        """Become unset again, after observations that do not belong to the run."""
+        self.set(np.zeros_like(self.values))
+        self._is_set = self._has_warned = False
+        self._last, self._changes = np.zeros(len(self.values)), []
+
     def subtract(self, observations: NDArray[np.float64]) -> NDArray[np.float32]:
         """Return observations (n, O) without the offset, which is set by the first one."""
         if not self._is_set and len(observations):

@@ -1,4 +1,4 @@
-"""Trying what an environment knows of itself: wrappers may change what its known functions are functions of."""
+"""Checks of the known functions of an environment: wrappers may change what they are functions of."""
 
 import copy
 import warnings
@@ -17,7 +17,7 @@ from layeredrl.randomness import fork_globals
 from layeredrl.task import GOAL_KEY, StateDims, TaskSpec
 
 N_STEPS = 60
-"""Environment steps that are tried: some episodes of tasks that end soon, and a blink of the others."""
+"""Environment steps that are tried: some episodes of tasks that end soon, and a short part of the others."""
 TOLERANCE = 1e-3
 """Largest difference of a known reward or next state, relative to the largest one seen: observations are rounded."""
 
@@ -58,6 +58,7 @@ def without_contradicted(task: TaskSpec, env: gym.Env[Any, Any]) -> TaskSpec:
     except KeyboardInterrupt:
         raise
     except BaseException:  # an environment that fails is found, and named, where it acts for the agent
+        _forget_offset(task)
         return task
     left_out: dict[str, Any] = {
         name: None
@@ -66,18 +67,26 @@ def without_contradicted(task: TaskSpec, env: gym.Env[Any, Any]) -> TaskSpec:
     }
     if task.dims != StateDims() and not _same_observations(task, trial):
         left_out["dims"] = StateDims()
+    _forget_offset(task)
     if not left_out:
         return task
     names = {"dims": "dimensions (angle_dims and the like)"}
     listed = ", ".join(names.get(name, f"{name}_function") for name in left_out)
+    learned = " and ".join(name for name in ("reward", "termination") if name in left_out)
     warnings.warn(
         f"{listed} of {type(env.unwrapped).__name__} contradict what the environment does in {N_STEPS} random steps; "
-        "a wrapper changes its observations, actions or rewards. They are not used; the reward and the termination are "
-        "learned instead",
+        "a wrapper may change its observations, actions or rewards. They are not used"
+        + (f"; the {learned} will be learned" if learned else ""),
         RuntimeWarning,
         stacklevel=3,
     )
     return replace(task, **left_out)
+
+
+def _forget_offset(task: TaskSpec) -> None:
+    """Forget the offset of the tried observations: a run takes that of its own first observation."""
+    if task.offset is not None:
+        task.offset.forget()
 
 
 def _try(task: TaskSpec, env: gym.Env[Any, Any]) -> _Trial:
@@ -85,6 +94,7 @@ def _try(task: TaskSpec, env: gym.Env[Any, Any]) -> _Trial:
     generator = torch.Generator().manual_seed(0)
     raw: list[Any] = []
     inner, step = env.unwrapped, env.unwrapped.step
+    own = vars(inner).get("step")
 
     def recorded(action: Any) -> Any:
         result = step(action)
@@ -96,6 +106,8 @@ def _try(task: TaskSpec, env: gym.Env[Any, Any]) -> _Trial:
         rows = list(_transitions(task, env, generator, raw))
     finally:
         del vars(inner)["step"]
+        if own is not None:
+            vars(inner)["step"] = own
     obs, obs_next, action, reward, terminated, raw_next = (list(column) for column in zip(*rows, strict=True))
     return _Trial(
         obs=np.array(obs),

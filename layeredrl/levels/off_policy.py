@@ -76,7 +76,7 @@ class SACConfig(ActorCriticConfig):
     alpha: float | None = None
     """Entropy coefficient; None to tune it."""
     initial_alpha: float = 1.0
-    """Where a tuned one begins."""
+    """Initial value of a tuned coefficient."""
     target_entropy: float | None = None
     """Entropy to which alpha is tuned, in nats; None for minus the number of actions."""
 
@@ -113,9 +113,9 @@ class TD3Config(ActorCriticConfig):
     """Twin delayed deterministic policy gradients (Fujimoto et al. 2018, arXiv 1802.09477)."""
 
     exploration_noise: float = 0.1
-    """Standard deviation of what is added to actions while exploring."""
+    """Standard deviation of the noise added to actions while exploring."""
     policy_noise: float = 0.2
-    """The same for the target's actions."""
+    """Standard deviation of the noise of the target's actions."""
     noise_clip: float = 0.5
     """Largest noise of the target's actions."""
     actor_every: int = 2
@@ -186,7 +186,7 @@ class _SACPolicy(SACPolicy):
 
 
 class _TD3Policy(ContinuousDeterministicPolicy):
-    """Does without that compilation, too."""
+    """As `_SACPolicy`: no compilation."""
 
     _compile = staticmethod(_SACPolicy._compile)
 

@@ -283,8 +283,10 @@ class PlannerLevel(Level):
         self.learner.set_n_total_env_steps(n_total_env_steps)
         if not self.learner.fit_is_due or not self.replay:
             return {}
-        self.n_failed_plans = 0
-        return self.learner.fit(self.learner.transitions(self.replay, self.duration))
+        metrics = self.learner.fit(self.learner.transitions(self.replay, self.duration))
+        if metrics:
+            self.n_failed_plans = 0
+        return metrics
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -104,7 +104,7 @@ class PolicyLevel(Level):
         self.relabel, self.duration = relabel, duration
         self.learning = PolicyLearningConfig() if learning is None else learning
         self.device = next(algorithm.parameters()).device
-        self.replay = Replay(self.learning.replay_size, n_envs, seed=derive_seed(seed, "policy replay"))
+        self.replay = Replay(self.learning.replay_size, n_envs, seed=derive_seed(seed, f"{name} replay"))
         self.n_total_env_steps = self.last_report = 0
         self.n_updates = self.n_skipped = 0
         self._first: int | None = None  # transitions before the first update

@@ -9,6 +9,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import action_spaces
+from layeredrl.checks import require_count
 from layeredrl.levels.level import Decision, Level
 
 
@@ -31,8 +32,7 @@ class RandomLevel(Level):
         name: str = "random",
     ) -> None:
         self.action_space, self.command_space, self.name = action_space, command_space, name
-        if duration < 1:
-            raise ValueError(f"duration is {duration}, expected at least 1")
+        require_count("duration", duration)
         self.duration = duration
         action_spaces.uniform(action_space, (1,), torch.Generator())  # refuses what it cannot draw from, now
 

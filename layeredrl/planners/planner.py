@@ -152,8 +152,8 @@ def best_first(candidates: Tensor, scores: Tensor, n: int) -> tuple[Tensor, Tens
     """The n best of candidates (E, N, H, A) with scores (E, N), best first; ties keep their order.
 
     Returns:
-        Candidates (E, n, H, A) and their scores (E, n). Where fewer than n have a finite score, the best one stands in
-        the places of those that have not, with a score of minus infinity.
+        Candidates (E, n, H, A) and their scores (E, n). Where fewer than n have a finite score, the best one replaces
+        the others, with a score of minus infinity.
     """
     # Stable, because where many candidates tie, the mean, which comes first, is the calmest choice.
     order = scores.argsort(dim=1, descending=True, stable=True)[:, :n]

@@ -127,7 +127,7 @@ class ModelBasedSkills(SkillMethod):
         return config.std + (config.final_std - config.std) * share
 
     def log_probs(self, start: Tensor, context: Tensor, skills: Tensor, outcomes: Sequence[Tensor]) -> list[Tensor]:
-        """Log densities of outcomes under skills, up to a constant, in whitened coordinates.
+        """Log densities of outcomes under skills, up to a constant, whitened unless standard deviations are learned.
 
         Args:
             start: States in which the skills begin, (n, S).
@@ -171,7 +171,8 @@ class ModelBasedSkills(SkillMethod):
         self._follow_whitening()  # statistics may have changed, too
         metrics = learner.report()
         if metrics:
-            self._warn_of_null_directions()
+            if self.config.deviation == "fixed":
+                self._warn_of_null_directions()
             metrics |= {"skill/std": self.std, "skill/length": float(self.whitening.covariance.trace().sqrt())}
         return metrics
 
@@ -196,8 +197,13 @@ class ModelBasedSkills(SkillMethod):
             start.set_transform(self.whitening.inverse / self.dynamics.unit[:, None])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"learner": self.learner.state_dict(), "whitening": self.whitening.state_dict()}
+        return {
+            "learner": self.learner.state_dict(),
+            "whitening": self.whitening.state_dict(),
+            "n_directions": self._n_directions,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state["learner"])
         self.whitening.load_state_dict(state["whitening"])
+        self._n_directions = state["n_directions"]

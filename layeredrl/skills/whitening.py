@@ -62,7 +62,7 @@ class Whitening(nn.Module):
             return
         deltas = deltas.double()  # of a constant, the covariance is then zero
         covariance = torch.cov(deltas.mT).reshape(self.covariance.shape)
-        weight = self.momentum if self.initialized else 1.0
+        weight = torch.where(self.initialized, self.momentum, 1.0).to(self.covariance.dtype)
         self.covariance.lerp_(covariance.to(self.covariance.dtype), weight)
         self.mean.lerp_(deltas.mean(0).to(self.mean.dtype), weight)
         self.initialized.fill_(True)

@@ -62,7 +62,7 @@ class OnlineLearningConfig:
     n_first: int = 2000
     """Environment steps before the first update."""
     updates_per_segment: float = 2.0
-    """Number of updates for each transition at the model's time scale, such as an executed skill."""
+    """Number of updates for each segment of `segment_steps` environment steps, such as an executed skill."""
     batch_size: int = 256
     """Transitions of an update."""
     newest: float = 0.5
@@ -72,7 +72,7 @@ class OnlineLearningConfig:
     decay: tuple[int, int] = (60_000, 120_000)
     """Environment steps between which the learning rate falls linearly."""
     refresh_every: int = 2000
-    """Environment steps between two updates of the supported states, and of the statistics of a learned reward."""
+    """Environment steps between two updates of the supported states and of the statistics of dynamics and reward."""
     reward_learning_rate: float = 1e-3
     """Learning rate of the reward network and of a learned encoder, where the task's reward is not known."""
     report_every: int = 1000
@@ -90,7 +90,7 @@ class OnlineLearningConfig:
 class WorldModelLearner:
     """Learns a world model, in one of two modes: `fit` in epochs, or `updates` in batches ("online").
 
-    Whoever learns the model owns one learner, and nobody else saves the model or sets its number of environment steps.
+    The owner of a learner learns the model; no other object saves it or sets its number of environment steps.
     Transitions are at the time scale of the dynamics: a Batch of tensors `obs` and `obs_next` (N, O) and `act` (N, A);
     `rew` (N,) where the reward is learned; optionally `terminated` (N,) and `weight` (N,).
 
@@ -313,6 +313,9 @@ class WorldModelLearner:
     def _refresh(self, draw: Callable[[int], Batch], replay: Replay) -> None:
         """Update the statistics, and which states the data supports: both move as the policy improves."""
         self._fit_statistics(draw, replay)
+        objective = self.world.objective
+        if objective.support is None and not objective.uncertainty_weight:
+            return  # nothing else depends on the data, which is read whole below
         states, _ = self.world.encode(torch.as_tensor(replay.column("obs_next"), device=self.device))
         self.world.objective.fit_statistics(states)
 

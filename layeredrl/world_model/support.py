@@ -19,14 +19,14 @@ _MULTIPLIER = 0x2545F4914F6CDD1D  # odd, its bits well mixed: that of the genera
 
 
 class Support(ABC, nn.Module):
-    """Tells supported from unsupported states."""
+    """Distinguishes supported from unsupported states."""
 
     def check(self, state_dim: int) -> None:
         """Raise unless states of this width can be judged."""
 
     @abstractmethod
     def fit(self, state: Tensor) -> None:
-        """Take in all the states (N, S) that there are."""
+        """Fit to all states of the data, (N, S)."""
 
     @abstractmethod
     def forward(self, state: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Support(ABC, nn.Module):
 
 
 class _ByDimensions(Support):
-    """Looks at some dimensions of the state."""
+    """Uses some dimensions of the state."""
 
     index: Tensor
 
