@@ -38,12 +38,18 @@ def newest_checkpoint(run: Path) -> int:
 
 
 def read_metrics(run: Path) -> dict[str, float]:
-    """Steps, seconds, steps_per_second, return (mean of ten episodes) and evaluation of a run, as far as logged."""
+    """Steps, seconds, steps_per_second, return (mean of ten episodes) and evaluation of a run, as far as known."""
     try:
         found = (run / METRICS).stat()
-        return _read_metrics(run / METRICS, found.st_size, found.st_mtime_ns)
+        metrics = dict(_read_metrics(run / METRICS, found.st_size, found.st_mtime_ns))
     except (OSError, ValueError):  # not there yet, or being replaced
-        return {}
+        metrics = {}
+    saved = newest_checkpoint(run)  # steps without the end of an episode or of a fit are not logged
+    if saved > metrics.get("steps", 0):
+        metrics["steps"] = float(saved)
+    if metrics.get("seconds") and "steps" in metrics:
+        metrics["steps_per_second"] = metrics["steps"] / metrics["seconds"]
+    return metrics
 
 
 @functools.lru_cache(maxsize=4096)  # each look at a growing file adds an entry
@@ -59,8 +65,6 @@ def _read_metrics(path: Path, size: int, mtime_ns: int) -> dict[str, float]:
                 columns.setdefault(name, []).append(float(cell))
     names = {"steps": "n_total_env_steps", "seconds": "time/seconds", "evaluation": "eval/episode_return"}
     last = {short: columns[name][-1] for short, name in names.items() if name in columns}
-    if last.get("seconds") and "steps" in last:
-        last["steps_per_second"] = last["steps"] / last["seconds"]
     returns = columns.get("env/episode_return", [])[-10:]
     return last | ({"return": sum(returns) / len(returns)} if returns else {})
 

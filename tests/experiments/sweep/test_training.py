@@ -189,3 +189,7 @@ def test_metrics_are_read_while_they_are_written(tmp_path: Path) -> None:
         file.writelines(f"{400 + i},{i}.0,,2.0\n" for i in range(40_000))  # only the end of a long file is read
     found = read_metrics(tmp_path)
     assert (found["steps"], found["seconds"], found["return"]) == (40_399, 2, 39_994.5)
+    (tmp_path / "checkpoints" / f"{40_500:012d}").mkdir(parents=True)  # steps since the last logged row
+    assert read_metrics(tmp_path)["steps"] == 40_500
+    path.unlink()  # no episode has ended yet
+    assert read_metrics(tmp_path) == {"steps": 40_500}
