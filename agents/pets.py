@@ -145,7 +145,7 @@ PETS.presets = {
     "demo": {
         "model": _SMALL,
         "learning": ModelLearningConfig(
-            n_random_steps=40, fit_every=10, first_epochs=100, fit=FitConfig(epochs=10, max_steps=60, batch_size=96)
+            n_random_steps=40, fit_every=10, first_epochs=100, fit=FitConfig(epochs=10, max_steps=100, batch_size=96)
         ),
         "planner": PlannerConfig(icem=ICEMConfig(horizon=12, n_samples=48, n_iterations=2, n_elites=8)),
     },

@@ -72,6 +72,7 @@ def test_from_an_environment_to_a_comparison(monkeypatch: pytest.MonkeyPatch, tm
 
 @pytest.mark.slow
 def test_the_whole_page_in_a_shell() -> None:
+    pytest.importorskip("ray")  # the page runs a study
     _write_files()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "COLUMNS": "200"}
     for lines in _shell():
