@@ -132,7 +132,7 @@ transitions, 3,352 ms with 100,000, and 14,104 ms with 100,000 of width 376, wit
 the first fits had not ended after 200 s.
 
 The default preset on Pendulum-v1, seed 0 (`python -m experiments.train pets --env Pendulum-v1`), with its fits bounded
-by 60 steps: 46, 28, 27, 28, 29 and 24 environment steps per CPU second in successive 500 steps, on a busy machine."""
+by 100 steps: 56, 28, 21, 25, 24 and 26 environment steps per CPU second in successive 500 steps."""
 
 
 def main() -> None:
