@@ -166,8 +166,11 @@ def test_a_second_signal_leaves_at_once(number: signal.Signals) -> None:
     os.kill(process.pid, number)
     time.sleep(0.1)
     assert process.is_alive()  # it wants to save first
-    os.kill(process.pid, number)
-    assert processes.finish(process, timeout_s=30.0) == 128 + number  # the save would take a minute
+    for _ in range(100):  # on a busy machine the system may make one signal of two
+        if process.is_alive():
+            os.kill(process.pid, number)
+            process.join(0.3)
+    assert processes.finish(process, timeout_s=1.0) == 128 + number  # the save would take a minute
     checkpoints = Checkpoints(FOLDER / "checkpoints")
     assert checkpoints.newest() == before
     assert checkpoints.load()["n_total_env_steps"] == before
