@@ -230,11 +230,11 @@ _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def _dumped(reply: tuple[Any, ...]) -> bytes:
-    """Pickle a reply; entries of an info that cannot be pickled are left out."""
+    """Pickle a reply, each entry of an info by itself."""
     answer, *rest = reply
     try:
         if type(answer) is tuple and answer and isinstance(answer[-1], dict) and answer[-1]:
-            answer = (*answer[:-1], _Info(_pickled(answer[-1])))
+            answer = (*answer[:-1], _Info([(str(key), _pickled((key, value))) for key, value in answer[-1].items()]))
         return pickle.dumps((answer, *rest), pickle.HIGHEST_PROTOCOL)
     except Exception as error:
         return pickle.dumps((None, f"returned what cannot be pickled, {shown(str(error))}", None))
@@ -242,32 +242,30 @@ def _dumped(reply: tuple[Any, ...]) -> bytes:
 
 @dataclass(frozen=True)
 class _Info:
-    """An info in pickled form, so that one that cannot be unpickled leaves the rest of the answer readable."""
+    """Name and pickled form of each entry of an info, so that an unreadable one leaves the others readable."""
 
-    data: bytes
+    entries: list[tuple[str, bytes | None]]
 
 
-def _pickled(info: dict[str, Any]) -> bytes:
+def _pickled(entry: tuple[Any, Any]) -> bytes | None:
     try:
-        return pickle.dumps(info, pickle.HIGHEST_PROTOCOL)
+        return pickle.dumps(entry, pickle.HIGHEST_PROTOCOL)
     except Exception:
-        return pickle.dumps({key: value for key, value in info.items() if _can_be_pickled((key, value))})
+        return None
 
 
 def _unpickled(info: _Info) -> dict[str, Any]:
-    try:
-        result: dict[str, Any] = pickle.loads(info.data)
-    except Exception:  # of a class that exists in the environment's process alone
-        return {}
+    """Return the entries that can be read, with a warning for each of the others."""
+    result = {}
+    for name, data in info.entries:
+        try:
+            key, value = pickle.loads(data or b"")
+        except Exception:  # a lock, or an object of a class that exists in the environment's process alone
+            text = f"entry {name!r} of an environment's info cannot pass between processes and is left out"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+        else:
+            result[key] = value
     return result
-
-
-def _can_be_pickled(value: Any) -> bool:
-    try:
-        pickle.dumps(value)
-    except Exception:
-        return False
-    return True
 
 
 def _portable(failure: Failure) -> BaseException | None:

@@ -127,6 +127,7 @@ def collector_of(env):
     return Collector(env, Hierarchy([RandomLevel(task.action_space)], task), seed=0, learn=False)
 
 
+@pytest.mark.filterwarnings("ignore:entry .* of an environment's info:RuntimeWarning")
 def test_entries_of_any_kind_do_not_end_a_run():
     makers = [partial(Talker, i) for i in range(3)]
     for env in (*vectors(makers), EnvPool(makers, asynchronous=True)):
@@ -135,6 +136,31 @@ def test_entries_of_any_kind_do_not_end_a_run():
         assert len(episodes) >= 30
         assert {(episode.length, episode.success) for episode in episodes} == {(4, None)}
         assert collector.n_faults == 0
+        env.close()
+
+
+class Hoarder(Talker):
+    """Its info has a lock and an object that cannot be read beside its success."""
+
+    def _info(self):
+        return {"lock": threading.Lock(), "is_success": self.t == 4, "odd": Unreadable(), "t": self.t}
+
+
+def test_entries_that_cannot_pass_between_processes_are_named_and_leave_the_others():
+    env = EnvPool([Hoarder], asynchronous=True)
+    try:
+        with pytest.warns(RuntimeWarning) as caught:
+            _, infos = env.reset(seed=0)
+        names = {str(warning.message).split("'")[1] for warning in caught}
+        assert names == {"lock", "odd"}
+        assert infos.keys() - {"_is_success", "_t"} == {"is_success", "t"}
+        left_out = partial(pytest.warns, RuntimeWarning, match=r"'(lock|odd)' of an environment's info")
+        with left_out():
+            collector = collector_of(env)
+        with left_out():
+            episodes = [episode for _ in range(9) for episode in collector.step(explore=True)]
+        assert [episode.success for episode in episodes] == [True, True]
+    finally:
         env.close()
 
 
