@@ -6,13 +6,15 @@ alike, with the released settings too; all candidates of a decision may meet the
 weighted by its variance (`beta_nll`), and particles may follow their members without noise (`propagation="mode"`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from agents.recipe import Recipe
+from agents.recipe import Choice, Recipe
 from layeredrl.checks import require_number
+from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.models import FitConfig, ProbabilisticEnsemble
@@ -49,7 +51,8 @@ class PETS(Recipe):
     discount: float = 1.0
     """Discount per environment step, in planning."""
     uncertainty_weight: float = 0.0
-    """Penalty, in planning, for each standard deviation of the states between members; negative for a bonus."""
+    """Penalty, in planning, for each standard deviation of the states between members; negative for a bonus while
+    exploring."""
 
     support_weight: float = 0.0
     """Penalty, in planning without exploration, for each step to a state in a cell with few visits in the data."""
@@ -58,8 +61,24 @@ class PETS(Recipe):
     support_cell: float = 0.25
     """Edge length of a cell, in the state's units."""
 
+    environments: ClassVar[Mapping[str, str]] = {
+        f"{name}-{size}": f"PETS{env}-v0"
+        for name, env in (
+            ("cartpole", "Cartpole"),
+            ("reacher", "Reacher"),
+            ("pusher", "Pusher"),
+            ("halfcheetah", "HalfCheetah"),
+        )
+        for size in ("paper", "fast")
+    }
+
     def __post_init__(self) -> None:
         require_number("discount", self.discount, 0, 1)
+
+    @classmethod
+    def suited(cls, facts: TaskFacts) -> list[Choice]:
+        """Settings that suit a task, on one core; measured in `experiments/results/first_try.md`."""
+        return _suited(facts)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task.
@@ -97,6 +116,41 @@ class PETS(Recipe):
     def make_planner(self, task: TaskSpec) -> Planner:
         """The planner; a subclass may bring another one."""
         return self.planner.build(task.action_space)
+
+
+def _suited(facts: TaskFacts) -> list[Choice]:
+    """Settings for a task: small networks, frequent fits of few steps, and as few candidates as still find a plan."""
+    small, episode = facts.state_dim <= 6, facts.episode_steps or 1000
+    hidden = (64, 64) if small else (128, 128) if facts.state_dim <= 12 else (200, 200, 200)
+    size = f"{facts.state_dim} observed numbers"
+    every = 20 if small else 50
+    n_random = max(100, min(episode, 200 if small else 1000))
+    horizon = 40 if facts.silent else 20 if small else 30
+    choices = [
+        Choice("model.hidden", hidden, size),
+        Choice("model.learning_rate", 2e-3, "few steps in each fit"),
+        Choice("model.weight_decay", (3e-5,), "little data"),
+        Choice("model.rollout_dtype", "auto", "speed"),
+        Choice("learning.n_random_steps", n_random, "an episode, within limits"),
+        Choice("learning.fit_every", every, "the model follows within an episode"),
+        Choice("learning.first_epochs", 50, "from random weights"),
+        Choice("learning.fit.epochs", 50, "little data"),
+        Choice("learning.fit.max_steps", 2 * every, "the same cost at all times"),
+        Choice("learning.fit.batch_size", 128, "speed"),
+        Choice("planner.icem.horizon", horizon, "rewards are far away" if facts.silent else size),
+        Choice("planner.icem.n_samples", 64, "speed"),
+        Choice("common_noise", True, "few candidates"),
+        Choice("trainer.n_total_env_steps", 3000 if small else 10_000 if facts.state_dim <= 12 else 30_000, size),
+    ]
+    if not small:
+        choices += [
+            Choice("model.beta_nll", 0.5, "means matter more than variances"),
+            Choice("model.propagation", "mode", "many dimensions"),
+            Choice("planner.icem.execute", "mean", "smooth actions"),
+        ]
+    if facts.silent:
+        choices.append(Choice("uncertainty_weight", -1.0, "random actions found no reward"))
+    return choices
 
 
 _SMALL = EnsembleConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))

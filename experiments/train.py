@@ -16,6 +16,7 @@ from experiments.run.folder import SUMMARY, open_folder
 from experiments.run.playing import play
 from experiments.run.saving import Saver
 from experiments.run.signals import STOPPED, StopRequest
+from experiments.run.suited import print_choices
 from experiments.run.versions import record
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
@@ -28,7 +29,7 @@ def main() -> None:
     with ExitStack() as at_end:
         stop = at_end.enter_context(StopRequest())
         try:
-            config = parse(sys.argv[1:])
+            config = parse(sys.argv[1:], print_choices)
             require_wandb(config)
             agent = build_agent(config)
             collector = make_collector(config, agent)
