@@ -27,6 +27,9 @@ from layeredrl.world_model import (
     GridSupport,
     ModelLearningConfig,
     Objective,
+    ValueConfig,
+    ValueLearner,
+    ValueNet,
     WorldModel,
     WorldModelLearner,
 )
@@ -50,6 +53,11 @@ class PETS(Recipe):
     """If True, all candidates of a decision are rolled out with the same noise, so that fewer particles rank them."""
     discount: float = 1.0
     """Discount per environment step, in planning."""
+    value: bool = False
+    """If True, plans end in a learned value of their last state, so that planning sees beyond its horizon; needs a
+    discount below 1."""
+    value_learning: ValueConfig = field(default_factory=ValueConfig)
+    """Network of the value, and how it learns at each fit."""
     uncertainty_weight: float = 0.0
     """Penalty, in planning, for each standard deviation of the states between members; negative for a bonus while
     exploring."""
@@ -90,9 +98,11 @@ class PETS(Recipe):
         """
         encoder = Encoder(task)
         dynamics = self.make_dynamics(encoder, task, device)
+        learner = self.make_value(encoder, device)
         objective = Objective(
             encoder.state_dim,
             discount=self.discount,
+            value=None if learner is None else learner.net,
             uncertainty_weight=self.uncertainty_weight,
             support=GridSupport(self.support_dims, self.support_cell) if self.support_weight else None,
             support_weight=self.support_weight,
@@ -103,10 +113,17 @@ class PETS(Recipe):
             self.make_planner(task),
             task.action_space,
             common_noise=self.common_noise,
-            learner=WorldModelLearner(world, self.learning, seed=seed),
+            learner=WorldModelLearner(world, self.learning, value=learner, seed=seed),
             seed=seed,
         )
         return Hierarchy([level], task, device)
+
+    def make_value(self, encoder: Encoder, device: torch.device) -> ValueLearner | None:
+        """The learner of the value at the end of plans; a subclass may bring another one."""
+        if not self.value:
+            return None
+        net = ValueNet(encoder.state_dim + encoder.context_dim, self.value_learning, device)
+        return ValueLearner(net, encoder, self.discount, self.value_learning)
 
     def make_dynamics(self, encoder: Encoder, task: TaskSpec, device: torch.device) -> ProbabilisticEnsemble:
         """The ensemble; a subclass may make it of other networks."""
