@@ -11,6 +11,7 @@ from experiments.pictures.while_training import SkillPictures
 from experiments.run.building import build_agent, make_collector, make_logger, require_wandb
 from experiments.run.command_line import FAULT, command, fail, shortage
 from experiments.run.config import parse
+from experiments.run.duration import print_long
 from experiments.run.finish import Training, finish
 from experiments.run.folder import SUMMARY, open_folder
 from experiments.run.playing import play
@@ -62,6 +63,7 @@ def main() -> None:
         record(folder, n_before)
         if n_before:
             print(f"{folder} goes on at {n_before} of {n_end} environment steps")
+        print_long(config, n_end - n_before)
         try:
             trainer.run()
             if trainer.finished:
