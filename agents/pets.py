@@ -136,37 +136,44 @@ class PETS(Recipe):
 
 
 def _suited(facts: TaskFacts) -> list[Choice]:
-    """Settings for a task: small networks, frequent fits of few steps, and as few candidates as still find a plan."""
-    small, episode = facts.state_dim <= 6, facts.episode_steps or 1000
+    """Settings for a task: small networks, frequent fits of few steps, few candidates, and a value where plans end."""
+    small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+    soon = facts.ends_after is not None and facts.ends_after < 15
     hidden = (64, 64) if small else (128, 128) if facts.state_dim <= 12 else (200, 200, 200)
-    size = f"{facts.state_dim} observed numbers"
-    every = 20 if small else 50
-    n_random = max(100, min(episode, 200 if small else 1000))
-    horizon = 40 if facts.silent else 20 if small else 30
+    every = 20 if facts.state_dim <= 12 else 50
+    horizon = 40 if facts.silent else 20 if small and facts.ends_after is None else 15
     choices = [
         Choice("model.hidden", hidden, size),
         Choice("model.learning_rate", 2e-3, "few steps in each fit"),
         Choice("model.weight_decay", (3e-5,), "little data"),
         Choice("model.rollout_dtype", "auto", "speed"),
-        Choice("learning.n_random_steps", n_random, "an episode, within limits"),
+        Choice("learning.n_random_steps", min(facts.episode_steps or 1000, 200 if small else 500), size),
         Choice("learning.fit_every", every, "the model follows within an episode"),
         Choice("learning.first_epochs", 50, "from random weights"),
         Choice("learning.fit.epochs", 50, "little data"),
         Choice("learning.fit.max_steps", 2 * every, "the same cost at all times"),
         Choice("learning.fit.batch_size", 128, "speed"),
-        Choice("planner.icem.horizon", horizon, "rewards are far away" if facts.silent else size),
+        Choice("planner.icem.horizon", horizon, "rewards out of sight" if facts.silent else "a value follows"),
         Choice("planner.icem.n_samples", 64, "speed"),
         Choice("common_noise", True, "few candidates"),
+        Choice("value", True, "rewards beyond the horizon"),
+        Choice("discount", 0.99, "rewards beyond the horizon"),
         Choice("trainer.n_total_env_steps", 3000 if small else 10_000 if facts.state_dim <= 12 else 30_000, size),
     ]
     if not small:
         choices += [
             Choice("model.beta_nll", 0.5, "means matter more than variances"),
             Choice("model.propagation", "mode", "many dimensions"),
-            Choice("planner.icem.execute", "mean", "smooth actions"),
         ]
+    if facts.state_dim > 12:
+        choices.append(Choice("planner.icem.execute", "mean", "many actions"))
+    if soon:
+        choices.append(Choice("planner.icem.init_std", 0.3, "random actions end episodes soon"))
     if facts.silent:
-        choices.append(Choice("uncertainty_weight", -1.0, "random actions found no reward"))
+        choices += [
+            Choice("uncertainty_weight", -1.0, "random actions found no reward"),
+            Choice("planner.icem.noise_exponent", 2.0, "rewards out of sight"),
+        ]
     return choices
 
 
