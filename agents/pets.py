@@ -3,8 +3,8 @@
 Deviations from the paper: iCEM plans by default, with a handful of candidates; targets are divided by their running
 standard deviation; refitting may happen within an episode; dimensions that a task says are alike are standardised
 alike, with the released settings too; all candidates of a decision may meet the same noise; a dimension's loss may be
-weighted by its variance (`beta_nll`), particles may follow their members without noise (`propagation="mode"`), and plans
-may end in a learned value (`value`).
+weighted by its variance (`beta_nll`), particles may follow their members without noise (`propagation="mode"`), and
+plans may end in a learned value (`value`).
 """
 
 from collections.abc import Mapping
