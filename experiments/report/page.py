@@ -1,4 +1,4 @@
-"""The HTML of a report: one file that needs no other, no network and no script."""
+"""The HTML of a report: one file that needs no other and no network."""
 
 import base64
 import html
@@ -13,6 +13,7 @@ from PIL import Image
 
 from experiments.report.metrics import CPU_SECONDS, SECONDS
 from experiments.report.runs import Run
+from experiments.report.script import CHART_STYLE, SCRIPT, SCRIPT_HASH
 from experiments.report.tables import Cell, Table, notes_html
 from experiments.run.folder import PICTURES
 
@@ -63,7 +64,8 @@ HEAD = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+script-src '{script_hash}'">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
@@ -82,9 +84,9 @@ def page(title: str, sections: Sequence[tuple[str, str]], intro: str) -> str:
     """
     links = "".join(f'<li><a href="#part-{i}">{html.escape(name)}</a></li>' for i, (name, _) in enumerate(sections))
     parts = [f'<section id="part-{i}"><h2>{html.escape(n)}</h2>\n{b}\n</section>' for i, (n, b) in enumerate(sections)]
-    head = HEAD.format(title=html.escape(title), style=STYLE)
+    head = HEAD.format(title=html.escape(title), style=STYLE + CHART_STYLE, script_hash=SCRIPT_HASH)
     body = "\n".join([f"<h1>{html.escape(title)}</h1>", intro, f"<nav><ul>{links}</ul></nav>", *parts])
-    return f"{head}{body}\n</body>\n</html>\n"
+    return f"{head}{body}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
 
 
 def figure_html(figure: Figure, alt: str) -> str:
