@@ -4,8 +4,9 @@ import base64
 import html
 import io
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -153,8 +154,14 @@ def _last_values(run: Run) -> list[list[Cell]]:
 
 def _diagnosis(run: Run) -> Table:
     names = dict.fromkeys(name for numbers in run.diagnosis.values() for name in numbers)
-    rows: list[list[Cell]] = [[name, *(numbers.get(name) for numbers in run.diagnosis.values())] for name in names]
+    rows: list[list[Cell]] = [[n, *(_measure(n, numbers) for numbers in run.diagnosis.values())] for n in names]
     return Table("diagnosis", "The model on held-out data, by policy", ("number", *run.diagnosis), rows)
+
+
+def _measure(name: str, numbers: Mapping[str, float]) -> Cell:
+    """Return a measure of the model; R² of dimensions that do not vary is NaN."""
+    value = numbers.get(name)
+    return "constant" if value is not None and math.isnan(value) and name.startswith("model/r2") else value
 
 
 def _pictures(run: Run) -> list[str]:

@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -16,6 +17,7 @@ from layeredrl.action_spaces import Rescaling, unit_box
 from layeredrl.checks import require_choice
 from layeredrl.environments.answers import shown
 from layeredrl.environments.known import without_contradicted
+from layeredrl.environments.names import observation_names
 from layeredrl.environments.pool import EnvPool, OnFault
 from layeredrl.faults import Fault
 from layeredrl.task import TaskSpec, check_action_box
@@ -54,7 +56,8 @@ def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
     """
     env = _make_unscaled(env_id, **kwargs)
     try:
-        return without_contradicted(TaskSpec.from_env(env, n_envs), env)
+        task = replace(TaskSpec.from_env(env, n_envs), names=observation_names(env))
+        return without_contradicted(task, env)
     finally:
         env.close()
 

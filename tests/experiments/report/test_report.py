@@ -342,7 +342,9 @@ def test_pictures_numbers_and_the_newest_of_those_drawn_while_training(tmp_path)
     for step in (20, 40, 60):
         draw(run / "pictures" / f"skill-fan-{step:09d}.png")
     iio.imwrite(run / "policy.gif", np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3), loop=0)
-    (run / "diagnosis.json").write_text('{"random": {"one_step/r2": 0.5}, "agent": {"one_step/r2": 0.25}}')
+    (run / "diagnosis.json").write_text(
+        '{"random": {"one_step/r2": 0.5}, "agent": {"one_step/r2": 0.25, "model/r2/x": NaN}}'
+    )
     (run / "code.json").write_text('{"layeredrl": "0.1 <b>"}')
     page = make_report(run)
     images = page.images()
@@ -353,7 +355,13 @@ def test_pictures_numbers_and_the_newest_of_those_drawn_while_training(tmp_path)
     ]
     assert "While training: skill-fan-000000060" in images
     assert images["Video of the policy: policy"].n_frames == 3
-    for text in ("2 earlier ones are in the run's folder", "one_step/r2 0.5 0.25", "layeredrl 0.1 <b>", "model/loss"):
+    for text in (
+        "2 earlier ones are in the run's folder",
+        "one_step/r2 0.5 0.25",
+        "model/r2/x — constant",
+        "layeredrl 0.1 <b>",
+        "model/loss",
+    ):
         assert text in page.text, text
 
 
