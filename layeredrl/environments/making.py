@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -18,6 +19,7 @@ from layeredrl.checks import require_choice
 from layeredrl.environments.answers import shown
 from layeredrl.environments.facts import TaskFacts, read_facts
 from layeredrl.environments.known import without_contradicted
+from layeredrl.environments.names import observation_names
 from layeredrl.environments.pool import EnvPool, OnFault
 from layeredrl.faults import Fault
 from layeredrl.task import TaskSpec, check_action_box
@@ -56,7 +58,8 @@ def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
     """
     env = _make_unscaled(env_id, **kwargs)
     try:
-        return without_contradicted(TaskSpec.from_env(env, n_envs), env)
+        task = replace(TaskSpec.from_env(env, n_envs), names=observation_names(env))
+        return without_contradicted(task, env)
     finally:
         env.close()
 
