@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,7 +12,8 @@ import envs  # noqa: F401  pages register the tasks only when they are the first
 from tests.experiments.commands import QUICK, run_train
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
+README = ROOT / "README.md"
+PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "experiments/results").glob("**/*.md"))]
 FOLDERS = ("layeredrl", "agents", "envs", "experiments", "examples", "tests", "docs")
 
@@ -23,14 +27,39 @@ def registry():
     gym.registry.update(before)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def python_blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+
+
+def run_alone(block, folder):
+    """Run a block as somebody who copies it: in a process of its own, where nothing but the package is importable."""
+    (folder / "layeredrl").symlink_to(ROOT / "layeredrl")
+    environment = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, "-c", block], cwd=folder, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("i", range(len(python_blocks(README)) - 1))
+def test_a_block_of_the_readme_runs_when_copied(i, tmp_path):
+    run_alone(python_blocks(README)[i], tmp_path)
+
+
+@pytest.mark.slow
+def test_the_last_block_of_the_readme_runs_when_copied_and_learns(tmp_path):
+    printed = run_alone(python_blocks(README)[-1], tmp_path)
+    returns = [float(value) for value in re.findall(r"return (-?\d+)", printed)]
+    assert len(returns) == 4
+    assert returns[-1] > returns[0] / 5
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=lambda page: page.name)
 def test_code_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text()
-    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-    assert page.name != "README.md" or len(blocks) == 2
+    blocks = python_blocks(page)
     if any("layeredrl.load(" in block for block in blocks):  # the run that the page's command trains
-        (command,) = re.findall(r"^    python -m experiments\.train (.*)$", text, re.MULTILINE)
+        command, *_ = re.findall(r"^    (?:python -m experiments\.train|layeredrl train) (.*)$", text, re.MULTILINE)
         run_train(*command.split(), *QUICK)
     namespace = {"__name__": page.stem}
     for i, block in enumerate(blocks):
