@@ -93,7 +93,7 @@ def choices(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[list[int], l
 
 
 def uniform(space: spaces.Space[Any], lead: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Draw actions uniformly, (*lead, A).
+    """Draw actions uniformly, `(*lead, A)`.
 
     Raises:
         ValueError: The space has no uniform distribution.

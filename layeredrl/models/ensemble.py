@@ -107,7 +107,7 @@ class ProbabilisticEnsemble(Members):
             propagation: Propagation of particles in rollouts: "tsinf", each stays with its member; "ts1", shuffled over
                 members at every step; "expectation", the mean over members (PETS, section 5); "mode", the mean of its
                 member's likeliest mode, which is deterministic and, unlike a mean, never between two outcomes.
-            weight_decay: L2 penalty 0.5 * weight_decay * |W|^2 on the weights of linear layers, one value for all
+            weight_decay: L2 penalty `0.5 * weight_decay * |W|^2` on the weights of linear layers, one value for all
                 layers or one for each in order.
             beta_nll: In training, weight each dimension of a member's loss by its predicted variance, in the unit of
                 targets, to this power, in [0, 1] and without a gradient: towards 1 the means are fitted as by least

@@ -63,7 +63,7 @@ class Checkpoints:
         """Add a checkpoint, then delete those that need not be kept.
 
         Args:
-            state: Nested dicts, lists and tuples of tensors, numbers, strings and `Increment`s.
+            state: Nested dicts, lists and tuples of tensors, numbers, strings and increments.
             n_total_env_steps: Environment steps so far, at least those of the newest checkpoint. An equal number
                 replaces that checkpoint.
             score: Score of the run, the greatest is best; among equals the first counts. None if there is none.
