@@ -48,6 +48,11 @@ html_copy_source = False
 html_show_search_summary = False  # would load pages, which a browser refuses from a disk
 
 
+def name_links(app: Sphinx, name: str, source: list[str]) -> None:
+    """Let links whose text is a file's name, as it is usual on a Git host, show the title of the page."""
+    source[0] = re.sub(r"(?<!`)\[[\w/]+\.md\](?=\([^)]+\.md[)#])", "[]", source[0])
+
+
 def add_contents(app: Sphinx, name: str, source: list[str]) -> None:
     """Give pages of links a table of contents: each section of the index, and all results, from the files there are."""
     if name == app.config.root_doc:
@@ -74,5 +79,6 @@ def add_start(app: Sphinx, exception: Exception | None) -> None:
 
 def setup(app: Sphinx) -> None:
     """Connect the functions above."""
+    app.connect("source-read", name_links)
     app.connect("source-read", add_contents)
     app.connect("build-finished", add_start)
