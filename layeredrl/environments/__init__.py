@@ -1,10 +1,12 @@
 """Vector environments: factories, and a pool that survives failures of single environments."""
 
 from layeredrl.environments.answers import EnvironmentFault
+from layeredrl.environments.config import EnvConfig
 from layeredrl.environments.making import UnknownEnvironmentError, Vectorization, make_env, make_task, make_vector_env
 from layeredrl.environments.pool import EnvPool, OnFault
 
 __all__ = [
+    "EnvConfig",
     "EnvPool",
     "EnvironmentFault",
     "OnFault",
