@@ -78,7 +78,7 @@ def hint(unknown: str, settings: Any) -> str | None:
         settings: Nested dataclass of the known options.
     """
     name = unknown.partition("=")[0].removeprefix("--").replace("_", "-").lower()
-    flags = list(flags_of(settings))
+    flags = [flag for flag in flags_of(settings) if flag != name]  # that of a positional argument is no option
     wanted = next((flag for flag, others in _SYNONYMS.items() if name in others.split()), name)
     near = [flag for flag in flags if f".{flag}".endswith(f".{wanted}")]
     if not near:

@@ -34,6 +34,7 @@ SAC = parse(["sac"])
         ("--frame-skip", PETS, "--action-repeat"),
         ("--model.hiden", PETS, "--model.hidden"),
         ("--batch-size", PETS, "--learning.fit.batch-size"),
+        ("--agent", PETS, None),  # of a positional argument, where its value is missing
         ("--qqqq", PETS, None),
     ],
 )
