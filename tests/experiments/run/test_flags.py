@@ -1,6 +1,5 @@
 """Flags in messages, hints for options that do not exist, and arguments of the environment."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ SAC = parse(["sac"])
 @pytest.mark.parametrize(
     ("option", "settings", "flags"),
     [
-        ("--lr", PETS, "--model.learning-rate"),
+        ("--lr", PETS, "--model.learning-rate or --value-learning.learning-rate"),
         ("--lr=0.1", SAC, "--sac.learning-rate or --td3.learning-rate"),
         ("--total-timesteps", SAC, "--trainer.n-total-env-steps"),
         ("--total_timesteps", PETS, "--trainer.n-total-env-steps"),
@@ -33,7 +32,7 @@ SAC = parse(["sac"])
         ("--buffer-size", SAC, "--learning.replay-size"),
         ("--frame-skip", PETS, "--action-repeat"),
         ("--model.hiden", PETS, "--model.hidden"),
-        ("--batch-size", PETS, "--learning.fit.batch-size"),
+        ("--batch-size", PETS, "--learning.fit.batch-size or --value-learning.batch-size"),
         ("--agent", PETS, None),  # of a positional argument, where its value is missing
         ("--qqqq", PETS, None),
     ],
@@ -71,17 +70,21 @@ def test_the_parts_of_a_state_are_typed_as_state() -> None:
     ],
 )
 def test_arguments_of_the_environment(words: list[str], tmp_path: Path) -> None:
-    config = parse(["pets", "--env-kwargs", *words, "--seed", "1", "--wrappers", "a:B", "c:D", "--action-repeat", "2"])
+    config = parse(
+        ["random", "--env-kwargs", *words, "--seed", "1", "--wrappers", "a:B", "c:D", "--action-repeat", "2"]
+    )
     expected = {"g": 9, "name": "a=b", "sizes": [1, 2], "on": True, "off": False, "none": None, "text": "7"}
     assert config.env_kwargs == expected
     assert config.environment == EnvConfig("ContinuousCartPole-v0", expected, 2, ("a:B", "c:D"))
     (tmp_path / "config.json").write_text(to_json(config))
     assert from_json(tmp_path / "config.json") == config
-    assert parse(["pets", "--env-kwargs"]) == replace(PETS, env_kwargs={})
+    assert parse(["random", "--env-kwargs"]).env_kwargs == {}
 
 
 def test_a_study_passes_arguments_of_the_environment_on() -> None:
-    study = Study(name="s", agents={"pets": {}}, environments=("E-v0",), seeds=(0,), common={"env_kwargs": {"g": [1]}})
+    study = Study(
+        name="s", agents={"random": {}}, environments=("E-v0",), seeds=(0,), common={"env_kwargs": {"g": [1]}}
+    )
     (trial,) = study.trials()
     assert parse([*trial.words]).env_kwargs == {"g": [1]}
 
