@@ -1,7 +1,8 @@
 """Measure the cost of bounded fits as the replay grows: `python -m experiments.benchmarks.fits`.
 
 A level of PETS with a learned reward fits its model to a replay, from which no other transitions are missing than the
-newest. Each size has a process of its own: the largest resident set is a process's.
+newest. Times of all sizes are measured in turn in one process, so that a busy machine slows all of them. Memory of each
+size is measured in a process of its own: the largest resident set is a process's.
 """
 
 import json
@@ -10,7 +11,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -43,14 +44,16 @@ class FitBenchmark:
     """Width of actions."""
     wide: bool = True
     """Measure one size with observations of width 376, too."""
-    rounds: int = 5
+    n_envs: tuple[int, ...] = (1, 16)
+    """Numbers of environments that the transitions come from."""
+    rounds: int = 20
     """Number of fits to measure, after the first."""
     device: str = "cpu"
     """Device of the model."""
     output: Path = Path("experiments/results/fit_cost.md")
     """Markdown file to write."""
-    worker: bool = False
-    """Print the row of the first size and number of steps as JSON; used by the command itself."""
+    worker: Literal["", "times", "memory"] = ""
+    """Print rows of the first number of steps and of environments as JSON; used by the command itself."""
 
 
 def transitions(n: int, state: int, action: int, rng: np.random.Generator) -> dict[str, Any]:
@@ -66,17 +69,42 @@ def transitions(n: int, state: int, action: int, rng: np.random.Generator) -> di
     }
 
 
-def filled(replay: Replay, n: int, config: FitBenchmark, rng: np.random.Generator) -> int:
-    """Fill a replay of one environment with n transitions, as if it loaded them; returns their size in bytes."""
-    one = Batch({**transitions(1, config.state, config.action, rng), "info": Batch(duration=np.ones(1, np.int64))})
-    other = Replay(replay.buffer.maxsize, 1)
-    other.add(one, np.arange(1))
-    state = other.state_dict()
+def new_rows(n: int, state: int, action: int, rng: np.random.Generator) -> Batch:
+    """Return one random transition for each of n environments."""
+    return Batch({**transitions(n, state, action, rng), "info": Batch(duration=np.ones(n, np.int64))})
+
+
+def filled_level(config: FitBenchmark, size: int, rng: np.random.Generator) -> PlannerLevel:
+    """Return a level whose replay has `size` transitions, as if it had loaded them."""
+    n_envs, steps = config.n_envs[0], config.steps[0]
+    observations = Box(-np.inf, np.inf, (config.state,), np.float32)
+    task = TaskSpec(observations, Box(-1, 1, (config.action,), np.float32), n_envs=n_envs)
+    fit = FitConfig(max_steps=steps, batch_size=128)
+    learning = ModelLearningConfig(n_random_steps=1, fit_every=1, replay_size=size + 100 * n_envs, fit=fit)
+    model = EnsembleConfig(hidden=(200, 200, 200))
+    level = PETS(model=model, learning=learning).build(task, torch.device(config.device), seed=0).levels[0]
+    assert isinstance(level, PlannerLevel)
+    assert level.replay is not None
+    other = Replay(level.replay.buffer.maxsize, n_envs)
+    other.add(new_rows(n_envs, config.state, config.action, rng), np.arange(n_envs))
+    state, n = other.state_dict(), size // n_envs * n_envs
     columns = {**transitions(n, config.state, config.action, rng), "info.duration": np.ones(n, np.int64)}
-    rows = {name: x.repeat(n, *[1] * (x.ndim - 1)) for name, x in state["rows"].rows.items() if name not in columns}
+    rows = {name: x[:1].repeat(n, *[1] * (x.ndim - 1)) for name, x in state["rows"].rows.items() if name not in columns}
     rows |= {name: torch.from_numpy(x) for name, x in columns.items()}
-    replay.load_state_dict({**state, "rows": {"rows": rows, "start": [0], "stop": [n]}})
-    return sum(x.numel() * x.element_size() for x in rows.values())
+    start, stop = [0] * n_envs, [n // n_envs] * n_envs
+    level.replay.load_state_dict({**state, "rows": {"rows": rows, "start": start, "stop": stop}})
+    return level
+
+
+def timed_fit(config: FitBenchmark, level: PlannerLevel, i: int, rng: np.random.Generator) -> float:
+    """Fit for the i-th time, add a transition for each environment, and return the fit's CPU milliseconds."""
+    start = time.process_time()
+    level.learn(config.n_envs[0] * (i + 1))
+    if config.device != "cpu":
+        torch.cuda.synchronize()
+    milliseconds = 1e3 * (time.process_time() - start)
+    level.observe(new_rows(config.n_envs[0], config.state, config.action, rng), np.arange(config.n_envs[0]))
+    return milliseconds
 
 
 def resident(name: str) -> int:
@@ -85,45 +113,42 @@ def resident(name: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
-def measure(config: FitBenchmark) -> list[Cell]:
-    """Return a row: size, width, steps, CPU milliseconds of the first and of a later fit, and memory."""
-    size, steps = config.sizes[0], config.steps[0]
-    rng, device = np.random.default_rng(0), torch.device(config.device)
-    task = TaskSpec(Box(-np.inf, np.inf, (config.state,), np.float32), Box(-1, 1, (config.action,), np.float32))
-    learning = ModelLearningConfig(
-        n_random_steps=1, fit_every=1, replay_size=size + 100, fit=FitConfig(max_steps=steps, batch_size=128)
-    )
-    model = EnsembleConfig(hidden=(200, 200, 200))
-    level = PETS(model=model, learning=learning).build(task, device, seed=0).levels[0]
-    assert isinstance(level, PlannerLevel)
+def measure_times(config: FitBenchmark) -> list[list[Cell]]:
+    """Return rows: size, width, environments, steps, milliseconds of the first and of a later fit, its ratio."""
+    rng = np.random.default_rng(0)
+    levels = [filled_level(config, size, rng) for size in config.sizes]
+    rounds = [[timed_fit(config, level, i, rng) for level in levels] for i in range(1 + config.rounds)]
+    first, later = np.array(rounds[0]), np.array(rounds[1:])
+    ratios = np.median(later / later[:, :1], 0)
+    columns = zip(config.sizes, first, np.median(later, 0), ratios, strict=True)
+    labels = [config.state, config.n_envs[0], config.steps[0]]
+    return [[size, *labels, *map(float, values)] for size, *values in columns]
+
+
+def measure_memory(config: FitBenchmark) -> list[list[Cell]]:
+    """Return a row of the first size: size, width, megabytes of the replay, and those that fits need beside it."""
+    rng = np.random.default_rng(0)
+    level = filled_level(config, config.sizes[0], rng)
     assert level.replay is not None
-    n_bytes = filled(level.replay, size, config, rng)
+    n_bytes = sum(x.nbytes for x in level.replay.buffer.columns().values())
     Path("/proc/self/clear_refs").write_text("5")  # sets the largest resident set to the current one
-    before, seconds = resident("VmRSS"), []
-    for i in range(1 + config.rounds):
-        start = time.process_time()
-        level.learn(i + 1)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.process_time() - start)
-        new = Batch({**transitions(1, config.state, config.action, rng), "info": Batch(duration=np.ones(1, np.int64))})
-        level.observe(new, np.arange(1))
-    extra = resident("VmHWM") - before
-    if device.type == "cuda":
-        extra = torch.cuda.max_memory_allocated()
-    later = 1e3 * float(np.median(seconds[1:]))
-    return [size, config.state, steps, 1e3 * seconds[0], later, n_bytes / 1e6, extra / 1e6]
+    before = resident("VmRSS")
+    for i in range(3):
+        timed_fit(config, level, i, rng)
+    extra = resident("VmHWM") - before if config.device == "cpu" else torch.cuda.max_memory_allocated()
+    return [[config.sizes[0], config.state, n_bytes / 1e6, extra / 1e6]]
 
 
-COLUMNS = (
+TIMES = (
     "transitions",
     "width",
+    "environments",
     "optimiser steps",
     "first fit, ms",
     "a later fit, ms",
-    "replay, MB",
-    "extra memory, MB",
+    "ratio to the smallest",
 )
+MEMORY = ("transitions", "width", "replay, MB", "extra memory, MB")
 
 EARLIER = """## Earlier measurements
 
@@ -135,34 +160,41 @@ The default preset on Pendulum-v1, seed 0 (`python -m experiments.train pets --e
 by 100 steps: 56, 28, 21, 25, 24 and 26 environment steps per CPU second in successive 500 steps."""
 
 
+def rows_of(config: FitBenchmark, worker: str, **words: object) -> list[list[Cell]]:
+    """Return the rows that a process of its own measures."""
+    given = {"state": config.state, "action": config.action, "rounds": config.rounds, "device": config.device, **words}
+    command = [sys.executable, "-m", "experiments.benchmarks.fits", "--worker", worker]
+    for name, value in given.items():
+        values = value if isinstance(value, tuple) else (value,)
+        command += [f"--{name.replace('_', '-')}", *map(str, values)]
+    found = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    rows: list[list[Cell]] = json.loads(found.splitlines()[-1])
+    return rows
+
+
 def main() -> None:
-    """Measure each size in a process of its own, and write the table."""
+    """Measure, and write the tables."""
     config = tyro.cli(FitBenchmark, prog="python -m experiments.benchmarks.fits")
     torch.set_num_threads(1)
     if config.worker:
-        print(json.dumps(measure(config)))
+        print(json.dumps((measure_times if config.worker == "times" else measure_memory)(config)))
         return
-    cases = [(size, config.state, config.action, steps) for steps in config.steps for size in config.sizes]
-    cases += [(100_000, 376, 17, config.steps[0])] * config.wide
-    rows = []
-    for size, state, action, steps in cases:
-        words = ["--worker", "--sizes", size, "--state", state, "--action", action, "--steps", steps]
-        command = [sys.executable, "-m", "experiments.benchmarks.fits", *map(str, words)]
-        command += ["--rounds", str(config.rounds), "--device", config.device]
-        found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        rows.append(json.loads(found.splitlines()[-1]))
+    cases = [(n_envs, steps) for n_envs in config.n_envs for steps in config.steps]
+    times = [row for n, k in cases for row in rows_of(config, "times", sizes=config.sizes, n_envs=n, steps=k)]
+    memory = [row for size in config.sizes for row in rows_of(config, "memory", sizes=size, n_envs=1, steps=1)]
+    if config.wide:
+        memory += rows_of(config, "memory", sizes=100_000, n_envs=1, steps=1, state=376, action=17)
     text = f"""Process CPU time of a fit of dynamics and reward bounded by `fit.max_steps`, one thread, median of
-{config.rounds} fits with one new transition each; 5 members of 3 x 200, batches of 128 rows. The first fit is that of a
-run that goes on: it computes the statistics of all rows. Memory is the growth of the largest resident set over that
-of the replay with its rows."""
-    table = Table("fits", "Bounded fits", COLUMNS, rows)
-    write_page(
-        config.output,
-        "Cost of bounded fits",
-        "python -m experiments.benchmarks.fits",
-        [text, table, EARLIER],
-        machine_line(),
+{config.rounds} fits with one new transition of each environment; 5 members of 3 x 200, batches of 128 rows. The sizes
+of a setting take turns in one process; the ratio is the median over turns. The first fit is that of a run that goes
+on: it computes the statistics of all rows."""
+    notes = ("extra memory: growth of the largest resident set in three fits over that of the replay with its rows",)
+    tables = (
+        Table("fits", "Time", TIMES, times),
+        Table("memory", "Memory", MEMORY, memory, notes),
     )
+    command = f"python -m experiments.benchmarks.fits --rounds {config.rounds}"
+    write_page(config.output, "Cost of bounded fits", command, [text, *tables, EARLIER], machine_line())
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tianshou.data import Batch
 
 from experiments.pictures.states import state_names
 from experiments.run.playing import Track, play_track
-from layeredrl.environments import make_vector_env
+from layeredrl.environments import EnvConfig, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.models.diagnostics.figures import GREY, panel_grid
@@ -28,29 +28,37 @@ class Comparison:
     replanned: Track
     """Track of the agent, which plans anew at every step."""
     horizon: int
-    """Number of planned environment steps."""
+    """Number of predicted steps."""
+    step_length: int = 1
+    """Number of environment steps of a predicted step, and of a step of the tracks."""
 
     def rows(self) -> dict[str, str]:
         """Returns of the prediction and of the tracks, as rows of a table."""
         returns = (self.predicted.alive * self.predicted.reward).sum(-1)
         carried_out = "not comparable: the environment does not repeat itself"
         if self.carried_out is not None:
-            carried_out = f"{self.carried_out.rew.sum():.2f} in {len(self.carried_out.rew)} steps"
+            carried_out = self._return(self.carried_out)
         return {
             "predicted return": f"{float(returns.mean()):.2f} ± {float(returns.std(correction=0)):.2f} over particles",
             "members' means": ", ".join(f"{x:.2f}" for x in returns.mean((0, 2)).tolist()),
             "plan carried out": carried_out,
-            "replanned": f"{self.replanned.rew.sum():.2f} in {len(self.replanned.rew)} steps",
+            "replanned": self._return(self.replanned),
         }
+
+    def _return(self, track: Track) -> str:
+        each = f" of {self.step_length} environment steps" if self.step_length > 1 else ""
+        return f"{track.rew.sum():.2f} in {len(track.rew)} steps{each}"
 
 
 def compare(
-    env_id: str, agent: Hierarchy, level: PlannerLevel, *, step: int, seed: int, n_particles: int
+    env: str | EnvConfig, agent: Hierarchy, level: PlannerLevel, *, step: int, seed: int, n_particles: int
 ) -> Comparison:
     """Plan at a step of an episode, predict the outcome, and carry the plan out.
 
+    Where a step of the model is several environment steps, the tracks are those of the model's steps.
+
     Args:
-        env_id: Id of the environment.
+        env: Id or recipe of the environment.
         agent: Agent that acts until the step, without exploration.
         level: Its only level.
         step: Environment step of the episode.
@@ -58,25 +66,33 @@ def compare(
         n_particles: Particles of each member, rounded up to a multiple of the particles of a row.
 
     Raises:
-        ValueError: The episode ends before that step.
+        ValueError: The episode ends before that step, the agent decides nothing there, or a step of its model is no
+            whole number of environment steps.
     """
-    horizon = level.planner.horizon
-    whole, moments = play_track(make_vector_env(env_id), agent, None, n_steps=step + horizon, seed=seed)
+    duration, repeat = level.duration, level.world.repeat
+    if step % duration:
+        raise ValueError(f"step is {step}, expected a multiple of {duration}, the environment steps of an action")
+    if duration % repeat:
+        raise ValueError(f"the level's duration is {duration}, expected a multiple of the {repeat} steps of its model")
+    n_steps = step + level.planner.horizon * duration
+    whole, moments = play_track(make_vector_env(env), agent, None, n_steps=n_steps, seed=seed)
     if len(whole.act) <= step:
         raise ValueError(f"step is {step}, expected less than {len(whole.act)}, where the episode ends")
     moment = moments[step]
     plan = level.plan(moment.obs, moment.memory, moment.generator).actions
-    planned = np.concatenate([whole.act[:step], plan[0].cpu().numpy()])
-    repeated, _ = play_track(make_vector_env(env_id), agent, planned, n_steps=len(planned), seed=seed)
-    # If the plan begins with the action that the agent took, one more step has to repeat itself.
-    n_same = step + int(np.array_equal(planned[step], whole.act[step]))
+    planned = np.concatenate([whole.act[:step], plan[0].cpu().numpy().repeat(duration, 0)])
+    repeated, _ = play_track(make_vector_env(env), agent, planned, n_steps=len(planned), seed=seed)
+    # If the plan begins with the action that the agent took, that has to repeat itself, too.
+    n_same = step + duration * int(np.array_equal(planned[step], whole.act[step]))
     same = np.array_equal(repeated.obs[: n_same + 1], whole.obs[: n_same + 1])
     with torch.no_grad():
         n = -(-n_particles // level.world.dynamics.n_particles_per_model)
         predicted = level.world.rollout(
             moment.obs.expand(n, -1), plan.expand(n, -1, -1), generator=moment.generator, statistics=False
         )
-    return Comparison(predicted, repeated.after(step) if same else None, whole.after(step), horizon)
+    length = duration // repeat
+    carried_out, replanned = (x.after(step).coarse(length, level.discount) for x in (repeated, whole))
+    return Comparison(predicted, carried_out if same else None, replanned, level.planner.horizon * repeat, length)
 
 
 def draw_comparison(found: Comparison, level: PlannerLevel, title: str) -> Figure:
@@ -101,13 +117,16 @@ def draw_comparison(found: Comparison, level: PlannerLevel, title: str) -> Figur
         is_state = i < n_dims
         for m in range(len(states)):
             particles = states[m, ..., i] if is_state else gains[m]
-            x = np.arange(particles.shape[-1]) + (not is_state)  # the first reward follows the first action
+            x = found.step_length * (
+                np.arange(particles.shape[-1]) + (not is_state)
+            )  # the first reward follows the first action
             axes.plot(x, particles.T, color=f"C{m % 10}", lw=0.5, alpha=0.25)
             axes.plot(x, particles.mean(0), color=f"C{m % 10}", lw=1.2, label=None if m else "means of members")
         for track, color, style, label in lines:
             y = _states(track, level)[:, i] if is_state else np.cumsum(track.rew)
             y = y[: found.horizon + is_state]
-            axes.plot(np.arange(len(y)) + (not is_state), y, style, color=color, lw=1.2, label=label)
+            x = found.step_length * (np.arange(len(y)) + (not is_state))
+            axes.plot(x, y, style, color=color, lw=1.2, label=label)
         axes.set_title(names[i], fontsize=9)
         axes.set_xlabel("time ahead (environment steps)", fontsize=8)
         axes.set_ylabel("environment's units" if is_state else "sum of rewards", fontsize=8)

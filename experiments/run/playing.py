@@ -57,6 +57,19 @@ class Track:
         """Return the part from a later step on."""
         return Track(self.obs[step:], self.act[step:], self.rew[step:])
 
+    def coarse(self, length: int, discount: float) -> "Track":
+        """Return the track in steps of `length` environment steps, of which the end may cut the last one short.
+
+        Args:
+            length: Number of environment steps of a step.
+            discount: Factor of rewards within a step, for each environment step since its start.
+        """
+        n = len(self.rew)
+        starts = np.arange(0, n, length)
+        factors = discount ** (np.arange(n) % length)
+        rew = np.add.reduceat(factors * self.rew, starts) if n else self.rew
+        return Track(self.obs[np.append(starts, n)], self.act[starts], rew)
+
 
 class Moment(NamedTuple):
     """Input of an agent's decision."""

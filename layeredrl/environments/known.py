@@ -22,6 +22,15 @@ TOLERANCE = 1e-3
 """Largest difference of a known reward or next state, relative to the largest one seen: observations are rounded."""
 
 
+_PASS_ON = {
+    *(f"gymnasium.wrappers.common.{x}" for x in ("TimeLimit", "OrderEnforcing", "PassiveEnvChecker")),
+    "gymnasium.wrappers.common.RecordEpisodeStatistics",
+    "gymnasium.wrappers.rendering.RecordVideo",
+    "gymnasium.wrappers.stateful_observation.TimeAwareObservation",
+}
+"""Wrappers of gymnasium with a `step` of their own that leave rewards and terminations as they are."""
+
+
 @dataclass(frozen=True)
 class _Trial:
     """Transitions of random actions; arrays with the step first."""
@@ -37,10 +46,12 @@ class _Trial:
 
 
 def without_contradicted(task: TaskSpec, env: gym.Env[Any, Any]) -> TaskSpec:
-    """The task without those known functions and dimensions that a few random steps contradict.
+    """The task without those known functions and dimensions that a few random steps contradict or leave open.
 
     `env.unwrapped` declares them for its own observations, actions and rewards. A wrapper that negates rewards, repeats
     actions, or normalises or reorders observations makes them wrong for the environment that the agent acts in.
+    Functions of other observations are not used even if they agree: random steps see few states. A constant reward,
+    or no termination, says nothing about a wrapper that may change it.
 
     Args:
         task: Read from the environment.
@@ -60,12 +71,13 @@ def without_contradicted(task: TaskSpec, env: gym.Env[Any, Any]) -> TaskSpec:
     except BaseException:  # an environment that fails is found, and named, where it acts for the agent
         _forget_offset(task)
         return task
+    same = _same_observations(task, trial)
     left_out: dict[str, Any] = {
         name: None
         for name, function in known.items()
-        if function is not None and not _agrees(task, name, function, trial)
+        if function is not None and not (same and _is_shown(name, env, trial) and _agrees(task, name, function, trial))
     }
-    if task.dims != StateDims() and not _same_observations(task, trial):
+    if task.dims != StateDims() and not same:
         left_out["dims"] = StateDims()
     _forget_offset(task)
     if not left_out:
@@ -74,8 +86,8 @@ def without_contradicted(task: TaskSpec, env: gym.Env[Any, Any]) -> TaskSpec:
     listed = ", ".join(names.get(name, f"{name}_function") for name in left_out)
     learned = " and ".join(name for name in ("reward", "termination") if name in left_out)
     warnings.warn(
-        f"{listed} of {type(env.unwrapped).__name__} contradict what the environment does in {N_STEPS} random steps; "
-        "a wrapper may change its observations, actions or rewards. They are not used"
+        f"{listed} of {type(env.unwrapped).__name__} contradict what the environment does in {N_STEPS} random steps, "
+        "or may do so later; a wrapper may change its observations, actions or rewards. They are not used"
         + (f"; the {learned} will be learned" if learned else ""),
         RuntimeWarning,
         stacklevel=3,
@@ -168,10 +180,29 @@ def _close(found: Tensor, expected: Tensor) -> bool:
     return found.shape == expected.shape and bool(((found - expected).abs() <= TOLERANCE * largest + 1e-6).all())
 
 
+def _is_shown(name: str, env: gym.Env[Any, Any], trial: _Trial) -> bool:
+    """Return True unless the trial saw one value of a reward or termination that a wrapper may change."""
+    seen = {"reward": trial.reward, "termination": trial.terminated}.get(name)
+    return seen is None or len(np.unique(seen)) > 1 or not _may_change_results(env)
+
+
+def _may_change_results(env: gym.Env[Any, Any]) -> bool:
+    """Return True if a wrapper has a `step` of its own that may change rewards or terminations."""
+    passing = gym.Wrapper.step, gym.ObservationWrapper.step, gym.ActionWrapper.step
+    while isinstance(env, gym.Wrapper):
+        cls = type(env)
+        if cls.step not in passing and f"{cls.__module__}.{cls.__qualname__}" not in _PASS_ON:
+            return True
+        env = env.env
+    return False
+
+
 def _same_observations(task: TaskSpec, trial: _Trial) -> bool:
-    """Return True if the wrappers leave observations as the innermost environment returns them."""
+    """Return True if the wrappers leave observations as the innermost environment returns them, or only append."""
     try:
         raw = np.stack([_flatten(task, x) for x in trial.raw])
     except (ValueError, KeyError, TypeError):
         return False
-    return raw.shape == trial.obs_next.shape and bool(np.allclose(raw, trial.obs_next, rtol=1e-6, atol=1e-8))
+    return raw.shape[1] <= task.observation_dim and bool(
+        np.allclose(raw, trial.obs_next[:, : raw.shape[1]], rtol=1e-6, atol=1e-8)
+    )

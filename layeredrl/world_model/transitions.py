@@ -1,5 +1,6 @@
 """Transitions as the fit of a world model reads them: batch by batch, from a Batch or in place from a replay."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -14,8 +15,8 @@ from layeredrl.storage import Replay
 
 GROWTH = 1.125
 """Factor by which the room for rows on a device grows: all rows are then copied anew, eight times in their life."""
-LEAST_BLOCK = 256
-"""Smallest number of rows of an environment whose statistics are kept together."""
+SMALL = 256
+"""Number of rows that a fit reads again because one of them is new; of other blocks of rows it keeps the moments."""
 
 MomentsOf = Callable[[Batch], dict[str, Moments]]
 
@@ -66,8 +67,9 @@ class ReplayTransitions:
     An action that the end of an episode cut short says nothing about its outcome, unless it ended the episode.
 
     On a CPU the replay's arrays are read in place. Another device has a copy, to which `update` appends what is new.
-    Moments are kept for blocks of rows, and computed again only for blocks that have changed; they depend on nothing
-    but the replay, so that a run that goes on from a checkpoint computes the same.
+    Moments are kept for blocks of rows, and computed again only for blocks that have changed: blocks of about `CHUNK`
+    rows, and of about `SMALL` rows where the newest are. They depend on nothing but the replay, so that a run that goes
+    on from a checkpoint computes the same.
 
     Args:
         replay: Replay with the key `info.duration`.
@@ -79,9 +81,11 @@ class ReplayTransitions:
         self.replay, self.duration, self.device = replay, duration, device
         self._source: object = None  # the replay's rows; another object once it has loaded a state
         self._columns: dict[str, Tensor] = {}
+        self._whole: Tensor | None = None  # True for transitions that count, (E, size); None for all
         self._room = 0  # rows of each environment that the columns have room for
         self._seen: list[int] = []  # transitions ever added, by environment, at the last update
-        self._moments: dict[tuple[int, int], dict[str, Moments] | None] = {}
+        self._moments: dict[tuple[int, int], dict[str, Moments] | None] = {}  # by block, its slots in every ring
+        self._merged: tuple[list[tuple[int, int]], list[dict[str, Moments]]] = [], []  # blocks, and at most one result
 
     def update(self) -> None:
         """Bring the transitions up to date with the replay."""
@@ -91,17 +95,28 @@ class ReplayTransitions:
         first = [n - length for n, length in zip(stop, self._lengths, strict=True)]
         self._oldest = np.where(self._lengths == self._size, np.array(stop) % self._size, 0)
         if source is not self._source:
-            self._source, self._moments, self._room, self._seen = source, {}, 0, first
+            self._source, self._room, self._seen = source, 0, first
+            self._moments, self._merged = {}, ([], [])
         # The newest row of the last time again: `Replay.truncate` may have marked it since.
         start = [max(seen - 1, oldest) for seen, oldest in zip(self._seen, first, strict=True)]
         self._seen = stop
-        for i, (a, b) in enumerate(zip(start, stop, strict=True)):
-            for block in {n % self._size // self._block for n in range(a, b)}:
-                self._moments.pop((i, block), None)
+        self._newest = sorted({(n - 1) % self._size for n in stop if n})
+        self._forget(start, stop)
         self._copy(start, first, stop)
         self._ends = np.cumsum(self._lengths)
         self._starts = self._tensor(self._ends - self._lengths)
         self._kept = self._find_kept()
+
+    def _forget(self, start: list[int], stop: list[int]) -> None:
+        """Forget the moments of blocks with rows of these numbers."""
+        small, _ = self._widths
+        changed = np.zeros(-(-self._size // small), bool)
+        for a, b in zip(start, stop, strict=True) if self._moments else ():
+            changed[np.arange(a, b) % self._size // small] = True
+        for block in list(self._moments):
+            if changed[block[0] // small : -(-block[1] // small)].any():
+                del self._moments[block]
+                self._merged = [], []
 
     def _copy(self, start: list[int], first: list[int], stop: list[int]) -> None:
         """Take the rows of these numbers from the replay; all of them if there is no room left."""
@@ -132,13 +147,21 @@ class ReplayTransitions:
         return self.device.type == "cpu"
 
     def _find_kept(self) -> Tensor | None:
-        """Places of the transitions that lasted as long as they should; None for all."""
+        """Slots in the columns of the transitions that lasted as long as they should; None for all."""
+        self._whole = None
         if self.duration == 1:
             return None
-        order = self.replay.buffer.sample_indices(0)
-        info = self.replay.column("info", order)
-        whole = (info.duration == self.duration) | self.replay.column("terminated", order)
-        return None if whole.all() else self._tensor(np.flatnonzero(whole))
+        duration, terminated = self.replay.buffer._meta["info"].duration, self.replay.buffer._meta["terminated"]
+        whole = ((duration == self.duration) | terminated).reshape(len(self._lengths), self._size)
+        parts = []
+        for i, (oldest, length) in enumerate(zip(self._oldest, self._lengths, strict=True)):
+            for start, stop in ((oldest, length), (0, oldest)):
+                parts.append(i * self._room + start + np.flatnonzero(whole[i, start:stop]))
+        kept = np.concatenate(parts)
+        if len(kept) == self._ends[-1]:
+            return None
+        self._whole = torch.as_tensor(whole, device=self.device)
+        return self._tensor(kept)
 
     def _tensor(self, values: NDArray[np.int64]) -> Tensor:
         return torch.as_tensor(values, device=self.device)
@@ -147,7 +170,7 @@ class ReplayTransitions:
         return int(self._ends[-1]) if self._kept is None else len(self._kept)
 
     def take(self, index: Tensor) -> Batch:
-        return self._read(self._slots(index if self._kept is None else self._kept[index]))
+        return self._read(self._slots(index) if self._kept is None else self._kept[index])
 
     def ahead(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
         if self._kept is not None:  # some in between are missing
@@ -175,29 +198,50 @@ class ReplayTransitions:
         return Batch(rows)
 
     @property
-    def _block(self) -> int:
-        """Number of rows of a block: few environments have large ones, so that little is computed again."""
-        return max(LEAST_BLOCK, CHUNK // len(self._lengths))
+    def _widths(self) -> tuple[int, int]:
+        """Numbers of slots of a small and of a large block, of which each has the rows of all environments."""
+        n_envs = len(self._lengths)
+        small = max(1, SMALL // n_envs)
+        return small, small * max(1, CHUNK // (small * n_envs))
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
         if len(self) <= CHUNK:
             return of(self.take(torch.arange(len(self), device=self.device)))
-        kept = None
-        if self._kept is not None:
-            kept = torch.zeros(len(self._lengths) * self._room, dtype=torch.bool, device=self.device)
-            kept[self._slots(self._kept)] = True
-        parts = []
-        for ring, length in enumerate(self._lengths.tolist()):
-            for block in range(-(-length // self._block)):
-                key = (ring, block)
-                if key not in self._moments:
-                    rows = torch.arange(block * self._block, min((block + 1) * self._block, length), device=self.device)
-                    slots = ring * self._room + rows
-                    slots = slots if kept is None else slots[kept[slots]]
-                    self._moments[key] = of(self._read(slots)) if len(slots) else None
-                part = self._moments[key]
-                parts += [] if part is None else [part]
-        return merged(parts)
+        blocks = list(self._blocks())
+        newest = [self._rows_of(block) for block in blocks if self._has_newest(block)]
+        others = [block for block in blocks if not self._has_newest(block)]
+        for block in others:
+            if block not in self._moments:
+                slots = self._rows_of(block)
+                self._moments[block] = of(self._read(slots)) if len(slots) else None
+        if others != self._merged[0]:
+            self._moments = {block: self._moments[block] for block in others}
+            parts = [part for part in self._moments.values() if part is not None]
+            self._merged = others, [merged(parts)] if parts else []
+        latest = torch.cat(newest)
+        parts = [of(self._read(latest[i : i + CHUNK])) for i in range(0, len(latest), CHUNK)]
+        return merged([*self._merged[1], *parts])
+
+    def _blocks(self) -> Iterator[tuple[int, int]]:
+        """Blocks of slots: large ones, and small ones where the newest rows are."""
+        small, large = self._widths
+        n = int(self._lengths.max())
+        for start in range(0, n, large):
+            block = start, min(start + large, n)
+            width = small if self._has_newest(block) else large
+            yield from ((i, min(i + width, block[1])) for i in range(*block, width))
+
+    def _has_newest(self, block: tuple[int, int]) -> bool:
+        i = bisect_left(self._newest, block[0])
+        return i < len(self._newest) and self._newest[i] < block[1]
+
+    def _rows_of(self, block: tuple[int, int]) -> Tensor:
+        """Slots in the columns of a block's transitions, (n,)."""
+        stop = self._tensor(np.minimum(self._lengths, block[1])).unsqueeze(-1)
+        slots = torch.arange(*block, device=self.device).expand(len(stop), -1)
+        used = slots < stop if self._whole is None else (slots < stop) & self._whole[:, slice(*block)]
+        first = self._room * torch.arange(len(stop), device=self.device).unsqueeze(-1)
+        return (first + slots)[used]
 
 
 def alone(index: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.wrappers import MaxAndSkipObservation, NormalizeObservation, TransformObservation, TransformReward
+from gymnasium.wrappers import (
+    MaxAndSkipObservation,
+    NormalizeObservation,
+    TimeAwareObservation,
+    TimeLimit,
+    TransformObservation,
+    TransformReward,
+)
 
 from layeredrl.environments import make_task
 
@@ -58,7 +65,36 @@ def reordered(env):
     return TransformObservation(env, lambda obs: obs[ORDER].copy(), env.observation_space)
 
 
+class Rare(Roller):
+    """Rewards and ends that random steps never reach."""
+
+    def step(self, action):
+        obs, _, _, truncated, info = super().step(action)
+        return obs, 0.0, False, truncated, info
+
+    @staticmethod
+    def reward_function(state, context, action, next_state):
+        return (next_state[..., 0] > 100).float()
+
+    @staticmethod
+    def termination_function(state, context, action, next_state):
+        return next_state[..., 0] > 100
+
+
+class Judged(gym.Wrapper):
+    """Another wrapper that has a `step` of its own."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, -reward, False, truncated or terminated, info
+
+
 KINDS = {
+    "Rare": (lambda: Rare(), {"reward", "termination", "dynamics", "dims"}),
+    "MinusRareReward": (lambda: TransformReward(Rare(), lambda r: -r), {"dynamics", "dims"}),
+    "JudgedRare": (lambda: Judged(Rare()), {"dynamics", "dims"}),
+    "ReorderedRare": (lambda: reordered(Rare()), set()),
+    "Clock": (lambda: TimeAwareObservation(TimeLimit(Rare(), 50)), {"reward", "termination", "dims"}),
     "Plain": (lambda: Roller(), {"reward", "termination", "dynamics", "dims"}),
     "MinusReward": (lambda: TransformReward(Roller(), lambda r: -r), {"termination", "dynamics", "dims"}),
     # Three steps at once: the mean of observations and the sum of rewards; it ends when the last one of them ends.

@@ -15,11 +15,13 @@ from tianshou.data import Batch
 from experiments import plot_plan
 from experiments.pictures.plans import Comparison, compare, draw_comparison
 from experiments.run.loading import load
-from layeredrl.environments import make_env, make_task
+from experiments.run.playing import play_track
+from layeredrl.environments import make_env, make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
+from layeredrl.models.config import EnsembleConfig
 from layeredrl.planners import ICEM, ICEMConfig
-from layeredrl.world_model import Encoder, Oracle, WorldModel
+from layeredrl.world_model import Encoder, Objective, Oracle, WorldModel
 from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
 from tests.experiments.tasks import Drift
@@ -132,6 +134,48 @@ def test_the_prediction_of_true_dynamics_is_what_happens() -> None:
     np.testing.assert_array_equal(found.carried_out.obs[:2], found.replanned.obs[:2])
     assert not np.array_equal(found.carried_out.act, found.replanned.act)
     np.testing.assert_allclose((found.predicted.alive * found.predicted.reward).sum(-1), found.carried_out.rew.sum())
+
+
+def _slow_level(env_id: str, duration: int) -> tuple[Hierarchy, PlannerLevel]:
+    task = make_task(env_id)
+    encoder = Encoder(task)
+    coarse = task.coarse(task.action_space, duration)
+    dynamics = EnsembleConfig(n_models=2, hidden=(8,)).build(
+        encoder.state_space, encoder.context_space, task.action_space, torch.device("cpu")
+    )
+    world = WorldModel(encoder, dynamics, coarse, objective=Objective(encoder.state_dim, discount=0.9))
+    planner = ICEM(task.action_space, ICEMConfig(horizon=4, n_samples=8, n_iterations=1, n_elites=2))
+    level = PlannerLevel(world, planner, task.action_space, duration=duration)
+    return Hierarchy([level], task), level
+
+
+def test_actions_of_several_steps_are_compared_at_their_own_time_scale() -> None:
+    gym.register("Slow-v0", Endless, max_episode_steps=13)
+    agent, level = _slow_level("Slow-v0", 3)
+    found = compare("Slow-v0", agent, level, step=3, seed=5, n_particles=1)
+    carried_out = found.carried_out
+    assert carried_out is not None
+    plain = make_env("Slow-v0")  # the plan by hand: each action three times, until the time limit ends the episode
+    obs, rewards = [plain.reset(seed=5)[0]], []
+    actions = np.concatenate([_first_actions(agent, 3), carried_out.act.repeat(3, 0)])
+    for action in actions[:13]:
+        result = plain.step(action)
+        obs.append(result[0])
+        rewards.append(float(result[1]))
+    discount = 0.9 ** (1 / 3)
+    expected = [sum(discount**i * r for i, r in enumerate(rewards[t : min(t + 3, 13)])) for t in (3, 6, 9, 12)]
+    np.testing.assert_allclose(carried_out.rew, expected, rtol=1e-6)
+    np.testing.assert_array_equal(carried_out.obs, np.array(obs, np.float32)[[3, 6, 9, 12, 13]])
+    assert found.predicted.state.shape[-2] == len(carried_out.obs) == found.horizon + 1
+    assert found.rows()["replanned"].endswith("in 4 steps of 3 environment steps")
+    assert draw_comparison(found, level, "a plan").axes[0].lines[0].get_xdata().tolist() == [0, 3, 6, 9, 12]
+    with pytest.raises(ValueError, match="step is 4, expected a multiple of 3"):
+        compare("Slow-v0", agent, level, step=4, seed=5, n_particles=1)
+
+
+def _first_actions(agent: Hierarchy, n: int) -> np.ndarray:
+    """Return the first actions of the agent in an episode of seed 5 of Slow-v0."""
+    return play_track(make_vector_env("Slow-v0"), agent, None, n_steps=n, seed=5)[0].act
 
 
 class Forgetful(Endless):
