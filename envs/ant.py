@@ -18,7 +18,7 @@ from torch import Tensor
 try:
     import mujoco  # noqa: F401  gymnasium's own error does not say how to install it here
 except ModuleNotFoundError as error:
-    raise gym.error.DependencyNotInstalled("AntGoal needs the extra mujoco: pip install '.[mujoco]'") from error
+    raise gym.error.DependencyNotInstalled("AntGoal needs the extra mujoco: pip install 'layeredrl[mujoco]'") from error
 from gymnasium.envs.mujoco.ant_v5 import AntEnv
 
 from envs.endless import termination_function

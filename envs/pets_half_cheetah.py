@@ -19,7 +19,9 @@ from envs.endless import termination_function
 try:
     import mujoco  # noqa: F401  gymnasium's own error does not say how to install it here
 except ModuleNotFoundError as error:
-    raise gym.error.DependencyNotInstalled("PETSHalfCheetah needs the extra mujoco: pip install '.[mujoco]'") from error
+    raise gym.error.DependencyNotInstalled(
+        "PETSHalfCheetah needs the extra mujoco: pip install 'layeredrl[mujoco]'"
+    ) from error
 from gymnasium.envs.mujoco.half_cheetah_v5 import HalfCheetahEnv
 
 CONTROL_COST = 0.1

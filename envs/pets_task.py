@@ -21,7 +21,7 @@ try:
     import mujoco
 except ModuleNotFoundError as error:  # gymnasium's own error does not say how to install it here
     raise gym.error.DependencyNotInstalled(
-        "the tasks of PETS need the extra mujoco: pip install '.[mujoco]'"
+        "the tasks of PETS need the extra mujoco: pip install 'layeredrl[mujoco]'"
     ) from error
 from gymnasium.envs.mujoco.mujoco_env import MujocoEnv
 

@@ -23,7 +23,7 @@ try:
     from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
 except ModuleNotFoundError as error:
     raise gym.error.DependencyNotInstalled(
-        "PointMaze and AntMaze need the extra robotics: pip install '.[robotics]'"
+        "PointMaze and AntMaze need the extra robotics: pip install 'layeredrl[robotics]'"
     ) from error
 
 from envs.endless import termination_function

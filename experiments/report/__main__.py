@@ -4,7 +4,6 @@ Writes one HTML page that opens from disk, and its tables as Markdown and CSV be
 """
 
 import html
-import importlib.util
 import math
 import os
 import shlex
@@ -31,7 +30,7 @@ from experiments.report.study import (
     settings_tables,
 )
 from experiments.report.tables import Table, notes_html
-from experiments.run.command_line import command, command_line, fail
+from experiments.run.command_line import command, command_line, fail, program
 from experiments.run.folder import write_whole
 from layeredrl.checks import require_count
 
@@ -182,11 +181,9 @@ def main() -> None:
     """Read the runs, compare them, and write the report."""
     args = sys.argv[1:]
     try:
-        config: ReportConfig = command_line(ReportConfig, args, prog="python -m experiments.report")
-        if importlib.util.find_spec("rliable") is None:
-            raise ValueError("a report needs rliable: pip install -c constraints.txt -e '.[rliable]'")
+        config: ReportConfig = command_line(ReportConfig, args, prog=program("report"))
         study = read_study(config)
-        written = write_report(study, config.output, shlex.join(["python", "-m", "experiments.report", *args]))
+        written = write_report(study, config.output, shlex.join([*program("report").split(), *args]))
     except (ValueError, OSError) as error:
         fail(error)
     print(f"{len(study.runs)} runs: {written[0]}")

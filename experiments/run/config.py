@@ -8,13 +8,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import tyro
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
-from experiments.run.command_line import command_line
+from experiments.run.command_line import command_line, program
+from experiments.run.short_help import short_help
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
 from layeredrl.checks import require_count
 from layeredrl.environments import Vectorization
@@ -160,6 +162,16 @@ def agent_class(name: str) -> type[Any]:
     return cast(type[Any], found)
 
 
+def first_line(cls: type[Any]) -> str:
+    """Return the first line of a class's docstring."""
+    return (cls.__doc__ or "").partition("\n")[0]
+
+
+def preset_names(cls: type[Any]) -> list[str]:
+    """Names of the presets of an agent's class."""
+    return [*dict.fromkeys([*TRAINER_PRESETS, *getattr(cls, "presets", {})])]
+
+
 def parse(args: Sequence[str]) -> RunConfig[Any]:
     """Read settings from a command line: an agent, a preset, and settings that differ from the preset.
 
@@ -171,7 +183,7 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
     agent = args[0] if args and not args[0].startswith("-") else "pets"
     cls = agent_class(agent)
     presets, trainers = getattr(cls, "presets", {}), TRAINER_PRESETS | getattr(cls, "trainers", {})
-    preset = _preset(args, [*dict.fromkeys([*TRAINER_PRESETS, *presets])])
+    preset = _preset(args, preset_names(cls))
     default = RunConfig(
         agent=agent,
         preset=preset,
@@ -180,7 +192,15 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
     )
     run_config: Any = RunConfig
     words = words_of_sweep(args, default)
-    config: RunConfig[Any] = command_line(run_config[cls], words, prog="python -m experiments.train", default=default)
+    prog = program("train")
+    shorten = partial(
+        short_help,
+        usage=f"{prog} {agent}",
+        about=f"Train an agent. {agent}: {first_line(cls)} Agents: {', '.join(AGENTS)}, or your own as "
+        "package.module:Class.",
+        texts={"preset": f"Defaults of all other settings: {', '.join(preset_names(cls))}."},
+    )
+    config: RunConfig[Any] = command_line(run_config[cls], words, prog=prog, default=default, shorten=shorten)
     if config.agent != agent:
         raise ValueError(f"the agent {config.agent!r} has to come first, or as --agent {config.agent}")
     trial = SweepTrial.from_environment()
@@ -263,5 +283,7 @@ def _preset(args: Sequence[str], known: Sequence[str]) -> str:
         if arg.startswith("--preset="):
             preset = arg.partition("=")[2]
     if preset not in known:
-        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}")
+        near = difflib.get_close_matches(preset, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}{hint}")
     return preset
