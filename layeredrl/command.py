@@ -103,7 +103,7 @@ def _new(words: Sequence[str]) -> None:
         print("usage: layeredrl new FOLDER\n\nCopy agents, environments and experiments into a folder of your own.")
         return
     if len(words) != 1 or words[0].startswith("-"):
-        _fail(f"layeredrl new has the words {' '.join(words)!r}, expected one folder, such as my-lab")
+        _fail(f"layeredrl new is followed by {' '.join(words) or 'nothing'!r}, expected one folder, such as my-lab")
     try:
         n_files = write_lab(Path(words[0]))
     except (ValueError, OSError) as error:

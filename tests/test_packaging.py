@@ -54,7 +54,7 @@ def test_imports_stay_light(tmp_path):
     code = f"""
 import sys, types
 sys.path.insert(0, {str(ROOT)!r})
-import layeredrl
+import layeredrl.command
 import layeredrl.loggers
 print(*sys.modules)
 data = types.ModuleType("tianshou.data")

@@ -57,6 +57,14 @@ def test_the_package_comes_from_the_wheel(run, folder, python):
     assert run(folder, "-c", code, program="python").split() == ["None", "None"]
 
 
+def test_a_checkout_has_its_own_library(run, tmp_path):
+    for name in ("experiments/run/__init__.py", "layeredrl/__init__.py", "layeredrl/__main__.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "layeredrl/__main__.py").write_text("import sys\nprint(__file__, *sys.argv[1:])\n")
+    assert run(tmp_path, "train", "pets").split() == [str(tmp_path / "layeredrl/__main__.py"), "train", "pets"]
+
+
 def test_train_evaluate_and_report(run, folder):
     # Environments in processes of their own find the lab, too.
     run(folder, "train", "pets", *QUICK, "--vectorization", "async", "--name", "async")
