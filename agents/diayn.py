@@ -34,6 +34,7 @@ class DIAYNAgent(Recipe):
     policy: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
     """When and how the policy is learned."""
 
+    environment: ClassVar[str] = "Maze2D-Medium-v0"
     trainers: ClassVar[Mapping[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def __post_init__(self) -> None:

@@ -67,6 +67,7 @@ class Goals(Recipe):
     goal_reward: GoalReward = "distance"
     """Reward of the lower level."""
 
+    environment: ClassVar[str] = "Maze2D-Medium-v0"
     trainers: ClassVar[Mapping[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=100_000)}
 
     def __post_init__(self) -> None:

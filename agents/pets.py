@@ -3,16 +3,19 @@
 Deviations from the paper: iCEM plans by default, with a handful of candidates; targets are divided by their running
 standard deviation; refitting may happen within an episode; dimensions that a task says are alike are standardised
 alike, with the released settings too; all candidates of a decision may meet the same noise; a dimension's loss may be
-weighted by its variance (`beta_nll`), and particles may follow their members without noise (`propagation="mode"`).
+weighted by its variance (`beta_nll`), particles may follow their members without noise (`propagation="mode"`), and
+plans may end in a learned value (`value`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
-from agents.recipe import Recipe
+from agents.recipe import Choice, Recipe
 from layeredrl.checks import require_number
+from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.models import FitConfig, ProbabilisticEnsemble
@@ -25,6 +28,9 @@ from layeredrl.world_model import (
     GridSupport,
     ModelLearningConfig,
     Objective,
+    ValueConfig,
+    ValueLearner,
+    ValueNet,
     WorldModel,
     WorldModelLearner,
 )
@@ -48,8 +54,14 @@ class PETS(Recipe):
     """If True, all candidates of a decision are rolled out with the same noise, so that fewer particles rank them."""
     discount: float = 1.0
     """Discount per environment step, in planning."""
+    value: bool = False
+    """If True, plans end in a learned value of their last state, so that planning sees beyond its horizon; needs a
+    discount below 1."""
+    value_learning: ValueConfig = field(default_factory=ValueConfig)
+    """Network of the value, and how it learns at each fit."""
     uncertainty_weight: float = 0.0
-    """Penalty, in planning, for each standard deviation of the states between members; negative for a bonus."""
+    """Penalty, in planning, for each standard deviation of the states between members; negative for a bonus while
+    exploring."""
 
     support_weight: float = 0.0
     """Penalty, in planning without exploration, for each step to a state in a cell with few visits in the data."""
@@ -58,8 +70,24 @@ class PETS(Recipe):
     support_cell: float = 0.25
     """Edge length of a cell, in the state's units."""
 
+    environments: ClassVar[Mapping[str, str]] = {
+        f"{name}-{size}": f"PETS{env}-v0"
+        for name, env in (
+            ("cartpole", "Cartpole"),
+            ("reacher", "Reacher"),
+            ("pusher", "Pusher"),
+            ("halfcheetah", "HalfCheetah"),
+        )
+        for size in ("paper", "fast")
+    }
+
     def __post_init__(self) -> None:
         require_number("discount", self.discount, 0, 1)
+
+    @classmethod
+    def suited(cls, facts: TaskFacts) -> list[Choice]:
+        """Settings that suit a task, on one core; measured in `experiments/results/first_try.md`."""
+        return _suited(facts)
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
         """Wire the agent for a task.
@@ -71,9 +99,11 @@ class PETS(Recipe):
         """
         encoder = Encoder(task)
         dynamics = self.make_dynamics(encoder, task, device)
+        learner = self.make_value(encoder, device)
         objective = Objective(
             encoder.state_dim,
             discount=self.discount,
+            value=None if learner is None else learner.net,
             uncertainty_weight=self.uncertainty_weight,
             support=GridSupport(self.support_dims, self.support_cell) if self.support_weight else None,
             support_weight=self.support_weight,
@@ -84,10 +114,17 @@ class PETS(Recipe):
             self.make_planner(task),
             task.action_space,
             common_noise=self.common_noise,
-            learner=WorldModelLearner(world, self.learning, seed=seed),
+            learner=WorldModelLearner(world, self.learning, value=learner, seed=seed),
             seed=seed,
         )
         return Hierarchy([level], task, device)
+
+    def make_value(self, encoder: Encoder, device: torch.device) -> ValueLearner | None:
+        """The learner of the value at the end of plans; a subclass may bring another one."""
+        if not self.value:
+            return None
+        net = ValueNet(encoder.state_dim + encoder.context_dim, self.value_learning, device)
+        return ValueLearner(net, encoder, self.discount, self.value_learning)
 
     def make_dynamics(self, encoder: Encoder, task: TaskSpec, device: torch.device) -> ProbabilisticEnsemble:
         """The ensemble; a subclass may make it of other networks."""
@@ -97,6 +134,48 @@ class PETS(Recipe):
     def make_planner(self, task: TaskSpec) -> Planner:
         """The planner; a subclass may bring another one."""
         return self.planner.build(task.action_space)
+
+
+def _suited(facts: TaskFacts) -> list[Choice]:
+    """Settings for a task: small networks, frequent fits of few steps, few candidates, and a value where plans end."""
+    small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+    soon = facts.ends_after is not None and facts.ends_after < 15
+    hidden = (64, 64) if small else (128, 128) if facts.state_dim <= 12 else (200, 200, 200)
+    every = 20 if facts.state_dim <= 12 else 50
+    horizon = 40 if facts.silent else 20 if small and facts.ends_after is None else 15
+    choices = [
+        Choice("model.hidden", hidden, size),
+        Choice("model.learning_rate", 2e-3, "few steps in each fit"),
+        Choice("model.weight_decay", (3e-5,), "little data"),
+        Choice("model.rollout_dtype", "auto", "speed"),
+        Choice("learning.n_random_steps", min(facts.episode_steps or 1000, 200 if small else 500), size),
+        Choice("learning.fit_every", every, "the model follows within an episode"),
+        Choice("learning.first_epochs", 50, "from random weights"),
+        Choice("learning.fit.epochs", 50, "little data"),
+        Choice("learning.fit.max_steps", 2 * every, "the same cost at all times"),
+        Choice("learning.fit.batch_size", 128, "speed"),
+        Choice("planner.icem.horizon", horizon, "rewards out of sight" if facts.silent else "a value follows"),
+        Choice("planner.icem.n_samples", 64, "speed"),
+        Choice("common_noise", True, "few candidates"),
+        Choice("value", True, "rewards beyond the horizon"),
+        Choice("discount", 0.99, "rewards beyond the horizon"),
+        Choice("trainer.n_total_env_steps", 3000 if small else 10_000 if facts.state_dim <= 12 else 30_000, size),
+    ]
+    if not small:
+        choices += [
+            Choice("model.beta_nll", 0.5, "means matter more than variances"),
+            Choice("model.propagation", "mode", "many dimensions"),
+        ]
+    if facts.state_dim > 12:
+        choices.append(Choice("planner.icem.execute", "mean", "many actions"))
+    if soon:
+        choices.append(Choice("planner.icem.init_std", 0.3, "random actions end episodes soon"))
+    if facts.silent:
+        choices += [
+            Choice("uncertainty_weight", -1.0, "random actions found no reward"),
+            Choice("planner.icem.noise_exponent", 2.0, "rewards out of sight"),
+        ]
+    return choices
 
 
 _SMALL = EnsembleConfig(hidden=(64, 64), learning_rate=3.5e-3, weight_decay=(6e-5,))

@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 
 import torch
 
-from agents.recipe import Recipe
+from agents.recipe import Choice, Recipe
 from layeredrl.checks import require_choice
+from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
 from layeredrl.task import TaskSpec
@@ -31,6 +32,18 @@ class SAC(Recipe):
         "demo": TrainerConfig(n_total_env_steps=10_000),
         "paper": TrainerConfig(n_total_env_steps=1_000_000),
     }
+
+    @classmethod
+    def suited(cls, facts: TaskFacts) -> list[Choice]:
+        """Settings that suit a task, on one core."""
+        small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+        hidden = (64, 64) if small else (256, 256)
+        return [
+            *(Choice(f"{kind}.hidden", hidden, size) for kind in ("sac", "td3")),
+            *(Choice(f"{kind}.learning_rate", 1e-3, "few steps") for kind in ("sac", "td3")),
+            Choice("learning.n_random_steps", 500 if small else 1000, size),
+            Choice("trainer.n_total_env_steps", 10_000 if small else 100_000, size),
+        ]
 
     def __post_init__(self) -> None:
         require_choice("algorithm", self.algorithm, ("sac", "td3"))

@@ -1,9 +1,10 @@
 """The base of recipes of skill agents: a planner over skills, and a policy below it that carries them out."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, pi
-from typing import Any, get_args
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import torch
@@ -115,6 +116,9 @@ class SkillAgent(Recipe):
     """Share of the skills that are executed without the policy's noise in training."""
     fresh_skills: float = 0.5
     """Share of the policy's transitions whose skill is replaced by one from the prior."""
+
+    environment: ClassVar[str] = "Maze2D-Medium-v0"
+    environments: ClassVar[Mapping[str, str]] = {"ant": "AntGoal-v0"}
 
     def __post_init__(self) -> None:
         require_counts(self, skill_dim=1, n_skills=0, duration=1)

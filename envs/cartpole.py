@@ -135,6 +135,7 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     reward_function = staticmethod(reward_function)
     termination_function = staticmethod(termination_function)
 
+    observation_names: tuple[str, ...] = ("cart position", "cart velocity", "pole angle", "pole angular velocity")
     _drawn_theta_limit: float | None = THETA_LIMIT
 
     def __init__(self, render_mode: str | None = None) -> None:

@@ -52,6 +52,7 @@ class PETSCartpole(PETSTask):
     metadata = {**PETSTask.metadata, "render_fps": 25}  # noqa: RUF012 (gym.Env's own)
     reward_function = staticmethod(reward_function)
     angle_dims = (1,)
+    observation_names = ("cart position", "pole angle", "cart velocity", "pole angular velocity")
 
     model_file = str(MODELS / "cartpole.xml")
     n_substeps = 2

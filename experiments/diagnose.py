@@ -75,7 +75,7 @@ def _shown(key: str, value: float | None) -> str:
     """A number of the table; R² of a dimension that does not vary is NaN."""
     if value is None:
         return ""
-    return "constant" if key.startswith("model/r2/state_") and math.isnan(value) else f"{value:.4g}"
+    return "constant" if key.startswith("model/r2") and math.isnan(value) else f"{value:.4g}"
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from experiments.pictures.while_training import SkillPictures
 from experiments.run.building import build_agent, make_collector, make_logger, require_wandb
 from experiments.run.command_line import FAULT, command, fail, shortage
 from experiments.run.config import parse
+from experiments.run.duration import print_long
 from experiments.run.finish import Training, finish
 from experiments.run.folder import SUMMARY, open_folder
 from experiments.run.playing import play
 from experiments.run.saving import Saver
 from experiments.run.signals import STOPPED, StopRequest
+from experiments.run.suited import print_choices
 from experiments.run.versions import record
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
@@ -28,7 +30,7 @@ def main() -> None:
     with ExitStack() as at_end:
         stop = at_end.enter_context(StopRequest())
         try:
-            config = parse(sys.argv[1:])
+            config = parse(sys.argv[1:], print_choices)
             require_wandb(config)
             agent = build_agent(config)
             collector = make_collector(config, agent)
@@ -61,6 +63,7 @@ def main() -> None:
         record(folder, n_before)
         if n_before:
             print(f"{folder} goes on at {n_before} of {n_end} environment steps")
+        print_long(config, n_end - n_before)
         try:
             trainer.run()
             if trainer.finished:

@@ -22,6 +22,7 @@ from layeredrl.environments.pool import EnvPool
 from layeredrl.environments.running_episodes import RunningEpisodes
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
+from layeredrl.randomness import environment_and_acting_seeds
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Collector:
         self.n_envs = env.num_envs
         self._action_bounds = _bounds(agent.task.action_space)
         self.n_total_env_steps = 0
-        env_seeds, act_seeds = np.random.SeedSequence(seed).spawn(2)
+        env_seeds, acting_seed = environment_and_acting_seeds(seed)
         self._env_rng = np.random.default_rng(env_seeds)
-        self._carry = agent.initial_carry(self.n_envs, int(act_seeds.generate_state(1)[0]))
+        self._carry = agent.initial_carry(self.n_envs, acting_seed)
         self._obs = np.zeros((self.n_envs, agent.task.observation_dim), np.float32)
         self._returns = np.zeros(self.n_envs)
         self._lengths = np.zeros(self.n_envs, np.int64)
@@ -110,6 +111,7 @@ class Collector:
             The episodes that ended, in the order of the environments.
         """
         self._begin_due()
+        self._carry.unobserved[:] = False  # if the last step raised, no environment's action counts as carried out
         actions = self.agent.act(self._obs, self._carry, explore=explore)
         self._require_actions(actions)
         obs, rewards, terminated, truncated, info = self.env.step(to_env(self.env.single_action_space, actions))

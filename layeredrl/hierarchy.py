@@ -68,6 +68,8 @@ class Carry:
     """Randomness of acting in these environments."""
     metrics: dict[str, tuple[NDArray[np.int64], Tensor]]
     """Metrics of the last step by name: environments (n,) and values (n,)."""
+    unobserved: NDArray[np.bool_]
+    """True in environments whose last action has not been observed yet, (E,)."""
 
     def last_metrics(self) -> dict[str, NDArray[np.float32]]:
         """Metrics of the last step by name, each of shape (E,); NaN where a level reported none."""
@@ -91,6 +93,7 @@ class Carry:
             raise ValueError(f"the carry has {len(state['levels'])} levels, expected {len(self.levels)}")
         for level, saved in zip(self.levels, state["levels"], strict=True):
             level.load_state_dict(saved)
+        self.unobserved[:] = False  # a step that was not observed is taken again
         if state["device"] == self.generator.device.type:
             self.generator.set_state(state["generator"].cpu())
 
@@ -157,7 +160,7 @@ class Hierarchy:
                     forecasts=Forecasts(n_envs, level.discount),
                 )
             )
-        return Carry(carries, torch.Generator(self.device).manual_seed(seed), {})
+        return Carry(carries, torch.Generator(self.device).manual_seed(seed), {}, np.zeros(n_envs, bool))
 
     def act(self, obs: NDArray[np.float32], carry: Carry, *, explore: bool) -> NDArray[Any]:
         """Actions for all environments, (E, A), in [-1, 1] for a Box; updates the carry.
@@ -166,7 +169,15 @@ class Hierarchy:
             obs: Flat observations, (E, O).
             carry: Carry of these environments.
             explore: True to collect experience, False to act as well as possible.
+
+        Raises:
+            RuntimeError: The last action of an environment has not been observed.
         """
+        if carry.unobserved.any():
+            raise RuntimeError(
+                f"act is called again, but its last action is not observed yet in {_named_envs(carry.unobserved)}, "
+                "expected `observe` after every step, or `reset` (`layeredrl.Policy` observes by itself)"
+            )
         obs_on_device = torch.as_tensor(obs, device=self.device)
         carry.metrics = {}
         for i, own in enumerate(carry.levels):
@@ -174,6 +185,7 @@ class Hierarchy:
             if len(due):
                 self._decide(i, due, obs_on_device, carry, explore=explore)
                 own.obs[due] = obs[due]
+        carry.unobserved[:] = True
         return carry.levels[-1].action.copy()
 
     def _decide(self, i: int, due: NDArray[np.int64], obs: Tensor, carry: Carry, *, explore: bool) -> None:
@@ -221,6 +233,7 @@ class Hierarchy:
             learn: If True, finished transitions go to the levels' replay.
         """
         done = step.terminated | step.truncated
+        carry.unobserved[env_ids] = False
         for i in reversed(range(len(self.levels))):
             level, own = self.levels[i], carry.levels[i]
             own.reward[env_ids] += level.discount ** own.elapsed[env_ids] * step.rew
@@ -255,6 +268,7 @@ class Hierarchy:
         """Reset the carry of environments whose next observation is the first of an episode."""
         if not len(env_ids):
             return
+        carry.unobserved[env_ids] = False
         rows = torch.as_tensor(env_ids, device=self.device)
         for level, own in zip(self.levels, carry.levels, strict=True):
             own.remaining[env_ids] = 0
@@ -318,6 +332,13 @@ class Hierarchy:
 
 
 _OFFSET = "observation_offset"
+
+
+def _named_envs(mask: NDArray[np.bool_]) -> str:
+    """Names of the environments in a mask (E,), at most three of them."""
+    ids = np.flatnonzero(mask).tolist()
+    rest = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+    return f"environment{'s' if len(ids) > 1 else ''} {', '.join(map(str, ids[:3]))}{rest}"
 
 
 def _unique(names: Sequence[str]) -> list[str]:

@@ -24,6 +24,12 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)[0])
 
 
+def environment_and_acting_seeds(seed: int) -> tuple[np.random.SeedSequence, int]:
+    """Return independent seeds of the resets of environments and of acting in them."""
+    environments, acting = np.random.SeedSequence(seed).spawn(2)
+    return environments, int(acting.generate_state(1)[0])
+
+
 def seed_from(generator: torch.Generator) -> int:
     """Return a seed derived from a generator's state, which is unchanged; its stream is unrelated to the generator's.
 

@@ -105,6 +105,8 @@ class TaskSpec:
     """Known next state, for actions in the environment's own units; for an `Oracle`."""
     dims: StateDims = StateDims()
     """Dimensions of the flat observation with a special representation in the networks."""
+    names: tuple[str, ...] = ()
+    """Names of the dimensions of the flat observation; empty if the task gives none."""
     offset: ObservationOffset | None = field(default=None, compare=False, repr=False)
     """Offset of the flat observation; None if float32 holds the environment's numbers. Known functions still see the
     environment's own observations."""
@@ -113,6 +115,8 @@ class TaskSpec:
         check_observation_space(self.observation_space)
         goal = self.slices.get(GOAL_KEY)
         self.dims.check(self.observation_dim, goal)
+        if len(self.names) not in (0, self.observation_dim):
+            raise ValueError(f"names has {len(self.names)} names, expected {self.observation_dim} or none")
         if self.offset is None:
             object.__setattr__(self, "offset", self._possible_offset())
         if self.offset is not None:

@@ -6,6 +6,7 @@ import gymnasium as gym
 import pytest
 
 import envs  # noqa: F401  pages register the tasks only when they are the first to import this
+from tests.experiments.commands import QUICK, run_train
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))]
@@ -25,8 +26,12 @@ def registry():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_code_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    text = page.read_text()
+    blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
     assert page.name != "README.md" or len(blocks) == 2
+    if any("layeredrl.load(" in block for block in blocks):  # the run that the page's command trains
+        (command,) = re.findall(r"^    python -m experiments\.train (.*)$", text, re.MULTILINE)
+        run_train(*command.split(), *QUICK)
     namespace = {"__name__": page.stem}
     for i, block in enumerate(blocks):
         exec(compile(block, f"{page.name}, block {i + 1}", "exec"), namespace)

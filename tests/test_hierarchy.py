@@ -209,6 +209,22 @@ def test_a_reset_leaves_the_other_environments():
             np.testing.assert_array_equal(level[name][1], expected[name][0], err_msg=name)
 
 
+def test_actions_that_were_not_observed_are_not_repeated():
+    agent = Hierarchy(make_levels((4, 2, 1)), TASK)
+    carry, obs = agent.initial_carry(5, seed=0), np.zeros((5, 2), np.float32)
+    agent.act(obs, carry, explore=False)
+    with pytest.raises(RuntimeError, match="not observed yet in environments 0, 1, 2 and 2 more, expected `observe`"):
+        agent.act(obs, carry, explore=False)
+    agent.observe(one_step(obs[1:]), np.arange(1, 5), carry, learn=False)
+    with pytest.raises(RuntimeError, match="not observed yet in environment 0, expected"):
+        agent.act(obs, carry, explore=False)
+    state = carry.state_dict()
+    agent.reset(carry, np.array([0]))
+    agent.act(obs, carry, explore=False)
+    carry.load_state_dict(state)  # the step will be taken again
+    agent.act(obs, carry, explore=False)
+
+
 class Reporting(RandomLevel):
     """Decides for one or two steps, and reports its observations and a forecast of one step."""
 

@@ -72,6 +72,8 @@ def test_train_evaluate_and_report(run, folder):
     for name in ("learning_curve.png", "model.png", "policy.gif"):
         assert (folder / "runs/async" / name).stat().st_size > 0
     assert "return" in run(folder, "evaluate", "runs/async", "--episodes", 2)
+    code = "import layeredrl; print(layeredrl.load('runs/sync').predict([0.0, 0.0, 0.0, 0.0]))"
+    assert "[" in run(folder, "-c", code, program="python")
     run(folder, "report", "runs")
     assert "layeredrl report runs" in (folder / "report.html").read_text()
     assert "seed" in run(folder, "compare", "runs/async", "runs/sync")

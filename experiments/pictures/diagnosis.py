@@ -32,9 +32,16 @@ class Diagnosis:
     """Names of the state's dimensions, S of them."""
 
     def metrics(self) -> dict[str, float]:
-        """All metrics of the ensemble by name, without those of single members."""
+        """All metrics of the ensemble by name, without those of single members.
+
+        Names of metrics of a single dimension of the state end in the name of the dimension.
+        """
         metrics = self.one_step.metrics() | self.open_loop.metrics() | self.disagreement.metrics()
-        return {key: value for key, value in metrics.items() if "/member_" not in key}
+        return {self._named(key): value for key, value in metrics.items() if "/member_" not in key}
+
+    def _named(self, key: str) -> str:
+        first, _, number = key.rpartition("/state_")
+        return f"{first}/{self.names[int(number)]}" if first else key
 
     def draw(self, folder: Path, policy: str, title: str) -> None:
         """Write the figures model_NAME_POLICY.png.

@@ -50,7 +50,12 @@ def levels_from_skills(agent: Hierarchy) -> list[Level]:
 
 
 def observation_names(task: TaskSpec) -> list[str]:
-    """Return the name of each dimension of the flat observation: its part, and its index there if the part is wider."""
+    """Return the name of each dimension of the flat observation.
+
+    Where the task gives none: the part of the observation, and the index there if the part is wider.
+    """
+    if task.names:
+        return list(task.names)
     widths = {part: where.stop - where.start for part, where in task.slices.items()}
     return [part if width == 1 else f"{part} {i}" for part, width in widths.items() for i in range(width)]
 

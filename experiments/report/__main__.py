@@ -1,6 +1,6 @@
 """Report on runs: `python -m experiments.report runs/a runs/b ... --output report.html`.
 
-Writes one HTML page that opens from disk, and its tables as Markdown and CSV beside it.
+Writes one HTML page that opens from disk; beside it its tables as Markdown and CSV, and its figures as PNG and PDF.
 """
 
 import html
@@ -8,28 +8,36 @@ import math
 import os
 import shlex
 import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import tyro
+from matplotlib.figure import Figure
 
+from experiments.report.chart import HINT, chart_html
+from experiments.report.figures import draw_curves
 from experiments.report.metrics import RETURN
-from experiments.report.page import page, run_html, runs_table
+from experiments.report.overview import overview_table, published_table, title_of
+from experiments.report.page import figure_html, page, pictures_html, run_html, runs_table
 from experiments.report.runs import find_runs, group_runs
+from experiments.report.settings import settings_tables
 from experiments.report.statistics import compare_pairs
 from experiments.report.study import (
     Study,
     Target,
-    curves_html,
     final_table,
+    learning_curves,
     overall_table,
-    pairs_html,
+    pairs_figure,
     pairs_table,
     reached_table,
-    settings_tables,
+    slug,
 )
-from experiments.report.tables import Table, notes_html
+from experiments.report.tables import Table, notes_html, one_line
 from experiments.run.command_line import command, command_line, fail, program
 from experiments.run.folder import write_whole
 from layeredrl.checks import require_count
@@ -78,6 +86,8 @@ class ReportConfig:
     """Number of entries in a row that have to reach a return."""
     unfinished: bool = False
     """Include runs that are not finished, as far as they are."""
+    formats: tuple[Literal["png", "pdf", "svg"], ...] = ("png", "pdf")
+    """Formats of the files of the figures; without a value, none are written."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -126,9 +136,19 @@ def read_study(config: ReportConfig) -> Study:
     return study
 
 
-def make_report(study: Study, command: str) -> tuple[str, list[Table]]:
-    """Return the HTML page and its tables."""
+@dataclass
+class Report:
+    """HTML page, its tables, and what draws its figures, by name."""
+
+    text: str
+    tables: list[Table]
+    figures: dict[str, Callable[[], Figure]]
+
+
+def make_report(study: Study, command: str) -> Report:
+    """Return the page with its tables and figures."""
     tables: list[Table] = []
+    figures: dict[str, Callable[[], Figure]] = {}
 
     def put(table: Table) -> str:
         if not table.rows:
@@ -136,15 +156,19 @@ def make_report(study: Study, command: str) -> tuple[str, list[Table]]:
         tables.append(table)
         return table.html()
 
-    sections = []
+    overview = "\n".join(filter(None, map(put, (overview_table(study), overall_table(study)))))
+    sections = [("All environments", overview)] if overview else []
     for env in study.environments:
-        parts = [curves_html(study, env), put(final_table(study, env)), put(reached_table(study, env))]
+        curves = learning_curves(study, env)
+        figures |= {f"{slug(env)}-{name}": partial(draw_curves, one) for name, one in curves.items()}
+        parts = [pictures_html([*map(chart_html, curves.values())])]
+        parts += map(put, (final_table(study, env), published_table(study, env), reached_table(study, env)))
         pairs = compare_pairs(study.scores(env))
-        parts += [put(pairs_table(env, pairs)), pairs_html(env, pairs)] if pairs else []
-        sections.append((env, "\n".join(parts)))
-    overall = put(overall_table(study))
-    if overall:
-        sections.append(("All environments", overall))
+        if pairs:
+            draw = figures[f"{slug(env)}-improvement"] = partial(pairs_figure, env, pairs)
+            alt = f"{env}: probability of improvement, with 95 percent intervals"
+            parts += [put(pairs_table(env, pairs)), pictures_html([figure_html(draw(), alt)])]
+        sections.append((env, "\n".join(filter(None, parts))))
     settings = "\n".join(filter(None, map(put, settings_tables(study))))
     sections.append(("Settings", settings or "<p>All runs have the same settings, except for the seed.</p>"))
     labels = {id(run): group.label for group in study.groups for run in group.runs}
@@ -152,7 +176,7 @@ def make_report(study: Study, command: str) -> tuple[str, list[Table]]:
     every = [run_html(run, name) for run, name in zip(study.runs, names, strict=True)]
     sections.append(("Runs", "\n".join([put(runs_table(study.runs, names, study.metric, study.final_share)), *every])))
     sections.append(("Definitions of these numbers", notes_html(HOW)))
-    return page("Results", sections, _intro(study, command)), tables
+    return Report(page(title_of(study), sections, _intro(study, command)), tables, figures)
 
 
 def _intro(study: Study, command: str) -> str:
@@ -160,20 +184,34 @@ def _intro(study: Study, command: str) -> str:
     summary = f"{len(study.runs)} runs, {n_finished} of them finished; compared by {study.metric}."
     damaged = [f"{run.name}: {'; '.join(run.notes)}" for run in study.runs if run.notes]
     warning = f'<div class="warning">{notes_html(damaged)}</div>' if damaged else ""
-    return f"<p>{html.escape(summary)}</p>\n<pre>{html.escape(command)}</pre>\n{warning}"
+    return f"<p>{html.escape(summary)} {html.escape(HINT)}</p>\n<pre>{html.escape(command)}</pre>\n{warning}"
 
 
-def write_report(study: Study, output: Path, command: str) -> list[Path]:
-    """Write the page, its tables in one Markdown file, and each table as CSV; return the paths."""
-    text, tables = make_report(study, command)
-    files = {
-        output: text,
-        output.with_suffix(".md"): "\n".join(["# Results", "", *map(Table.markdown, tables)]),
-    }
-    files |= {output.with_name(f"{output.stem}-{table.name}.csv"): table.csv() for table in tables}
+def write_report(study: Study, output: Path, command: str, formats: Sequence[str] = ()) -> list[Path]:
+    """Write the page, its tables in one Markdown file and each as CSV, and its figures; return the paths.
+
+    Args:
+        study: The runs.
+        output: File of the page.
+        command: Command that makes the report.
+        formats: Formats of the figures, which go to a folder of the page's name.
+    """
+    report = make_report(study, command)
+    title = f"# {one_line(title_of(study))}"
+    tables = "\n".join([title, "", *map(Table.markdown, report.tables)])
+    files = {output: report.text, output.with_suffix(".md"): tables}
+    files |= {output.with_name(f"{output.stem}-{table.name}.csv"): table.csv() for table in report.tables}
     for path, content in files.items():
         write_whole(path, content)
-    return list(files)
+    folder = output.with_name(f"{output.stem}-figures")
+    for name, draw in report.figures.items() if formats else ():
+        folder.mkdir(exist_ok=True)
+        figure = draw()
+        for kind in formats:
+            dated = {"pdf": "CreationDate", "svg": "Date"}.get(kind)  # the same runs make the same file
+            figure.savefig(folder / f"{name}.{kind}", dpi=150, metadata={dated: None} if dated else None)
+            figure.set_layout_engine("none")  # the layout of the first format, which takes most of the time
+    return [*files, *([folder] if formats else [])]
 
 
 @command()
@@ -183,11 +221,12 @@ def main() -> None:
     try:
         config: ReportConfig = command_line(ReportConfig, args, prog=program("report"))
         study = read_study(config)
-        written = write_report(study, config.output, shlex.join([*program("report").split(), *args]))
+        words = shlex.join([*program("report").split(), *args])
+        written = write_report(study, config.output, words, config.formats)
     except (ValueError, OSError) as error:
         fail(error)
     print(f"{len(study.runs)} runs: {written[0]}")
-    print(f"tables: {', '.join(str(path) for path in written[1:])}")
+    print(f"tables and figures: {', '.join(str(path) for path in written[1:])}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,16 @@
 """Figures of a report."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
-from experiments.report.statistics import Curve, Pair
+from experiments.report.statistics import Array, Curve, Pair
 
 STYLE = ("-", "--", "-.", ":")
 
@@ -29,47 +31,70 @@ def line_style(i: int) -> dict[str, Any]:
     return {"color": matplotlib.colormaps["tab10"](i % 10), "ls": STYLE[i // 10 % len(STYLE)]}
 
 
-def draw_curves(
-    lines: Mapping[str, Lines], styles: Mapping[str, dict[str, Any]], *, title: str, xlabel: str, ylabel: str
-) -> Figure:
-    """Draw interquartile means with their intervals, or a single run, with each run as a thin line behind.
+def published_style(i: int) -> dict[str, Any]:
+    """Colour and line style of the i-th published curve: greys, which no setting has."""
+    return {"color": ("#555555", "#999999")[i // 3 % 2], "ls": STYLE[1:][i % 3]}
 
-    Args:
-        lines: Curves by the label of the setting.
-        styles: Line style by the label of the setting.
-        title: Title of the figure.
-        xlabel: Quantity and unit of the x-axis.
-        ylabel: Quantity of the y-axis.
-    """
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = figure.subplots()
-    for label, line in lines.items():
-        style = styles[label]
+
+@dataclass(frozen=True)
+class Curves:
+    """Learning curves of the settings in an environment."""
+
+    title: str
+    xlabel: str
+    """Quantity and unit of the x-axis."""
+    ylabel: str
+    """Quantity of the y-axis."""
+    lines: Mapping[str, Lines]
+    """Curves by the label of the setting."""
+    styles: Mapping[str, dict[str, Any]]
+    """Line style by label, of settings and of published curves."""
+    published: Mapping[str, Array] = field(default_factory=dict)
+    """Published x and values, (N, 2), by label; empty if all of a curve lies beyond the x-axis."""
+    later: Mapping[str, str] = field(default_factory=dict)
+    """First point of those curves, in words."""
+
+    def legend(self) -> dict[str, str]:
+        """Return the text of the legend by label."""
+        texts = {label: f"{label}{_count(line)}" for label, line in self.lines.items()}
+        return texts | {label: f"{label}{self.later.get(label, '')}" for label in self.published}
+
+
+def _count(line: Lines) -> str:
+    if line.curve is None:
+        return ": no common steps" if line.n_counted else ": no finished run"
+    n = len(line.curve.each)
+    return f", {n} seed{'s' * (n != 1)}"
+
+
+def draw_curves(curves: Curves) -> Figure:
+    """Draw interquartile means with their intervals, or a single run, with each run as a thin line behind."""
+    figure = Figure(figsize=(6.4, 4.2 + 0.3 * len(curves.published)), layout="constrained")
+    axes, legend = figure.subplots(), curves.legend()
+    for label, line in curves.lines.items():
+        style = curves.styles[label]
         for seed in line.seeds:
             marker = "." if len(seed.x) == 1 else ""
             axes.plot(seed.x, seed.each[0], marker=marker, alpha=0.35, lw=0.8, color=style["color"])
-        _draw_mean(axes, line, label, style)
-    axes.set(title=title, xlabel=xlabel, ylabel=ylabel, xlim=(0, None))
+        _draw_mean(axes, line, legend[label], style)
+    for label, points in curves.published.items():
+        axes.plot(*np.reshape(points, (-1, 2)).T, lw=1, **curves.styles[label], label=legend[label])
+    axes.set(title=curves.title, xlabel=curves.xlabel, ylabel=curves.ylabel, xlim=(0, None))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=min(2, len(lines)), fontsize=9, frameon=False)
+    columns = 1 if curves.published else min(2, len(legend))  # the labels of published curves are long
+    figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     return figure
 
 
 def _draw_mean(axes: Axes, line: Lines, label: str, style: dict[str, Any]) -> None:
     if line.curve is None:
-        reason = "no common steps" if line.n_counted else "no finished run"
-        axes.plot([], [], **style, label=f"{label}: {reason}")
+        axes.plot([], [], **style, label=label)
         return
     x, each, value = line.curve
-    n = len(each)
-    axes.plot(x, value.point, marker="" if len(x) > 1 else "o", lw=2, **style, label=f"{label}, {_seeds(n)}")
-    if n > 1:
+    axes.plot(x, value.point, marker="" if len(x) > 1 else "o", lw=2, **style, label=label)
+    if len(each) > 1:
         axes.fill_between(x, value.low, value.high, color=style["color"], alpha=0.2, lw=0)
-
-
-def _seeds(n: int) -> str:
-    return f"{n} seed{'s' * (n != 1)}"
 
 
 def draw_pairs(pairs: Sequence[Pair], title: str) -> Figure:

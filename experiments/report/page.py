@@ -1,11 +1,12 @@
-"""The HTML of a report: one file that needs no other, no network and no script."""
+"""The HTML of a report: one file that needs no other and no network."""
 
 import base64
 import html
 import io
 import json
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -13,6 +14,7 @@ from PIL import Image
 
 from experiments.report.metrics import CPU_SECONDS, SECONDS
 from experiments.report.runs import Run
+from experiments.report.script import CHART_STYLE, SCRIPT, SCRIPT_HASH
 from experiments.report.tables import Cell, Table, notes_html
 from experiments.run.folder import PICTURES
 
@@ -63,7 +65,8 @@ HEAD = """<!DOCTYPE html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; \
+script-src '{script_hash}'">
 <link rel="icon" href="data:,">
 <title>{title}</title>
 <style>{style}</style>
@@ -82,9 +85,9 @@ def page(title: str, sections: Sequence[tuple[str, str]], intro: str) -> str:
     """
     links = "".join(f'<li><a href="#part-{i}">{html.escape(name)}</a></li>' for i, (name, _) in enumerate(sections))
     parts = [f'<section id="part-{i}"><h2>{html.escape(n)}</h2>\n{b}\n</section>' for i, (n, b) in enumerate(sections)]
-    head = HEAD.format(title=html.escape(title), style=STYLE)
+    head = HEAD.format(title=html.escape(title), style=STYLE + CHART_STYLE, script_hash=SCRIPT_HASH)
     body = "\n".join([f"<h1>{html.escape(title)}</h1>", intro, f"<nav><ul>{links}</ul></nav>", *parts])
-    return f"{head}{body}\n</body>\n</html>\n"
+    return f"{head}{body}\n<script>{SCRIPT}</script>\n</body>\n</html>\n"
 
 
 def figure_html(figure: Figure, alt: str) -> str:
@@ -151,8 +154,14 @@ def _last_values(run: Run) -> list[list[Cell]]:
 
 def _diagnosis(run: Run) -> Table:
     names = dict.fromkeys(name for numbers in run.diagnosis.values() for name in numbers)
-    rows: list[list[Cell]] = [[name, *(numbers.get(name) for numbers in run.diagnosis.values())] for name in names]
+    rows: list[list[Cell]] = [[n, *(_measure(n, numbers) for numbers in run.diagnosis.values())] for n in names]
     return Table("diagnosis", "The model on held-out data, by policy", ("number", *run.diagnosis), rows)
+
+
+def _measure(name: str, numbers: Mapping[str, float]) -> Cell:
+    """Return a measure of the model; R² of dimensions that do not vary is NaN."""
+    value = numbers.get(name)
+    return "constant" if value is not None and math.isnan(value) and name.startswith("model/r2") else value
 
 
 def _pictures(run: Run) -> list[str]:

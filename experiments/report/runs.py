@@ -33,6 +33,8 @@ class Run:
     summary: dict[str, str] = field(default_factory=dict)
     code: dict[str, str] = field(default_factory=dict)
     diagnosis: dict[str, dict[str, float]] = field(default_factory=dict)
+    study: dict[str, Any] = field(default_factory=dict)
+    """Fields of the study that made the run, if its folder is in that of a study."""
     notes: list[str] = field(default_factory=list)
     """Remarks on what is missing or damaged."""
     n_steps: int = 0
@@ -62,6 +64,12 @@ class Run:
     def seed(self) -> Any:
         """Random seed."""
         return self.settings.get("seed")
+
+    @property
+    def action_repeat(self) -> int:
+        """Number of frames of the simulator in an environment step."""
+        repeat = self.settings.get("action_repeat", 1)
+        return repeat if isinstance(repeat, int) and repeat > 0 else 1
 
     @property
     def n_planned(self) -> int:
@@ -150,11 +158,21 @@ def read_run(folder: Path) -> Run:
         for policy, numbers in _mapping(run, DIAGNOSIS).items()
         if isinstance(numbers, dict)
     }
+    run.study = _study(folder.resolve().parent)
     saved = [int(path.name) for path in (folder / CHECKPOINTS).glob("[0-9]*") if path.name.isdecimal()]
     run.n_steps = max([run.n_steps, *saved])
     if run.readable and not run.finished:
         run.notes.append(f"not finished: {run.n_steps} of {run.n_planned} environment steps")
     return run
+
+
+def _study(folder: Path) -> dict[str, Any]:
+    """Read the fields of a study; empty if the folder has none, or a damaged one."""
+    try:
+        content = json.loads((folder / "study.json").read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _mapping(run: Run, name: str, *, required: bool = False) -> dict[str, Any]:

@@ -1,17 +1,18 @@
 """Tables and figures of a report: learning curves, final performance, and comparisons of settings."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from statistics import median_high
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from experiments.report.figures import Lines, draw_curves, draw_pairs, line_style
+from experiments.report.figures import Curves, Lines, draw_pairs, line_style, published_style
 from experiments.report.metrics import SECONDS
-from experiments.report.page import figure_html, pictures_html
-from experiments.report.runs import Group, Run, differing_settings, written
+from experiments.report.references import METRICS, Published, published
+from experiments.report.runs import Group, Run
 from experiments.report.statistics import (
     Array,
     Pair,
@@ -76,22 +77,38 @@ class Study:
         return {label: line_style(i) for i, label in enumerate(dict.fromkeys(group.label for group in self.groups))}
 
 
-def curves_html(study: Study, env: str) -> str:
-    """Return learning curves against environment steps and against wall time."""
-    metric, pictures = study.metric, []
-    for xlabel in ("environment steps", "wall time in seconds"):
+def learning_curves(study: Study, env: str) -> dict[str, Curves]:
+    """Return learning curves against environment steps and against wall time, by name."""
+    runs = [run for group in study.of(env) for run in group.runs]
+    mixed = len({run.action_repeat for run in runs}) > 1
+    steps = "frames: environment steps times action repeat" if mixed else "environment steps"
+    found = {}
+    for name, xlabel in (("steps", steps), ("seconds", "wall time in seconds")):
         lines = {}
         for group in study.of(env):
-            points = {id(run): _points(run, metric, by_time="time" in xlabel) for run in group.runs}
+            points = {id(run): _points(run, study.metric, by_time=name == "seconds") for run in group.runs}
+            if name == "steps" and mixed:
+                points = {id(run): points[id(run)] * (run.action_repeat, 1) for run in group.runs}
             points = {key: curve for key, curve in points.items() if len(curve)}
             counted = [points[id(run)] for run in study.counted(group) if id(run) in points]
             alone = [bin_curves([curve]) for curve in points.values()]
             seeds = [curve for curve in alone if curve is not None]
             lines[group.label] = Lines(seeds, bin_curves(counted), len(counted))
-        title = f"{env}: {metric}"
-        figure = draw_curves(lines, study.styles(), title=title, xlabel=xlabel, ylabel=metric)
-        pictures.append(figure_html(figure, f"{title} against {xlabel}, by setting"))
-    return pictures_html(pictures)
+        ylabel = "episode return (sum of rewards)" if study.metric in METRICS else study.metric
+        found[name] = Curves(f"{env}: {study.metric}", xlabel, ylabel, lines, study.styles())
+    ends = [run.n_steps * run.action_repeat for run in runs if study.metric in run.metrics]
+    repeat = 1 if mixed or not runs else runs[0].action_repeat
+    found["steps"] = _with_published(found["steps"], published(env, study.metric), max(ends, default=0), repeat)
+    return found
+
+
+def _with_published(curves: Curves, known: Sequence[Published], end: int, repeat: int) -> Curves:
+    """Add published curves up to `end` frames, with `repeat` frames in a unit of the x-axis."""
+    styles = {curve.label: published_style(i) for i, curve in enumerate(known)}
+    points = {curve.label: curve.until(end) / (repeat, 1) for curve in known}
+    first = {curve.label: f": {curve.mean[0]:g} at {curve.frames[0] / repeat:,.0f}, its first point" for curve in known}
+    later = {label: first[label] for label in points if not len(points[label])}
+    return replace(curves, styles={**curves.styles, **styles}, published=points, later=later)
 
 
 def _points(run: Run, metric: str, *, by_time: bool) -> Array:
@@ -119,7 +136,7 @@ def final_table(study: Study, env: str) -> Table:
         "greatest",
         "median seconds",
     )
-    return Table(f"final-{_slug(env)}", f"{env}: final performance", columns, rows, _final_notes(study, env))
+    return Table(f"final-{slug(env)}", f"{env}: final performance", columns, rows, _final_notes(study, env))
 
 
 def _final_row(label: str, runs: Sequence[Run], scores: Array | None) -> list[Cell]:
@@ -172,7 +189,7 @@ def reached_table(study: Study, env: str) -> Table:
     columns = (study.metric, "setting", "runs", "reached", "first", "median", "last", "by seed")
     row = f", {study.in_a_row} times in a row" if study.in_a_row > 1 else ""
     title = f"{env}: first environment step at which {study.metric} was reached{row}"
-    return Table(f"reached-{_slug(env)}", title, columns, rows)
+    return Table(f"reached-{slug(env)}", title, columns, rows)
 
 
 def _reached_row(study: Study, group: Group, value: float) -> list[Cell]:
@@ -196,10 +213,9 @@ PAIR_COLUMNS = ("environment", "first", "second", "runs", "P(first better)", "95
 TEST_COLUMNS = ("p", "p (Holm)", "difference")
 
 
-def pairs_html(env: str, pairs: Sequence[Pair]) -> str:
+def pairs_figure(env: str, pairs: Sequence[Pair]) -> Figure:
     """Return a figure of the probabilities of improvement."""
-    title = f"{env}: probability of improvement"
-    return pictures_html([figure_html(draw_pairs(pairs, title), f"{title}, with 95 percent intervals")])
+    return draw_pairs(pairs, f"{env}: probability of improvement")
 
 
 def pairs_table(env: str, pairs: Sequence[Pair]) -> Table:
@@ -220,7 +236,7 @@ def pairs_table(env: str, pairs: Sequence[Pair]) -> Table:
     if any(min(pair.n) < 10 for pair in pairs):
         notes.append("with few runs the interval of the probability is too narrow; rely on the test")
     title = f"{env}: probability of improvement"
-    return Table(f"improvement-{_slug(env)}", title, PAIR_COLUMNS + TEST_COLUMNS, rows, notes)
+    return Table(f"improvement-{slug(env)}", title, PAIR_COLUMNS + TEST_COLUMNS, rows, notes)
 
 
 def overall_table(study: Study) -> Table:
@@ -243,30 +259,6 @@ def overall_table(study: Study) -> Table:
     return Table("improvement-overall", "Probability of improvement over all environments", columns, rows, notes)
 
 
-def settings_tables(study: Study) -> list[Table]:
-    """Return the settings in which runs differ, within an environment, and of one label between environments."""
-    tables = []
-    for env in study.environments:
-        kinds = {group.label: group.runs for group in study.of(env)}
-        tables.append(_settings(f"settings-{_slug(env)}", f"{env}: settings that differ", kinds))
-    for label in dict.fromkeys(group.label for group in study.groups):
-        kinds = {group.env: group.runs for group in study.groups if group.label == label}
-        tables.append(
-            _settings(f"settings-{_slug(label)}", f"{label}: settings that differ between environments", kinds)
-        )
-    return tables
-
-
-def _settings(name: str, title: str, kinds: Mapping[str, Sequence[Run]]) -> Table:
-    keys = differing_settings([run for runs in kinds.values() for run in runs])
-    rows: list[list[Cell]] = [[key, *(_values(runs, key) for runs in kinds.values())] for key in keys if key != "env"]
-    return Table(name, title, ("setting", *kinds), rows)
-
-
-def _values(runs: Sequence[Run], key: str) -> str:
-    found = dict.fromkeys(written(run.settings[key]) if key in run.settings else "—" for run in runs)
-    return " / ".join(found)
-
-
-def _slug(env: str) -> str:
+def slug(env: str) -> str:
+    """Return an environment's id as a part of a file's name."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in env)

@@ -22,6 +22,8 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     notes: Sequence[str] = ()
     """Remarks below the table."""
+    folded: bool = False
+    """If True, pages show the title only until the reader opens it."""
 
     def html(self) -> str:
         """Return the table as HTML; it scrolls by itself on a narrow screen."""
@@ -31,14 +33,18 @@ class Table:
         table = f"<table>{head}<tbody>{body}</tbody></table>"
         title = html.escape(self.title)
         scrolling = f'<div class="scroll" role="region" aria-label="{title}" tabindex="0">{table}</div>'
+        if self.folded:
+            return f"<details><summary>{title}</summary>\n{scrolling}\n{notes_html(self.notes)}</details>"
         return f"<h3>{title}</h3>\n{scrolling}\n{notes_html(self.notes)}"
 
     def markdown(self) -> str:
         """Return a Markdown section with the table."""
-        lines = [f"## {_one_line(self.title)}", "", f"| {' | '.join(map(_one_line, self.columns))} |"]
+        lines = [f"## {one_line(self.title)}", "", f"| {' | '.join(map(one_line, self.columns))} |"]
         lines += ["|" + "---|" * len(self.columns)]
-        lines += [f"| {' | '.join(_one_line(written(cell)) for cell in row)} |" for row in self.rows]
-        lines += ["", *(f"* {_one_line(note)}" for note in self.notes), ""]
+        lines += [f"| {' | '.join(one_line(written(cell)) for cell in row)} |" for row in self.rows]
+        lines += ["", *(f"* {one_line(note)}" for note in self.notes), ""]
+        if self.folded:
+            lines = [f"<details><summary>{html.escape(self.title)}</summary>", "", *lines[2:], "</details>", ""]
         return "\n".join(lines)
 
     def csv(self) -> str:
@@ -72,7 +78,7 @@ def _missing(cell: Cell) -> bool:
     return isinstance(cell, float) and math.isnan(cell)
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
     """Return text as Markdown that shows it literally, in one line, also within a cell of a table.
 
     Names, settings and notes of a run folder may hold anything: links, HTML, formulas, or a cell's border.

@@ -72,7 +72,7 @@ def _with_presets(agent: type[Any]) -> type[Any]:
     """Settings of a run of an agent, where the names of its presets are choices."""
     run_config: Any = RunConfig
     fields: list[Any] = [
-        ("preset", Literal[tuple(preset_names(agent))], "demo"),
+        ("preset", Literal[tuple(preset_names(agent))], preset_names(agent)[0]),
         ("settings", Annotated[agent, tyro.conf.arg(name="")]),
     ]
     return make_dataclass("Run", fields, bases=(run_config[agent],), frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,11 +15,12 @@ from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 import tyro
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
+from agents.recipe import Choice, Recipe, with_choices
 from experiments.run.command_line import command_line, program
 from experiments.run.short_help import short_help
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
 from layeredrl.checks import require_count
-from layeredrl.environments import Vectorization
+from layeredrl.environments import TaskFacts, Vectorization, make_facts
 from layeredrl.loggers import WandbSettings
 from layeredrl.trainer import TrainerConfig
 
@@ -36,6 +37,11 @@ AGENTS = {
 """Classes of the agents by their short names."""
 
 
+AUTO = "auto"
+"""Preset whose settings are chosen for the task."""
+
+_TRAINER = "trainer."
+
 MAX_ENVS, MAX_THREADS = 2**20, 1024
 """Largest numbers of environments and threads: more than any machine runs, and few enough to be counted."""
 
@@ -49,10 +55,12 @@ class RunConfig(Generic[A]):
     agent: tyro.conf.Positional[str] = "pets"
     """Agent: pets, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
     preset: str = "demo"
-    """Defaults of all other settings: demo (a first impression), debug (a check that takes seconds), paper, or a preset
-    of the agent's own, such as cartpole-fast of pets."""
+    """Defaults of all other settings: auto (chosen for the task; of pets and sac the default), demo (a first
+    impression), debug (a check that takes seconds), paper, or a preset of the agent's own, such as cartpole-fast of
+    pets."""
     env: str = "ContinuousCartPole-v0"
-    """Environment: any id registered with gymnasium; package.module:Id imports the package first."""
+    """Environment: any id registered with gymnasium; package.module:Id imports the package first. A preset that is made
+    for a task has that task's environment as its default."""
     seed: int = 0
     """Random seed of networks, environments and exploration."""
     n_envs: int = 1
@@ -168,12 +176,19 @@ def first_line(cls: type[Any]) -> str:
 
 
 def preset_names(cls: type[Any]) -> list[str]:
-    """Names of the presets of an agent's class."""
-    return [*dict.fromkeys([*TRAINER_PRESETS, *getattr(cls, "presets", {})])]
+    """Names of the presets of an agent's class, the default one first."""
+    chooses = issubclass(cls, Recipe) and cls.chooses()
+    return [*dict.fromkeys([*((AUTO,) if chooses else ()), *TRAINER_PRESETS, *getattr(cls, "presets", {})])]
 
 
-def parse(args: Sequence[str]) -> RunConfig[Any]:
+def parse(
+    args: Sequence[str], report: Callable[[RunConfig[Any], TaskFacts, Sequence[Choice]], None] | None = None
+) -> RunConfig[Any]:
     """Read settings from a command line: an agent, a preset, and settings that differ from the preset.
+
+    Args:
+        args: Words of the command line.
+        report: Called with the settings, the facts of the task, and the settings chosen for it, with the preset auto.
 
     Raises:
         ValueError: The command line cannot be parsed, or a setting is invalid.
@@ -184,23 +199,22 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
     cls = agent_class(agent)
     presets, trainers = getattr(cls, "presets", {}), TRAINER_PRESETS | getattr(cls, "trainers", {})
     preset = _preset(args, preset_names(cls))
+    environment = getattr(cls, "environment", RunConfig.env)
     default = RunConfig(
         agent=agent,
         preset=preset,
+        env=getattr(cls, "environments", {}).get(preset, environment),
         trainer=trainers.get(preset, TrainerConfig()),
         settings=cls(**presets.get(preset, {})),
     )
-    run_config: Any = RunConfig
-    words = words_of_sweep(args, default)
-    prog = program("train")
-    shorten = partial(
-        short_help,
-        usage=f"{prog} {agent}",
-        about=f"Train an agent. {agent}: {first_line(cls)} Agents: {', '.join(AGENTS)}, or your own as "
-        "package.module:Class.",
-        texts={"preset": f"Defaults of all other settings: {', '.join(preset_names(cls))}."},
-    )
-    config: RunConfig[Any] = command_line(run_config[cls], words, prog=prog, default=default, shorten=shorten)
+    config = _parsed(cls, args, default)
+    if preset == AUTO:
+        facts = make_facts(config.env)
+        choices = cls.suited(facts)
+        default = suited(default, choices)
+        config = _parsed(cls, args, default)
+        if report is not None:
+            report(config, facts, choices)
     if config.agent != agent:
         raise ValueError(f"the agent {config.agent!r} has to come first, or as --agent {config.agent}")
     trial = SweepTrial.from_environment()
@@ -208,6 +222,34 @@ def parse(args: Sequence[str]) -> RunConfig[Any]:
         return config
     trial.check(to_dict(config))
     return dataclasses.replace(config, name=config.name or f"{config.folder.name}-{trial.run_id}")
+
+
+def suited(default: RunConfig[Any], choices: Sequence[Choice]) -> RunConfig[Any]:
+    """Return settings with those replaced that were chosen for a task."""
+    trainer = [x._replace(name=x.name.removeprefix(_TRAINER)) for x in choices if x.name.startswith(_TRAINER)]
+    settings = [x for x in choices if not x.name.startswith(_TRAINER)]
+    return dataclasses.replace(
+        default,
+        trainer=with_choices(default.trainer, trainer),
+        settings=with_choices(default.settings, settings),
+    )
+
+
+def _parsed(cls: type[Any], args: Sequence[str], default: RunConfig[Any]) -> RunConfig[Any]:
+    run_config: Any = RunConfig
+    words = words_of_sweep(args, default)
+    prog, presets = program("train"), ", ".join(preset_names(cls))
+    shorten = partial(
+        short_help,
+        usage=f"{prog} {default.agent}",
+        about=f"Train an agent. {default.agent}: {first_line(cls)} Agents: {', '.join(AGENTS)}, or your own as "
+        "package.module:Class.",
+        texts={
+            "preset": f"Defaults of all other settings: {presets.replace(AUTO, f'{AUTO} (chosen for the task)', 1)}."
+        },
+    )
+    config: RunConfig[Any] = command_line(run_config[cls], words, prog=prog, default=default, shorten=shorten)
+    return config
 
 
 def to_json(config: RunConfig[Any]) -> str:
@@ -276,7 +318,7 @@ def _agent_first(args: list[str]) -> list[str]:
 
 
 def _preset(args: Sequence[str], known: Sequence[str]) -> str:
-    preset = "demo"
+    preset = known[0]
     for i, arg in enumerate(args):
         if arg == "--preset" and i + 1 < len(args):
             preset = args[i + 1]

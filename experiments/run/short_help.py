@@ -4,7 +4,7 @@ import re
 import textwrap
 from collections.abc import Iterator, Mapping
 
-FIRST = ("preset", "env", "seed", "trainer.n-total-env-steps", "trainer.eval-every", "n-envs", "device")
+FIRST = ("preset", "env", "seed", "trainer.n-total-env-steps", "n-envs", "device")
 SEARCHED = ("learning-rate", "horizon")
 """Last parts of names of settings, which agents have in different places."""
 LAST = ("name", "fresh", "wandb")

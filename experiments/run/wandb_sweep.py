@@ -44,8 +44,8 @@ class SweepTrial:
         if settings["wandb"] == "off":
             raise ValueError("a W&B sweep has started this run, but wandb is off; add --wandb online to its command")
         for name, value in self.parameters.items():
-            own = _find(settings, name)
-            if own is not _UNKNOWN and own != value and str(own) != str(value):
+            own = find_setting(settings, name)
+            if own is not UNKNOWN and own != value and str(own) != str(value):
                 raise ValueError(
                     f"the W&B sweep sets {name} to {value!r}, but this run has {own!r}: its command should end in "
                     "${args}, which holds all parameters"
@@ -62,7 +62,7 @@ def words_of_sweep(args: Sequence[str], default: Any) -> list[str]:
     words: list[str] = []
     for arg in args:
         name, given, value = arg.partition("=")
-        known = _find(default, name.removeprefix("--")) if given and name.startswith("--") else _UNKNOWN
+        known = find_setting(default, name.removeprefix("--")) if given and name.startswith("--") else UNKNOWN
         if isinstance(known, bool) and value.lower() in ("true", "false"):
             head, dot, last = name.removeprefix("--").rpartition(".")
             words.append(f"--{head}{dot}{'' if value.lower() == 'true' else 'no-'}{last}")
@@ -81,15 +81,15 @@ def _items(text: str) -> list[str]:
         return [text]
 
 
-_UNKNOWN = object()
+UNKNOWN = object()
 
 
-def _find(settings: Any, name: str) -> Any:
+def find_setting(settings: Any, name: str) -> Any:
     """Return a setting by its name on the command line, where settings of the agent have no prefix."""
     for prefix in ("", "settings."):
         found = settings
         for part in f"{prefix}{name}".replace("-", "_").split("."):
-            found = found.get(part, _UNKNOWN) if isinstance(found, Mapping) else getattr(found, part, _UNKNOWN)
-        if found is not _UNKNOWN:
+            found = found.get(part, UNKNOWN) if isinstance(found, Mapping) else getattr(found, part, UNKNOWN)
+        if found is not UNKNOWN:
             return found
-    return _UNKNOWN
+    return UNKNOWN

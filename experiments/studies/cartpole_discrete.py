@@ -10,7 +10,7 @@ from experiments.sweep import Study
 
 study = Study(
     name="cartpole_discrete",
-    agents={"pets": {}},
+    agents={"pets": {"preset": "demo"}},
     environments=("CartPole-v1",),
     seeds=(0, 1, 2),
     common={"trainer.n_total_env_steps": 2200, "pictures": False, "tensorboard": False},

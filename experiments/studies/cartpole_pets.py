@@ -17,5 +17,5 @@ study = Study(
     },
     environments=("ContinuousCartPole-v0",),
     seeds=tuple(range(10)),
-    common={"pictures": False, "tensorboard": False},
+    common={"preset": "demo", "pictures": False, "tensorboard": False},
 )

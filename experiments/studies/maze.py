@@ -13,12 +13,13 @@ study = Study(
     name="maze",
     agents={
         "goals": {},
-        "sac": {"learning.n_random_steps": 2000, "learning.updates_per_transition": 0.5},
+        "sac": {"preset": "demo", "learning.n_random_steps": 2000, "learning.updates_per_transition": 0.5},
         "splates": {"trainer.n_total_env_steps": 150_000},
         "dads": {"trainer.n_total_env_steps": 120_000},
         "splates_discrete": {"agent": "splates", "n_skills": 16, "trainer.n_total_env_steps": 60_000},
         "splates-goals": {"trainer.n_total_env_steps": 60_000},
         "pets": {
+            "preset": "demo",
             "model.hidden": (128, 128),
             "model.n_models": 3,
             "model.frequencies": (1.571, 3.142, 6.283),

@@ -10,7 +10,7 @@ from experiments.sweep import Study
 
 study = Study(
     name="sac_pendulum",
-    agents={"sac": {}},
+    agents={"sac": {"preset": "demo"}},
     environments=("Pendulum-v1",),
     seeds=(0, 1, 2, 3, 4),
     common={"trainer.n_total_env_steps": 10_000, "trainer.checkpoint_every": 5000}

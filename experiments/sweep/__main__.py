@@ -63,6 +63,8 @@ def _main(words: Sequence[str]) -> None:
         folder = options.runs_dir / study.name
         draws = Draws(study, folder) if study.learns else None
         trials = study.trials() if draws is None else draws.trials()
+        for name, env, reason in ((n, e, reason) for n, envs in study.skip.items() for e, reason in envs.items()):
+            print(f"{study.name}: {name} is left out in {env}: {reason}", file=sys.stderr)
         if options.list:
             if draws is not None:
                 print(f"{len(draws.made)} of {draws.n_total} draws are made; others depend on them", file=sys.stderr)

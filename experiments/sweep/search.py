@@ -44,13 +44,13 @@ class Draws:
     @property
     def made(self) -> list[Draw]:
         """Draws that belong to the study as it is now: it may ask for fewer, or have fewer agents, than before."""
-        agents, environments, n = self.study.agents, self.study.environments, self.search.n_trials
-        return [d for d in self._kept if d.agent in agents and d.environment in environments and d.number < n]
+        pairs, n = self.study.pairs, self.search.n_trials
+        return [d for d in self._kept if (d.agent, d.environment) in pairs and d.number < n]
 
     @property
     def n_total(self) -> int:
         """Number of draws of the whole search."""
-        return self.search.n_trials * len(self.study.agents) * len(self.study.environments)
+        return self.search.n_trials * len(self.study.pairs)
 
     @property
     def more(self) -> bool:
@@ -71,7 +71,7 @@ class Draws:
             OSError: The draw cannot be saved; it is not made.
         """
         made = self.made
-        groups = [(agent, env) for env in self.study.environments for agent in self.study.agents]
+        groups = self.study.pairs
         earlier = {group: [d for d in made if (d.agent, d.environment) == group] for group in groups}
         agent, env = min(groups, key=lambda group: len(earlier[group]))
         known: Known = [(draw.settings, self.score(draw)) for draw in earlier[agent, env]]

@@ -88,7 +88,12 @@ class Study:
     seeds: tuple[int, ...] = (0,)
     """Random seeds, one run for each."""
     common: Overrides = ()
-    """Settings of all trials. Settings of an agent replace them, and those of grid or search replace both."""
+    """Settings of all trials. Settings of an environment replace them, those of an agent replace both, and those of
+    grid or search replace all three."""
+    by_environment: dict[str, Overrides] = field(default_factory=dict)
+    """Settings by environment id, such as the number of steps."""
+    skip: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Combinations that are not trained: the reason by environment id, by the agent's name in the study."""
     grid: dict[str, tuple[Value, ...]] = field(default_factory=dict)
     """Values by name of the setting; all combinations are trained."""
     search: Search | None = None
@@ -112,6 +117,14 @@ class Study:
                 raise ValueError(f"{name} is empty")
             if len(set(map(str, several))) < len(several):
                 raise ValueError(f"{name} has a value twice: {', '.join(map(str, several))}")
+        for name, keys, known in (
+            ("by_environment", self.by_environment, self.environments),
+            ("skip", self.skip, self.agents),
+            *((f"skip: {agent}", envs, self.environments) for agent, envs in self.skip.items()),
+        ):
+            for key in keys:
+                if key not in known:
+                    raise ValueError(f"{name} names {key!r}, expected one of {', '.join(known)}")
         if self.grid and self.search is not None:
             raise ValueError("a study has a grid or a search, not both")
         if self.retries < 0:
@@ -121,6 +134,11 @@ class Study:
     def learns(self) -> bool:
         """True if later draws depend on the results of earlier ones."""
         return self.search is not None and self.search.method != "random"
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Agents and environments that are trained together."""
+        return [(name, e) for e in self.environments for name in self.agents if e not in self.skip.get(name, {})]
 
     def trials(self, draws: Sequence[Draw] = ()) -> list[Trial]:
         """All trials in the order in which they begin.
@@ -132,12 +150,14 @@ class Study:
             ValueError: Settings cannot be written on a command line, or two trials would have the same name.
         """
         common, found = _options("common", self.common), dict[str, Trial]()
+        places = {env: _options(f"by_environment: {env}", own) for env, own in self.by_environment.items()}
         agents = {name: _agent(name, overrides) for name, overrides in self.agents.items()}
         for name, env, label, settings, seed in self._combinations(draws):
             agent, own = agents[name]
             chosen = _options("grid" if self.grid else "search", settings)
             fixed = {"env": ("--env", env), "seed": ("--seed", str(seed))}
-            words = (agent, *itertools.chain(*self._with_wandb({**fixed, **common, **own, **chosen}).values()))
+            options = self._with_wandb({**fixed, **common, **places.get(env, {}), **own, **chosen})
+            words = (agent, *itertools.chain(*options.values()))
             trial = Trial(_folder_name(name, env, label, f"seed{seed}"), name, env, seed, settings, words)
             if trial.name in found:
                 raise ValueError(f"two trials would be called {trial.name}; give the agents other names")
@@ -159,7 +179,7 @@ class Study:
                 yield d.agent, d.environment, f"draw{d.number:03d}", d.settings, seed
             return
         # Seed after seed: an unfinished study has something of everything.
-        for seed, variant, env, name in itertools.product(self.seeds, self._variants(), self.environments, self.agents):
+        for seed, variant, (name, env) in itertools.product(self.seeds, self._variants(), self.pairs):
             yield name, env, *variant, seed
 
     def _variants(self) -> Iterator[tuple[str, dict[str, Value]]]:

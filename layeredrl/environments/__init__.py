@@ -1,16 +1,26 @@
 """Vector environments: factories, and a pool that survives failures of single environments."""
 
 from layeredrl.environments.answers import EnvironmentFault
-from layeredrl.environments.making import UnknownEnvironmentError, Vectorization, make_env, make_task, make_vector_env
+from layeredrl.environments.facts import TaskFacts
+from layeredrl.environments.making import (
+    UnknownEnvironmentError,
+    Vectorization,
+    make_env,
+    make_facts,
+    make_task,
+    make_vector_env,
+)
 from layeredrl.environments.pool import EnvPool, OnFault
 
 __all__ = [
     "EnvPool",
     "EnvironmentFault",
     "OnFault",
+    "TaskFacts",
     "UnknownEnvironmentError",
     "Vectorization",
     "make_env",
+    "make_facts",
     "make_task",
     "make_vector_env",
 ]

@@ -2,7 +2,9 @@
 
 import contextlib
 import difflib
+import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -15,7 +17,9 @@ from numpy.typing import NDArray
 from layeredrl.action_spaces import Rescaling, unit_box
 from layeredrl.checks import require_choice
 from layeredrl.environments.answers import shown
+from layeredrl.environments.facts import TaskFacts, read_facts
 from layeredrl.environments.known import without_contradicted
+from layeredrl.environments.names import observation_names
 from layeredrl.environments.pool import EnvPool, OnFault
 from layeredrl.faults import Fault
 from layeredrl.task import TaskSpec, check_action_box
@@ -54,7 +58,25 @@ def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
     """
     env = _make_unscaled(env_id, **kwargs)
     try:
-        return without_contradicted(TaskSpec.from_env(env, n_envs), env)
+        task = replace(TaskSpec.from_env(env, n_envs), names=observation_names(env))
+        return without_contradicted(task, env)
+    finally:
+        env.close()
+
+
+def make_facts(env_id: str, **kwargs: Any) -> TaskFacts:
+    """Read from an instance of an environment, in some random steps, what decides about an agent's settings.
+
+    Args:
+        env_id: An id registered with gymnasium.
+        **kwargs: Arguments of the environment.
+    """
+    env = _make_unscaled(env_id, **kwargs)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `make_task` warns
+            task = without_contradicted(TaskSpec.from_env(env), env)
+        return read_facts(env, task)
     finally:
         env.close()
 

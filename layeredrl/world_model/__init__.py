@@ -5,6 +5,7 @@ from layeredrl.world_model.learner import ModelLearningConfig, OnlineLearningCon
 from layeredrl.world_model.objective import Objective
 from layeredrl.world_model.oracle import Oracle
 from layeredrl.world_model.support import GridSupport, NeighbourSupport, Support
+from layeredrl.world_model.value import ValueConfig, ValueLearner, ValueNet
 from layeredrl.world_model.world_model import WorldModel
 
 __all__ = [
@@ -17,6 +18,9 @@ __all__ = [
     "OnlineLearningConfig",
     "Oracle",
     "Support",
+    "ValueConfig",
+    "ValueLearner",
+    "ValueNet",
     "WorldModel",
     "WorldModelLearner",
 ]

@@ -21,6 +21,7 @@ from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay
 from layeredrl.world_model.reward import RewardLearner
 from layeredrl.world_model.transitions import BatchTransitions, ReplayTransitions, Transitions, chunks
+from layeredrl.world_model.value import ValueLearner
 from layeredrl.world_model.world_model import WorldModel
 
 N_STATISTICS = 4096
@@ -98,6 +99,7 @@ class WorldModelLearner:
         world: The world model; its dynamics is an ensemble with an optimiser.
         config: `ModelLearningConfig` for the mode "fit", `OnlineLearningConfig` for the mode "online".
         segment_steps: Environment steps of an executed segment, of which `updates_per_segment` counts.
+        value: Learner of the objective's value, in the mode "fit"; None if there is no value, or a fixed one.
         seed: Seed of fits.
 
     Attributes:
@@ -111,6 +113,7 @@ class WorldModelLearner:
         config: ModelLearningConfig | OnlineLearningConfig,
         *,
         segment_steps: int = 1,
+        value: ValueLearner | None = None,
         seed: int = 0,
     ) -> None:
         dynamics = world.dynamics
@@ -123,6 +126,7 @@ class WorldModelLearner:
         self.world, self.dynamics, self.optimizer = world.eval(), dynamics, dynamics.optimizer
         self.config, self.segment_steps = config, segment_steps
         self._transitions: ReplayTransitions | None = None
+        self.value = value
         self.reward: RewardLearner | None = None
         if world.reward_net is not None:
             self.reward = RewardLearner(world, world.reward_net, config.reward_learning_rate)
@@ -192,6 +196,8 @@ class WorldModelLearner:
         if self.reward is not None:
             metrics["model/reward_loss"], skipped_reward = self.reward.fit(transitions, moments, settings, generator)
             skipped += skipped_reward
+        if self.value is not None:
+            metrics["model/value_loss"] = self.value.fit(transitions, moments, settings, generator)
         return metrics | ({"model/skipped_steps": skipped} if skipped else {})
 
     @torch.no_grad()
@@ -200,7 +206,9 @@ class WorldModelLearner:
         rows = self._rows(data)
         result = self.dynamics.moments({key: rows[key] for key in ("state", "context", "act", "state_next")})
         result["visited"] = Moments.of(_visited(rows, data))
-        return result if self.reward is None else {**result, **self.reward.moments(data)}
+        if self.reward is not None:
+            result |= self.reward.moments(data)
+        return result if self.value is None else result | self.value.moments(data.obs, data.rew)
 
     def _visited_states(self, transitions: Transitions) -> Tensor:
         """All states of the transitions, each once, (n, S)."""
@@ -339,6 +347,7 @@ class WorldModelLearner:
             "world": self.world.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **({} if self.reward is None else {"reward_optimizer": self.reward.state_dict()}),
+            **({} if self.value is None else {"value": self.value.state_dict()}),
             "means": self._means.state_dict(),
             "generator": self._generator_there().get_state(),
             "device": self.device.type,
@@ -351,6 +360,8 @@ class WorldModelLearner:
         restore_optimizer("the model's optimizer", self.optimizer, state["optimizer"])
         if self.reward is not None:
             self.reward.load_state_dict(state["reward_optimizer"])
+        if self.value is not None:
+            self.value.load_state_dict(state["value"])
         self._means.load_state_dict(state["means"])
         if state["device"] == self.device.type:  # another device draws other numbers anyway
             self._generator_there().set_state(state["generator"].cpu())

@@ -16,6 +16,8 @@ from layeredrl.world_model.support import Support
 class Objective(nn.Module):
     """Discounted reward while alive, minus penalties on epistemic uncertainty, plus the value of the last state.
 
+    With a negative weight the first penalty is a bonus, which counts while exploring alone.
+
     The score of a sequence is the expectation of sum_t discount^t alive_t (reward_t - penalties_t), where alive_t is
     the probability of being alive before step t, plus discount^H alive_H value(last state).
 
@@ -23,7 +25,7 @@ class Objective(nn.Module):
         state_dim: Width S of the state.
         discount: Discount per step of the rollout.
         value: Value of the last state: (..., S), context (..., C) -> (...); None for zero.
-        uncertainty_weight: Penalty for each unit of `disagreement` at a step; negative for an exploration bonus.
+        uncertainty_weight: Penalty for each unit of `disagreement` at a step; negative for a bonus while exploring.
         support: Measure of which states the data supports.
         support_weight: Penalty for each step to an unsupported state; not while exploring, which needs such states.
 
@@ -92,13 +94,13 @@ class Objective(nn.Module):
         Args:
             rollout: Keys `state` (B, M, P, H+1, S), and `reward`, `alive` and `term_prob` (B, M, P, H).
             context: (B, C).
-            exploring: If True, the penalty on unsupported states is left out.
+            exploring: If True, the penalty on unsupported states is left out, and a bonus on disagreement counts.
 
         Returns:
             Shape (B, M, P).
         """
         after, gain = rollout.state[..., 1:, :], rollout.reward
-        if self.uncertainty_weight:
+        if self.uncertainty_weight > 0 or (self.uncertainty_weight and exploring):
             gain = gain - self.uncertainty_weight * self.disagreement(after).unsqueeze(1)
         if self.support is not None and self.support_weight and not exploring:
             gain = gain - self.support_weight * self.support(after)

@@ -29,6 +29,13 @@ class Transitions(Protocol):
         """Transitions at indices (...): keys as of `WorldModelLearner.fit`, each (...) or (..., D)."""
         ...
 
+    def ahead(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        """Indices (..., n) of transitions (...) and of those that follow each, and which of them do, (..., n).
+
+        None follows the last one of an episode. Where the order of the transitions is not known, none follows any.
+        """
+        ...
+
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
         """Moments of all transitions, merged from those that `of` returns for parts of them."""
         ...
@@ -45,6 +52,9 @@ class BatchTransitions:
 
     def take(self, index: Tensor) -> Batch:
         return Batch({key: self.batch[key][index] for key in self.batch.get_keys()})
+
+    def ahead(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        return alone(index)
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
         return merged([of(self.take(index)) for index in chunks(len(self), self.batch.obs.device)])
@@ -139,6 +149,19 @@ class ReplayTransitions:
     def take(self, index: Tensor) -> Batch:
         return self._read(self._slots(index if self._kept is None else self._kept[index]))
 
+    def ahead(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        if self._kept is not None:  # some in between are missing
+            return alone(index)
+        ends = self._tensor(self._ends)
+        stop = ends[torch.searchsorted(ends, index.contiguous(), right=True)].unsqueeze(-1)
+        ahead = index.unsqueeze(-1) + torch.arange(n, device=index.device)
+        inside = ahead < stop
+        ahead = torch.minimum(ahead, stop - 1)
+        slots = self._slots(ahead)
+        last = self._columns["terminated"][slots] | self._columns["truncated"][slots]
+        goes_on = (inside & ~last).cumprod(-1).bool()
+        return ahead, inside & torch.cat([inside[..., :1], goes_on[..., :-1]], -1)
+
     def _slots(self, place: Tensor) -> Tensor:
         """Slots in the columns of places in the order of `Replay.all`, shape (...)."""
         ring = torch.searchsorted(self._tensor(self._ends), place.contiguous(), right=True)
@@ -175,6 +198,11 @@ class ReplayTransitions:
                 part = self._moments[key]
                 parts += [] if part is None else [part]
         return merged(parts)
+
+
+def alone(index: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what `Transitions.ahead` does where no transition is known to follow another."""
+    return index.unsqueeze(-1), torch.ones_like(index, dtype=torch.bool).unsqueeze(-1)
 
 
 def chunks(n: int, device: torch.device) -> Iterator[Tensor]:

@@ -54,8 +54,9 @@ def episode_returns(folder: Path) -> list[float]:
 
 
 def all_files(folder: Path) -> dict[Path, bytes | None]:
-    """Return the contents of all files below a folder; None for folders."""
-    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    """Return the contents of all files below a folder, but for the log that W&B may still write; None for folders."""
+    paths = (path for path in folder.rglob("*") if path.name != "debug-internal.log")
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def newest(folder: Path) -> Path:

@@ -19,12 +19,13 @@ def write_run(
     n_steps: int = 1000,
     finished: bool = True,
     settings: Mapping[str, Any] | None = None,
+    **common: Any,
 ) -> Path:
     """Write a run of ten episodes whose returns climb from 0 to a level; a second lasts ten steps."""
     folder.mkdir(parents=True)
     trainer = {"n_total_env_steps": n_steps}
     config = {"agent": agent, "preset": "demo", "env": env, "seed": seed, "name": folder.name, "trainer": trainer}
-    (folder / "config.json").write_text(json.dumps({**config, "settings": dict(settings or {})}))
+    (folder / "config.json").write_text(json.dumps({**config, **common, "settings": dict(settings or {})}))
     lines = ["n_total_env_steps,env/episode_return,time/seconds,time/cpu_seconds,model/loss"]
     end = n_steps if finished else n_steps // 2
     for i in range(1, 11):

@@ -33,6 +33,7 @@ def test_numbers_and_figures_of_a_run(drift_run: Path, tmp_path: Path, capsys: p
     rows = _table(capsys.readouterr().out)
     assert all(len(rows[f"model/{name}"]) == 2 for name in ("r2", "nll", "coverage_90", "open_loop/rmse_8"))
     assert 0 <= rows["model/coverage_90"][0] <= 1
+    assert len(rows["model/r2/observation 1"]) == 2
     run = read_run(tmp_path / "r")  # as a report reads it
     assert run.notes == []
     assert rows.keys() <= run.diagnosis["agent"].keys()

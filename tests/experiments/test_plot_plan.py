@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from tianshou.data import Batch
 
 from experiments import plot_plan
 from experiments.pictures.plans import Comparison, compare, draw_comparison
@@ -40,11 +41,12 @@ def _plan(run: Path, step: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     assert isinstance(level, PlannerLevel)
     env, carry = make_env(config.env), agent.initial_carry(1, seed)
     obs, _ = env.reset(seed=seed)
-    actions = []
+    actions, running = [], np.zeros(1, bool)
     for _ in range(step):
         (action,) = agent.act(np.array([obs], np.float32), carry, explore=False)
-        obs, *_ = env.step(action)
-        carry.levels[0].remaining[:] = 0
+        obs, reward, *_ = env.step(action)
+        step = Batch(rew=np.array([reward]), terminated=running, truncated=running, obs_next=np.array([obs]))
+        agent.observe(step, np.arange(1), carry, learn=False)
         actions.append(action)
     plan = level.plan(torch.tensor(np.array([obs], np.float32)), carry.levels[0].memory, carry.generator)
     return np.array(actions), plan.actions[0].numpy()

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,7 @@ def test_states_are_named_after_the_parts_of_observations() -> None:
     assert state_names(Encoder(task), task) == ["angle", "hand 0", "hand 1"]
     assert state_names(LearnedEncoder(task, 2, 1), task) == ["state 0", "state 1"]
     assert observation_names(DRIFT) == ["observation 0", "observation 1"]
+    named = replace(DRIFT, names=("east", "north"))
+    assert state_names(Encoder(named), named) == observation_names(named) == ["east", "north"]
+    with pytest.raises(ValueError, match="names has 1 names, expected 2 or none"):
+        replace(DRIFT, names=("east",))

@@ -1,9 +1,11 @@
 import base64
 import csv
+import hashlib
 import io
 import itertools
 import json
 import math
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,7 +15,9 @@ import pytest
 from PIL import Image
 
 from experiments.report import __main__ as report
+from experiments.report.references import published
 from experiments.report.runs import find_runs, group_runs, read_run
+from experiments.report.settings import settings_tables
 from experiments.report.statistics import (
     MEASURED,
     bin_curves,
@@ -27,7 +31,7 @@ from experiments.report.statistics import (
     rank_test,
     smallest_p,
 )
-from experiments.report.study import Study, overall_table, settings_tables
+from experiments.report.study import Study, overall_table
 from experiments.report.tables import Table
 from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
@@ -50,6 +54,7 @@ class Page(HTMLParser):
         super().__init__()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.words: list[str] = []
+        self.scripts: list[str] = []
         self.open: list[str] = []
         self.feed(text)
         self.close()
@@ -63,7 +68,9 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if not self.open or self.open[-1] != "style":
+        if self.open and self.open[-1] == "script":
+            self.scripts.append(data)
+        elif not self.open or self.open[-1] != "style":
             self.words.append(data)
 
     def all(self, tag: str) -> list[dict[str, str | None]]:
@@ -72,6 +79,19 @@ class Page(HTMLParser):
     @property
     def text(self) -> str:
         return " ".join(" ".join(self.words).split())
+
+    def curve(self, chart: str, name: str) -> np.ndarray:
+        """Points (N, 2) of a curve, in the units of the axes, of the chart with this accessible name."""
+        inside, ends, size = False, [], []
+        for tag, attrs in self.tags:
+            if "data-range" in attrs:
+                ends = [float(end) for end in str(attrs["data-range"]).split()]
+                size = [float(end) for end in str(attrs["data-frame"]).split()][2:]
+            inside = attrs["aria-label"] == chart if "aria-label" in attrs else inside
+            if inside and tag == "polyline" and attrs.get("data-name") == name:
+                points = np.array([point.split(",") for point in str(attrs["points"]).split()], float) / size
+                return ends[::2] + (points * (1, -1) + (0, 1)) * (ends[1] - ends[0], ends[3] - ends[2])
+        raise AssertionError(f"{name} is not in {chart}")
 
     def images(self) -> dict[str, Image.Image]:
         """Pictures by their alternative text; each has to be embedded and complete."""
@@ -85,8 +105,8 @@ class Page(HTMLParser):
         return found
 
 
-def make_report(*args: object) -> Page:
-    call(report.main, *args)
+def make_report(*args: object, formats: Sequence[str] = ()) -> Page:
+    call(report.main, *args, "--formats", *formats)  # figures take most of the time
     return Page(Path("report.html").read_text())
 
 
@@ -95,12 +115,15 @@ def rows_of(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_report_needs_no_other_file_no_network_and_no_script(tmp_path):
+def test_report_needs_no_other_file_no_network_and_runs_its_own_script_only(tmp_path):
     study = write_study(tmp_path / "runs", {"pets": 100, "sac": 50}, seeds=2)
     draw(study / "pets-0" / "model.png")
     page = make_report(study)
     assert page.open == []
-    assert not page.all("script")
+    assert page.all("script") == [{}]
+    (policy,) = [attrs["content"] for attrs in page.all("meta") if "http-equiv" in attrs]
+    allowed = base64.b64encode(hashlib.sha256(page.scripts[0].encode()).digest()).decode()
+    assert policy == f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{allowed}'"
     assert all(attrs["href"] == "data:," for attrs in page.all("link"))
     ids = {attrs.get("id") for _, attrs in page.tags}
     assert all(str(attrs["href"]).startswith("#") and attrs["href"][1:] in ids for attrs in page.all("a"))
@@ -108,18 +131,113 @@ def test_report_needs_no_other_file_no_network_and_no_script(tmp_path):
     style = page.all("meta")
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in style
     assert "url(" not in Path("report.html").read_text()
-    alts = list(page.images())
-    assert alts[:2] == [
-        "ContinuousCartPole-v0: env/episode_return against environment steps, by setting",
-        "ContinuousCartPole-v0: env/episode_return against wall time in seconds, by setting",
-    ]
-    assert any("Model" in alt for alt in alts)
+    assert any("Model" in alt for alt in page.images())
+
+
+def test_curves_are_drawn_to_scale_and_written_as_png_and_pdf(tmp_path):
+    page = make_report(write_study(tmp_path / "runs", {"pets": 100, "sac": 50}, seeds=2), formats=("png", "pdf"))
+    title = "ContinuousCartPole-v0: env/episode_return"
+    for against, unit in (("environment steps", 1), ("wall time in seconds", 10)):
+        found = page.curve(f"{title} against {against}, by setting", "sac")
+        expected = [[(100 * i - 50) / unit, 50 * min(i, 8) / 8] for i in range(1, 11)]
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0.05)
+    figures = sorted(path.name for path in Path("report-figures").iterdir())
+    names = ("improvement", "seconds", "steps")
+    assert figures == [f"ContinuousCartPole-v0-{name}.{kind}" for name in names for kind in ("pdf", "png")]
+    assert all(iio.imread(path).std() > 10 for path in Path("report-figures").glob("*.png"))
+    assert all(path.read_bytes()[:5] == b"%PDF-" for path in Path("report-figures").glob("*.pdf"))
+
+
+def test_published_curves_are_beside_those_of_the_task(tmp_path):
+    """The numbers are lines of experiments/references."""
+    write_run(tmp_path / "runs" / "a", env="HalfCheetah-v5", n_steps=10_000)
+    write_run(tmp_path / "runs" / "b", env="dm_control/finger-spin-v0", n_steps=100_000, action_repeat=2)
+    page = make_report(tmp_path / "runs")
+    chart = "HalfCheetah-v5: env/episode_return against environment steps, by setting"
+    simba = page.curve(chart, "SimbaV2 (UTD 2), published on HalfCheetah-v4")
+    value = -7 + (5887 + 7) / 5  # between the points at 0 and 50,000
+    np.testing.assert_allclose(simba, [[0, -7], [10_000, value]], atol=3)
+    assert "CrossQ, published on HalfCheetah-v4: 6345 at 50,000, its first point" in page.text
+    chart = "dm_control/finger-spin-v0: env/episode_return against environment steps, by setting"
+    tdmpc2 = page.curve(chart, "TD-MPC2, published on dm_control/finger-spin")
+    np.testing.assert_allclose(tdmpc2, [[0, 0], [50_000, 947.5], [100_000, 974.4]], atol=10)
+    with pytest.raises(AssertionError, match="is not in"):
+        page.curve(
+            chart.replace("environment steps", "wall time in seconds"), "SAC, published on dm_control/finger-spin"
+        )
+
+    cheetah = {row["setting or method"]: row for row in rows_of("published-HalfCheetah-v5")}
+    assert next(iter(cheetah)) == "pets"
+    row = cheetah["SimbaV2 (UTD 2), published on HalfCheetah-v4"]
+    assert (float(row["mean return"]), row["seeds"]) == (pytest.approx(value), "10")
+    assert row["published points"] == "-7 at 0 frames; 5887 at 50,000 frames"
+    assert cheetah["CrossQ, published on HalfCheetah-v4"]["mean return"] == ""
+    spin = {row["setting or method"]: row for row in rows_of("published-dm_control-finger-spin-v0")}
+    assert [spin["pets"][key] for key in ("environment steps", "frames")] == ["100000", "200000"]
+    row = spin["TD-MPC2, published on dm_control/finger-spin"]
+    assert [row[key] for key in ("mean return", "std", "seeds")] == ["974.4", "9.2", "3"]
+
+
+def test_published_curves_are_for_returns_of_their_tasks_only(tmp_path):
+    run = read_run(write_run(tmp_path / "a"))
+    assert (run.action_repeat, read_run(write_run(tmp_path / "b", action_repeat=2)).action_repeat) == (1, 2)
+    assert published("Pendulum-v1", "env/episode_return") == published("HalfCheetah-v5", "env/success") == []
+    assert published("PETSHalfCheetah-v0", "env/episode_return") == []
+    cup = published("dm_control/ball_in_cup-catch-v0", "eval/episode_return")
+    assert {curve.task for curve in cup} == {"dm_control/cup-catch"}
+    assert {curve.task for curve in published("dm_control/finger-turn_hard-v0", "eval/episode_return")} == {
+        "dm_control/finger-turn-hard"
+    }
+    sac = next(curve for curve in cup if curve.method == "SAC")
+    assert len(sac.until(1e9)) == len(sac.frames) == 11
+    assert len(sac.until(-1)) == 0
+
+
+def test_runs_with_different_action_repeats_are_drawn_against_frames(tmp_path):
+    for repeat in (1, 2):
+        write_run(tmp_path / "runs" / str(repeat), env="dm_control/finger-spin-v0", action_repeat=repeat)
+    frames = "frames: environment steps times action repeat"
+    chart = f"dm_control/finger-spin-v0: env/episode_return against {frames}, by setting"
+    page = make_report(tmp_path / "runs")
+    ends = [page.curve(chart, f"pets, action_repeat {repeat}")[-1, 0] for repeat in (1, 2)]
+    assert ends == pytest.approx([950, 1900], rel=1e-3)
+    assert page.curve(chart, "SAC, published on dm_control/finger-spin")[-1, 0] == pytest.approx(2000, rel=1e-3)
+
+
+def test_a_report_begins_with_the_study_and_a_table_across_environments(tmp_path):
+    study = write_study(tmp_path / "runs" / "first", {"pets": 100, "sac": 50}, seeds=2)
+    write_run(study / "b", env="B-v0", level=80)
+    fields = {"name": "first", "skip": {"sac": {"B-v0": "its actions are discrete", "C-v0": "no"}}}
+    (study / "study.json").write_text(json.dumps(fields))
+    page = make_report(study)
+    assert page.text.startswith("first: pets and sac on B-v0 and ContinuousCartPole-v0 first: pets and sac on")
+    b, cartpole = rows_of("overview")
+    assert list(b.items()) == [("environment", "B-v0"), ("environment steps", "1000"), ("pets", "80 (1)"), ("sac", "")]
+    assert cartpole["sac"] == "50 [50, 50] (2)"
+    assert "sac was left out in B-v0: its actions are discrete" in page.text
+    assert "C-v0" not in page.text
+    (study / "study.json").write_text("[")
+    assert make_report(study).text.startswith("Pets and sac on B-v0 and ContinuousCartPole-v0 ")
+
+
+def test_settings_that_agents_do_not_share_are_folded(tmp_path):
+    for env in ("A-v0", "B-v0"):
+        for agent, own in (("pets", {"planner": {"n": 3}}), ("sac", {"lr": 0.1}), ("random", {})):
+            settings = {**own, "n_random": len(agent), **({"by_env": env} if agent == "pets" else {})}
+            write_run(tmp_path / "runs" / f"{agent}-{env}", agent=agent, env=env, settings=settings)
+    page = make_report(tmp_path / "runs")
+    assert "B-v0, A-v0: settings that differ" in page.text
+    assert [row["setting"] for row in rows_of("settings-A-v0")] == ["agent", "settings.n_random"]
+    assert [row["setting"] for row in rows_of("settings-pets")] == ["settings.by_env"]
+    assert [row["setting"] for row in rows_of("settings-own-pets")] == ["settings.planner.n"]
+    assert "<details><summary>sac: settings that not every agent has (1)</summary>" in Path("report.html").read_text()
+    assert "<details><summary>sac: settings that not every agent has (1)</summary>" in Path("report.md").read_text()
 
 
 def test_numbers_of_a_study_whose_answer_is_known(tmp_path):
     write_study(tmp_path / "runs", {"pets": 100, "sac": 50})
     page = make_report(tmp_path / "runs")
-    assert page.text.startswith("Results ")
+    assert page.text.startswith("Pets and sac on ContinuousCartPole-v0 ")
     pets, sac = rows_of("final-ContinuousCartPole-v0")
     assert (pets["setting"], pets["runs"], sac["setting"], sac["runs"]) == ("pets", "5", "sac", "5")
     assert [float(pets[key]) for key in ("IQM", "mean", "median", "least", "greatest")] == pytest.approx(
@@ -223,18 +341,26 @@ def test_pictures_numbers_and_the_newest_of_those_drawn_while_training(tmp_path)
     for step in (20, 40, 60):
         draw(run / "pictures" / f"skill-fan-{step:09d}.png")
     iio.imwrite(run / "policy.gif", np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3), loop=0)
-    (run / "diagnosis.json").write_text('{"random": {"one_step/r2": 0.5}, "agent": {"one_step/r2": 0.25}}')
+    (run / "diagnosis.json").write_text(
+        '{"random": {"one_step/r2": 0.5}, "agent": {"one_step/r2": 0.25, "model/r2/x": NaN}}'
+    )
     (run / "code.json").write_text('{"layeredrl": "0.1 <b>"}')
     page = make_report(run)
     images = page.images()
-    kinds = [alt.split(":")[0] for alt in images][2:]
+    kinds = [alt.split(":")[0] for alt in images]
     assert kinds == [
         *("Learning curve", "Model", "A plan and its outcome", "Skills", "While training"),
         "Video of the policy",
     ]
     assert "While training: skill-fan-000000060" in images
     assert images["Video of the policy: policy"].n_frames == 3
-    for text in ("2 earlier ones are in the run's folder", "one_step/r2 0.5 0.25", "layeredrl 0.1 <b>", "model/loss"):
+    for text in (
+        "2 earlier ones are in the run's folder",
+        "one_step/r2 0.5 0.25",
+        "model/r2/x — constant",
+        "layeredrl 0.1 <b>",
+        "model/loss",
+    ):
         assert text in page.text, text
 
 
@@ -243,7 +369,7 @@ def test_content_of_files_is_escaped(tmp_path):
     write_run(tmp_path / "runs" / "a", env=bad, settings={"x|y": bad})
     write_run(tmp_path / "runs" / "b", env=bad, settings={"x|y": "1"}, seed=1)
     page = make_report(tmp_path / "runs")
-    assert not page.all("script")
+    assert page.all("script") == [{}]
     assert f"{bad}: final performance" in page.text
     assert all(
         line.count("|") - line.count("\\|") == 4

@@ -1,28 +1,60 @@
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from agents.pets import PETS
 from agents.random import Random
+from agents.recipe import Choice
 from experiments.run.command_line import command_line
 from experiments.run.config import AGENTS, TRAINER_PRESETS, RunConfig, agent_class, from_json, parse, to_json
+from layeredrl.environments import make_task
 from layeredrl.trainer import TrainerConfig
 from tests.experiments.own_agents import Hold
 
 
-def test_the_default_is_the_demo() -> None:
+def test_settings_are_chosen_for_the_task_by_default_and_flags_win() -> None:
     config = parse([])
-    assert (config.agent, config.preset, config.env, config.seed) == ("pets", "demo", "ContinuousCartPole-v0", 0)
-    assert config.trainer == TRAINER_PRESETS["demo"]
-    assert config.settings == PETS.preset("demo")
+    assert (config.agent, config.preset, config.env, config.seed) == ("pets", "auto", "ContinuousCartPole-v0", 0)
+    told: list[Sequence[Choice]] = []
+    pendulum = parse(["--env", "Pendulum-v1"], lambda config, facts, choices: told.append(choices))
+    choices = {name: value for name, value, _ in told[0]}
+    assert pendulum.settings.planner.icem.horizon == choices["planner.icem.horizon"]
+    assert pendulum.settings.learning.n_random_steps == choices["learning.n_random_steps"]
+    assert pendulum.trainer.n_total_env_steps == choices["trainer.n_total_env_steps"]
+    assert all(reason for _, _, reason in told[0])
+    other = parse(["--env", "Pendulum-v1", "--planner.icem.horizon", "7", "--trainer.n-total-env-steps", "99"])
+    assert (other.settings.planner.icem.horizon, other.trainer.n_total_env_steps) == (7, 99)
+    assert replace(other.settings, planner=pendulum.settings.planner) == pendulum.settings
+
+
+def test_a_task_without_reward_in_sight_is_explored() -> None:
+    assert parse(["--env", "MountainCar-v0"]).settings.uncertainty_weight < 0
+    assert parse(["--env", "CartPole-v1"]).settings.uncertainty_weight == 0
+
+
+@pytest.mark.parametrize("name", AGENTS)
+def test_every_agent_can_be_built_in_its_own_environment(name: str) -> None:
+    config = parse([name, "--preset", "debug"] if name in ("splates", "dads", "splates-goals") else [name])
+    task = make_task(config.env)
+    config.settings.build(task, torch.device("cpu"), seed=0)
+
+
+def test_a_preset_brings_its_environment() -> None:
+    assert parse(["pets", "--preset", "reacher-fast"]).env == "PETSReacher-v0"
+    assert parse(["pets", "--preset", "halfcheetah-paper", "--env", "Pendulum-v1"]).env == "Pendulum-v1"
+    assert parse(["splates", "--preset", "ant"]).env == "AntGoal-v0"
+    with pytest.raises(ValueError, match=r"unknown preset 'auto', expected one of demo, debug"):
+        parse(["splates", "--preset", "auto"])
 
 
 def test_an_agent_may_have_presets_of_its_own() -> None:
     config = parse(["pets", "--preset", "cartpole-fast", "--trainer.eval-every", "7"])
     assert config.settings == PETS.preset("cartpole-fast")
     assert config.trainer == replace(PETS.trainers["cartpole-fast"], eval_every=7)
-    with pytest.raises(ValueError, match=r"unknown preset 'cartpole-fast', expected one of demo, debug, paper$"):
+    with pytest.raises(ValueError, match=r"unknown preset 'cartpole-fast', expected one of auto, demo, debug, paper$"):
         parse(["sac", "--preset", "cartpole-fast"])
 
 

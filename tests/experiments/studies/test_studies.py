@@ -1,5 +1,6 @@
 """Study files: every trial's command can be parsed, and does what its name says."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,21 @@ def test_every_command_can_be_parsed(path: Path) -> None:
         assert config.env in study.environments
         goal = config.trainer.stop_at_return
         assert (goal is not None) == (agent == "sac" and path.stem.startswith("pets_"))
+
+
+def test_the_first_try_sets_nothing_but_the_steps_of_each_task() -> None:
+    study = load(FOLDER / "first_try.py")
+    found: dict[str, set[str]] = {}
+    for trial in study.trials():
+        config = parse([*trial.arguments(Path("runs"))])
+        default = parse([trial.agent, "--env", trial.environment])
+        steps = config.trainer.n_total_env_steps
+        assert (config.settings, config.n_envs, config.preset) == (default.settings, 1, default.preset)
+        assert config.trainer == replace(default.trainer, n_total_env_steps=steps)
+        assert steps == int(study.by_environment[trial.environment]["trainer.n_total_env_steps"])
+        found.setdefault(trial.environment, set()).add(trial.agent)
+    assert len(found) == 13
+    assert {env for env, agents in found.items() if "sac" not in agents} == {"CartPole-v1", "Acrobot-v1"}
 
 
 @pytest.mark.parametrize("task", ["cartpole", "pusher"])

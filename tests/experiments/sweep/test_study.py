@@ -44,6 +44,22 @@ def test_settings_of_an_agent_and_of_the_grid_replace_common_ones() -> None:
     assert trial.words[0] == "pets"
 
 
+def test_an_environment_has_settings_of_its_own_and_may_be_left_out_for_an_agent() -> None:
+    study = a_study(
+        agents={"a": {}, "b": {"steps": 7}},
+        environments=("E-v0", "F-v0"),
+        by_environment={"F-v0": {"steps": 6, "x": 1}},
+        skip={"b": {"E-v0": "no such actions"}},
+        seeds=(0,),
+    )
+    words = {trial.name: trial.words[5:] for trial in study.trials()}
+    assert words == {
+        "a-E-v0-seed0": ("--steps", "5"),
+        "a-F-v0-seed0": ("--steps", "6", "--x", "1"),
+        "b-F-v0-seed0": ("--steps", "7", "--x", "1"),
+    }
+
+
 def test_a_search_draws_the_same_again() -> None:
     kinds = {"a.b": Range(1e-5, 1e-2, log=True), "n": Range(1, 8, integer=True), "c": Choice(("x", None))}
     study = a_study(common=(), search=Search(20, kinds), seeds=(0,))
@@ -103,6 +119,9 @@ GOOD = "name: s\nagents: {a: []}\nenvironments: [E]\n"
         (GOOD + "grid: {x: [1]}\nsearch: {n_trials: 1, settings: {y: {values: [1]}}}", "a grid or a search, not both"),
         (GOOD + "search: {n_trials: 1, settings: {y: {low: 2, high: 1}}}", "expected low < high"),
         (GOOD + "resources: {gpus: 1.5}", "gpus is 1.5, expected a share below 1 or a whole number"),
+        (GOOD + "by_environment: {F: {x: 1}}", "by_environment names 'F', expected one of E"),
+        (GOOD + "skip: {b: {E: why}}", "skip names 'b', expected one of a"),
+        (GOOD + "skip: {a: {F: why}}", "skip: a names 'F', expected one of E"),
         (GOOD + "retries: -1", "retries is -1, expected at least 0"),
         (GOOD.replace("name: s", "name: a/b"), "'a/b' is not the name of a folder"),
         (GOOD.replace("[E]", "[a/b, a-b]"), "two trials would be called a-a-b-seed0"),
@@ -129,10 +148,10 @@ def test_bad_arguments_give_one_line(refusal: Refusal) -> None:
 
 
 def test_the_commands_of_a_study_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
-    Path("good.yaml").write_text(GOOD)
+    Path("good.yaml").write_text(GOOD.replace("a: []", "a: [], b: []") + "skip: {b: {E: too slow}}")
     sweep.main(["good.yaml", "--list", "--runs-dir", "a b"])
     command = "python -m experiments.train a --env E --seed 0 --runs-dir 'a b/s' --name a-E-seed0\n"
-    assert capsys.readouterr().out == command
+    assert capsys.readouterr() == (command, "s: b is left out in E: too slow\n")
 
 
 def test_a_finished_study_needs_no_ray(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,42 @@
+"""The settings that were chosen for a task, as a person reads them; and how long training takes at least."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from agents.recipe import Choice
+from experiments.run.config import RunConfig
+from experiments.run.wandb_sweep import find_setting
+from layeredrl.environments import TaskFacts
+
+
+def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Choice]) -> None:
+    """Print the settings that were chosen for the task, with their reasons, without those given otherwise."""
+    kept = [x for x in choices if find_setting(config, x.name) == x.value]
+    print(f"{config.env}: {described(facts)}. Settings chosen for it:")
+    rows = [(f"--{x.name.replace('_', '-')} {_typed(x.value)}".rstrip(), x.reason) for x in kept]
+    width = max((len(flag) for flag, _ in rows), default=0)
+    for flag, reason in rows:
+        print(f"  {flag:{width}}  {reason}")
+
+
+def described(facts: TaskFacts) -> str:
+    """Facts of a task in a few words."""
+    actions = f"{facts.action_dim} {'choices' if facts.discrete else 'actions' if facts.action_dim > 1 else 'action'}"
+    parts = [f"{facts.state_dim} observed numbers, {actions}"]
+    if facts.episode_steps is not None:
+        parts.append(f"episodes of at most {facts.episode_steps} steps")
+    if facts.ends_after is not None:
+        parts.append(f"which end after {facts.ends_after:.0f} random steps")
+    learned = [name for name in ("reward", "termination") if not getattr(facts, f"{name}_known")]
+    if learned:
+        parts.append(f"{' and '.join(learned)} to be learned")
+    if facts.silent:
+        parts.append("where random actions find no reward")
+    return ", ".join(parts)
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
+    if value is True:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
