@@ -137,12 +137,16 @@ class PETS(Recipe):
 
 
 def _suited(facts: TaskFacts) -> list[Choice]:
-    """Settings for a task: small networks, frequent fits of few steps, few candidates, and a value where plans end."""
+    """Settings for a task: small networks, frequent fits of few steps, few candidates, and a value where plans end.
+
+    In short episodes that nothing ends, the horizon shows enough, and a value that is not learned yet misleads.
+    """
     small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+    far = facts.silent or facts.ends_after is not None or (facts.episode_steps or 1000) > 200
     soon = facts.ends_after is not None and facts.ends_after < 15
     hidden = (64, 64) if small else (128, 128) if facts.state_dim <= 12 else (200, 200, 200)
     every = 20 if facts.state_dim <= 12 else 50
-    horizon = 40 if facts.silent else 20 if small and facts.ends_after is None else 15
+    horizon = 40 if facts.silent else 15 if facts.ends_after is not None or (far and not small) else 20
     choices = [
         Choice("model.hidden", hidden, size),
         Choice("model.learning_rate", 2e-3, "few steps in each fit"),
@@ -154,11 +158,15 @@ def _suited(facts: TaskFacts) -> list[Choice]:
         Choice("learning.fit.epochs", 50, "little data"),
         Choice("learning.fit.max_steps", 2 * every, "the same cost at all times"),
         Choice("learning.fit.batch_size", 128, "speed"),
-        Choice("planner.icem.horizon", horizon, "rewards out of sight" if facts.silent else "a value follows"),
+        Choice(
+            "planner.icem.horizon",
+            horizon,
+            "rewards out of sight" if facts.silent else "a value follows" if far else "short episodes",
+        ),
         Choice("planner.icem.n_samples", 64, "speed"),
         Choice("common_noise", True, "few candidates"),
-        Choice("value", True, "rewards beyond the horizon"),
-        Choice("discount", 0.99, "rewards beyond the horizon"),
+        Choice("value", far, "rewards beyond the horizon" if far else "short episodes"),
+        Choice("discount", 0.99 if far else 1.0, "rewards beyond the horizon" if far else "short episodes"),
         Choice("trainer.n_total_env_steps", 3000 if small else 10_000 if facts.state_dim <= 12 else 30_000, size),
     ]
     if not small:
@@ -166,10 +174,12 @@ def _suited(facts: TaskFacts) -> list[Choice]:
             Choice("model.beta_nll", 0.5, "means matter more than variances"),
             Choice("model.propagation", "mode", "many dimensions"),
         ]
-    if facts.state_dim > 12:
-        choices.append(Choice("planner.icem.execute", "mean", "many actions"))
+    if facts.state_dim > 12 or not (small or far):
+        choices.append(Choice("planner.icem.execute", "mean", "calm actions"))
     if soon:
         choices.append(Choice("planner.icem.init_std", 0.3, "random actions end episodes soon"))
+    elif not (small or far):
+        choices.append(Choice("planner.icem.init_std", 0.25, "calm actions"))
     if facts.silent:
         choices += [
             Choice("uncertainty_weight", -1.0, "random actions found no reward"),

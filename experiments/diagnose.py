@@ -57,7 +57,8 @@ def main() -> None:
     columns: dict[str, dict[str, float]] = {}
     try:
         for policy, actor in (("random", None), ("agent", agent)):
-            found = diagnose(world, config.env, actor, n_steps=args.steps, horizon=args.horizon, seed=args.seed)
+            env, n_steps = config.environment, args.steps
+            found = diagnose(world, env, actor, n_steps=n_steps, horizon=args.horizon, seed=args.seed)
             columns[policy] = {"n_total_env_steps": n_trained, **found.metrics()}
             found.draw(args.run, policy, title=f"{config.agent} on {config.env}, {policy} actions")
         write_whole(args.run / DIAGNOSIS, json.dumps(columns, indent=2) + "\n")

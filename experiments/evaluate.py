@@ -60,7 +60,7 @@ def main() -> None:
             args: EvaluateConfig = command_line(EvaluateConfig, sys.argv[1:], prog=program("evaluate"))
             with downloaded(args.run) as folder:
                 config, agent, n_total_env_steps = load(folder, device=args.device, best=args.best)
-            if args.video is not None and not can_render(config.env):
+            if args.video is not None and not can_render(config.environment):
                 raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
             collector = at_end.enter_context(new_episodes(config, agent, args.episodes, args.seed))
         except Fault as error:

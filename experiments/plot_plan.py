@@ -45,7 +45,7 @@ def main() -> None:
         level = agent.levels[0]
         if not isinstance(level, PlannerLevel) or len(agent.levels) != 1:
             raise ValueError(f"{args.run} holds {config.agent}, which does not plan the environment's own actions")
-        found = compare(config.env, agent, level, step=args.step, seed=args.seed, n_particles=args.particles)
+        found = compare(config.environment, agent, level, step=args.step, seed=args.seed, n_particles=args.particles)
     except Fault as error:
         fail(error, FAULT)
     except (ValueError, TypeError, OSError) as error:

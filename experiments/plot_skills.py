@@ -40,7 +40,7 @@ def main() -> None:
     path = args.run / "skills.png"
     title = f"{config.agent} on {config.env}, {n_steps} environment steps"
     try:
-        draw_fan(fan, title, layout_of(config.env)).savefig(path, dpi=120)
+        draw_fan(fan, title, layout_of(config.environment)).savefig(path, dpi=120)
     except OSError as error:
         fail(error, FAULT)
     rows = {name: f"{value:.3f}" for name, value in fan.numbers().items()}

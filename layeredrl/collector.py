@@ -16,6 +16,7 @@ from tianshou.data import Batch
 
 from layeredrl.action_spaces import choices, same, to_env
 from layeredrl.checks import require_count
+from layeredrl.environments.action_repeat import FRAMES_KEY
 from layeredrl.environments.answers import LARGEST, shown
 from layeredrl.environments.infos import add_info, successes
 from layeredrl.environments.pool import EnvPool
@@ -88,17 +89,18 @@ class Collector:
         self._metrics: dict[str, list[float]] = {}
         # The seeds of episodes are unknown where the environments reset themselves.
         self._running = RunningEpisodes(self.n_envs) if mode == AutoresetMode.DISABLED else None
-        self.n_abandoned = self.n_faults = 0
+        self.n_abandoned = self.n_faults = self.n_frames = 0
         self._begin()
 
     def take_metrics(self) -> dict[str, float]:
         """Return mean decision metrics and predicted and achieved returns since the last call.
 
-        Also the numbers of abandoned episodes and of faults since the beginning, unless they are 0.
+        Also the numbers since the beginning of abandoned episodes, of faults, and of frames, where actions are repeated
+        for several frames, unless they are 0.
         """
         means = {name: float(np.mean(values)) for name, values in self._metrics.items()}
         self._metrics = {}
-        counts = {"env/abandoned_episodes": self.n_abandoned, "env/faults": self.n_faults}
+        counts = {"env/abandoned_episodes": self.n_abandoned, "env/faults": self.n_faults, "env/frames": self.n_frames}
         return means | {name: float(count) for name, count in counts.items() if count}
 
     def step(self, *, explore: bool) -> list[Episode]:
@@ -146,6 +148,8 @@ class Collector:
         if self.on_step is not None:
             self.on_step(step, ids)
         self.n_total_env_steps += len(ids)
+        if FRAMES_KEY in info:
+            self.n_frames += int(info[FRAMES_KEY][ids].sum())
         self._returns[ids] += rewards[ids]
         self._lengths[ids] += 1
         success = successes(info, self.n_envs, same_step=self.mode == AutoresetMode.SAME_STEP)
@@ -314,6 +318,7 @@ class Collector:
             "n_total_env_steps": self.n_total_env_steps,
             "n_abandoned": self.n_abandoned,
             "n_faults": self.n_faults,
+            "n_frames": self.n_frames,
             "env_rng": self._env_rng.bit_generator.state,
             "carry": self._carry.state_dict(),
             "metrics": self._metrics,
@@ -334,6 +339,7 @@ class Collector:
             array[:] = saved
         self.n_total_env_steps = index(state["n_total_env_steps"])
         self.n_abandoned, self.n_faults = index(state["n_abandoned"]), index(state["n_faults"])
+        self.n_frames = index(state.get("n_frames", 0))  # none in older ones
         self._env_rng.bit_generator.state = state["env_rng"]
         self._metrics = {name: list(values) for name, values in state.get("metrics", {}).items()}  # none in older ones
         self._carry.load_state_dict(state["carry"])

@@ -8,6 +8,7 @@ import torch
 
 from experiments.pictures.states import state_names
 from experiments.run.held_out import collect, displaced, longest_episode, trajectories, transitions
+from layeredrl.environments import EnvConfig
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.models.diagnostics.figures import draw_calibration, draw_disagreement, draw_open_loop, draw_predictions
 from layeredrl.models.diagnostics.measures import (
@@ -62,19 +63,19 @@ class Diagnosis:
 
 
 def diagnose(
-    world: WorldModel, env_id: str, agent: Hierarchy | None, *, n_steps: int, horizon: int, seed: int
+    world: WorldModel, env: str | EnvConfig, agent: Hierarchy | None, *, n_steps: int, horizon: int, seed: int
 ) -> Diagnosis:
     """Collect fresh data and compare them with the model's predictions.
 
     Args:
         world: The world model.
-        env_id: Id of the environment.
+        env: Id or recipe of the environment.
         agent: Agent that acts; None for uniformly random actions.
         n_steps: Number of environment steps to collect.
         horizon: Steps of open-loop rollouts; at most the length of the longest episode is used.
         seed: Random seed of the data and of the rollouts.
     """
-    data = collect(env_id, agent, n_steps=n_steps, seed=seed, offset=world.task.offset)
+    data = collect(env, agent, n_steps=n_steps, seed=seed, offset=world.task.offset)
     model = world.dynamics
     rows, pieces = transitions(data, world), trajectories(data, min(horizon, longest_episode(data)), world)
     return Diagnosis(

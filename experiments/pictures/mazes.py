@@ -3,7 +3,6 @@
 import contextlib
 from typing import Any, cast
 
-import gymnasium as gym
 import numpy as np
 import torch
 from matplotlib.figure import Figure
@@ -13,17 +12,18 @@ from envs.maze2d_drawing import draw_walls
 from envs.maze2d_layouts import Layout
 from experiments.run.building import make_envs_here
 from experiments.run.config import RunConfig
+from layeredrl.environments import EnvConfig, make_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.models.diagnostics.figures import BLUE, ORANGE
 from layeredrl.task import GOAL_KEY
 
 
-def layout_of(env_id: str) -> Layout | None:
+def layout_of(env: str | EnvConfig) -> Layout | None:
     """Return the layout of a maze; None for any other environment."""
-    env = gym.make(env_id)
-    layout = getattr(env.unwrapped, "layout", None)
-    env.close()
+    made = make_env(env)
+    layout = getattr(made.unwrapped, "layout", None)
+    made.close()
     return layout if isinstance(layout, Layout) else None
 
 

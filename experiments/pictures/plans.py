@@ -11,7 +11,7 @@ from tianshou.data import Batch
 
 from experiments.pictures.states import state_names
 from experiments.run.playing import Track, play_track
-from layeredrl.environments import make_vector_env
+from layeredrl.environments import EnvConfig, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
 from layeredrl.models.diagnostics.figures import GREY, panel_grid
@@ -45,12 +45,12 @@ class Comparison:
 
 
 def compare(
-    env_id: str, agent: Hierarchy, level: PlannerLevel, *, step: int, seed: int, n_particles: int
+    env: str | EnvConfig, agent: Hierarchy, level: PlannerLevel, *, step: int, seed: int, n_particles: int
 ) -> Comparison:
     """Plan at a step of an episode, predict the outcome, and carry the plan out.
 
     Args:
-        env_id: Id of the environment.
+        env: Id or recipe of the environment.
         agent: Agent that acts until the step, without exploration.
         level: Its only level.
         step: Environment step of the episode.
@@ -61,13 +61,13 @@ def compare(
         ValueError: The episode ends before that step.
     """
     horizon = level.planner.horizon
-    whole, moments = play_track(make_vector_env(env_id), agent, None, n_steps=step + horizon, seed=seed)
+    whole, moments = play_track(make_vector_env(env), agent, None, n_steps=step + horizon, seed=seed)
     if len(whole.act) <= step:
         raise ValueError(f"step is {step}, expected less than {len(whole.act)}, where the episode ends")
     moment = moments[step]
     plan = level.plan(moment.obs, moment.memory, moment.generator).actions
     planned = np.concatenate([whole.act[:step], plan[0].cpu().numpy()])
-    repeated, _ = play_track(make_vector_env(env_id), agent, planned, n_steps=len(planned), seed=seed)
+    repeated, _ = play_track(make_vector_env(env), agent, planned, n_steps=len(planned), seed=seed)
     # If the plan begins with the action that the agent took, one more step has to repeat itself.
     n_same = step + int(np.array_equal(planned[step], whole.act[step]))
     same = np.array_equal(repeated.obs[: n_same + 1], whole.obs[: n_same + 1])

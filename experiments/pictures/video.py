@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from experiments.run.building import make_envs
 from experiments.run.config import RunConfig
 from layeredrl.collector import Collector
+from layeredrl.environments import headless
+from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 
 MAX_FRAMES = 1000  # an episode may have no end, and all frames are kept in memory
@@ -33,17 +35,20 @@ def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window opens; without a screen, pygame would report an error
     env = make_envs(config, 1, render_mode="rgb_array")
+    fps = env.metadata.get("render_fps")
+    fps = float(fps) if isinstance(fps, int | float) and 0 < fps < math.inf else 30.0
+    skip = _skip(fps)  # MuJoCo draws without a GPU in 0.1 s: no picture is drawn that the GIF leaves out
     frames: list[NDArray[np.uint8]] = []
     rewards: list[float] = []
     try:
         collector = Collector(env, agent, seed=seed, learn=False, on_step=lambda step, _: rewards.append(step.rew[0]))
         ended = False
-        while not ended and len(frames) < MAX_FRAMES:
-            frames.append(_frame(env))
+        while not ended and len(rewards) < MAX_FRAMES:
+            if len(rewards) % skip == 0:
+                frames.append(_frame(env))
             ended = bool(collector.step(explore=False))
         frames.append(_frame(env))  # the final state
-        fps = env.metadata.get("render_fps")
-        write_gif(path, frames, fps if isinstance(fps, int | float) and 0 < fps < math.inf else 30.0)
+        write_gif(path, frames, fps / skip)
     finally:
         env.close()
     return float(sum(rewards))
@@ -51,7 +56,11 @@ def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed
 
 def _frame(env: VectorEnv[Any, Any, Any]) -> NDArray[np.uint8]:
     """Return the frame (H, W, 3) of the only environment."""
-    frames = env.render()
+    try:
+        frames = env.render()
+    except Exception as error:
+        problem = headless.problem()
+        raise error if problem is None else Fault(problem) from error
     frame = np.asarray(None if frames is None else frames[0])
     if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[-1] != 3:
         found = f"dtype {frame.dtype} and shape {frame.shape}"
@@ -70,5 +79,10 @@ def write_gif(path: Path, frames: Sequence[NDArray[np.uint8]], fps: float) -> No
     sizes = {frame.shape for frame in frames}
     if len(sizes) > 1:
         raise ValueError(f"the frames have the shapes {', '.join(map(str, sorted(sizes)))}, expected one for all")
-    skip = max(1, round(fps / 25))
+    skip = _skip(fps)
     iio.imwrite(path, np.stack(frames[::skip]), extension=".gif", duration=1000 * skip / fps, loop=0)
+
+
+def _skip(fps: float) -> int:
+    """Return how many frames make one of a GIF with at most about 25 per second."""
+    return max(1, round(fps / 25))

@@ -60,7 +60,7 @@ class SkillPictures:
         """Draw where skills lead from common starts, and their ends as the model predicts them."""
         if not levels_from_skills(self.agent):
             return None
-        return draw_fan(make_fan(self.config, self.agent, FAN), title, layout_of(self.config.env))
+        return draw_fan(make_fan(self.config, self.agent, FAN), title, layout_of(self.config.environment))
 
     def _coverage(self, title: str) -> Figure | None:
         """Draw the visited states in the replay of the lowest level below skills."""
@@ -74,11 +74,13 @@ class SkillPictures:
         obs = torch.as_tensor(replay.column("obs_next", some), device=self.agent.device)
         with torch.no_grad():
             visited = states.encode(obs).cpu().numpy()
-        return draw_coverage(visited, states.names, title, layout_of(self.config.env) if states.in_place else None)
+        return draw_coverage(
+            visited, states.names, title, layout_of(self.config.environment) if states.in_place else None
+        )
 
     def _plan(self, title: str) -> Figure | None:
         """Draw the planner's plans at the beginning of episodes in a maze."""
-        top, layout = self.agent.levels[0], layout_of(self.config.env)
+        top, layout = self.agent.levels[0], layout_of(self.config.environment)
         if not isinstance(top, PlannerLevel) or layout is None or not states_of(self.agent).in_place:
             return None
         return draw_plans(*make_plans(self.config, self.agent, n=4, seed=SEED), title, layout)

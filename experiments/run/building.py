@@ -5,18 +5,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 from gymnasium.vector import VectorEnv
 
 import envs  # noqa: F401  registers the tasks with gymnasium
 from experiments.run.config import RunConfig, to_dict
+from experiments.run.flags import as_typed
 from experiments.run.folder import METRICS, WANDB_ID, write_whole
 from layeredrl.collector import Collector
-from layeredrl.environments import make_task, make_vector_env
+from layeredrl.environments import EnvConfig, make_env, make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels.goals import ACHIEVED_KEY
 from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
 from layeredrl.randomness import seed_globals
+
+GOAL_ENVIRONMENT = "Maze2D-Medium-v0"
+"""An environment with goals, on which every agent works."""
 
 
 def build_agent(config: RunConfig[Any]) -> Hierarchy:
@@ -27,10 +31,17 @@ def build_agent(config: RunConfig[Any]) -> Hierarchy:
     """
     device = torch.device(config.device)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {config.device!r}, but torch finds {torch.cuda.device_count()} GPUs here")
+        raise ValueError(f"--device is {config.device!r}, but torch finds {torch.cuda.device_count()} GPUs here")
     torch.set_num_threads(config.threads)
     seed_globals(config.seed)
-    agent: Hierarchy = config.settings.build(make_task(config.env, config.n_envs), device, seed=config.seed)
+    task = make_task(config.environment, config.n_envs)
+    try:
+        agent: Hierarchy = config.settings.build(task, device, seed=config.seed)
+    except ValueError as error:
+        message = as_typed(str(error), config)
+        if ACHIEVED_KEY in message and ACHIEVED_KEY not in task.slices:
+            message += f"; {config.agent} works on goal environments, such as --env {GOAL_ENVIRONMENT}"
+        raise ValueError(message) from error
     return agent
 
 
@@ -55,9 +66,9 @@ def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
 def make_envs(config: RunConfig[Any], n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
     """Build environments of a run, with its settings for faults."""
     # A process that is not forked from this one has to import the environments.
-    env_id = config.env if ":" in config.env else f"envs:{config.env}"
+    env = config.environment if ":" in config.env else replace(config.environment, id=f"envs:{config.env}")
     return make_vector_env(
-        env_id,
+        env,
         n_envs,
         vectorization=config.vectorization,
         on_fault="restart" if config.on_env_fault == "restart" else "raise",
@@ -72,13 +83,13 @@ def make_envs_here(config: RunConfig[Any], n_envs: int) -> VectorEnv[Any, Any, A
     return make_envs(replace(config, vectorization="sync") if config.vectorization == "async" else config, n_envs)
 
 
-def can_render(env_id: str) -> bool:
+def can_render(env: str | EnvConfig) -> bool:
     """Return True if the environment can render an array."""
-    env = gym.make(env_id)
+    made = make_env(env)
     try:
-        return "rgb_array" in (env.metadata.get("render_modes") or ())
+        return "rgb_array" in (made.metadata.get("render_modes") or ())
     finally:
-        env.close()
+        made.close()
 
 
 def make_logger(config: RunConfig[Any], folder: Path) -> LoggerList:

@@ -1,6 +1,7 @@
 """Command lines, errors in one line, and output that may be closed. Does not import torch."""
 
 import contextlib
+import dataclasses
 import errno
 import functools
 import io
@@ -11,6 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TextIO, cast
 
 import tyro
+
+from experiments.run.flags import as_typed, hint
 
 FAULT = 3
 """Exit code of a program that failed although its input was valid; a run is saved before."""
@@ -51,13 +54,27 @@ def command_line(
         print(shorten(output.getvalue()))
         raise SystemExit(0)
     words = ["--help" if word == "--help-all" else word for word in args]
+    known = default if dataclasses.is_dataclass(default) else cls
     try:
         with contextlib.redirect_stderr(output):
             return tyro.cli(cls, args=words, default=default, prog=prog)
+    except ValueError as error:  # of settings that have no prefix
+        raise ValueError(as_typed(str(error), known, args)) from error
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(_without_box(output.getvalue()).removeprefix(f"{cls.__name__}: ")) from None
+        message = _without_box(output.getvalue()).removeprefix(f"{getattr(cls, '__origin__', cls).__name__}: ")
+        raise ValueError(as_typed(_with_hints(message, known), known, args)) from None
+
+
+def _with_hints(message: str, known: Any) -> str:
+    """Return tyro's message about unrecognized options with the flags that they may mean."""
+    unrecognized = message.partition("; ")[0]
+    if not unrecognized.startswith("Unrecognized options: "):
+        return message
+    options = [word for word in unrecognized.partition(": ")[2].split(", ") if word.startswith("--")]
+    hints = [f"for {option} use {flags}" for option in options if (flags := hint(option, known))]
+    return "; ".join([unrecognized, *hints]) if hints else message
 
 
 def _without_box(text: str) -> str:

@@ -17,10 +17,11 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from agents.recipe import Choice, Recipe, with_choices
 from experiments.run.command_line import command_line, program
+from experiments.run.env_kwargs import EnvKwargs
 from experiments.run.short_help import short_help
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
 from layeredrl.checks import require_count
-from layeredrl.environments import TaskFacts, Vectorization, make_facts
+from layeredrl.environments import EnvConfig, TaskFacts, Vectorization, make_facts
 from layeredrl.loggers import WandbSettings
 from layeredrl.trainer import TrainerConfig
 
@@ -61,6 +62,13 @@ class RunConfig(Generic[A]):
     env: str = "ContinuousCartPole-v0"
     """Environment: any id registered with gymnasium; package.module:Id imports the package first. A preset that is made
     for a task has that task's environment as its default."""
+    env_kwargs: EnvKwargs = field(default_factory=dict)
+    """Arguments of the environment as KEY=VALUE ..., or as one JSON object; values are JSON, or else text."""
+    wrappers: tuple[str, ...] = ()
+    """Wrappers around each instance of the environment as package.module:Class, the innermost first."""
+    action_repeat: int = 1
+    """Number of frames for which each action is repeated; the agent's environment step is a decision, and lasts as
+    many frames. DeepMind Control's convention is 2."""
     seed: int = 0
     """Random seed of networks, environments and exploration."""
     n_envs: int = 1
@@ -119,6 +127,12 @@ class RunConfig(Generic[A]):
                 f"on_env_fault is {self.on_env_fault!r} with native vectorization, expected 'stop': "
                 "environments that step all at once cannot be restarted one by one"
             )
+        environment = self.environment  # checks itself
+        if self.vectorization == "native" and environment.is_changed:
+            raise ValueError(
+                "vectorization is 'native' with --wrappers or --action-repeat, expected sync or async: these change "
+                "single environments, and native ones step all at once"
+            )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, expected a number in [0, 2^63)")
         if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
@@ -132,6 +146,11 @@ class RunConfig(Generic[A]):
         """Folder of the run."""
         short = self.agent.rpartition(":")[2].lower()
         return self.runs_dir / (self.name or f"{short}-{self.env.replace('/', '-').replace(':', '-')}-{self.seed}")
+
+    @property
+    def environment(self) -> EnvConfig:
+        """Recipe of the environment, from which all of its instances are made."""
+        return EnvConfig(self.env, self.env_kwargs, self.action_repeat, self.wrappers)
 
     @property
     def wandb_settings(self) -> WandbSettings:
@@ -209,7 +228,7 @@ def parse(
     )
     config = _parsed(cls, args, default)
     if preset == AUTO:
-        facts = make_facts(config.env)
+        facts = make_facts(config.environment)
         choices = cls.suited(facts)
         default = suited(default, choices)
         config = _parsed(cls, args, default)

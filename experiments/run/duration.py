@@ -9,6 +9,8 @@ from experiments.run.building import build_agent
 from experiments.run.config import RunConfig
 from layeredrl.randomness import fork_globals
 
+FEW = 5000
+"""Environment steps that no agent needs hours for."""
 LONG_S = 6 * 3600.0
 """Seconds from which a person is told before the training starts."""
 
@@ -35,6 +37,8 @@ def seconds_of_decisions(config: RunConfig[Any], n_env_steps: int) -> float:
 
 def print_long(config: RunConfig[Any], n_env_steps: int) -> None:
     """Tell a person whose training takes more than hours, before it starts."""
+    if n_env_steps < FEW:
+        return
     seconds = seconds_of_decisions(config, n_env_steps)
     if seconds >= LONG_S:
         days, hours = seconds / 86_400, seconds / 3600

@@ -18,6 +18,7 @@ from experiments.run.config import RunConfig
 from experiments.run.folder import CHECKPOINTS, CONFIG, METRICS, PICTURES, SUMMARY, write_whole
 from experiments.run.held_out import collect_held_out, world_model_of
 from layeredrl.collector import Episode
+from layeredrl.environments.registration import with_own_extra
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger, closing_table
@@ -69,6 +70,8 @@ def finish(
         "seed": str(config.seed),
         "environment steps": str(n_steps),
     }
+    if config.action_repeat > 1:
+        rows["action repeat"] = f"{config.action_repeat} frames in an environment step"
     returns = [episode.episode_return for episode in training.episodes]
     if returns:
         rows["episodes"] = str(len(returns))
@@ -130,7 +133,7 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
         return f"{path} (R² {lowest} or better in {len(above)} of {len(scores)} dimensions)"
 
     def record_video() -> str | None:
-        if not can_render(config.env):
+        if not can_render(config.environment):
             return None
         path = folder / "policy.gif"
         episode_return = record_episode(config, agent, path, seed=config.seed + 3)
@@ -150,4 +153,4 @@ def drawn(draw: Callable[[], str | None]) -> str | None:
         return draw()
     except Exception as error:  # of the environment, matplotlib, imageio or the disk
         kind = "" if isinstance(error, Fault | gym.error.Error) else f"{type(error).__name__}: "
-        return f"none: {kind}{' '.join(str(error).split())}"
+        return f"none: {kind}{with_own_extra(' '.join(str(error).split()))}"

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from experiments.run.config import RunConfig
 from layeredrl.collector import Collector
-from layeredrl.environments import EnvPool, make_vector_env
+from layeredrl.environments import EnvConfig, EnvPool, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel, RandomLevel
 from layeredrl.observation_offset import ObservationOffset
@@ -22,7 +22,7 @@ from layeredrl.world_model import WorldModel
 
 
 def collect(
-    env: str | Callable[[], gym.Env[Any, Any]],
+    env: str | EnvConfig | Callable[[], gym.Env[Any, Any]],
     agent: Hierarchy | None = None,
     *,
     n_steps: int,
@@ -32,7 +32,8 @@ def collect(
     """Collect transitions in order, from an agent that acts without exploration or from random actions.
 
     Args:
-        env: A registered id, or a function that makes an environment; Box actions of the latter are not rescaled.
+        env: A registered id, the recipe of an environment, or a function that makes one; Box actions of the last are
+            not rescaled.
         agent: Agent that acts and does not learn; None for uniformly random actions.
         n_steps: Number of environment steps.
         seed: Random seed of the environment and of acting.
@@ -41,7 +42,7 @@ def collect(
     Returns:
         Batch with `obs` (N, O), `act` (N, A), `obs_next` (N, O), `terminated` and `truncated` (N).
     """
-    vector_env = make_vector_env(env) if isinstance(env, str) else EnvPool([env])
+    vector_env = make_vector_env(env) if isinstance(env, str | EnvConfig) else EnvPool([env])
     kept: list[Batch] = []
     try:
         if agent is None:
@@ -128,5 +129,5 @@ def collect_held_out(config: RunConfig[Any], agent: Hierarchy, seed: int, n_step
         Batch with `obs` (N, O), `act` (N, A), `obs_next` (N, O).
     """
     settings: Any = {"n_steps": n_steps // 2, "seed": seed, "offset": agent.task.offset}
-    parts = [collect(config.env, actor, **settings) for actor in (agent, None)]
+    parts = [collect(config.environment, actor, **settings) for actor in (agent, None)]
     return Batch.cat(parts)

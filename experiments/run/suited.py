@@ -13,7 +13,7 @@ def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Ch
     """Print the settings that were chosen for the task, with their reasons, without those given otherwise."""
     kept = [x for x in choices if find_setting(config, x.name) == x.value]
     print(f"{config.env}: {described(facts)}. Settings chosen for it:")
-    rows = [(f"--{x.name.replace('_', '-')} {_typed(x.value)}".rstrip(), x.reason) for x in kept]
+    rows = [(_typed(x.name.replace("_", "-"), x.value), x.reason) for x in kept]
     width = max((len(flag) for flag, _ in rows), default=0)
     for flag, reason in rows:
         print(f"  {flag:{width}}  {reason}")
@@ -35,8 +35,9 @@ def described(facts: TaskFacts) -> str:
     return ", ".join(parts)
 
 
-def _typed(value: Any) -> str:
-    """Return a value as it is typed on the command line."""
-    if value is True:
-        return ""
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def _typed(name: str, value: Any) -> str:
+    """Return a setting as it is typed on the command line."""
+    if isinstance(value, bool):
+        path, dot, last = name.rpartition(".")
+        return f"--{name}" if value else f"--{path}{dot}no-{last}"
+    return f"--{name} {' '.join(map(str, value)) if isinstance(value, tuple) else value}"

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import json
 import math
 import re
 import runpy
@@ -279,7 +280,9 @@ def _option(where: str, key: str) -> str:
 
 def _flat(overrides: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in overrides.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and key.removeprefix("--").replace("-", "_") == "env_kwargs":
+            yield "env-kwargs", json.dumps(value)
+        elif isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}".removeprefix("--").replace("_", "-"), value

@@ -1,6 +1,7 @@
 """Vector environments: factories, and a pool that survives failures of single environments."""
 
 from layeredrl.environments.answers import EnvironmentFault
+from layeredrl.environments.config import EnvConfig
 from layeredrl.environments.facts import TaskFacts
 from layeredrl.environments.making import (
     UnknownEnvironmentError,
@@ -13,6 +14,7 @@ from layeredrl.environments.making import (
 from layeredrl.environments.pool import EnvPool, OnFault
 
 __all__ = [
+    "EnvConfig",
     "EnvPool",
     "EnvironmentFault",
     "OnFault",

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 FAULT_KEYS = ("fault", "fault_message")
 """Entries in which an `EnvPool` reports faults; those of an environment's own info are left out."""
+SUCCESS_KEYS = ("is_success", "success")
+"""Entries in which an environment reports success; the last one has priority."""
 
 
 def add_info(infos: dict[str, Any], info: Mapping[str, Any], i: int, n_envs: int) -> dict[str, Any]:
@@ -106,7 +108,7 @@ def successes(infos: Mapping[str, Any], n_envs: int, *, same_step: bool) -> NDAr
         if not isinstance(final, Mapping):  # one info for each environment, or None
             final = _collated(final, n_envs)
     for source, where in ((infos, ~ended), (final or {}, ended)):
-        for key in ("is_success", "success"):
+        for key in SUCCESS_KEYS:
             if key in source:
                 verdicts = _verdicts(source[key], n_envs)
                 reported = where & _mask(source.get(f"_{key}"), n_envs) & np.isfinite(verdicts)

@@ -2,11 +2,13 @@
 
 import contextlib
 import difflib
+import importlib
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
 from gymnasium import spaces
@@ -16,11 +18,15 @@ from numpy.typing import NDArray
 
 from layeredrl.action_spaces import Rescaling, unit_box
 from layeredrl.checks import require_choice
+from layeredrl.environments import headless
+from layeredrl.environments.action_repeat import ActionRepeat
 from layeredrl.environments.answers import shown
+from layeredrl.environments.config import EnvConfig
 from layeredrl.environments.facts import TaskFacts, read_facts
 from layeredrl.environments.known import without_contradicted
 from layeredrl.environments.names import observation_names
 from layeredrl.environments.pool import EnvPool, OnFault
+from layeredrl.environments.registration import register_needed, with_own_extra
 from layeredrl.faults import Fault
 from layeredrl.task import TaskSpec, check_action_box
 
@@ -31,58 +37,68 @@ class UnknownEnvironmentError(ValueError):
     """No environment is registered under the requested id, or its constructor fails."""
 
 
-def make_env(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+def make_env(env: str | EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
     """Make one environment with Box actions scaled to [-1, 1].
 
     Args:
-        env_id: An id registered with gymnasium.
+        env: An id registered with gymnasium, or the recipe of an environment.
         **kwargs: Arguments of the environment, such as `render_mode`.
     """
-    env = _make_unscaled(env_id, **kwargs)
-    if isinstance(env.action_space, spaces.Box):
-        check_action_box(env.action_space)
-        env = _Rescaled(env)
-    return env
+    made = _make_unscaled(EnvConfig.of(env, **kwargs))
+    if isinstance(made.action_space, spaces.Box):
+        check_action_box(made.action_space)
+        made = _Rescaled(made)
+    return made
 
 
-def make_task(env_id: str, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
+def make_task(env: str | EnvConfig, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
     """Read the task from an instance of an environment, which is closed afterwards.
 
     What the environment declares of itself is tried in a few random steps, and left out where these contradict it:
-    wrappers may change the observations, actions or rewards.
+    wrappers may change the observations, actions or rewards. With repeated actions, its known reward and dynamics are
+    those of a frame, and are left out.
 
     Args:
-        env_id: An id registered with gymnasium.
+        env: An id registered with gymnasium, or the recipe of an environment.
         n_envs: Number of instances that the agent will act in.
         **kwargs: Arguments of the environment.
     """
-    env = _make_unscaled(env_id, **kwargs)
+    config = EnvConfig.of(env, **kwargs)
+    made = _make_unscaled(config)
     try:
-        task = replace(TaskSpec.from_env(env, n_envs), names=observation_names(env))
-        return without_contradicted(task, env)
+        return without_contradicted(_task_of(made, config, n_envs), made)
     finally:
-        env.close()
+        made.close()
 
 
-def make_facts(env_id: str, **kwargs: Any) -> TaskFacts:
+def make_facts(env: str | EnvConfig, **kwargs: Any) -> TaskFacts:
     """Read from an instance of an environment, in some random steps, what decides about an agent's settings.
 
     Args:
-        env_id: An id registered with gymnasium.
+        env: An id registered with gymnasium, or the recipe of an environment.
         **kwargs: Arguments of the environment.
     """
-    env = _make_unscaled(env_id, **kwargs)
+    config = EnvConfig.of(env, **kwargs)
+    made = _make_unscaled(config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # `make_task` warns
-            task = without_contradicted(TaskSpec.from_env(env), env)
-        return read_facts(env, task)
+            task = without_contradicted(_task_of(made, config), made)
+        return read_facts(made, task)
     finally:
-        env.close()
+        made.close()
+
+
+def _task_of(made: gym.Env[Any, Any], config: EnvConfig, n_envs: int = 1) -> TaskSpec:
+    """Task as an environment declares it."""
+    task = replace(TaskSpec.from_env(made, n_envs), names=observation_names(made))
+    if config.action_repeat > 1:  # a termination of the reached state stays the same
+        task = replace(task, reward=None, dynamics=None)
+    return task
 
 
 def make_vector_env(
-    env_id: str,
+    env: str | EnvConfig,
     n_envs: int = 1,
     *,
     vectorization: Vectorization = "sync",
@@ -94,7 +110,7 @@ def make_vector_env(
     """Make parallel instances of an environment that only the Collector resets.
 
     Args:
-        env_id: An id registered with gymnasium.
+        env: An id registered with gymnasium, or the recipe of an environment.
         n_envs: Number of instances.
         vectorization: "sync": one after the other; "async": each in a process of its own; "native": the vector
             environment that is registered under the id, which steps all instances at once.
@@ -109,11 +125,18 @@ def make_vector_env(
     if n_envs < 1:
         raise ValueError(f"n_envs is {n_envs}, expected at least 1")
     require_choice("vectorization", vectorization, get_args(Vectorization))
+    config = EnvConfig.of(env, **kwargs)
     if vectorization == "native":
         if on_fault != "raise":
             raise ValueError(f"on_fault is {on_fault!r} with native vectors, expected 'raise': none can restart")
-        return _Native(_make_native(env_id, n_envs, **kwargs))
-    makers = [partial(make_env, env_id, **kwargs)] * n_envs
+        if config.is_changed:
+            raise ValueError(
+                "vectorization is 'native', expected 'sync' or 'async': wrappers and action_repeat change single "
+                "environments, and native ones step all at once"
+            )
+        return _Native(_make_native(config, n_envs))
+    _prepare_drawing(config)  # processes of environments inherit the choice
+    makers = [partial(make_env, config)] * n_envs
     return EnvPool(
         makers, asynchronous=vectorization == "async", on_fault=on_fault, timeout_s=timeout_s, max_faults=max_faults
     )
@@ -170,23 +193,22 @@ def _faults(call: str) -> Iterator[None]:
         raise Fault(f"{call} of the environments raised {type(error).__name__}: {shown(str(error))}") from error
 
 
-def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
-    _make_unscaled(env_id, **kwargs).close()  # an unknown id raises with a hint, and the id's module is imported
-    spec = gym.spec(env_id.rpartition(":")[2])
+def _make_native(config: EnvConfig, n_envs: int) -> VectorEnv[Any, Any, Any]:
+    _make_unscaled(config).close()  # an unknown id raises with a hint, and the id's module is imported
+    spec = gym.spec(config.id.rpartition(":")[2])
     if spec.vector_entry_point is None:
-        raise UnknownEnvironmentError(f"environment {env_id!r} is not registered as a vector environment")
+        raise UnknownEnvironmentError(f"environment {config.id!r} is not registered as a vector environment")
+    settings: dict[str, Any] = {**config.kwargs, "autoreset_mode": AutoresetMode.DISABLED}
     try:
-        env = gym.make_vec(
-            spec, n_envs, vectorization_mode="vector_entry_point", autoreset_mode=AutoresetMode.DISABLED, **kwargs
-        )
+        env = gym.make_vec(spec, n_envs, vectorization_mode="vector_entry_point", **settings)
     except TypeError as error:
         raise UnknownEnvironmentError(
-            f"the vector environment of {env_id!r} does not take autoreset_mode=DISABLED: {shown(str(error))}"
+            f"the vector environment of {config.id!r} does not take autoreset_mode=DISABLED: {shown(str(error))}"
         ) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        raise UnknownEnvironmentError(f"the vector environment of {_cannot_be_made(env_id, error)}") from error
+        raise UnknownEnvironmentError(f"the vector environment of {_cannot_be_made(config.id, error)}") from error
     space = env.single_action_space
     if isinstance(space, spaces.Box):
         check_action_box(space)
@@ -195,20 +217,67 @@ def _make_native(env_id: str, n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any,
     return env
 
 
-def _make_unscaled(env_id: str, **kwargs: Any) -> gym.Env[Any, Any]:
+_UNKNOWN = (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound)
+
+
+def _make_unscaled(config: EnvConfig) -> gym.Env[Any, Any]:
+    """Make one environment with repeated actions and wrappers, and actions in its own units."""
     try:
-        return gym.make(env_id, **kwargs)
-    except (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound) as error:
-        near = difflib.get_close_matches(env_id, list(gym.registry), n=3, cutoff=0.5)
+        try:
+            env = gym.make(config.id, **config.kwargs)
+        except _UNKNOWN:
+            if not register_needed(config.id):
+                raise
+            env = gym.make(config.id, **config.kwargs)
+        return _changed(config, env)
+    except UnknownEnvironmentError:
+        raise
+    except _UNKNOWN as error:
+        near = difflib.get_close_matches(config.id, list(gym.registry), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else "; it is not registered with gymnasium"
-        raise UnknownEnvironmentError(f"unknown environment {env_id!r}{hint}") from error
+        raise UnknownEnvironmentError(f"unknown environment {config.id!r}{hint}") from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # whatever a constructor raises, SystemExit included
-        raise UnknownEnvironmentError(f"environment {_cannot_be_made(env_id, error)}") from error
+        raise UnknownEnvironmentError(f"environment {_cannot_be_made(config.id, error)}") from error
+
+
+def _changed(config: EnvConfig, env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+    """Return a registered environment with what its recipe puts around it."""
+    _prepare_drawing(config)
+    if type(env.unwrapped).__module__ == "shimmy.dm_control_compatibility":
+        seconds: float = cast(Any, env.unwrapped).dt
+        env.metadata = {**env.metadata, "render_fps": 1 / seconds}  # shimmy declares 1000 times the seconds of a step
+    if config.action_repeat > 1:
+        env = ActionRepeat(env, config.action_repeat)
+    for wrapper in config.wrappers:
+        wrapped = _wrapper(wrapper)(env)
+        if not isinstance(wrapped, gym.Env):
+            raise UnknownEnvironmentError(f"wrapper {wrapper!r} returned {type(wrapped).__name__}, expected a gym.Env")
+        env = wrapped
+    return env
+
+
+def _prepare_drawing(config: EnvConfig) -> None:
+    if config.kwargs.get("render_mode") and "mujoco" in sys.modules:
+        headless.choose_backend()
+
+
+def _wrapper(path: str) -> Any:
+    """Return the class of package.module:Class."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: not the name of a module
+        raise UnknownEnvironmentError(f"unknown wrapper {path!r}: {shown(str(error))}") from error
+    if not callable(found):
+        raise UnknownEnvironmentError(f"wrapper {path!r} is {shown(found)}, expected a class")
+    return found
 
 
 def _cannot_be_made(env_id: str, error: BaseException) -> str:
     """Return the end of a message, in one line."""
-    name = "" if isinstance(error, gym.error.Error | ModuleNotFoundError) else f"{type(error).__name__}: "
+    if isinstance(error, gym.error.DependencyNotInstalled | ModuleNotFoundError):
+        return f"{env_id!r} cannot be made: {shown(with_own_extra(str(error)))}"
+    name = "" if isinstance(error, gym.error.Error) else f"{type(error).__name__}: "
     return f"{env_id!r} cannot be made: {name}{shown(str(error))}"

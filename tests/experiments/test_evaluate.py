@@ -78,8 +78,8 @@ def test_a_video_is_written(trained: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("arguments", "part"),
     [
-        (["--episodes", 0], "error: episodes is 0, expected at least 1"),
-        (["--seed", -1], "error: seed is -1, expected at least 0"),
+        (["--episodes", 0], "error: --episodes is 0, expected at least 1"),
+        (["--seed", -1], "error: --seed is -1, expected at least 0"),
         (["--video", "policy.mp4"], "video is policy.mp4, expected a name that ends in .gif"),
         (["--video", "nowhere/policy.gif"], "nowhere/policy.gif cannot be written"),
         (["--device", "abacus"], "device is 'abacus'"),

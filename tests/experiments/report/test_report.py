@@ -431,10 +431,10 @@ def test_labels_stay_short_where_many_settings_differ(tmp_path):
         (("runs", "--group-by", "agnt"), "group-by names 'agnt'"),
         (("runs", "--output", "report.pdf"), "expected a name that ends in .html"),
         (("runs", "--output", "no/report.html"), "cannot be written"),
-        (("runs", "--final-share", "0"), "final_share is 0.0"),
+        (("runs", "--final-share", "0"), "--final-share is 0.0"),
         (("runs", "--reached", "x=1e"), "reached is 'x=1e', expected a return, or ENVIRONMENT=RETURN"),
         (("runs", "--reached", "Other-v0=1"), "reached names 'Other-v0', expected one of ContinuousCartPole-v0"),
-        (("runs", "--in-a-row", "0"), "in_a_row is 0, expected at least 1"),
+        (("runs", "--in-a-row", "0"), "--in-a-row is 0, expected at least 1"),
         (("runs", "--colour"), "--colour"),
     ],
 )

@@ -144,11 +144,11 @@ class _Command:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--path", "very/long/" * 12 + "bad"], f"path is {'very/long/' * 12}bad, expected something else"),
-        (["--trainer.eval-episodes", "0"], "trainer: eval_episodes is 0, expected at least 1"),
+        (["--path", "very/long/" * 12 + "bad"], f"--path is {'very/long/' * 12}bad, expected something else"),
+        (["--trainer.eval-episodes", "0"], "--trainer.eval-episodes is 0, expected at least 1"),
         (["--trainer.eval-episodes", "0.5"], "--trainer.eval-episodes: invalid literal for int() with base 10: '0.5'"),
         (["--path"], "Missing value for argument '--path'. Expected 1 values."),
-        (["--pat", "x"], "Unrecognized options: --pat, x; Perhaps you meant: --path PATH Where. (default: .)"),
+        (["--pat", "x"], "Unrecognized options: --pat, x; for --pat use --path"),
     ],
 )
 @pytest.mark.parametrize("environment", [{"COLUMNS": "400"}, {"COLUMNS": "400", "FORCE_COLOR": "1"}])
@@ -164,5 +164,5 @@ def test_messages_of_tyro_become_one_line(
 
 def test_a_narrow_terminal_keeps_the_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "40")
-    with pytest.raises(ValueError, match=r"^trainer: eval_episodes is 0, expected at least 1$"):
+    with pytest.raises(ValueError, match=r"^--trainer.eval-episodes is 0, expected at least 1$"):
         command_line(_Command, ["--trainer.eval-episodes", "0"], prog="command")
