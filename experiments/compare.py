@@ -9,7 +9,7 @@ from rich.console import Console
 
 from experiments.report.comparison import print_comparison, read
 from experiments.report.metrics import RETURN
-from experiments.run.command_line import command, command_line, fail
+from experiments.run.command_line import command, command_line, fail, program
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class CompareConfig:
 def main() -> None:
     """Read both runs and print tables of their differences."""
     try:
-        config: CompareConfig = command_line(CompareConfig, sys.argv[1:], prog="python -m experiments.compare")
+        config: CompareConfig = command_line(CompareConfig, sys.argv[1:], prog=program("compare"))
         a, b = read(config.a), read(config.b)
         if not any(config.metric in run.metrics for run in (a, b)) and (a.metrics or b.metrics):
             raise ValueError(f"neither run has a metric {config.metric!r}")

@@ -11,7 +11,7 @@ from rich import print as show
 from rich.table import Table
 
 from experiments.pictures.diagnosis import diagnose
-from experiments.run.command_line import FAULT, command, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail, program
 from experiments.run.folder import DIAGNOSIS, write_whole
 from experiments.run.held_out import world_model_of
 from experiments.run.loading import load
@@ -45,7 +45,7 @@ class DiagnoseConfig:
 def main() -> None:
     """Load the run, collect data, measure, draw, and print a table of the metrics."""
     try:
-        args: DiagnoseConfig = command_line(DiagnoseConfig, sys.argv[1:], prog="python -m experiments.diagnose")
+        args: DiagnoseConfig = command_line(DiagnoseConfig, sys.argv[1:], prog=program("diagnose"))
         config, agent, n_trained = load(args.run, device=args.device)
         world = world_model_of(agent)
         if world is None:

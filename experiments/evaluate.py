@@ -15,7 +15,7 @@ import tyro
 
 from experiments.pictures.video import record_episode
 from experiments.run.building import can_render
-from experiments.run.command_line import FAULT, command, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail, program
 from experiments.run.finish import drawn
 from experiments.run.loading import WANDB, downloaded, load
 from experiments.run.playing import new_episodes
@@ -57,7 +57,7 @@ def main() -> None:
     """Load the run, play episodes, and print a table of the results."""
     with ExitStack() as at_end:
         try:
-            args: EvaluateConfig = command_line(EvaluateConfig, sys.argv[1:], prog="python -m experiments.evaluate")
+            args: EvaluateConfig = command_line(EvaluateConfig, sys.argv[1:], prog=program("evaluate"))
             with downloaded(args.run) as folder:
                 config, agent, n_total_env_steps = load(folder, device=args.device, best=args.best)
             if args.video is not None and not can_render(config.environment):

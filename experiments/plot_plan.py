@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from experiments.pictures.plans import compare, draw_comparison
-from experiments.run.command_line import FAULT, command, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail, program
 from experiments.run.loading import load
 from layeredrl.checks import require_counts
 from layeredrl.faults import Fault
@@ -40,7 +40,7 @@ class PlotPlanConfig:
 def main() -> None:
     """Load the run, make a plan, carry it out, draw both, and print their returns."""
     try:
-        args: PlotPlanConfig = command_line(PlotPlanConfig, sys.argv[1:], prog="python -m experiments.plot_plan")
+        args: PlotPlanConfig = command_line(PlotPlanConfig, sys.argv[1:], prog=program("plot_plan"))
         config, agent, _ = load(args.run, device=args.device)
         level = agent.levels[0]
         if not isinstance(level, PlannerLevel) or len(agent.levels) != 1:

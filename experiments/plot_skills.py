@@ -12,7 +12,7 @@ import tyro
 
 from experiments.pictures.fans import FanSettings, draw_fan, make_fan
 from experiments.pictures.mazes import layout_of
-from experiments.run.command_line import FAULT, command, command_line, fail
+from experiments.run.command_line import FAULT, command, command_line, fail, program
 from experiments.run.loading import load
 from layeredrl.faults import Fault
 from layeredrl.loggers import closing_table
@@ -30,7 +30,7 @@ class PlotSkillsConfig(FanSettings):
 def main() -> None:
     """Load the run, carry out its skills, draw them, and print how diverse and how predictable they are."""
     try:
-        args: PlotSkillsConfig = command_line(PlotSkillsConfig, sys.argv[1:], prog="python -m experiments.plot_skills")
+        args: PlotSkillsConfig = command_line(PlotSkillsConfig, sys.argv[1:], prog=program("plot_skills"))
         config, agent, n_steps = load(args.run)
         fan = make_fan(config, agent, args)
     except Fault as error:

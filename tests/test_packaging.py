@@ -31,6 +31,9 @@ def test_wheel_ships_layeredrl_alone(tmp_path):
     top_level = {name.split("/")[0] for name in names}
     assert {name for name in top_level if not name.endswith(".dist-info")} == {"layeredrl"}
     assert {"layeredrl/__init__.py", "layeredrl/py.typed"} <= set(names)
+    lab = {name.removeprefix("layeredrl/_lab/") for name in names if name.startswith("layeredrl/_lab/")}
+    assert {"agents/pets.py", "envs/models/reacher.xml", "experiments/train.py", "experiments/run/config.py"} <= lab
+    assert not any("results" in name or "__pycache__" in name for name in lab)
 
 
 def test_editable_install_exposes_layeredrl_alone(tmp_path):
@@ -51,7 +54,7 @@ def test_imports_stay_light(tmp_path):
     code = f"""
 import sys, types
 sys.path.insert(0, {str(ROOT)!r})
-import layeredrl
+import layeredrl.command
 import layeredrl.loggers
 print(*sys.modules)
 data = types.ModuleType("tianshou.data")

@@ -1,6 +1,7 @@
 """Videos of an agent's episodes."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed
     Raises:
         Exception: The environment cannot render here, or its frames do not make a video.
     """
+    os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window opens; without a screen, pygame would report an error
     env = make_envs(config, 1, render_mode="rgb_array")
     fps = env.metadata.get("render_fps")
     fps = float(fps) if isinstance(fps, int | float) and 0 < fps < math.inf else 30.0

@@ -4,7 +4,6 @@ Writes one HTML page that opens from disk; beside it its tables as Markdown and 
 """
 
 import html
-import importlib.util
 import math
 import os
 import shlex
@@ -39,7 +38,7 @@ from experiments.report.study import (
     slug,
 )
 from experiments.report.tables import Table, notes_html, one_line
-from experiments.run.command_line import command, command_line, fail
+from experiments.run.command_line import command, command_line, fail, program
 from experiments.run.folder import write_whole
 from layeredrl.checks import require_count
 
@@ -220,11 +219,9 @@ def main() -> None:
     """Read the runs, compare them, and write the report."""
     args = sys.argv[1:]
     try:
-        config: ReportConfig = command_line(ReportConfig, args, prog="python -m experiments.report")
-        if importlib.util.find_spec("rliable") is None:
-            raise ValueError("a report needs rliable: pip install -c constraints.txt -e '.[rliable]'")
+        config: ReportConfig = command_line(ReportConfig, args, prog=program("report"))
         study = read_study(config)
-        words = shlex.join(["python", "-m", "experiments.report", *args])
+        words = shlex.join([*program("report").split(), *args])
         written = write_report(study, config.output, words, config.formats)
     except (ValueError, OSError) as error:
         fail(error)

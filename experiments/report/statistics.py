@@ -74,7 +74,7 @@ def interval(function: Callable[..., Array], *scores: Array, reps: int = REPS) -
         scores: Arrays of shape (runs, columns); the number of runs may differ.
         reps: Number of resamples.
     """
-    from rliable.library import get_interval_estimates  # late: an extra, which takes seconds to import
+    from rliable.library import get_interval_estimates  # late: takes seconds to import
 
     if min(map(len, scores)) < 2:
         point = function(*scores)

@@ -19,24 +19,45 @@ FAULT = 3
 """Exit code of a program that failed although its input was valid; a run is saved before."""
 
 
-def command_line(cls: Any, args: Sequence[str], *, prog: str, default: Any = tyro.MISSING_NONPROP) -> Any:
-    """Parse a command line into a dataclass.
+def program(name: str) -> str:
+    """Return what a person types to run a program: `layeredrl train`, or else `python -m experiments.train`."""
+    if sys.argv[0].startswith("layeredrl "):  # the command `layeredrl` has started this process
+        return f"layeredrl {name.replace('_', '-')}"
+    return f"python -m experiments.{name}"
+
+
+def command_line(
+    cls: Any,
+    args: Sequence[str],
+    *,
+    prog: str,
+    default: Any = tyro.MISSING_NONPROP,
+    shorten: Callable[[str], str] | None = None,
+) -> Any:
+    """Parse a command line into a dataclass; --help-all asks for all of its help.
 
     Args:
         cls: The dataclass.
         args: Words of the command line.
         prog: Name of the program in its help.
         default: Instance that gives the defaults; those of the class if it is missing.
+        shorten: Makes what --help prints of all help.
 
     Raises:
         ValueError: The command line cannot be parsed; the message is one line.
         SystemExit: The command line asks for help.
     """
     output = io.StringIO()
+    if shorten is not None and not {"-h", "--help"}.isdisjoint(args):
+        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+            tyro.cli(cls, args=["--help"], default=default, prog=prog)
+        print(shorten(output.getvalue()))
+        raise SystemExit(0)
+    words = ["--help" if word == "--help-all" else word for word in args]
     known = default if dataclasses.is_dataclass(default) else cls
     try:
         with contextlib.redirect_stderr(output):
-            return tyro.cli(cls, args=args, default=default, prog=prog)
+            return tyro.cli(cls, args=words, default=default, prog=prog)
     except ValueError as error:  # of settings that have no prefix
         raise ValueError(as_typed(str(error), known, args)) from error
     except SystemExit as stop:

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
@@ -15,8 +16,9 @@ import tyro
 from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from agents.recipe import Choice, Recipe, with_choices
-from experiments.run.command_line import command_line
+from experiments.run.command_line import command_line, program
 from experiments.run.env_kwargs import EnvKwargs
+from experiments.run.short_help import short_help
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
 from layeredrl.checks import require_count
 from layeredrl.environments import EnvConfig, TaskFacts, Vectorization, make_facts
@@ -187,6 +189,17 @@ def agent_class(name: str) -> type[Any]:
     return cast(type[Any], found)
 
 
+def first_line(cls: type[Any]) -> str:
+    """Return the first line of a class's docstring."""
+    return (cls.__doc__ or "").partition("\n")[0]
+
+
+def preset_names(cls: type[Any]) -> list[str]:
+    """Names of the presets of an agent's class, the default one first."""
+    chooses = issubclass(cls, Recipe) and cls.chooses()
+    return [*dict.fromkeys([*((AUTO,) if chooses else ()), *TRAINER_PRESETS, *getattr(cls, "presets", {})])]
+
+
 def parse(
     args: Sequence[str], report: Callable[[RunConfig[Any], TaskFacts, Sequence[Choice]], None] | None = None
 ) -> RunConfig[Any]:
@@ -203,10 +216,8 @@ def parse(
     args = _agent_first(list(args))
     agent = args[0] if args and not args[0].startswith("-") else "pets"
     cls = agent_class(agent)
-    chooses = issubclass(cls, Recipe) and cls.chooses()
     presets, trainers = getattr(cls, "presets", {}), TRAINER_PRESETS | getattr(cls, "trainers", {})
-    known = [*((AUTO,) if chooses else ()), *TRAINER_PRESETS, *presets]
-    preset = _preset(args, [*dict.fromkeys(known)], AUTO if chooses else "demo")
+    preset = _preset(args, preset_names(cls))
     environment = getattr(cls, "environment", RunConfig.env)
     default = RunConfig(
         agent=agent,
@@ -246,7 +257,17 @@ def suited(default: RunConfig[Any], choices: Sequence[Choice]) -> RunConfig[Any]
 def _parsed(cls: type[Any], args: Sequence[str], default: RunConfig[Any]) -> RunConfig[Any]:
     run_config: Any = RunConfig
     words = words_of_sweep(args, default)
-    config: RunConfig[Any] = command_line(run_config[cls], words, prog="python -m experiments.train", default=default)
+    prog, presets = program("train"), ", ".join(preset_names(cls))
+    shorten = partial(
+        short_help,
+        usage=f"{prog} {default.agent}",
+        about=f"Train an agent. {default.agent}: {first_line(cls)} Agents: {', '.join(AGENTS)}, or your own as "
+        "package.module:Class.",
+        texts={
+            "preset": f"Defaults of all other settings: {presets.replace(AUTO, f'{AUTO} (chosen for the task)', 1)}."
+        },
+    )
+    config: RunConfig[Any] = command_line(run_config[cls], words, prog=prog, default=default, shorten=shorten)
     return config
 
 
@@ -315,13 +336,15 @@ def _agent_first(args: list[str]) -> list[str]:
     return args
 
 
-def _preset(args: Sequence[str], known: Sequence[str], default: str) -> str:
-    preset = default
+def _preset(args: Sequence[str], known: Sequence[str]) -> str:
+    preset = known[0]
     for i, arg in enumerate(args):
         if arg == "--preset" and i + 1 < len(args):
             preset = args[i + 1]
         if arg.startswith("--preset="):
             preset = arg.partition("=")[2]
     if preset not in known:
-        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}")
+        near = difflib.get_close_matches(preset, known, n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}{hint}")
     return preset

@@ -14,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-from experiments.run.command_line import command_line, fail, optional_output
+from experiments.run.command_line import command_line, fail, optional_output, program
 from experiments.run.signals import STOPPED, StopRequest
 from experiments.sweep.folder import is_done, open_study
 from experiments.sweep.search import Draws
@@ -56,7 +56,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def _main(words: Sequence[str]) -> None:
     try:
-        options: SweepConfig = command_line(SweepConfig, words, prog="python -m experiments.sweep")
+        options: SweepConfig = command_line(SweepConfig, words, prog=program("sweep"))
         study = load(options.study)
         if options.wandb is not None:
             study = replace(study, wandb=options.wandb)
@@ -102,8 +102,7 @@ def _run(study: Study, folder: Path, draws: Draws | None, options: SweepConfig) 
 
         from experiments.sweep.ray_tune import connect, run_study
     except ImportError as error:
-        install = "pip install -c constraints.txt -e '.[ray]'"
-        raise ValueError(f"{error.name} is missing, expected the extra ray: in the checkout, {install}") from error
+        raise ValueError(f"{error.name} is missing, expected the extra ray: pip install 'layeredrl[ray]'") from error
     room = connect(options.address, options.cpus, study.resources)
     with StopRequest() as request:  # after Ray has installed handlers of its own
         try:

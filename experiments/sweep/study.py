@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from experiments.run.command_line import program
 from experiments.sweep.space import STRICT, Choice, Draw, Range, Search, Value
 
 __all__ = ["Choice", "Range", "Resources", "Search", "Study", "Trial", "load"]
@@ -71,7 +72,7 @@ class Trial:
 
     def command(self, folder: Path) -> str:
         """Shell command that runs the trial, or goes on with it."""
-        return shlex.join(("python", "-m", "experiments.train", *self.arguments(folder)))
+        return shlex.join((*program("train").split(), *self.arguments(folder)))
 
 
 @dataclass(frozen=True)

@@ -88,16 +88,17 @@ def test_scores_are_those_of_a_plain_loop(discount, uncertainty, value, support_
     scale = [0.5, 2.0, 3.0]
     objective.state_scale.copy_(torch.tensor(scale))
     rollout, context = make_rollout()
-    expected = plain(
-        rollout,
-        context,
-        scale,
-        discount=discount,
-        value=value,
-        uncertainty=uncertainty,
-        support_weight=support_weight,
-    )
-    torch.testing.assert_close(objective(rollout, context), expected, **CLOSE)
+    for exploring in (False, True):  # the support counts when not exploring, a bonus when exploring
+        expected = plain(
+            rollout,
+            context,
+            scale,
+            discount=discount,
+            value=value,
+            uncertainty=uncertainty if exploring or uncertainty > 0 else 0.0,
+            support_weight=0.0 if exploring else support_weight,
+        )
+        torch.testing.assert_close(objective(rollout, context, exploring=exploring), expected, **CLOSE)
 
 
 def test_steps_after_certain_termination_do_not_count():

@@ -5,7 +5,6 @@ import io
 import itertools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
@@ -443,12 +442,6 @@ def test_bad_input_gets_one_line(tmp_path, refusal: Refusal, args, message):
     Path("empty").mkdir()
     write_run(tmp_path / "runs" / "a")
     assert message in refusal(call, report.main, *args)
-
-
-def test_without_rliable_one_line_says_what_to_install(tmp_path, refusal: Refusal, monkeypatch):
-    write_run(tmp_path / "runs" / "a")
-    monkeypatch.setitem(sys.modules, "rliable", None)
-    assert "[rliable]" in refusal(call, report.main, "runs")
 
 
 def test_rliables_own_example():

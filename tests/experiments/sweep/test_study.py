@@ -172,7 +172,7 @@ def test_without_ray_the_extra_is_named(capsys: pytest.CaptureFixture[str], monk
     monkeypatch.setenv("RAY_AUTH_TOKEN", "")
     with pytest.raises(SystemExit, match="2"):
         sweep.main(["good.yaml"])
-    assert "expected the extra ray: in the checkout, pip install" in capsys.readouterr().err
+    assert "expected the extra ray: pip install 'layeredrl[ray]'" in capsys.readouterr().err
 
 
 def test_reading_a_study_loads_neither_ray_nor_torch() -> None:
