@@ -9,6 +9,7 @@ import gymnasium as gym
 import pytest
 
 import envs  # noqa: F401  pages register the tasks only when they are the first to import this
+from layeredrl.command import COMMANDS, NEW
 from tests.experiments.commands import QUICK, run_train
 
 ROOT = Path(__file__).parent.parent
@@ -136,3 +137,6 @@ def test_commands_name_modules_that_exist():
     modules = {name for text in current for name in re.findall(r"python -m (\w+(?:\.\w+)*)", text)}
     assert "experiments.train" in modules
     assert [name for name in sorted(modules) if find_spec(name) is None] == []
+    commands = {name for text in texts for name in re.findall(r"^    layeredrl ([\w-]+)", text, re.MULTILINE)}
+    assert "train" in commands
+    assert commands <= {*COMMANDS, NEW}
