@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from experiments.run.command_line import program
 from experiments.sweep.space import STRICT, Choice, Draw, Range, Search, Value
 
 __all__ = ["Choice", "Range", "Resources", "Search", "Study", "Trial", "load"]
@@ -72,6 +71,8 @@ class Trial:
 
     def command(self, folder: Path) -> str:
         """Shell command that runs the trial, or goes on with it."""
+        from experiments.run.command_line import program  # workers that only train need no command line
+
         return shlex.join((*program("train").split(), *self.arguments(folder)))
 
 

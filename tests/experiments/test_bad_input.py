@@ -204,7 +204,7 @@ def test_a_link_in_a_run_is_not_followed(random_run: Path, refusal: Refusal) -> 
 
 def test_help_is_not_an_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stop:
-        run_train("pets", "--help")
+        run_train("pets", "--help-all")
     assert not stop.value.code
     output, error = capsys.readouterr()
     assert "--planner.icem.n-samples" in output

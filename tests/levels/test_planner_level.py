@@ -227,7 +227,7 @@ def test_disagreement_of_the_members_is_avoided_or_sought(weight):
 
     level.world.dynamics.rollout = rollout
     level.world.objective.uncertainty_weight = weight
-    plan = level.plan(torch.zeros(64, 2), level.initial_memory(64), seeded())
+    plan = level.plan(torch.zeros(64, 2), level.initial_memory(64), seeded(), exploring=True)
     distance = plan.actions[..., 1].cumsum(1).abs().mean()
     assert (distance < 0.3) if weight > 0 else (distance > 0.8)
 
