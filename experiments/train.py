@@ -9,16 +9,18 @@ from contextlib import ExitStack
 
 from experiments.pictures.while_training import SkillPictures
 from experiments.run.building import build_agent, make_collector, make_logger, require_wandb
+from experiments.run.chosen import FACTS, as_json
 from experiments.run.command_line import FAULT, command, fail, shortage
 from experiments.run.config import parse
 from experiments.run.duration import print_long
 from experiments.run.finish import Training, finish
-from experiments.run.folder import SUMMARY, open_folder
+from experiments.run.folder import SUMMARY, open_folder, write_whole
 from experiments.run.playing import play
 from experiments.run.saving import Saver
 from experiments.run.signals import STOPPED, StopRequest
 from experiments.run.suited import print_choices
 from experiments.run.versions import record
+from layeredrl.environments import TaskFacts
 from layeredrl.faults import Fault
 from layeredrl.randomness import derive_seed
 from layeredrl.trainer import Trainer
@@ -30,12 +32,15 @@ def main() -> None:
     with ExitStack() as at_end:
         stop = at_end.enter_context(StopRequest())
         try:
-            config = parse(sys.argv[1:], print_choices)
+            known: list[TaskFacts] = []
+            config = parse(sys.argv[1:], lambda *chosen: known.append(print_choices(*chosen)))
             require_wandb(config)
             agent = build_agent(config)
             collector = make_collector(config, agent)
             at_end.callback(collector.env.close)
             folder = at_end.enter_context(open_folder(config))
+            for facts in known:
+                write_whole(folder / FACTS, as_json(facts))
             save = Saver(folder)
             logger = at_end.enter_context(make_logger(config, folder))
             trainer = Trainer(
@@ -63,7 +68,7 @@ def main() -> None:
         record(folder, n_before)
         if n_before:
             print(f"{folder} goes on at {n_before} of {n_end} environment steps")
-        print_long(config, n_end - n_before)
+        print_long(config, agent.task, n_end - n_before)
         try:
             trainer.run()
             if trainer.finished:

@@ -4,6 +4,7 @@ The library imports nothing from the lab when it is imported. A checkout, or a f
 has written, has the lab at its top level; a wheel carries a copy inside of the package.
 """
 
+import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,10 +41,18 @@ def make_importable() -> None:
     """Make `agents`, `envs` and `experiments` importable; those of the current folder or of the path come first.
 
     Raises:
-        ModuleNotFoundError: There is no lab.
+        ModuleNotFoundError: There is no lab, or another package has the name of one of its own.
     """
-    if not any(holds_lab(Path(place)) for place in sys.path):
-        sys.path.append(str(find_lab()))
+    if any(holds_lab(Path(place)) for place in sys.path):
+        return
+    lab = find_lab()
+    for name in FOLDERS:
+        other = importlib.util.find_spec(name)
+        if other is not None and other.origin is not None:
+            raise ModuleNotFoundError(
+                f"{name} is {other.origin}, expected that of {lab}: put {lab} first on the path, or rename yours"
+            )
+    sys.path.append(str(lab))
 
 
 def files(root: Path) -> Iterator[str]:

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -14,6 +15,7 @@ from tianshou.data import Batch
 
 from layeredrl.action_spaces import Rescaling, to_env
 from layeredrl.checks import require_count, require_finite_rows
+from layeredrl.environments import EnvConfig, make_unscaled_env
 from layeredrl.hierarchy import Carry, Hierarchy
 from layeredrl.lab import make_importable
 from layeredrl.randomness import environment_and_acting_seeds, fork_globals
@@ -42,10 +44,10 @@ def load(folder: Path | str, *, device: str | None = None, best: bool = False, s
     n_threads = torch.get_num_threads()
     try:
         with fork_globals(), loading.downloaded(Path(folder)) as path:
-            _, agent, _ = loading.load(path, device=device, best=best)
+            config, agent, _ = loading.load(path, device=device, best=best)
     finally:
         torch.set_num_threads(n_threads)
-    return Policy(agent, seed=seed)
+    return Policy(agent, seed=seed, env=config.environment)
 
 
 class Policy:
@@ -57,6 +59,7 @@ class Policy:
     Args:
         agent: The agent.
         seed: Random seed of acting. In one environment, the actions are those of a `Collector` with this seed.
+        env: Recipe of the environment that the agent was trained in, for `make_env`.
 
     Attributes:
         agent: The agent.
@@ -64,7 +67,7 @@ class Policy:
         action_space: Action space of one environment, in its own units.
     """
 
-    def __init__(self, agent: Hierarchy, *, seed: int = 0) -> None:
+    def __init__(self, agent: Hierarchy, *, seed: int = 0, env: EnvConfig | None = None) -> None:
         require_count("seed", seed, 0)
         self.agent, self.observation_space = agent, agent.task.observation_space
         self.action_space = _own_action_space(agent.task)
@@ -72,6 +75,20 @@ class Policy:
         _, acting_seed = environment_and_acting_seeds(seed)
         self._generator = torch.Generator(agent.device).manual_seed(acting_seed)
         self._carry: Carry | None = None
+        self._env = env
+
+    def make_env(self, **kwargs: Any) -> gym.Env[Any, Any]:
+        """Make an environment as the agent was trained in, wrappers and repeated actions included, in its own units.
+
+        Args:
+            **kwargs: Further arguments of the environment, such as `render_mode`.
+
+        Raises:
+            ValueError: The policy is not that of a run, so that its environment is not known.
+        """
+        if self._env is None:
+            raise ValueError("env is None, expected the recipe of an environment, which the policy of a run has")
+        return make_unscaled_env(self._env, **kwargs)
 
     def predict(self, obs: Any) -> Any:
         """Return the actions of the next step.

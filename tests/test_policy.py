@@ -1,5 +1,6 @@
 """Policies in loops of one's own, against the Collector and against what environments take."""
 
+import math
 from functools import partial
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import layeredrl
 from agents.pets import PETS
 from layeredrl.collector import Collector
-from layeredrl.environments import make_task, make_vector_env
+from layeredrl.environments import EnvConfig, make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import RandomLevel
 from layeredrl.policy import Policy
@@ -201,3 +202,19 @@ def test_the_package_has_its_lazy_attributes_alone():
     assert layeredrl.Policy is Policy
     with pytest.raises(AttributeError, match="'layeredrl' has no attribute 'lode'"):
         layeredrl.lode  # noqa: B018
+
+
+def test_the_environment_of_a_run_is_made_as_it_was_trained_in():
+    config = EnvConfig("Pendulum-v1", action_repeat=3)
+    task = make_task(config)
+    policy = Policy(Hierarchy([RandomLevel(task.action_space)], task), env=config)
+    env = policy.make_env()
+    obs, _ = env.reset(seed=0)
+    assert env.action_space.high == 2  # in its own units
+    n_steps, truncated = 0, False
+    while not truncated:
+        obs, _, _, truncated, _ = env.step(policy.predict(obs))
+        n_steps += 1
+    assert n_steps == math.ceil(200 / 3)
+    with pytest.raises(ValueError, match="expected the recipe of an environment"):
+        Policy(Hierarchy([RandomLevel(task.action_space)], task)).make_env()

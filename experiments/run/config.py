@@ -10,18 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, cast
 
 import tyro
-from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from agents.recipe import Choice, Recipe, with_choices
+from experiments.run.chosen import facts_of, located
 from experiments.run.command_line import command_line, program
 from experiments.run.env_kwargs import EnvKwargs
 from experiments.run.short_help import short_help
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
 from layeredrl.checks import require_count
-from layeredrl.environments import EnvConfig, TaskFacts, Vectorization, make_facts
+from layeredrl.environments import EnvConfig, TaskFacts, Vectorization
 from layeredrl.loggers import WandbSettings
 from layeredrl.trainer import TrainerConfig
 
@@ -42,6 +43,8 @@ AUTO = "auto"
 """Preset whose settings are chosen for the task."""
 
 _TRAINER = "trainer."
+SOME_FACTS = TaskFacts(state_dim=1, action_dim=1, discrete=False, reward_known=False, termination_known=False)
+"""Facts of no task in particular: help names the settings that are chosen, which depend on it."""
 
 MAX_ENVS, MAX_THREADS = 2**20, 1024
 """Largest numbers of environments and threads: more than any machine runs, and few enough to be counted."""
@@ -52,6 +55,8 @@ A = TypeVar("A")
 @dataclass(frozen=True)
 class RunConfig(Generic[A]):
     """Train an agent in an environment."""
+
+    __pydantic_config__: ClassVar = ConfigDict(ser_json_inf_nan="constants")  # infinity is no null in config.json
 
     agent: tyro.conf.Positional[str] = "pets"
     """Agent: pets, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
@@ -201,7 +206,7 @@ def preset_names(cls: type[Any]) -> list[str]:
 
 
 def parse(
-    args: Sequence[str], report: Callable[[RunConfig[Any], TaskFacts, Sequence[Choice]], None] | None = None
+    args: Sequence[str], report: Callable[[RunConfig[Any], TaskFacts, Sequence[Choice]], object] | None = None
 ) -> RunConfig[Any]:
     """Read settings from a command line: an agent, a preset, and settings that differ from the preset.
 
@@ -226,14 +231,15 @@ def parse(
         trainer=trainers.get(preset, TrainerConfig()),
         settings=cls(**presets.get(preset, {})),
     )
-    config = _parsed(cls, args, default)
-    if preset == AUTO:
-        facts = make_facts(config.environment)
+    facts: TaskFacts | None = None
+    choices: Sequence[Choice] = ()
+    if preset == AUTO and not {"-h", "--help", "--help-all"} & set(args):
+        facts = facts_of(located(default, words_of_sweep(args, default)))
         choices = cls.suited(facts)
         default = suited(default, choices)
-        config = _parsed(cls, args, default)
-        if report is not None:
-            report(config, facts, choices)
+    config = _parsed(cls, args, default)
+    if facts is not None and report is not None:
+        report(config, facts, choices)
     if config.agent != agent:
         raise ValueError(f"the agent {config.agent!r} has to come first, or as --agent {config.agent}")
     trial = SweepTrial.from_environment()
@@ -266,6 +272,7 @@ def _parsed(cls: type[Any], args: Sequence[str], default: RunConfig[Any]) -> Run
         texts={
             "preset": f"Defaults of all other settings: {presets.replace(AUTO, f'{AUTO} (chosen for the task)', 1)}."
         },
+        chosen=[x.name.replace("_", "-") for x in cls.suited(SOME_FACTS)] if default.preset == AUTO else [],
     )
     config: RunConfig[Any] = command_line(run_config[cls], words, prog=prog, default=default, shorten=shorten)
     return config

@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 FIRST = ("preset", "env", "seed", "trainer.n-total-env-steps", "n-envs", "device")
 SEARCHED = ("learning-rate", "horizon")
@@ -12,7 +12,7 @@ WIDTH, COLUMN = 80, 33
 """Width of the screen, and of the options on it, in letters."""
 
 
-def short_help(full: str, *, usage: str, about: str, texts: Mapping[str, str]) -> str:
+def short_help(full: str, *, usage: str, about: str, texts: Mapping[str, str], chosen: Collection[str] = ()) -> str:
     """Return short help, made of the full help.
 
     Args:
@@ -20,6 +20,7 @@ def short_help(full: str, *, usage: str, about: str, texts: Mapping[str, str]) -
         usage: How to call the program.
         about: Description of the program.
         texts: Other texts than those of the full help, by name of the option.
+        chosen: Names of options whose defaults are chosen for the task.
     """
     options = _options(full)
     searched = [name for name in options if name.rpartition(".")[2] in SEARCHED and _used(name, options)]
@@ -27,6 +28,8 @@ def short_help(full: str, *, usage: str, about: str, texts: Mapping[str, str]) -
     for name in [*FIRST, *searched, *LAST]:
         if name in options:
             head, text = options[name]
+            if name in chosen:
+                text = text.removesuffix(_default(text)) + " (default: chosen for the task)"
             lines += _entry(head, texts[name] + _default(text) if name in texts else text)
     return "\n".join([*lines, "", f"Help of all {len(options)} settings: {usage} --help-all"])
 

@@ -1,4 +1,4 @@
-"""The settings that were chosen for a task, as a person reads them; and how long training takes at least."""
+"""Printing of the settings that were chosen for a task."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,22 +7,41 @@ from agents.recipe import Choice
 from experiments.run.config import RunConfig
 from experiments.run.wandb_sweep import find_setting
 from layeredrl.environments import TaskFacts
+from layeredrl.planners.config import PLANNERS
+
+_ALTERNATIVES = {*PLANNERS, "sac", "td3"}
+"""Settings that count only if a `kind` or `algorithm` beside them has the same name."""
 
 
-def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Choice]) -> None:
-    """Print the settings that were chosen for the task, with their reasons, without those given otherwise."""
-    kept = [x for x in choices if find_setting(config, x.name) == x.value]
+def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Choice]) -> TaskFacts:
+    """Print the settings that were chosen for the task, with reasons, and return its facts.
+
+    Settings that were given otherwise are left out, as are those of parts that are not used.
+    """
+    kept = [x for x in choices if find_setting(config, x.name) == x.value and _used(config, x.name)]
     print(f"{config.env}: {described(facts)}. Settings chosen for it:")
     rows = [(_typed(x.name.replace("_", "-"), x.value), x.reason) for x in kept]
     width = max((len(flag) for flag, _ in rows), default=0)
     for flag, reason in rows:
         print(f"  {flag:{width}}  {reason}")
+    return facts
+
+
+def _used(config: RunConfig[Any], name: str) -> bool:
+    """Return False for a setting of a planner or an algorithm that is not the chosen one."""
+    *path, part, _ = ("", *name.split("."))
+    owner = config.settings
+    for each in path[1:]:
+        owner = getattr(owner, each, None)
+    chosen = getattr(owner, "kind", None) or getattr(owner, "algorithm", part)
+    return part == chosen or part not in _ALTERNATIVES
 
 
 def described(facts: TaskFacts) -> str:
     """Facts of a task in a few words."""
     actions = f"{facts.action_dim} {'choices' if facts.discrete else 'actions' if facts.action_dim > 1 else 'action'}"
-    parts = [f"{facts.state_dim} observed numbers, {actions}"]
+    numbers = "number" if facts.state_dim == 1 else "numbers"
+    parts = [f"{facts.state_dim} observed {numbers}, {actions}"]
     if facts.episode_steps is not None:
         parts.append(f"episodes of at most {facts.episode_steps} steps")
     if facts.ends_after is not None:

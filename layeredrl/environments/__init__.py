@@ -9,6 +9,7 @@ from layeredrl.environments.making import (
     make_env,
     make_facts,
     make_task,
+    make_unscaled_env,
     make_vector_env,
 )
 from layeredrl.environments.pool import EnvPool, OnFault
@@ -24,5 +25,6 @@ __all__ = [
     "make_env",
     "make_facts",
     "make_task",
+    "make_unscaled_env",
     "make_vector_env",
 ]

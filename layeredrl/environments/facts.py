@@ -1,4 +1,4 @@
-"""Facts of a task that decide about an agent's settings, found out by trying."""
+"""Facts of a task that decide about an agent's settings, measured in random steps."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from layeredrl import action_spaces
-from layeredrl.randomness import fork_globals
+from layeredrl.randomness import fork_globals, seed_globals
 from layeredrl.task import TaskSpec
 
 N_STEPS = 1000
@@ -20,7 +20,7 @@ EXPLAINED = 0.99
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """Size of a task, what is known of it, and what random actions tell about it."""
+    """Size of a task, its known functions, and properties of its episodes with random actions."""
 
     state_dim: int
     """Width of the flat observation, without the goal."""
@@ -41,7 +41,7 @@ class TaskFacts:
 
 
 def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
-    """Take random steps in an environment, with seeds of their own, and tell what they show.
+    """Take random steps in an environment, with seeds of their own, and return the facts.
 
     Args:
         env: The environment, in its own units; it is reset and stepped.
@@ -58,12 +58,13 @@ def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
     }
     try:
         with fork_globals():
+            seed_globals(0)  # an environment may draw from the global generators
             tried = _try(env, task)
     except KeyboardInterrupt:
         raise
     except BaseException:  # an environment that fails is found, and named, where it acts for the agent
         return TaskFacts(**facts)
-    facts["episode_steps"] = facts["episode_steps"] or tried.episode_steps
+    facts["episode_steps"] = tried.episode_steps or facts["episode_steps"]  # a wrapper may repeat actions
     return TaskFacts(**facts, ends_after=tried.ends_after, silent=tried.silent)
 
 
@@ -86,6 +87,8 @@ class _Tried:
     def silent(self) -> bool:
         """True if no episode ended, and a quadratic function of the action gives the rewards."""
         if self.n_ended:
+            return False
+        if not np.isfinite(self.reward).all():
             return False
         centred = self.reward - self.reward.mean()
         if np.abs(centred).max() <= 1e-6 * max(1.0, np.abs(self.reward).max()):

@@ -23,6 +23,7 @@ TOLERANCE = 1e-3
 
 
 _PASS_ON = {
+    "layeredrl.environments.action_repeat.ActionRepeat",  # its rewards are left out already
     *(f"gymnasium.wrappers.common.{x}" for x in ("TimeLimit", "OrderEnforcing", "PassiveEnvChecker")),
     "gymnasium.wrappers.common.RecordEpisodeStatistics",
     "gymnasium.wrappers.rendering.RecordVideo",

@@ -51,6 +51,16 @@ def make_env(env: str | EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
     return made
 
 
+def make_unscaled_env(env: str | EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
+    """Make one environment with actions in its own units.
+
+    Args:
+        env: An id registered with gymnasium, or the recipe of an environment.
+        **kwargs: Arguments of the environment, such as `render_mode`.
+    """
+    return _make_unscaled(EnvConfig.of(env, **kwargs))
+
+
 def make_task(env: str | EnvConfig, n_envs: int = 1, **kwargs: Any) -> TaskSpec:
     """Read the task from an instance of an environment, which is closed afterwards.
 

@@ -1,5 +1,7 @@
 """Names of observation dimensions, for figures and tables."""
 
+import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -34,16 +36,21 @@ def observation_names(env: gym.Env[Any, Any]) -> tuple[str, ...]:
     tasks whose observations are positions and velocities the names of the joints. Wrappers may change the observations:
     names are left out if their number is not that of the dimensions.
 
-    Raises:
-        ValueError: The environment declares another number of names than its observations have dimensions.
+    Warns:
+        RuntimeWarning: The environment declares something else than one name for each dimension.
     """
     inner = env.unwrapped
     declared = getattr(inner, "observation_names", None)
     if declared is not None:
-        names = tuple(map(str, declared))
-        if len(names) != spaces.flatdim(inner.observation_space):
-            width = spaces.flatdim(inner.observation_space)
-            raise ValueError(f"observation_names has {len(names)} names, expected {width}, one for each dimension")
+        width = spaces.flatdim(inner.observation_space)
+        names = tuple(map(str, declared)) if isinstance(declared, Iterable) else ()
+        if len(names) != width:
+            warnings.warn(
+                f"observation_names is {declared!r}, expected {width} names, one for each dimension; it is not used",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+            return ()
     else:
         names = _known_names(inner)
     fits = isinstance(env.observation_space, spaces.Box) and spaces.flatdim(env.observation_space) == len(names)

@@ -93,7 +93,7 @@ class WorldModelLearner:
 
     The owner of a learner learns the model; no other object saves it or sets its number of environment steps.
     Transitions are at the time scale of the dynamics: a Batch of tensors `obs` and `obs_next` (N, O) and `act` (N, A);
-    `rew` (N,) where the reward is learned; optionally `terminated` (N,) and `weight` (N,).
+    `rew` (N,) where the reward or a value is learned; optionally `terminated` (N,) and `weight` (N,).
 
     Args:
         world: The world model; its dynamics is an ensemble with an optimiser.

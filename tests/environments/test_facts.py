@@ -80,7 +80,8 @@ def test_ends_tell_something_and_are_counted():
 
 
 def test_the_limit_of_episodes_is_declared_or_seen():
-    assert make_facts("Limited-v0", cut_at=50).episode_steps == 77
+    assert make_facts("Limited-v0").episode_steps == 77
+    assert make_facts("Limited-v0", cut_at=50).episode_steps == 50  # earlier than declared
     assert make_facts("Line-v0", cut_at=50).episode_steps == 50
     assert make_facts("Line-v0").episode_steps is None
 

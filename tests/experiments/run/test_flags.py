@@ -1,5 +1,6 @@
 """Flags in messages, hints for options that do not exist, and arguments of the environment."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,23 @@ def test_the_parts_of_a_state_are_typed_as_state() -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        ["g=9", "name=a=b", "sizes=[1, 2]", "on=true", "off=False", "none=null", 'text="7"'],
-        ['{"g": 9, "name": "a=b", "sizes": [1, 2], "on": true, "off": false, "none": null, "text": "7"}'],
+        ["g=9", "name=a=b", "sizes=[1, Infinity]", "on=true", "off=False", "none=null", 'text="7"'],
+        ['{"g": 9, "name": "a=b", "sizes": [1, Infinity], "on": true, "off": false, "none": null, "text": "7"}'],
     ],
 )
 def test_arguments_of_the_environment(words: list[str], tmp_path: Path) -> None:
     config = parse(
         ["random", "--env-kwargs", *words, "--seed", "1", "--wrappers", "a:B", "c:D", "--action-repeat", "2"]
     )
-    expected = {"g": 9, "name": "a=b", "sizes": [1, 2], "on": True, "off": False, "none": None, "text": "7"}
+    expected = {
+        "g": 9,
+        "name": "a=b",
+        "sizes": [1, math.inf],
+        "on": True,
+        "off": False,
+        "none": None,
+        "text": "7",
+    }
     assert config.env_kwargs == expected
     assert config.environment == EnvConfig("ContinuousCartPole-v0", expected, 2, ("a:B", "c:D"))
     (tmp_path / "config.json").write_text(to_json(config))
