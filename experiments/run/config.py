@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar, cast
+from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
 import tyro
-from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from agents.recipe import Choice, Recipe, with_choices
 from experiments.run.chosen import facts_of, located
@@ -55,8 +55,6 @@ A = TypeVar("A")
 @dataclass(frozen=True)
 class RunConfig(Generic[A]):
     """Train an agent in an environment."""
-
-    __pydantic_config__: ClassVar = ConfigDict(ser_json_inf_nan="constants")  # infinity is no null in config.json
 
     agent: tyro.conf.Positional[str] = "pets"
     """Agent: pets, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
@@ -280,12 +278,13 @@ def _parsed(cls: type[Any], args: Sequence[str], default: RunConfig[Any]) -> Run
 
 def to_json(config: RunConfig[Any]) -> str:
     """Return a run's settings as JSON."""
-    return _adapter(config.agent).dump_json(config, indent=2).decode() + "\n"
+    return json.dumps(to_dict(config), indent=2) + "\n"
 
 
 def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
     """Return a run's settings as a nested dict of plain values."""
-    return cast(dict[str, Any], _adapter(config.agent).dump_python(config, mode="json"))
+    values: dict[str, Any] = _adapter(config.agent).dump_python(config, mode="json")
+    return values | {"env_kwargs": dict(config.env_kwargs)}  # in which pydantic would replace infinity by null
 
 
 def from_json(path: Path) -> RunConfig[Any]:
