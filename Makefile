@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP)  ## train a small PETS agent
-	$(BIN)/python -m experiments.train pets --preset demo --fresh
+	$(BIN)/python -m experiments.train pets --preset demo --name demo --fresh
 
 test: $(STAMP)  ## the fast tests; `pytest -m slow` runs the others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal

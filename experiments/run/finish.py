@@ -136,6 +136,7 @@ def _draw(config: RunConfig[Any], agent: Hierarchy, folder: Path, logger: Logger
         if not can_render(config.environment):
             return None
         path = folder / "policy.gif"
+        print(f"recording a video, {path}", flush=True)  # MuJoCo may draw for minutes without a GPU
         episode_return = record_episode(config, agent, path, seed=config.seed + 3)
         logger.log_video("env/policy", path, n_steps)
         return f"{path} (return {episode_return:.1f})"
