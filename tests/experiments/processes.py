@@ -36,7 +36,7 @@ def start(*arguments: object, die_at_call: int | None = None, slow_saving: bool 
     return process
 
 
-def finish(process: ForkServerProcess, timeout_s: float = 60.0) -> int:
+def finish(process: ForkServerProcess, timeout_s: float = 240.0) -> int:
     """Wait for the end of a process; returns its exit code."""
     process.join(timeout_s)
     if process.exitcode is None:
