@@ -57,11 +57,6 @@ class Recipe:
         del facts
         return ()
 
-    @classmethod
-    def chooses(cls) -> bool:
-        """Return True if the agent's settings can be chosen for a task."""
-        return cls.suited.__func__ is not Recipe.suited.__func__  # type: ignore[attr-defined]
-
 
 def with_choices(settings: T, choices: Sequence[Choice]) -> T:
     """Settings with some replaced, in nested dataclasses too.

@@ -5,13 +5,16 @@ saved, 75 stopped by a signal.
 """
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import Any
 
+from agents.recipe import Choice
 from experiments.pictures.while_training import SkillPictures
 from experiments.run.building import build_agent, make_collector, make_logger, require_wandb
 from experiments.run.chosen import FACTS, as_json
 from experiments.run.command_line import FAULT, command, fail, shortage
-from experiments.run.config import parse
+from experiments.run.config import RunConfig, parse
 from experiments.run.duration import print_long
 from experiments.run.finish import Training, finish
 from experiments.run.folder import SUMMARY, open_folder, write_whole
@@ -31,9 +34,14 @@ def main() -> None:
     """Assemble the parts, resume from the last checkpoint if there is one, train, and draw the pictures of the run."""
     with ExitStack() as at_end:
         stop = at_end.enter_context(StopRequest())
+        known: list[TaskFacts] = []  # of the task, if settings are chosen for it
+
+        def tell(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Choice]) -> None:
+            print_choices(config, facts, choices)
+            known.append(facts)
+
         try:
-            known: list[TaskFacts] = []
-            config = parse(sys.argv[1:], lambda *chosen: known.append(print_choices(*chosen)))
+            config = parse(sys.argv[1:], tell)
             require_wandb(config)
             agent = build_agent(config)
             collector = make_collector(config, agent)

@@ -199,12 +199,12 @@ def first_line(cls: type[Any]) -> str:
 
 def preset_names(cls: type[Any]) -> list[str]:
     """Names of the presets of an agent's class, the default one first."""
-    chooses = issubclass(cls, Recipe) and cls.chooses()
+    chooses = issubclass(cls, Recipe) and bool(cls.suited(SOME_FACTS))
     return [*dict.fromkeys([*((AUTO,) if chooses else ()), *TRAINER_PRESETS, *getattr(cls, "presets", {})])]
 
 
 def parse(
-    args: Sequence[str], report: Callable[[RunConfig[Any], TaskFacts, Sequence[Choice]], object] | None = None
+    args: Sequence[str], report: Callable[[RunConfig[Any], TaskFacts, Sequence[Choice]], None] | None = None
 ) -> RunConfig[Any]:
     """Read settings from a command line: an agent, a preset, and settings that differ from the preset.
 

@@ -13,8 +13,8 @@ _ALTERNATIVES = {*PLANNERS, "sac", "td3"}
 """Settings that count only if a `kind` or `algorithm` beside them has the same name."""
 
 
-def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Choice]) -> TaskFacts:
-    """Print the settings that were chosen for the task, with reasons, and return its facts.
+def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Choice]) -> None:
+    """Print the settings that were chosen for the task, with reasons.
 
     Settings that were given otherwise are left out, as are those of parts that are not used.
     """
@@ -24,7 +24,6 @@ def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Ch
     width = max((len(flag) for flag, _ in rows), default=0)
     for flag, reason in rows:
         print(f"  {flag:{width}}  {reason}")
-    return facts
 
 
 def _used(config: RunConfig[Any], name: str) -> bool:

@@ -44,7 +44,7 @@ def make_env(env: str | EnvConfig, **kwargs: Any) -> gym.Env[Any, Any]:
         env: An id registered with gymnasium, or the recipe of an environment.
         **kwargs: Arguments of the environment, such as `render_mode`.
     """
-    made = _make_unscaled(EnvConfig.of(env, **kwargs))
+    made = make_unscaled_env(env, **kwargs)
     if isinstance(made.action_space, spaces.Box):
         check_action_box(made.action_space)
         made = _Rescaled(made)

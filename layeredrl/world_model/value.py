@@ -65,12 +65,8 @@ class ValueNet(nn.Module):
         self.layers = stack_modules([mlp(widths, layer_norm=True) for _ in range(config.n_members)])
         self.register_buffer("scale", torch.ones(()))
         with torch.no_grad():
-            self._last.weight.zero_()  # nothing is worth anything before the first fit
+            last_layer(self.layers).weight.zero_()  # nothing is worth anything before the first fit
         self.to(device)
-
-    @property
-    def _last(self) -> StackedLinear:
-        return cast(StackedLinear, cast(nn.Sequential, self.layers)[-1])
 
     def members(self, inputs: Tensor) -> Tensor:
         """Values by each network, (K, N), of its own inputs (K, N, D), in units of `scale`."""
@@ -80,21 +76,28 @@ class ValueNet(nn.Module):
     def forward(self, state: Tensor, context: Tensor) -> Tensor:
         """Least value over the networks, (..., S) and (..., C) -> (...)."""
         inputs = torch.cat([state, context], -1)
-        rows = inputs.reshape(1, -1, inputs.shape[-1]).expand(len(self._last.weight), -1, -1)
+        rows = inputs.reshape(1, -1, inputs.shape[-1]).expand(len(last_layer(self.layers).weight), -1, -1)
         return (self.members(rows).amin(0) * self.scale).view(inputs.shape[:-1])
 
     @torch.no_grad()
-    def set_scales(self, inputs: Moments, scale: float) -> None:
-        """Set the statistics of the inputs, and the unit of the outputs, which stay the same in the value's own.
+    def set_scales(self, inputs: Moments, scale: float, *others: nn.Module) -> None:
+        """Set the statistics of the inputs, and the unit of the outputs, without a change of the values.
 
         Args:
             inputs: Moments of inputs (N, D).
             scale: Unit of the networks' outputs.
+            others: Other layers with outputs in this unit, such as those of target networks.
         """
         self.inputs.set(inputs)
-        for parameter in self._last.parameters():
-            parameter.mul_(self.scale / scale)
+        for layers in (self.layers, *others):
+            for parameter in last_layer(layers).parameters():
+                parameter.mul_(self.scale / scale)
         self.scale.fill_(scale)
+
+
+def last_layer(layers: nn.Module) -> StackedLinear:
+    """Return the output layer of stacked networks."""
+    return cast(StackedLinear, cast(nn.Sequential, layers)[-1])
 
 
 class ValueLearner:
@@ -132,12 +135,7 @@ class ValueLearner:
         """
         _, mean, variance = moments["value_reward"]
         size = float((variance + mean.square()).sqrt()) / (1 - self.discount)
-        old = self.net.scale / max(size, 1e-6)
-        self.net.set_scales(moments["value_inputs"], max(size, 1e-6))
-        last = cast(StackedLinear, cast(nn.Sequential, self.target)[-1])
-        with torch.no_grad():
-            for parameter in last.parameters():
-                parameter.mul_(old)
+        self.net.set_scales(moments["value_inputs"], max(size, 1e-6), self.target)
         n_steps = config.epochs * -(-len(data) // self.config.batch_size)
         losses = [self._step(data, generator) for _ in range(min(n_steps, config.max_steps or n_steps))]
         return float(torch.stack(losses).mean())

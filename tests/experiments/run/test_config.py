@@ -2,6 +2,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from agents.random import Random
 from agents.recipe import Choice
 from experiments.run.command_line import command_line
 from experiments.run.config import AGENTS, TRAINER_PRESETS, RunConfig, agent_class, from_json, parse, to_json
+from layeredrl.action_spaces import width
 from layeredrl.environments import make_task
 from layeredrl.trainer import TrainerConfig
 from tests.experiments.own_agents import Hold
@@ -39,7 +41,9 @@ def test_a_task_without_reward_in_sight_is_explored() -> None:
 def test_every_agent_can_be_built_in_its_own_environment(name: str) -> None:
     config = parse([name, "--preset", "debug"] if name in ("splates", "dads", "splates-goals") else [name])
     task = make_task(config.env)
-    config.settings.build(task, torch.device("cpu"), seed=0)
+    agent = config.settings.build(task, torch.device("cpu"), seed=0)
+    action = agent.act(np.zeros((1, task.observation_dim), np.float32), agent.initial_carry(1, seed=0), explore=True)
+    assert action.shape == (1, width(task.action_space))
 
 
 def test_a_preset_brings_its_environment() -> None:
