@@ -31,6 +31,7 @@ AGENTS = {
     "dads": "agents.dads:DADSAgent",
     "diayn": "agents.diayn:DIAYNAgent",
     "goals": "agents.goals:Goals",
+    "mbpo": "agents.mbpo:MBPO",
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
     "splates": "agents.splates:SPlaTESAgent",
@@ -57,9 +58,9 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
+    """Agent: pets, mbpo, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
     preset: str = "demo"
-    """Defaults of all other settings: auto (chosen for the task; of pets and sac the default), demo (a first
+    """Defaults of all other settings: auto (chosen for the task; of pets, mbpo and sac the default), demo (a first
     impression), debug (a check that takes seconds), paper, or a preset of the agent's own, such as cartpole-fast of
     pets."""
     env: str = "ContinuousCartPole-v0"

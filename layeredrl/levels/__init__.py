@@ -1,6 +1,7 @@
 """Levels: decision makers at one time scale."""
 
 from layeredrl.levels.goals import GoalCommands, Hindsight
+from layeredrl.levels.imagining_level import ImaginingLevel
 from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import SACConfig, TD3Config
 from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, PlanningError
@@ -12,6 +13,7 @@ __all__ = [
     "ExplorationConfig",
     "GoalCommands",
     "Hindsight",
+    "ImaginingLevel",
     "Level",
     "ObservationAndCommand",
     "PlannerLevel",

@@ -129,14 +129,18 @@ class PolicyLevel(Level):
         inputs = self.inputs(obs, command)
         if not explore:
             return Decision(self.best_action(inputs), duration, memory)
+        return Decision(self.exploring_action(inputs), duration, memory)
+
+    @torch.no_grad()
+    def exploring_action(self, inputs: Tensor) -> Tensor:
+        """Actions of the policy with its noise, (n, A), for inputs (n, I)."""
         policy = self.algorithm.policy
         batch: Any = Batch(obs=inputs, info=Batch())
         with policy_within_training_step(policy):
             action = policy(batch).act
         # TD3's policy is deterministic; SAC's has no noise to add.
         noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
-        action = torch.as_tensor(noisy, dtype=torch.float32, device=self.device)
-        return Decision(action.clamp(-1, 1), duration, memory)
+        return torch.as_tensor(noisy, dtype=torch.float32, device=self.device).clamp(-1, 1)
 
     @torch.no_grad()
     def best_action(self, inputs: Tensor) -> Tensor:
@@ -172,8 +176,12 @@ class PolicyLevel(Level):
         return self._report()
 
     def sample(self, n_updates: int = 1) -> Batch:
-        """Draw the transitions of n updates from the replay, relabelled; keys as in `Relabel`."""
-        rows, index = self.replay.sample(n_updates * self.learning.batch_size)
+        """Draw the transitions of n updates, batch after batch; keys as in `Relabel`."""
+        return self.draw(n_updates * self.learning.batch_size)
+
+    def draw(self, n: int) -> Batch:
+        """Draw n transitions from the replay, relabelled; keys as in `Relabel`."""
+        rows, index = self.replay.sample(n)
         rows.to_torch_(device=self.device)
         duration = rows.info.duration
         batch = Batch(

@@ -51,6 +51,9 @@ class EnsembleConfig:
     """Propagation of particles in rollouts: each stays with its member (tsinf), they are shuffled over members at every
     step (ts1), they follow the mean over members (expectation), or their member's likeliest mode without noise (mode).
     """
+    predicts: Literal["change", "next"] = "change"
+    """What the networks predict: the change in state, or the next state itself, which has less variance where the
+    state changes much in a step (Barkley and Fridovich-Keil 2025, arXiv 2510.01457)."""
     normalize_targets: bool = True
     """If True, scale predictions by the running standard deviation of their targets."""
     rollout_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
@@ -112,6 +115,7 @@ class EnsembleConfig:
             learning_rate=self.learning_rate,
             create_optimizer=True,
             device=device,
+            predict_delta=self.predicts == "change",
             normalize_targets=self.normalize_targets,
             absolute_dims=dims.absolute,
             alike_dims=dims.alike,

@@ -1,6 +1,7 @@
 """World models: encoder, dynamics, reward, termination and objective, as planners and skills see them."""
 
 from layeredrl.world_model.encoders import Encoder, LearnedEncoder
+from layeredrl.world_model.imagination import Imagination, ImaginationConfig
 from layeredrl.world_model.learner import ModelLearningConfig, OnlineLearningConfig, WorldModelLearner
 from layeredrl.world_model.objective import Objective
 from layeredrl.world_model.oracle import Oracle
@@ -11,6 +12,8 @@ from layeredrl.world_model.world_model import WorldModel
 __all__ = [
     "Encoder",
     "GridSupport",
+    "Imagination",
+    "ImaginationConfig",
     "LearnedEncoder",
     "ModelLearningConfig",
     "NeighbourSupport",

@@ -42,6 +42,7 @@ class Encoder(nn.Module):
         self.register_buffer("state_index", torch.tensor(state, dtype=torch.int64), persistent=False)
         self.register_buffer("context_index", torch.tensor(context, dtype=torch.int64), persistent=False)
         self.state_dim, self.context_dim = len(state), len(context)
+        self.observation_dim = task.observation_dim
 
     @property
     def state_space(self) -> spaces.Box:
@@ -60,6 +61,21 @@ class Encoder(nn.Module):
     def with_gradients(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """The same, with gradients for the parameters of an encoder that learns."""
         return obs[..., self.state_index], obs[..., self.context_index]
+
+    def observation(self, state: Tensor, context: Tensor) -> Tensor:
+        """State (..., S) and context (..., C) back to observations (..., O).
+
+        Raises:
+            ValueError: The state and the context are not all of the observation.
+        """
+        if self.learned or self.state_dim + self.context_dim != self.observation_dim:
+            raise ValueError(
+                f"the state and the context have {self.state_dim} and {self.context_dim} dimensions of the "
+                f"observation, expected all {self.observation_dim}"
+            )
+        obs = state.new_empty(*state.shape[:-1], self.observation_dim)
+        obs[..., self.state_index], obs[..., self.context_index] = state, context
+        return obs
 
     def fit(self, obs: Tensor, obs_next: Tensor) -> None:
         """Take statistics of transitions (N, O) before learning begins; an encoder without any ignores them."""

@@ -105,6 +105,7 @@ class WorldModelLearner:
     Attributes:
         n_total_env_steps: Environment steps so far, all instances summed.
         n_updates: Number of online updates so far.
+        observed: Moments of the observations of the last fit of this process; None before.
     """
 
     def __init__(
@@ -126,6 +127,7 @@ class WorldModelLearner:
         self.world, self.dynamics, self.optimizer = world.eval(), dynamics, dynamics.optimizer
         self.config, self.segment_steps = config, segment_steps
         self._transitions: ReplayTransitions | None = None
+        self.observed: Moments | None = None
         self.value = value
         self.reward: RewardLearner | None = None
         if world.reward_net is not None:
@@ -182,6 +184,7 @@ class WorldModelLearner:
         self.last_fit = self.n_total_env_steps
         generator = self._generator_there()
         moments = transitions.moments(self._moments)
+        self.observed = moments["observed"]
         objective = self.world.objective
         objective.set_scale(moments["visited"])
         if objective.support is not None:
@@ -205,7 +208,7 @@ class WorldModelLearner:
         """Moments of a part of the transitions, as a fit needs them."""
         rows = self._rows(data)
         result = self.dynamics.moments({key: rows[key] for key in ("state", "context", "act", "state_next")})
-        result["visited"] = Moments.of(_visited(rows, data))
+        result["visited"], result["observed"] = Moments.of(_visited(rows, data)), Moments.of(data.obs)
         if self.reward is not None:
             result |= self.reward.moments(data)
         return result if self.value is None else result | self.value.moments(data.obs, data.rew)

@@ -96,7 +96,7 @@ class WorldModel(nn.Module):
         contexts = context[:, None, None, None].expand(*shape, -1)
         taken = actions[:, None, None].expand(*shape, -1)
         if self.task.termination is not None:
-            result.term_prob = self._known("termination", before, contexts, taken, after).to(before.dtype)
+            result.term_prob = self.termination(before, contexts, taken, after)
         result.reward = self.reward(before, contexts, taken, after)
         survival = torch.cumprod(1 - result.term_prob, -1)
         result.alive = torch.cat([torch.ones_like(survival[..., :1]), survival[..., :-1]], -1)
@@ -114,9 +114,13 @@ class WorldModel(nn.Module):
             return predicted
         return self._known("reward", state, context, action, next_state)
 
+    def termination(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
+        """Known probability that a transition ends the episode; arguments as of `reward`, -> (...)."""
+        return self._known("termination", state, context, action, next_state).to(state.dtype)
+
     def _known(self, name: str, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         function = self.task.reward if name == "reward" else self.task.termination
-        assert function is not None
+        assert function is not None, f"the task's {name} is not known"
         result = function(state, context, self.task.to_env_units(action), next_state)
         if result.shape != state.shape[:-1]:
             raise ValueError(

@@ -1,0 +1,109 @@
+"""MBPO: a policy learned in a learned model (Janner et al. 2019, arXiv 1906.08253).
+
+Deviations from the paper: the reward has a network of its own, and the termination is learned too, where the task does
+not give them; fits are bounded in steps and go on from the parameters before; policy and critics see standardised
+observations; imagined transitions are discounted by the predicted probability that the episode goes on; branches may
+end where the model is not trusted any more (MACURA, Infoprop) instead of by a schedule.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+
+from agents.recipe import Choice, Recipe
+from layeredrl.checks import require_number
+from layeredrl.environments import TaskFacts
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import ImaginingLevel, PolicyLearningConfig, SACConfig
+from layeredrl.models import FitConfig
+from layeredrl.models.config import EnsembleConfig
+from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
+from layeredrl.world_model import (
+    Encoder,
+    Imagination,
+    ImaginationConfig,
+    ModelLearningConfig,
+    WorldModel,
+    WorldModelLearner,
+)
+
+
+@dataclass(frozen=True)
+class MBPO(Recipe):
+    """A policy that learns from imagined transitions."""
+
+    model: EnsembleConfig = field(default_factory=EnsembleConfig)
+    """The ensemble."""
+    fitting: ModelLearningConfig = field(default_factory=ModelLearningConfig)
+    """When and how it is fitted; its replay is the policy's."""
+    imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
+    """How much and how far to imagine."""
+    sac: SACConfig = field(default_factory=SACConfig)
+    """The policy and its critics."""
+    learning: PolicyLearningConfig = field(default_factory=PolicyLearningConfig)
+    """When and how they learn."""
+    real_share: float = 0.05
+    """Share of real transitions in a batch of the policy."""
+
+    environment: ClassVar[str] = "Pendulum-v1"
+
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {}
+
+    def __post_init__(self) -> None:
+        require_number("real_share", self.real_share, 0, 1)
+
+    @classmethod
+    def suited(cls, facts: TaskFacts) -> list[Choice]:
+        """Settings that suit a task, on one core."""
+        small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+        hidden = (64, 64) if small else (200, 200, 200)
+        return [
+            Choice("model.hidden", hidden, size),
+            Choice("fitting.n_random_steps", 500, "before the first fit"),
+            Choice("fitting.fit_every", 125, "the model follows within an episode"),
+            Choice("fitting.first_epochs", 200, "from random weights"),
+            Choice("fitting.fit.epochs", 50, "little data"),
+            Choice("fitting.fit.max_steps", 200, "the same cost at all times"),
+            Choice("sac.hidden", (64, 64) if small else (128, 128), size),
+            Choice("sac.initial_alpha", 0.1, "few steps"),
+            Choice("learning.n_random_steps", 500, "before the first fit"),
+            Choice("learning.updates_per_transition", 10.0, "as many as a model is good for"),
+            Choice("trainer.n_total_env_steps", 5_000 if small else 40_000, size),
+        ]
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        """Wire the agent for a task; networks are drawn from torch's global generator.
+
+        Args:
+            task: The task of the environments.
+            device: Device of the agent.
+            seed: Seed of fits, imagination and replay.
+        """
+        encoder = Encoder(task)
+        dims = task.dims.among(encoder.state_index.tolist())
+        dynamics = self.model.build(encoder.state_space, encoder.context_space, task.action_space, device, dims=dims)
+        world = WorldModel(encoder, dynamics, task)
+        level = ImaginingLevel(
+            self.sac.build(task.observation_dim, task.action_space, device),
+            task.action_space,
+            WorldModelLearner(world, self.fitting, seed=seed),
+            Imagination(world, self.imagination, self.sac.discount, seed=seed),
+            real_share=self.real_share,
+            learning=self.learning,
+            seed=seed,
+        )
+        return Hierarchy([level], task, device)
+
+
+MBPO.presets = {
+    "debug": {
+        "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
+        "fitting": ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
+        "imagination": ImaginationConfig(n_branches=50, n_steps=(1, 3)),
+        "sac": SACConfig(hidden=(16,)),
+        "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    },
+}

@@ -1,0 +1,143 @@
+"""A policy level that learns a world model, and most of its policy from what it imagines with it."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from gymnasium import spaces
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl.checks import require_number
+from layeredrl.levels.off_policy import OffPolicyAlgorithm
+from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
+from layeredrl.models.nets import MAX_INPUT, InputStandardizer
+from layeredrl.world_model import ModelLearningConfig, WorldModelLearner
+from layeredrl.world_model.imagination import Imagination
+from layeredrl.world_model.unseen import UnseenTransitions
+
+
+class ImaginingLevel(PolicyLevel):
+    """Model-based policy optimisation (Janner et al. 2019, arXiv 1906.08253).
+
+    The model is fitted from time to time; branches of the policy are then imagined from replayed states, and each
+    update's batch has few real and many imagined transitions. Policy and critics see standardised observations.
+
+    Args:
+        algorithm: An off-policy actor-critic of tianshou, such as its SAC.
+        action_space: Action space of the level: a flat Box of [-1, 1].
+        learner: Learns the world model, by fits.
+        imagination: Imagines with this world model, at the level's discount.
+        real_share: Share of real transitions in a batch.
+        learning: When and how the policy learns; its updates begin after the first fit.
+        seed: Seed of the replay.
+    """
+
+    def __init__(
+        self,
+        algorithm: OffPolicyAlgorithm,
+        action_space: spaces.Space[Any],
+        learner: WorldModelLearner,
+        imagination: Imagination,
+        *,
+        real_share: float = 0.05,
+        learning: PolicyLearningConfig | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(learner.config, ModelLearningConfig):
+            raise TypeError(f"the learner's config is {type(learner.config).__name__}, expected a ModelLearningConfig")
+        if imagination.world is not learner.world:
+            raise ValueError("the imagination's world model is another one, expected that of the learner")
+        require_number("real_share", real_share, 0, 1)
+        task = learner.world.task
+        self.standardizer = InputStandardizer(task.observation_dim, limit=MAX_INPUT).to(learner.device)
+        super().__init__(
+            algorithm,
+            action_space,
+            n_envs=task.n_envs,
+            inputs=lambda obs, _: self.standardizer(obs),
+            learning=learning,
+            seed=seed,
+        )
+        if imagination.discount != self.discount:
+            raise ValueError(f"the imagination's discount is {imagination.discount}, expected {self.discount}")
+        self.learner, self.imagination = learner, imagination
+        self.n_real = round(real_share * self.learning.batch_size)
+        self._unseen = UnseenTransitions(learner.world, self.replay)
+        self._spent = dict.fromkeys(_PARTS, 0.0)
+
+    @property
+    def acts_at_random(self) -> bool:
+        return super().acts_at_random or not self.learner.last_fit
+
+    def learn(self, n_total_env_steps: int) -> dict[str, float]:
+        self.learner.set_n_total_env_steps(n_total_env_steps)
+        metrics: dict[str, float] = {}
+        if self.learner.fit_is_due and self.replay:
+            metrics = self._learn_model(n_total_env_steps)
+        if not self.learner.last_fit:
+            self.n_total_env_steps = n_total_env_steps
+            return metrics
+        return metrics | self._timed("updates", lambda: super(ImaginingLevel, self).learn(n_total_env_steps))
+
+    def _learn_model(self, n_total_env_steps: int) -> dict[str, float]:
+        """Fit the model to the replay, and imagine."""
+        data = self.learner.transitions(self.replay)
+        metrics = self._unseen.metrics() if self.learner.last_fit else {}
+        self._unseen.seen()
+        metrics |= self._timed("fits", lambda: self.learner.fit(data))
+        if self.learner.observed is None:
+            return metrics
+        self.standardizer.set(self.learner.observed)
+        return metrics | self._timed(
+            "imagination", lambda: self.imagination.imagine(data, self._exploring, n_total_env_steps)
+        )
+
+    def _exploring(self, obs: Tensor) -> Tensor:
+        return self.exploring_action(self.inputs(obs, None))
+
+    def sample(self, n_updates: int = 1) -> Batch:
+        """Draw the transitions of n updates; in each batch the real ones come first."""
+        n_batch = self.learning.batch_size
+        if not len(self.imagination) or self.n_real == n_batch:
+            return super().sample(n_updates)
+        imagined = self.imagination.sample(n_updates * (n_batch - self.n_real))
+        if not self.n_real:
+            return imagined
+        real = self.draw(n_updates * self.n_real)
+        return Batch({key: _joined(real[key], imagined[key], n_updates) for key in imagined.get_keys()})
+
+    def _report(self) -> dict[str, float]:
+        times = {f"time/{part}_cpu_seconds": spent for part, spent in self._spent.items()}
+        return super()._report() | times
+
+    def _timed(self, part: str, run: Callable[[], dict[str, float]]) -> dict[str, float]:
+        start = time.process_time()
+        result = run()
+        self._spent[part] += time.process_time() - start
+        return result
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "learner": self.learner.state_dict(),
+            "imagination": self.imagination.state_dict(),
+            "standardizer": self.standardizer.state_dict(),
+            "unseen": self._unseen.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.learner.load_state_dict(state["learner"])
+        self.imagination.load_state_dict(state["imagination"])
+        self.standardizer.load_state_dict(state["standardizer"])
+        self._unseen.load_state_dict(state["unseen"])
+
+
+_PARTS = ("fits", "imagination", "updates")
+
+
+def _joined(real: Tensor, imagined: Tensor, n_updates: int) -> Tensor:
+    """Join the rows of n updates, batch by batch."""
+    parts = (x.reshape(n_updates, -1, *x.shape[1:]) for x in (real, imagined))
+    return torch.cat([*parts], 1).flatten(0, 1)
