@@ -47,6 +47,9 @@ class MBPO(Recipe):
     """When and how they learn."""
     real_share: float = 0.05
     """Share of real transitions in a batch of the policy."""
+    reward_scale: float | None = None
+    """Factor of rewards in the policy's updates; None for one over the root mean square of those before the first fit,
+    at most one."""
 
     environment: ClassVar[str] = "Pendulum-v1"
 
@@ -92,6 +95,7 @@ class MBPO(Recipe):
             WorldModelLearner(world, self.fitting, seed=seed),
             Imagination(world, self.imagination, self.sac.discount, seed=seed),
             real_share=self.real_share,
+            reward_scale=self.reward_scale,
             learning=self.learning,
             seed=seed,
         )

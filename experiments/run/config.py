@@ -58,7 +58,8 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, mbpo, splates, splates-goals, dads, diayn, goals, sac, random, or your own as package.module:Class."""
+    """Agent: pets, mbpo, sac, splates, splates-goals, dads, diayn, goals, random, or your own as
+    package.module:Class."""
     preset: str = "demo"
     """Defaults of all other settings: auto (chosen for the task; of pets, mbpo and sac the default), demo (a first
     impression), debug (a check that takes seconds), paper, or a preset of the agent's own, such as cartpole-fast of

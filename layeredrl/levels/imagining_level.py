@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from tianshou.data import Batch
@@ -30,6 +31,8 @@ class ImaginingLevel(PolicyLevel):
         learner: Learns the world model, by fits.
         imagination: Imagines with this world model, at the level's discount.
         real_share: Share of real transitions in a batch.
+        reward_scale: Factor of rewards in the policy's updates; None for one over the root mean square of those before
+            the first fit, at most one.
         learning: When and how the policy learns; its updates begin after the first fit.
         seed: Seed of the replay.
     """
@@ -42,6 +45,7 @@ class ImaginingLevel(PolicyLevel):
         imagination: Imagination,
         *,
         real_share: float = 0.05,
+        reward_scale: float | None = None,
         learning: PolicyLearningConfig | None = None,
         seed: int = 0,
     ) -> None:
@@ -64,6 +68,7 @@ class ImaginingLevel(PolicyLevel):
             raise ValueError(f"the imagination's discount is {imagination.discount}, expected {self.discount}")
         self.learner, self.imagination = learner, imagination
         self.n_real = round(real_share * self.learning.batch_size)
+        self.reward_scale = reward_scale
         self._unseen = UnseenTransitions(learner.world, self.replay)
         self._spent = dict.fromkeys(_PARTS, 0.0)
 
@@ -90,6 +95,9 @@ class ImaginingLevel(PolicyLevel):
         if self.learner.observed is None:
             return metrics
         self.standardizer.set(self.learner.observed)
+        if self.reward_scale is None:
+            rewards = self.replay.column("rew")
+            self.reward_scale = 1 / max(1.0, float(np.sqrt(np.mean(np.square(rewards)))))
         return metrics | self._timed(
             "imagination", lambda: self.imagination.imagine(data, self._exploring, n_total_env_steps)
         )
@@ -99,6 +107,11 @@ class ImaginingLevel(PolicyLevel):
 
     def sample(self, n_updates: int = 1) -> Batch:
         """Draw the transitions of n updates; in each batch the real ones come first."""
+        batch = self._mixed(n_updates)
+        batch.rew = batch.rew * self.reward_scale
+        return batch
+
+    def _mixed(self, n_updates: int) -> Batch:
         n_batch = self.learning.batch_size
         if not len(self.imagination) or self.n_real == n_batch:
             return super().sample(n_updates)
@@ -124,6 +137,7 @@ class ImaginingLevel(PolicyLevel):
             "imagination": self.imagination.state_dict(),
             "standardizer": self.standardizer.state_dict(),
             "unseen": self._unseen.state_dict(),
+            "reward_scale": self.reward_scale,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -132,6 +146,7 @@ class ImaginingLevel(PolicyLevel):
         self.imagination.load_state_dict(state["imagination"])
         self.standardizer.load_state_dict(state["standardizer"])
         self._unseen.load_state_dict(state["unseen"])
+        self.reward_scale = state["reward_scale"]
 
 
 _PARTS = ("fits", "imagination", "updates")

@@ -236,9 +236,7 @@ class Imagination:
         order = torch.randperm(n, generator=self._generator, device=self._generator.device)
         return order % self.dynamics.n_models
 
-    def _by_members(
-        self, model: StepModel, rows: tuple[Tensor, ...], member: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _by_members(self, model: StepModel, rows: tuple[Tensor, ...], member: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Mean (n, S), standard deviation (n, S) and termination probability (n,) by one member for each row.
 
         Each member computes its own rows only, filled up with zeros to the number of the one that has most.

@@ -64,7 +64,7 @@ def fuse(mean: Tensor, variance: Tensor, drawn: Tensor) -> Fused:
     gain = own / (own + error)
     left = ((1 - gain) * own).clamp(min=torch.finfo(own.dtype).tiny)
     bits = 0.5 * torch.log2(2 * math.pi * math.e * left) - BITS_AT_ZERO
-    return Fused(center + gain * (drawn - center), bits)
+    return Fused(center + gain * (drawn - center), bits.clamp(min=0))
 
 
 class Trust(Protocol):
@@ -117,7 +117,7 @@ class DivergenceTrust:
 
     def holds(self, measures: Tensor, so_far: Tensor) -> Tensor:
         del so_far
-        return measures.squeeze(-1) < self.factor * self.total / max(self.n_fits, 1)
+        return measures.squeeze(-1) <= self.factor * self.total / max(self.n_fits, 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"total": self.total, "n_fits": self.n_fits}

@@ -1,0 +1,66 @@
+"""A ring of tensors, against a list of all rows that were added."""
+
+import pytest
+import torch
+
+from layeredrl.storage.tensor_ring import TensorRing
+
+CPU = torch.device("cpu")
+
+
+def rows(start, n):
+    numbers = torch.arange(start, start + n)
+    return {"x": numbers.float().unsqueeze(-1), "y": -numbers}
+
+
+def numbers_of(ring):
+    state = ring.state_dict()
+    assert torch.equal(state["rows"]["x"].flatten().long(), -state["rows"]["y"])
+    return state["rows"]["x"].flatten().long().tolist()
+
+
+@pytest.mark.parametrize("sizes", [[3, 4], [0, 7, 5, 0, 9], [10, 10], [23], [4, 37, 1], [1] * 25])
+def test_the_newest_rows_are_kept(sizes):
+    ring, added = TensorRing(10, CPU), []
+    for n in sizes:
+        ring.add(rows(len(added), n))
+        added += range(len(added), len(added) + n)
+        assert (len(ring), ring.n_added) == (min(len(added), 10), len(added))
+        assert numbers_of(ring) == added[-10:]
+
+
+def test_rows_are_drawn_uniformly_from_the_newest():
+    ring = TensorRing(10, CPU)
+    ring.add(rows(0, 17))
+    drawn = ring.sample(40_000, 4, torch.Generator().manual_seed(0))["x"].flatten().long()
+    counts = torch.bincount(drawn, minlength=17)
+    assert counts[:13].sum() == 0
+    torch.testing.assert_close(counts[13:] / 40_000, torch.full((4,), 0.25), rtol=0, atol=0.01)
+    for newest in (0, 11):
+        with pytest.raises(ValueError, match=f"newest is {newest}, expected a number of rows from 1 to 10"):
+            ring.sample(1, newest, torch.Generator())
+
+
+@pytest.mark.parametrize("n", [0, 7, 23])
+def test_a_restored_ring_goes_on_alike(n):
+    ring, other = TensorRing(10, CPU), TensorRing(10, CPU)
+    ring.add(rows(0, n))
+    other.add(rows(100, 5))
+    other.load_state_dict(ring.state_dict())
+    for each in (ring, other):
+        each.add(rows(n, 6))
+    assert numbers_of(ring) == numbers_of(other)
+    draws = [each.sample(50, 6, torch.Generator().manual_seed(1))["y"] for each in (ring, other)]
+    assert torch.equal(*draws)
+
+
+def test_bad_input():
+    with pytest.raises(ValueError, match="size is 0, expected at least 1"):
+        TensorRing(0, CPU)
+    ring = TensorRing(4, CPU)
+    ring.add(rows(0, 2))
+    with pytest.raises(ValueError, match="rows have x, expected x, y"):
+        ring.add({"x": torch.zeros(1, 1)})
+    state = ring.state_dict() | {"n_added": 3}
+    with pytest.raises(ValueError, match="the state has 2 rows, expected 3"):
+        TensorRing(4, CPU).load_state_dict(state)
