@@ -11,6 +11,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_number
+from layeredrl.levels import off_policy
 from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.models.nets import MAX_INPUT, InputStandardizer
@@ -89,7 +90,8 @@ class ImaginingLevel(PolicyLevel):
     def _learn_model(self, n_total_env_steps: int) -> dict[str, float]:
         """Fit the model to the replay, and imagine."""
         data = self.learner.transitions(self.replay)
-        metrics = self._unseen.metrics() if self.learner.last_fit else {}
+        n_steps = self.imagination.n_steps(n_total_env_steps)
+        metrics = self._unseen.metrics(n_steps) if self.learner.last_fit else {}
         self._unseen.seen()
         metrics |= self._timed("fits", lambda: self.learner.fit(data))
         if self.learner.observed is None:
@@ -123,7 +125,33 @@ class ImaginingLevel(PolicyLevel):
 
     def _report(self) -> dict[str, float]:
         times = {f"time/{part}_cpu_seconds": spent for part, spent in self._spent.items()}
-        return super()._report() | times
+        return super()._report() | {"policy/critic_bias": self.critic_bias()} | times
+
+    @torch.no_grad()
+    def critic_bias(self) -> float:
+        """Mean difference of the critics' values of the newest states from the discounted rewards that followed.
+
+        Values are those of targets, so that they hold SAC's bonus for entropy. Where an episode was cut or is not over,
+        the value of its last state takes the place of the rewards.
+        """
+        ring = self.replay.buffer.rings[0]  # the first environment's rows come first
+        slots = np.arange(ring.n_added - min(len(ring), N_MEASURED), ring.n_added) % ring.maxsize
+        columns = self.replay.buffer.columns()
+        obs, obs_next = (torch.as_tensor(columns[name][slots], device=self.device) for name in ("obs", "obs_next"))
+        value, value_next = (self._value(x).cpu().numpy() / (self.reward_scale or 1.0) for x in (obs, obs_next))
+        over = columns["terminated"][slots] | columns["truncated"][slots]
+        over[-1] = True
+        rest = np.where(columns["terminated"][slots], 0.0, value_next)
+        total, totals = 0.0, []
+        for i in range(len(slots) - 1, -1, -1):
+            total = columns["rew"][slots[i]] + self.discount * (rest[i] if over[i] else total)
+            totals.append(total)
+        return float(value.mean() - np.mean(totals))
+
+    def _value(self, obs: Tensor) -> Tensor:
+        nothing = obs.new_zeros(len(obs))
+        batch = Batch(obs_next=self.inputs(obs, None), rew=nothing, discount=nothing + 1)
+        return off_policy.targets(self.algorithm, batch)
 
     def _timed(self, part: str, run: Callable[[], dict[str, float]]) -> dict[str, float]:
         start = time.process_time()
@@ -148,6 +176,9 @@ class ImaginingLevel(PolicyLevel):
         self._unseen.load_state_dict(state["unseen"])
         self.reward_scale = state["reward_scale"]
 
+
+N_MEASURED = 1000
+"""Newest transitions by which the critics' bias is measured."""
 
 _PARTS = ("fits", "imagination", "updates")
 

@@ -15,6 +15,8 @@ from layeredrl.world_model.world_model import WorldModel
 
 N_FITS = 20
 """Fits over which terminations are counted: they are rare."""
+N_STARTS = 64
+"""Largest number of states from which returns are predicted."""
 
 
 class UnseenTransitions:
@@ -30,17 +32,22 @@ class UnseenTransitions:
         self.world, self.dynamics, self.replay = world, world.dynamics, replay
         self._seen = [0] * len(replay.buffer.rings)
         self._counts: deque[tuple[int, int, int]] = deque(maxlen=N_FITS)  # terminations predicted rightly, at all, true
+        self._generator = torch.Generator(world.dynamics.device).manual_seed(0)
 
     def seen(self) -> None:
         """Count all transitions so far as seen."""
         self._seen = [ring.n_added for ring in self.replay.buffer.rings]
 
     @torch.no_grad()
-    def metrics(self) -> dict[str, float]:
-        """Root mean square errors of the next state and the reward, and precision and recall of terminations.
+    def metrics(self, n_steps: int) -> dict[str, float]:
+        """How well the model predicts transitions that it has not seen.
 
-        Errors of the state are in units of its change, those of the reward in units of its standard deviation. Only
-        what is learned is measured, and precision and recall over the last fits.
+        Root mean square errors of the next state, in units of its change, and of the reward, in units of its standard
+        deviation; precision and recall of terminations, over the last fits; and mean returns over `n_steps` steps,
+        predicted for the actions that were taken, and achieved. Only what is learned is measured.
+
+        Args:
+            n_steps: Steps of a return.
         """
         data = self._transitions()
         if not len(data.obs):
@@ -57,7 +64,7 @@ class UnseenTransitions:
             result["unseen/reward_error"] = float(error.square().mean().sqrt())
         if world.task.termination is None:
             result |= self._terminations(term_prob > 0.5, data.terminated)
-        return result
+        return result | self._returns(data, n_steps)
 
     def _terminations(self, predicted: torch.Tensor, true: torch.Tensor) -> dict[str, float]:
         self._counts.append((int((predicted & true).sum()), int(predicted.sum()), int(true.sum())))
@@ -65,24 +72,50 @@ class UnseenTransitions:
         result = {"unseen/termination_precision": right / n_predicted} if n_predicted else {}
         return result | ({"unseen/termination_recall": right / n_true} if n_true else {})
 
+    def _returns(self, data: Batch, n_steps: int) -> dict[str, float]:
+        goes_on = (data.obs_next[:-1] == data.obs[1:]).all(-1) & ~data.last[:-1]
+        if len(data.obs) < n_steps:
+            return {}
+        whole = goes_on.unfold(0, n_steps - 1, 1).all(-1) if n_steps > 1 else torch.ones_like(data.last)
+        starts = whole.nonzero()[:, 0]
+        if not len(starts):
+            return {}
+        starts = starts[torch.linspace(0, len(starts) - 1, min(N_STARTS, len(starts))).long()]
+        steps = starts.unsqueeze(-1) + torch.arange(n_steps, device=starts.device)
+        rollout = self.world.rollout(data.obs[starts], data.act[steps], statistics=False, generator=self._generator)
+        predicted = (rollout.reward * rollout.alive).sum(-1).mean()
+        return {
+            "unseen/return_predicted": float(predicted),
+            "unseen/return_achieved": float(data.rew[steps].sum(-1).mean()),
+        }
+
     def _transitions(self) -> Batch:
-        """Transitions since the last call of `seen`, that are still in the replay."""
+        """Transitions since the last call of `seen`, that are still in the replay, in the order of time."""
         rings = self.replay.buffer.rings
         start = [max(seen, ring.n_added - len(ring)) for seen, ring in zip(self._seen, rings, strict=True)]
         slots = self.replay.buffer.slots(start, [ring.n_added for ring in rings])
         columns = self.replay.buffer.columns()
         device = self.dynamics.device
         rows = {name: torch.from_numpy(np.asarray(columns[name][slots])) for name in _COLUMNS}
-        return Batch({name: (x.float() if x.is_floating_point() else x).to(device) for name, x in rows.items()})
+        data = Batch({name: (x.float() if x.is_floating_point() else x).to(device) for name, x in rows.items()})
+        data.last = data.terminated | data.truncated
+        return data
 
     def state_dict(self) -> dict[str, Any]:
-        """Which transitions have been seen, and the counts of terminations."""
-        return {"seen": list(self._seen), "counts": [list(counts) for counts in self._counts]}
+        """Which transitions have been seen, the counts of terminations, and the generator's state."""
+        return {
+            "seen": list(self._seen),
+            "counts": [list(counts) for counts in self._counts],
+            "generator": self._generator.get_state(),
+            "device": self._generator.device.type,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._seen = list(state["seen"])
         self._counts = deque(((a, b, c) for a, b, c in state["counts"]), maxlen=N_FITS)
+        if state["device"] == self._generator.device.type:  # another device draws other numbers anyway
+            self._generator.set_state(state["generator"].cpu())
 
 
-_COLUMNS = ("obs", "obs_next", "act", "rew", "terminated")
+_COLUMNS = ("obs", "obs_next", "act", "rew", "terminated", "truncated")

@@ -60,6 +60,7 @@ AGENTS = {
     ): 1,
     ("sac",): 1,
     ("sac", "--algorithm", "td3"): 4,
+    ("mbpo", "--env", "Pendulum-v1", "--imagination.bound", "macura"): 1,
     ("goals", *MAZE): 4,
     ("splates", *MAZE): 4,
     ("random", "--env", "CartPole-v1"): 1,

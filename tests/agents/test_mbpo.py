@@ -1,0 +1,87 @@
+"""The agent that learns its policy in a model: its parts, and runs from the command line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from agents.mbpo import MBPO
+from layeredrl.levels import ImaginingLevel
+from layeredrl.models.config import EnsembleConfig
+from layeredrl.task import TaskSpec
+from layeredrl.world_model import ImaginationConfig
+from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train
+
+CPU = torch.device("cpu")
+TASK = TaskSpec(spaces.Box(-1, 1, (3,)), spaces.Box(-1.0, 1.0, (2,)), n_envs=2)
+
+
+class EndsAtOnceEnv(gym.Env):
+    """Every episode ends at its first step."""
+
+    observation_space, action_space = spaces.Box(-1, 1, (2,)), spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 1.0, True, False, {}
+
+
+class NoRewardEnv(EndsAtOnceEnv):
+    """Rewards never vary, and nothing ends an episode but a limit of 20 steps."""
+
+    def step(self, action):
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), 0.0, False, False, {}
+
+
+gym.register("MBPOEndsAtOnce-v0", EndsAtOnceEnv)
+gym.register("MBPONoReward-v0", NoRewardEnv, max_episode_steps=20)
+
+
+def test_settings_reach_the_parts():
+    config = MBPO.preset("debug")
+    config = replace(config, model=EnsembleConfig(n_models=3, hidden=(7,), predicts="next"), real_share=0.5)
+    (level,) = config.build(TASK, CPU, seed=0).levels
+    assert isinstance(level, ImaginingLevel)
+    assert level.n_real == 8
+    assert level.imagination.config is config.imagination
+    assert level.imagination.discount == config.sac.discount
+    dynamics = level.learner.dynamics
+    assert dynamics.n_models == 3
+    assert not dynamics.is_delta.any()
+
+
+def test_a_run_learns_and_is_evaluated(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_train("mbpo", *QUICK, "--env", "Pendulum-v1", "--trainer.n-total-env-steps", 210, "--name", "r")
+    columns = {key for row in read_metrics(Path("runs/r")) for key, value in row.items() if value}
+    assert columns >= {"imagination/length", "unseen/state_error", "policy/critic1_loss", "time/updates_cpu_seconds"}
+    run_evaluate("runs/r", "--episodes", 1)
+    assert "return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("env", ["MBPOEndsAtOnce-v0", "MBPONoReward-v0"])
+@pytest.mark.parametrize("bound", ["schedule", "macura", "infoprop"])
+def test_odd_tasks_run(env, bound, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run_train(
+        "mbpo", *QUICK, "--env", env, "--trainer.n-total-env-steps", 60, "--imagination.bound", bound, "--name", "r"
+    )
+    last = {key: float(value) for row in read_metrics(Path("runs/r")) for key, value in row.items() if value}
+    assert all(np.isfinite(value) for value in last.values())
+    if env == "MBPOEndsAtOnce-v0":
+        assert last["imagination/length"] < 1.9  # of at most 3, though little has been learned
+
+
+def test_choices_of_infoprop_need_members():
+    config = replace(
+        MBPO.preset("debug"), model=EnsembleConfig(n_models=1), imagination=ImaginationConfig(bound="infoprop")
+    )
+    with pytest.raises(ValueError, match="n_models is 1"):
+        config.build(TASK, CPU, seed=0)
