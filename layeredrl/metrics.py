@@ -10,27 +10,29 @@ class RunningMeans:
     """Sums of metrics by name, from which a report takes the means."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, float | Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def __bool__(self) -> bool:
         return bool(self._sums)
 
     def add(self, metrics: Mapping[str, float | Tensor]) -> None:
-        """Add one value of each metric."""
+        """Add one value of each metric: numbers, or scalars on any device, which are not read before a report."""
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + float(value)
+            if isinstance(value, Tensor):
+                value = value.detach().double()  # a sum in float32 would lose digits
+            self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def take(self) -> dict[str, float]:
         """Return the means since the last call, and begin anew."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
 
     def state_dict(self) -> dict[str, Any]:
         """The sums and counts since the last report."""
-        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+        return {"sums": {name: float(total) for name, total in self._sums.items()}, "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""

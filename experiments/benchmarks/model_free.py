@@ -1,13 +1,14 @@
 """Compare model-free training with tianshou's own trainer: `python -m experiments.benchmarks.model_free`.
 
-SAC with a tuned entropy coefficient, batches of 256, spaces of HalfCheetah's size, one update for each step of an
-environment that reads its observations from a table; both sides start with the same networks, optimisers and
+SAC with a tuned entropy coefficient and TD3, batches of 256, spaces of HalfCheetah's size, one update for each step of
+an environment that reads its observations from a table; both sides start with the same networks, optimisers and
 transitions. The loop is tianshou's `run_training`, and `Collector.step` with `PolicyLevel.learn`; the update alone
-includes drawing its batch. Process CPU time on one thread. Competitors alternate in one process; ratios are of
-medians.
+includes drawing its batch. The bare products are the matrix products of an update's forward and backward passes, and
+nothing else. Process CPU time on one thread. Competitors alternate in one process; ratios are of medians.
 """
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,14 +25,14 @@ from tianshou.data import Collector as TianshouCollector
 from tianshou.env import DummyVectorEnv
 from tianshou.trainer import OffPolicyTrainerParams
 from tianshou.utils.torch_utils import policy_within_training_step
-from torch import nn
+from torch import Tensor
 
 from experiments.benchmarks.machine import alternate, machine_line, write_page
+from experiments.benchmarks.tianshou_algorithms import make_tianshou
 from experiments.report.tables import Cell, Table
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel, off_policy
-from layeredrl.levels.off_policy import OffPolicyAlgorithm, SACConfig
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
 from layeredrl.task import TaskSpec
 
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (17,), np.float32), Box(-1.0, 1.0, (6,), np.float32)
@@ -44,7 +45,7 @@ class ModelFreeBenchmark:
 
     rounds: int = 7
     """Number of repetitions."""
-    steps: int = 200
+    steps: int = 100
     """Number of updates in each."""
     n_stored: int = 10_000
     """Number of transitions in the replay at the start."""
@@ -96,23 +97,19 @@ def transitions(n: int) -> list[Batch]:
     ]
 
 
-def make_algorithm(hidden: tuple[int, ...]) -> OffPolicyAlgorithm:
-    """Build the algorithm, the same at every call."""
-    torch.manual_seed(0)
-    return SACConfig(hidden=hidden).build(OBSERVATIONS.shape[0], ACTIONS, torch.device("cpu"))
-
-
 class Ours:
     """Flat agent of this library, in training.
 
     Args:
-        hidden: Widths of the networks.
+        settings: Settings of the algorithm.
         config: Settings of the benchmark.
     """
 
-    def __init__(self, hidden: tuple[int, ...], config: ModelFreeBenchmark) -> None:
+    def __init__(self, settings: SACConfig | TD3Config, config: ModelFreeBenchmark) -> None:
         learning = PolicyLearningConfig(n_random_steps=0, batch_size=BATCH_SIZE, replay_size=REPLAY_SIZE)
-        self.level = PolicyLevel(make_algorithm(hidden), ACTIONS, n_envs=1, learning=learning)
+        torch.manual_seed(0)
+        algorithm = settings.build(OBSERVATIONS.shape[0], ACTIONS, torch.device("cpu"))
+        self.level = PolicyLevel(algorithm, ACTIONS, n_envs=1, learning=learning)
         for transition in transitions(config.n_stored):
             self.level.replay.add(transition, np.arange(1))
         self.agent = Hierarchy([self.level], TaskSpec(OBSERVATIONS, ACTIONS))
@@ -134,23 +131,17 @@ class Ours:
             off_policy.update(self.level.algorithm, self.level.sample())
 
 
-def _to_tensors(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    return tuple(torch.as_tensor(arg) if isinstance(arg, np.ndarray) else arg for arg in args)
-
-
 class Theirs:
     """The same algorithm in tianshou's trainer.
 
     Args:
-        hidden: Widths of the networks.
+        settings: Settings of the algorithm.
         config: Settings of the benchmark.
     """
 
-    def __init__(self, hidden: tuple[int, ...], config: ModelFreeBenchmark) -> None:
-        self.algorithm = make_algorithm(hidden)
-        for module in self.algorithm.modules():
-            if hasattr(module, "net"):  # this library's networks take tensors; tianshou's collector has arrays
-                module.register_forward_pre_hook(_to_tensors)
+    def __init__(self, settings: SACConfig | TD3Config, config: ModelFreeBenchmark) -> None:
+        torch.manual_seed(0)
+        self.algorithm: Any = make_tianshou(settings, OBSERVATIONS.shape[0], ACTIONS)
         self.buffer = VectorReplayBuffer(REPLAY_SIZE, 1)
         for transition in transitions(config.n_stored):
             self.buffer.add(transition, buffer_ids=np.arange(1))
@@ -179,19 +170,90 @@ class Theirs:
                 self.algorithm.update(buffer=self.buffer, sample_size=BATCH_SIZE)
 
 
+class Products:
+    """Matrix products of the updates, each network with matrices of its own.
+
+    Args:
+        settings: Settings of the algorithm.
+        config: Settings of the benchmark.
+    """
+
+    def __init__(self, settings: SACConfig | TD3Config, config: ModelFreeBenchmark) -> None:
+        n_obs, n_actions = OBSERVATIONS.shape[0], ACTIONS.shape[0]
+        self.is_sac = isinstance(settings, SACConfig)
+        n_outputs = 2 * n_actions if self.is_sac else n_actions
+        self.actor, self.slow_actor = (_matrices([n_obs, *settings.hidden, n_outputs]) for _ in range(2))
+        pairs = [[_matrices([n_obs + n_actions, *settings.hidden, 1]) for _ in range(2)] for _ in range(2)]
+        self.critics, self.slow_critics = pairs
+        self.obs, self.both = torch.randn(BATCH_SIZE, n_obs), torch.randn(BATCH_SIZE, n_obs + n_actions)
+        self.by_value, self.by_output = torch.randn(BATCH_SIZE, 1), torch.randn(BATCH_SIZE, n_outputs)
+        self.actor_every = 1 if isinstance(settings, SACConfig) else settings.actor_every
+        self.steps = config.steps
+
+    def updates(self) -> None:
+        """Do the products of the updates."""
+        for i in range(self.steps):
+            _forward(self.obs, self.actor if self.is_sac else self.slow_actor)
+            for critic in self.slow_critics:
+                _forward(self.both, critic)
+            for critic in self.critics:
+                _backward(self.by_value, critic, _forward(self.both, critic))
+            if i % self.actor_every == 0:
+                inputs = _forward(self.obs, self.actor)
+                for critic in self.critics if self.is_sac else self.critics[:1]:
+                    _forward(self.both, critic)
+                    _input_gradient(self.by_value, critic)
+                _backward(self.by_output, self.actor, inputs)
+
+
+def _matrices(widths: list[int]) -> list[Tensor]:
+    return [torch.randn(n, m) / n**0.5 for n, m in pairwise(widths)]
+
+
+def _forward(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """Inputs of each layer."""
+    inputs = []
+    for weight in weights:
+        inputs.append(x)
+        x = x @ weight
+    return inputs
+
+
+def _backward(gradient: Tensor, weights: list[Tensor], inputs: list[Tensor]) -> None:
+    for i in reversed(range(len(weights))):
+        _ = inputs[i].T @ gradient
+        if i:
+            gradient = gradient @ weights[i].T
+
+
+def _input_gradient(gradient: Tensor, weights: list[Tensor]) -> None:
+    for weight in reversed(weights):
+        gradient = gradient @ weight.T
+
+
 def main() -> None:
     """Measure and write the table."""
     config = tyro.cli(ModelFreeBenchmark, prog="python -m experiments.benchmarks.model_free")
     torch.set_num_threads(1)
     rows: list[list[Cell]] = []
     for hidden in ((256, 256), (64, 64)):
-        ours, theirs = Ours(hidden, config), Theirs(hidden, config)
-        competitors = (ours.loop, theirs.loop, ours.updates, theirs.updates)
-        loop, their_loop, updates, their_updates = map(median, alternate(*competitors, rounds=config.rounds))
-        for name, own, other in (("loop", loop, their_loop), ("update alone", updates, their_updates)):
-            size = f"{len(hidden)} x {hidden[0]}"
-            rows.append([size, name, config.steps / own, config.steps / other, other / own])
-    columns = ("networks", "measured", "LayeredRL, updates/s", "tianshou, updates/s", "ratio")
+        for name, settings in (("SAC", SACConfig(hidden=hidden)), ("TD3", TD3Config(hidden=hidden))):
+            ours, theirs, products = (side(settings, config) for side in (Ours, Theirs, Products))
+            competitors = (ours.loop, theirs.loop, ours.updates, theirs.updates, products.updates)
+            loop, their_loop, updates, their_updates, bare = map(median, alternate(*competitors, rounds=config.rounds))
+            first = f"{name}, {len(hidden)} x {hidden[0]}"
+            for what, own, other in (("loop", loop, their_loop), ("update alone", updates, their_updates)):
+                rates = (config.steps / seconds for seconds in (own, other, bare))
+                rows.append([first, what, *rates, other / own, own / bare])
+    columns = (
+        "networks",
+        "measured",
+        "LayeredRL, updates/s",
+        "tianshou, updates/s",
+        "bare products, updates/s",
+        "LayeredRL : tianshou",
+        "time : bare products",
+    )
     text = __doc__.split("\n\n")[1] if __doc__ else ""
     write_page(
         config.output,

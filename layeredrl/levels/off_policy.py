@@ -1,31 +1,40 @@
-"""Training tianshou's off-policy algorithms on batches that may have been changed since they were stored.
+"""Training off-policy algorithms on batches that may have been changed since they were stored.
 
 tianshou itself computes a target from its buffer, whatever the batch says. Here it comes from the batch alone, so that
 rewards may be recomputed and commands exchanged at every sampling, and each transition has a discount of its own.
+SAC and TD3, as built here, have fast updates of their own; any other algorithm of tianshou is trained by its.
 """
 
 import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import torch
 from gymnasium import spaces
-from tianshou.algorithm.modelfree.ddpg import ActorCriticOffPolicyAlgorithm, ContinuousDeterministicPolicy
-from tianshou.algorithm.modelfree.sac import SAC, AutoAlpha, SACPolicy
-from tianshou.algorithm.modelfree.td3 import TD3
+from tianshou.algorithm.modelfree.ddpg import ActorCriticOffPolicyAlgorithm
+from tianshou.algorithm.modelfree.sac import AutoAlpha, SACPolicy
 from tianshou.algorithm.optim import TorchOptimizerFactory
 from tianshou.data import Batch
 from tianshou.exploration import GaussianNoise
-from tianshou.utils.net.common import Net
-from tianshou.utils.net.continuous import ContinuousActorDeterministic
 from tianshou.utils.torch_utils import policy_within_training_step
-from torch import Tensor, nn
+from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.checks import require_counts, require_finite_number, require_number
+from layeredrl.levels.actor_critic import (
+    Critics,
+    DeterministicActor,
+    DeterministicPolicy,
+    GaussianActor,
+    SquashedGaussianPolicy,
+    StackedActorCritic,
+    StackedSAC,
+    StackedTD3,
+)
+from layeredrl.levels.fused_adam import FusedAdam
+from layeredrl.levels.stacked_mlp import mlp
 from layeredrl.models.optimizer import restore_optimizer
 
 OffPolicyAlgorithm = ActorCriticOffPolicyAlgorithm[Any, Any]
@@ -43,6 +52,8 @@ class ActorCriticConfig:
     """Discount per environment step."""
     tau: float = 0.005
     """Step size of the target networks towards the networks, at every update of the actor."""
+    critic_layer_norm: bool = False
+    """Layer norm in the critics, before each ReLU: for many updates per transition."""
 
     def __post_init__(self) -> None:
         if min(self.hidden, default=0) < 1:
@@ -51,22 +62,19 @@ class ActorCriticConfig:
         require_number("discount", self.discount, 0, 1)
         require_number("tau", self.tau, 0, 1, open_low=True)
 
-    def _networks(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> dict[str, Any]:
-        """Two independent critics, and the optimisers of all networks."""
-        adam = self._adam(self.learning_rate)
-        # tianshou makes the second one a copy of the first, and the two then stay equal for ever.
-        critics = [_Critic(n_inputs + action_space.shape[0], self.hidden).to(device) for _ in range(2)]
+    def _settings(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> dict[str, Any]:
+        """Two independent critics, and the other settings of both algorithms."""
+        widths = [n_inputs + action_space.shape[0], *self.hidden, 1]
+        critics = Critics([mlp(widths, layer_norm=self.critic_layer_norm) for _ in range(2)])
         return {
-            "critic": critics[0],
-            "critic2": critics[1],
-            "policy_optim": adam,
-            "critic_optim": adam,
+            "critics": critics.to(device),
+            "optim": self._adam(self.learning_rate, device),
             "tau": self.tau,
             "gamma": self.discount,
         }
 
-    def _adam(self, learning_rate: float) -> TorchOptimizerFactory:
-        return TorchOptimizerFactory(torch.optim.Adam, lr=learning_rate, fused=True)
+    def _adam(self, learning_rate: float, device: torch.device) -> TorchOptimizerFactory:
+        return TorchOptimizerFactory(FusedAdam, lr=learning_rate, fused=True, capturable=device.type == "cuda")
 
 
 @dataclass(frozen=True)
@@ -97,15 +105,15 @@ class SACConfig(ActorCriticConfig):
             device: Device of the networks.
         """
         space = action_spaces.require_unit_box(action_space)
-        actor: Any = _GaussianActor(n_inputs, self.hidden, space.shape[0]).to(device)
-        alpha: float | AutoAlpha = 0.0
+        actor = GaussianActor(mlp([n_inputs, *self.hidden, 2 * space.shape[0]])).to(device)
+        alpha: float | AutoAlpha
         if self.alpha is None:
             target = -float(space.shape[0]) if self.target_entropy is None else self.target_entropy
-            alpha = AutoAlpha(target, math.log(self.initial_alpha), self._adam(self.learning_rate)).to(device)
+            alpha = AutoAlpha(target, math.log(self.initial_alpha), self._adam(self.learning_rate, device)).to(device)
         else:
             alpha = float(self.alpha)
-        policy = _SACPolicy(actor=actor, action_space=space)
-        return SAC(policy=policy, alpha=alpha, **self._networks(n_inputs, space, device))
+        policy = SquashedGaussianPolicy(actor=actor, action_space=space)
+        return StackedSAC(policy=policy, alpha=alpha, **self._settings(n_inputs, space, device))
 
 
 @dataclass(frozen=True)
@@ -131,64 +139,16 @@ class TD3Config(ActorCriticConfig):
     def build(self, n_inputs: int, action_space: spaces.Space[Any], device: torch.device) -> OffPolicyAlgorithm:
         """The algorithm, as `SACConfig.build` makes it."""
         space = action_spaces.require_unit_box(action_space)
-        actor = ContinuousActorDeterministic(
-            preprocess_net=Net(state_shape=(n_inputs,), hidden_sizes=self.hidden), action_shape=space.shape
-        ).to(device)
+        actor = DeterministicActor(mlp([n_inputs, *self.hidden, space.shape[0]])).to(device)
         noise = GaussianNoise(sigma=self.exploration_noise) if self.exploration_noise else None
-        policy = _TD3Policy(actor=actor, exploration_noise=noise, action_space=space)
-        return TD3(
+        policy = DeterministicPolicy(actor=cast(Any, actor), exploration_noise=noise, action_space=space)
+        return StackedTD3(
             policy=policy,
             policy_noise=self.policy_noise,
             noise_clip=self.noise_clip,
             update_actor_freq=self.actor_every,
-            **self._networks(n_inputs, space, device),
+            **self._settings(n_inputs, space, device),
         )
-
-
-def _mlp(widths: Sequence[int]) -> nn.Sequential:
-    """Linear layers, as torch initialises them, with ReLU between every two."""
-    layers = [layer for sizes in pairwise(widths) for layer in (nn.Linear(*sizes), nn.ReLU(inplace=True))]
-    return nn.Sequential(*layers[:-1])
-
-
-class _GaussianActor(nn.Module):
-    """Actor of SAC in few calls: with tianshou's own networks an update takes a sixth longer."""
-
-    def __init__(self, n_inputs: int, hidden: Sequence[int], n_actions: int) -> None:
-        super().__init__()
-        self.net = _mlp([n_inputs, *hidden, 2 * n_actions])
-
-    def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[tuple[Tensor, Tensor], Any]:
-        """Mean and standard deviation (n, A) before squashing, for inputs (n, I)."""
-        mean, log_std = self.net(obs).chunk(2, -1)
-        return (mean, log_std.clamp(-20, 2).exp()), state
-
-
-class _Critic(nn.Module):
-    """Critic in few calls."""
-
-    def __init__(self, n_inputs: int, hidden: Sequence[int]) -> None:
-        super().__init__()
-        self.net = _mlp([n_inputs, *hidden, 1])
-
-    def forward(self, obs: Tensor, act: Tensor, info: Any = None) -> Tensor:
-        """Values (n, 1) of actions (n, A)."""
-        value: Tensor = self.net(torch.cat([obs, act], -1))
-        return value
-
-
-class _SACPolicy(SACPolicy):
-    """Does without tianshou's compilation of return functions, which takes seconds and is not needed here."""
-
-    @staticmethod
-    def _compile() -> None:
-        pass
-
-
-class _TD3Policy(ContinuousDeterministicPolicy):
-    """As `_SACPolicy`: no compilation."""
-
-    _compile = staticmethod(_SACPolicy._compile)
 
 
 class NonFiniteGradientError(Exception):
@@ -215,7 +175,12 @@ def check_algorithm(algorithm: OffPolicyAlgorithm) -> None:
 
 
 def guard_gradients(algorithm: OffPolicyAlgorithm) -> None:
-    """Let every optimiser of an algorithm refuse gradients that are not finite, by `NonFiniteGradientError`."""
+    """Let every optimiser of an algorithm refuse gradients that are not finite, by `NonFiniteGradientError`.
+
+    SAC and TD3 of this library skip such steps themselves.
+    """
+    if isinstance(algorithm, StackedActorCritic):
+        return
 
     def look(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         trained = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
@@ -231,22 +196,25 @@ def guard_gradients(algorithm: OffPolicyAlgorithm) -> None:
         optimizer.register_step_pre_hook(look)
 
 
-def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float]:
+def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float | Tensor]:
     """Take one update of actor, critics and target networks, which must be in training mode.
 
     The target is `rew` + `discount` * Q(`obs_next`), with the algorithm's own next action and value.
 
     Args:
-        algorithm: Any of tianshou's that has an actor and critics.
+        algorithm: One of this library, or any of tianshou's that has an actor and critics.
         batch: Tensors `obs` and `obs_next` (n, I), inputs of the policy; `act` (n, A); `rew` (n,); `discount` (n,),
             zero without a bootstrap.
 
     Returns:
-        Losses and other metrics by tianshou's names, and `target`, the mean of the targets.
+        Losses and other metrics by tianshou's names, and `target`, the mean of the targets. Those of this library's
+        algorithms stay on the device, and have `gradient_norm`, which is not finite if the update was skipped.
 
     Raises:
         NonFiniteGradientError: Where the gradients are guarded.
     """
+    if isinstance(algorithm, StackedActorCritic):
+        return algorithm.update(batch)
     returns = targets(algorithm, batch)
     learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
     with policy_within_training_step(algorithm.policy):
@@ -266,6 +234,14 @@ def targets(algorithm: OffPolicyAlgorithm, batch: Batch) -> Tensor:
         action.act = action.act.clamp(-1, 1)  # TD3's noise may leave the space; its paper clips it, tianshou does not
     value = algorithm._target_q_compute_value(following, action).flatten()
     return cast(Tensor, batch.rew + batch.discount * value)
+
+
+def non_finite_gradient(algorithm: OffPolicyAlgorithm) -> str:
+    """Name of the first parameter whose gradient in the last update is not finite, or a phrase if there is none."""
+    for name, parameter in algorithm.named_parameters():
+        if parameter.grad is not None and not parameter.grad.norm().isfinite():
+            return name
+    return "a parameter"
 
 
 def log_prob(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> Tensor:

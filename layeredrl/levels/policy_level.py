@@ -1,9 +1,10 @@
 """A level that acts by a policy, learned model-free by one of tianshou's off-policy algorithms."""
 
+import math
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -223,23 +224,28 @@ class PolicyLevel(Level):
             "discount": batch.discount,
         }
         parts = [whole[key].split(self.learning.batch_size) for key in whole]
-        for values in zip(*parts, strict=True):
-            self._update(Batch(dict(zip(whole, values, strict=True))))
+        outcomes = [self._update(Batch(dict(zip(whole, part, strict=True)))) for part in zip(*parts, strict=True)]
+        for metrics, is_finite in zip(outcomes, _are_finite(outcomes), strict=True):
+            if is_finite:
+                self._means.add(metrics)
+            else:
+                self._skip()
             self.n_updates += 1
         return n
 
-    def _update(self, batch: Batch) -> None:
+    def _update(self, batch: Batch) -> dict[str, float | Tensor]:
         try:
-            metrics = off_policy.update(self.algorithm, batch)
-        except NonFiniteGradientError as error:
-            self.n_skipped += 1
-            if self.n_skipped > self.learning.max_skipped:
-                raise NonFiniteError(
-                    f"the gradient of {error} of the policy level is not finite in update {self.n_updates}, "
-                    f"after {self.n_skipped - 1} others since the last report"
-                ) from error
-            return
-        self._means.add(metrics | {"reward": float(batch.rew.mean())})
+            return off_policy.update(self.algorithm, batch) | {"reward": batch.rew.mean()}
+        except NonFiniteGradientError:
+            return {"gradient_norm": math.nan}
+
+    def _skip(self) -> None:
+        self.n_skipped += 1
+        if self.n_skipped > self.learning.max_skipped:
+            raise NonFiniteError(
+                f"the gradient of {off_policy.non_finite_gradient(self.algorithm)} of the policy level is not finite in "
+                f"update {self.n_updates}, after {self.n_skipped - 1} others since the last report"
+            )
 
     def _report(self) -> dict[str, float]:
         """Return means since the last report."""
@@ -262,6 +268,12 @@ class PolicyLevel(Level):
         self._means.load_state_dict(state["means"])
         for name in _NUMBERS:
             setattr(self, name, state[name])
+
+
+def _are_finite(outcomes: Sequence[Mapping[str, float | Tensor]]) -> list[bool]:
+    """Return for each update if all its gradients were finite. Reads from the device once, for all of them."""
+    norms = torch.stack([torch.as_tensor(metrics.get("gradient_norm", 0.0)) for metrics in outcomes])
+    return cast(list[bool], norms.isfinite().tolist())
 
 
 _NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first")

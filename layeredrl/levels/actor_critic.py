@@ -1,0 +1,324 @@
+"""SAC and TD3 of tianshou with updates of few calls: both critics as one network, gradients written out.
+
+An update never synchronises with the device: where a gradient is not finite, the optimisers skip their steps themselves.
+"""
+
+import math
+from abc import abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from tianshou.algorithm.algorithm_base import TrainingStats
+from tianshou.algorithm.modelfree.ddpg import ActorCriticOffPolicyAlgorithm, ContinuousDeterministicPolicy
+from tianshou.algorithm.modelfree.sac import AutoAlpha, FixedAlpha, SACPolicy
+from tianshou.algorithm.optim import OptimizerFactory
+from tianshou.data import Batch
+from torch import Tensor, nn
+
+from layeredrl.levels.fused_adam import FusedAdam
+from layeredrl.levels.stacked_mlp import StackedMLP, Tape
+
+_EPS = torch.finfo(torch.float32).eps
+
+
+class GaussianActor(nn.Module):
+    """Actor of SAC: mean and logarithm of the standard deviation before squashing.
+
+    Args:
+        net: Single perceptron with outputs of width 2A.
+    """
+
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.net = StackedMLP([net])
+
+    def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[tuple[Tensor, Tensor], Any]:
+        """Mean and standard deviation (n, A) before squashing, for inputs (n, I)."""
+        mean, log_std = self.net(obs)[0].chunk(2, -1)
+        return (mean, log_std.clamp(-20, 2).exp()), state
+
+
+class DeterministicActor(nn.Module):
+    """Actor of TD3.
+
+    Args:
+        net: Single perceptron with outputs of width A.
+    """
+
+    max_action = 1.0
+
+    def __init__(self, net: nn.Sequential) -> None:
+        super().__init__()
+        self.net = StackedMLP([net])
+
+    def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
+        """Actions (n, A), for inputs (n, I)."""
+        return self.net(obs)[0].tanh(), state
+
+
+class Critics(nn.Module):
+    """Two critics.
+
+    Args:
+        nets: Perceptrons with one output.
+    """
+
+    def __init__(self, nets: list[nn.Sequential]) -> None:
+        super().__init__()
+        self.net = StackedMLP(nets)
+
+    def forward(self, obs: Tensor, act: Tensor, info: Any = None) -> Tensor:
+        """Values (2, n) of actions (n, A), for inputs (n, I)."""
+        return self.net(torch.cat([obs, act], -1))[..., 0]
+
+
+class SquashedGaussianPolicy(SACPolicy):
+    """Policy of SAC. Does without tianshou's compilation of return functions, which takes seconds."""
+
+    @staticmethod
+    def _compile() -> None:
+        pass
+
+
+class DeterministicPolicy(ContinuousDeterministicPolicy):
+    """Policy of TD3, without compilation as well."""
+
+    _compile = staticmethod(SquashedGaussianPolicy._compile)
+
+
+class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
+    """An actor and two critics, whose update is a method of its own; tianshou's trainer cannot run it.
+
+    Args:
+        policy: Policy with an actor of this module.
+        critics: Both critics.
+        optim: Factory of `FusedAdam`, for each of the networks.
+        tau: Step size of the target networks towards the networks.
+        gamma: Discount per environment step.
+    """
+
+    def __init__(self, *, policy: Any, critics: Critics, optim: OptimizerFactory, tau: float, gamma: float) -> None:
+        super().__init__(policy=policy, policy_optim=optim, critic=critics, critic_optim=optim, tau=tau, gamma=gamma)
+        self._actor_parameters = [*policy.actor.parameters()]
+        self._critic_parameters = [*critics.parameters()]
+
+    @abstractmethod
+    def update(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Take one update of actor, critics and target networks, without synchronising with the device.
+
+        Where a gradient is not finite, neither its network nor anything updated after it changes.
+
+        Args:
+            batch: As in `off_policy.update`.
+
+        Returns:
+            Scalars on the device: losses by tianshou's names; `target`, the mean of the targets; `gradient_norm`, the sum
+            of the norms of all parameters' gradients. It is not finite if anything was skipped.
+        """
+
+    def _update_with_batch(self, batch: Any) -> TrainingStats:
+        raise NotImplementedError(
+            f"{type(self).__name__} is trained by PolicyLevel, or by its `update`; "
+            "tianshou's own trainer needs an algorithm of tianshou's own"
+        )
+
+    def _target_q_compute_value(self, obs_batch: Batch, act_batch: Any) -> Tensor:
+        return self._slow_value(cast(Tensor, obs_batch.obs), act_batch.act)
+
+    def _slow_value(self, obs: Tensor, act: Tensor) -> Tensor:
+        """Lower value of the target critics, (n,)."""
+        slow: Tensor = self.critic_old.module(obs, act)
+        return slow.amin(0)
+
+    def _fit_critics(self, batch: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Take a step of the critics towards targets (n,); returns their losses (2,) and the norm of the gradient."""
+        net: StackedMLP = self.critic.net
+        values, tape = net.run(torch.cat([batch.obs, batch.act], -1))
+        error = values[..., 0] - target
+        net.backward((error * (2 / len(target))).unsqueeze(-1), tape)
+        norm = _norm(self._critic_parameters)
+        _step(self.critic_optim._optim, norm)
+        return error.square().mean(-1), norm
+
+    def _fit_actor(self, gradient: Tensor, tape: Tape, norm: Tensor) -> Tensor:
+        """Take a step of the actor, given the gradient of the loss by its outputs, (n, out).
+
+        Returns:
+            Norm of the gradient, added to those before, without which the step is skipped.
+        """
+        self.policy.actor.net.backward(gradient.unsqueeze(0), tape)
+        norm = norm + _norm(self._actor_parameters)
+        _step(self.policy_optim._optim, norm)
+        return norm
+
+    def _update_targets(self, norm: Tensor) -> None:
+        slow, fast = self._lagged
+        weight = self.tau * norm.isfinite()
+        torch._foreach_lerp_(slow, fast, [weight] * len(slow))
+
+    @cached_property
+    def _lagged(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """Parameters of the target networks, and those that they follow."""
+        pairs = self._lagged_networks._lagged_network_pairs
+        return [p for pair in pairs for p in pair.target.parameters()], [
+            p for pair in pairs for p in pair.source.parameters()
+        ]
+
+
+class StackedSAC(StackedActorCritic):
+    """Soft actor-critic (Haarnoja et al. 2018, arXiv 1812.05905).
+
+    Args:
+        alpha: Entropy coefficient, fixed or tuned with a `FusedAdam`.
+        **settings: As of `StackedActorCritic`; the policy's actor is a `GaussianActor`.
+    """
+
+    def __init__(self, *, alpha: float | AutoAlpha, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.alpha = alpha if isinstance(alpha, AutoAlpha) else FixedAlpha(alpha)
+
+    def update(self, batch: Batch) -> dict[str, Tensor | float]:
+        with torch.no_grad():
+            return self._update(batch)
+
+    def _update(self, batch: Batch) -> dict[str, Tensor | float]:
+        n = len(batch.rew)
+        # The actor does not change before its own step, so that one pass serves both observations.
+        outputs, tape = self.policy.actor.net.run(torch.cat([batch.obs, batch.obs_next]))
+        following = _Squashed(outputs[0, n:])  # tianshou draws its noise first
+        current = _Squashed(outputs[0, :n])
+        alpha = self._alpha()
+
+        value = self._slow_value(batch.obs_next, following.action) - alpha * following.log_prob
+        target = batch.rew + batch.discount * value
+        losses, norm = self._fit_critics(batch, target)
+
+        values, critic_tape = self.critic.net.run(torch.cat([batch.obs, current.action], -1))
+        lowest, which = values.min(0, keepdim=True)
+        loss = (alpha * current.log_prob - lowest[0, :, 0]).mean()
+        by_value = torch.zeros_like(values).scatter_(0, which, -1 / n)
+        by_inputs = self.critic.net.input_gradient(by_value, critic_tape).sum(0)
+        by_action = by_inputs[:, batch.obs.shape[1] :]
+        norm = self._fit_actor(current.gradient(by_action, alpha / n), tape.rows(n), norm)
+
+        metrics = {"actor_loss": loss, "critic1_loss": losses[0], "critic2_loss": losses[1], "target": target.mean()}
+        if isinstance(self.alpha, AutoAlpha):
+            log_alpha = self.alpha._log_alpha
+            excess = -current.log_prob.mean() - self.alpha._target_entropy
+            log_alpha.grad = excess
+            metrics["alpha_loss"] = log_alpha * excess
+            norm = norm + excess.abs()
+            _step(self.alpha._optim, norm)
+        self._update_targets(norm)
+        return metrics | {"alpha": self._alpha(), "gradient_norm": norm}
+
+    def _alpha(self) -> Tensor | float:
+        return self.alpha._log_alpha.detach().exp() if isinstance(self.alpha, AutoAlpha) else self.alpha.value
+
+    def _target_q_compute_value(self, obs_batch: Batch, act_batch: Any) -> Tensor:
+        return super()._target_q_compute_value(obs_batch, act_batch) - self._alpha() * act_batch.log_prob.flatten()
+
+
+class _Squashed:
+    """Actions drawn from squashed Gaussians, and the way back to the outputs of the actor.
+
+    Args:
+        outputs: Mean and logarithm of the standard deviation before squashing, (n, 2A).
+    """
+
+    def __init__(self, outputs: Tensor) -> None:
+        mean, self._log_std = outputs.chunk(2, -1)
+        noise = torch.randn(mean.shape, device=mean.device)
+        self._bounded = self._log_std.clamp(-20, 2)
+        self._offset = self._bounded.exp() * noise
+        self.action = (mean + self._offset).tanh()
+        """Shape (n, A)."""
+        self._slope = 1 - self.action.square()
+        density = 0.5 * noise.square() + self._bounded + (self._slope + _EPS).log()
+        self.log_prob = -density.sum(-1) - 0.5 * math.log(2 * math.pi) * mean.shape[1]
+        """Log-probability of the action, (n,)."""
+
+    def gradient(self, by_action: Tensor, by_log_prob: Tensor | float) -> Tensor:
+        """Gradient of a loss by the outputs, (n, 2A).
+
+        Args:
+            by_action: Gradient by the action at a fixed log-probability, (n, A).
+            by_log_prob: Gradient by each log-probability, a scalar.
+        """
+        by_action = by_action + 2 * by_log_prob * self.action / (self._slope + _EPS)
+        by_mean = by_action * self._slope
+        by_log_std = (by_mean * self._offset - by_log_prob) * (self._bounded == self._log_std)
+        return torch.cat([by_mean, by_log_std], -1)
+
+
+class StackedTD3(StackedActorCritic):
+    """Twin delayed deterministic policy gradients (Fujimoto et al. 2018, arXiv 1802.09477).
+
+    Args:
+        policy_noise: Standard deviation of the noise of the target's actions.
+        noise_clip: Largest noise of the target's actions.
+        update_actor_freq: Updates of the critics for each of the actor.
+        **settings: As of `StackedActorCritic`; the policy's actor is a `DeterministicActor`.
+    """
+
+    _last: Tensor
+
+    def __init__(self, *, policy_noise: float, noise_clip: float, update_actor_freq: int, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.actor_old = self._add_lagged_network(self.policy.actor)
+        self.policy_noise, self.noise_clip, self.update_actor_freq = policy_noise, noise_clip, update_actor_freq
+        self._cnt = 0
+        self.register_buffer("_last", torch.zeros((), device=self._critic_parameters[0].device))
+
+    def update(self, batch: Batch) -> dict[str, Tensor | float]:
+        with torch.no_grad():
+            return self._update(batch)
+
+    def _update(self, batch: Batch) -> dict[str, Tensor | float]:
+        value = self._slow_value(batch.obs_next, self._next_action(batch.obs_next))
+        target = batch.rew + batch.discount * value
+        losses, norm = self._fit_critics(batch, target)
+        if self._cnt % self.update_actor_freq == 0:
+            norm = self._update_actor(batch.obs, norm)
+            self._update_targets(norm)
+        self._cnt += 1
+        return {
+            "actor_loss": self._last.clone(),
+            "critic1_loss": losses[0],
+            "critic2_loss": losses[1],
+            "target": target.mean(),
+            "gradient_norm": norm,
+        }
+
+    def _update_actor(self, obs: Tensor, norm: Tensor) -> Tensor:
+        """Take a step towards actions of a higher value by the first critic."""
+        outputs, tape = self.policy.actor.net.run(obs)
+        action = outputs[0].tanh()
+        values, critic_tape = self.critic.net.run(torch.cat([obs, action], -1), n_members=1)
+        by_inputs = self.critic.net.input_gradient(torch.full_like(values, -1 / len(obs)), critic_tape)
+        by_action = by_inputs[0, :, obs.shape[1] :]
+        norm = self._fit_actor(by_action * (1 - action.square()), tape, norm)
+        self._last.copy_(torch.where(norm.isfinite(), -values.mean(), self._last))
+        return norm
+
+    def _next_action(self, obs_next: Tensor) -> Tensor:
+        action: Tensor = self.actor_old.module(obs_next)[0]
+        noise = torch.randn(action.shape, device=action.device) * self.policy_noise
+        # The noise may leave the space; the paper clips it, tianshou does not.
+        return (action + noise.clamp(-self.noise_clip, self.noise_clip)).clamp(-1, 1)
+
+    def _target_q_compute_action(self, obs_batch: Batch) -> Any:
+        return Batch(act=self._next_action(cast(Tensor, obs_batch.obs)))
+
+
+def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Sum of the norms of gradients, also not finite where finite numbers are too large to be squared, as Adam does."""
+    return torch.stack(torch._foreach_norm([cast(Tensor, p.grad) for p in parameters])).sum()
+
+
+def _step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Take a step, unless the norm of the gradients is not finite."""
+    assert isinstance(optimizer, FusedAdam)
+    optimizer.step_unless(norm.isfinite().logical_not().float())
