@@ -83,6 +83,10 @@ def finish(
     rows["training time"] = (
         f"{training.seconds:.1f} s ({training.cpu_seconds / n_steps:.4f} CPU seconds per environment step)"
     )
+    spent = {part: seconds for level in agent.levels for part, seconds in level.cpu_seconds.items()}
+    if spent:
+        spent["acting and the environment"] = max(0.0, training.cpu_seconds - sum(spent.values()))
+        rows["CPU time"] = ", ".join(f"{part} {s / training.cpu_seconds:.0%}" for part, s in spent.items())
     if config.pictures:
         with fork_globals():
             rows |= _draw(config, agent, folder, logger, training)

@@ -124,7 +124,7 @@ class ImaginingLevel(PolicyLevel):
         return Batch({key: _joined(real[key], imagined[key], n_updates) for key in imagined.get_keys()})
 
     def _report(self) -> dict[str, float]:
-        times = {f"time/{part}_cpu_seconds": spent for part, spent in self._spent.items()}
+        times = {f"time/{part}_cpu_seconds": spent for part, spent in self.cpu_seconds.items()}
         return super()._report() | {"policy/critic_bias": self.critic_bias()} | times
 
     @torch.no_grad()
@@ -153,6 +153,10 @@ class ImaginingLevel(PolicyLevel):
         batch = Batch(obs_next=self.inputs(obs, None), rew=nothing, discount=nothing + 1)
         return off_policy.targets(self.algorithm, batch)
 
+    @property
+    def cpu_seconds(self) -> Mapping[str, float]:
+        return dict(self._spent)
+
     def _timed(self, part: str, run: Callable[[], dict[str, float]]) -> dict[str, float]:
         start = time.process_time()
         result = run()
@@ -166,6 +170,7 @@ class ImaginingLevel(PolicyLevel):
             "standardizer": self.standardizer.state_dict(),
             "unseen": self._unseen.state_dict(),
             "reward_scale": self.reward_scale,
+            "cpu_seconds": dict(self._spent),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -174,7 +179,7 @@ class ImaginingLevel(PolicyLevel):
         self.imagination.load_state_dict(state["imagination"])
         self.standardizer.load_state_dict(state["standardizer"])
         self._unseen.load_state_dict(state["unseen"])
-        self.reward_scale = state["reward_scale"]
+        self.reward_scale, self._spent = state["reward_scale"], dict(state["cpu_seconds"])
 
 
 N_MEASURED = 1000

@@ -101,6 +101,11 @@ class Level(ABC):
         """
         return {}
 
+    @property
+    def cpu_seconds(self) -> Mapping[str, float]:
+        """CPU time of this level's learning in seconds, by part; by default it is not measured."""
+        return {}
+
     def state_dict(self) -> dict[str, Any]:
         """Everything learned, as nested dicts of tensors and numbers."""
         return {}

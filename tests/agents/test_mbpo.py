@@ -62,6 +62,7 @@ def test_a_run_learns_and_is_evaluated(tmp_path, monkeypatch, capsys):
     run_train("mbpo", *QUICK, "--env", "Pendulum-v1", "--trainer.n-total-env-steps", 210, "--name", "r")
     columns = {key for row in read_metrics(Path("runs/r")) for key, value in row.items() if value}
     assert columns >= {"imagination/length", "unseen/state_error", "policy/critic1_loss", "time/updates_cpu_seconds"}
+    assert "updates" in capsys.readouterr().out.partition("CPU time")[2]
     run_evaluate("runs/r", "--episodes", 1)
     assert "return" in capsys.readouterr().out
 
