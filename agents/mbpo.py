@@ -62,19 +62,26 @@ class MBPO(Recipe):
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
         small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
-        hidden = (64, 64) if small else (200, 200, 200)
         return [
-            Choice("model.hidden", hidden, size),
-            Choice("fitting.n_random_steps", 500, "before the first fit"),
+            Choice("model.hidden", (64, 64) if small else (200, 200, 200), size),
+            Choice("model.learning_rate", 2e-3, "few steps in each fit"),
+            Choice("model.weight_decay", (3e-5,), "little data"),
+            Choice("model.beta_nll", 0.5, "means matter more than variances"),
+            Choice("fitting.n_random_steps", 400 if small else 1000, size),
             Choice("fitting.fit_every", 125, "the model follows within an episode"),
-            Choice("fitting.first_epochs", 200, "from random weights"),
+            Choice("fitting.first_epochs", 50, "from random weights"),
             Choice("fitting.fit.epochs", 50, "little data"),
             Choice("fitting.fit.max_steps", 200, "the same cost at all times"),
+            Choice("fitting.fit.batch_size", 128, "speed"),
             Choice("sac.hidden", (64, 64) if small else (128, 128), size),
+            Choice("sac.learning_rate", 1e-3 if small else 5e-4, size),
             Choice("sac.initial_alpha", 0.1, "few steps"),
-            Choice("learning.n_random_steps", 500, "before the first fit"),
+            Choice("sac.target_entropy", -facts.action_dim / 2, "half of the actions"),
+            Choice("sac.critic_layer_norm", True, "many updates for each step"),
+            Choice("learning.n_random_steps", 400 if small else 1000, size),
             Choice("learning.updates_per_transition", 10.0, "as many as a model is good for"),
-            Choice("trainer.n_total_env_steps", 5_000 if small else 40_000, size),
+            Choice("learning.report_every", 250, "two fits"),
+            Choice("trainer.n_total_env_steps", 3_000 if small else 40_000, size),
         ]
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:

@@ -46,7 +46,7 @@ class ImaginationConfig:
     bound: Bound = "schedule"
     """What bounds the number of steps of a branch, beside terminations: the experience so far (schedule),
     disagreement of the members (macura), or the loss of information (infoprop)."""
-    n_steps: tuple[int, int] = (1, 5)
+    n_steps: tuple[int, int] = (5, 5)
     """Number of steps before and after the span of `schedule`; the second is the largest number in any case."""
     schedule: tuple[int, int] = (1_000, 10_000)
     """Environment steps between which the number of steps grows linearly, with the bound schedule."""
