@@ -12,6 +12,7 @@ for _name, _entry_point, _max_episode_steps in (
     ("CartPoleSwingUp-v0", "envs.cartpole_swingup:CartPoleSwingUp", 200),  # 8 seconds, as in PETS' cart-pole
     ("SwingUpPendulum-v0", "envs.pendulum:SwingUpPendulum", 200),  # Pendulum-v1's limit
     ("FullStateHalfCheetah-v0", "envs.half_cheetah:FullStateHalfCheetah", 1000),  # HalfCheetah-v5's limit
+    ("KnownEndHopper-v0", "envs.hopper:KnownEndHopper", 1000),  # Hopper-v5's limit
     ("AntGoal-v0", "envs.ant:AntGoal", 200),  # as in DADS
     ("PETSCartpole-v0", "envs.pets_cartpole:PETSCartpole", 200),  # these four as in PETS
     ("PETSReacher-v0", "envs.pets_reacher:PETSReacher", 150),
