@@ -1,6 +1,6 @@
 """SAC and TD3 of tianshou with updates of few calls: both critics as one network, gradients written out.
 
-An update never synchronises with the device: where a gradient is not finite, the optimisers skip their steps themselves.
+An update never waits for the device: where a gradient is not finite, the optimisers skip their steps themselves.
 """
 
 import math
@@ -99,13 +99,15 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
         gamma: Discount per environment step.
     """
 
+    critic: Critics
+
     def __init__(self, *, policy: Any, critics: Critics, optim: OptimizerFactory, tau: float, gamma: float) -> None:
         super().__init__(policy=policy, policy_optim=optim, critic=critics, critic_optim=optim, tau=tau, gamma=gamma)
         self._actor_parameters = [*policy.actor.parameters()]
         self._critic_parameters = [*critics.parameters()]
 
     @abstractmethod
-    def update(self, batch: Batch) -> dict[str, Tensor | float]:
+    def learn(self, batch: Batch) -> dict[str, float | Tensor]:
         """Take one update of actor, critics and target networks, without synchronising with the device.
 
         Where a gradient is not finite, neither its network nor anything updated after it changes.
@@ -114,13 +116,13 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
             batch: As in `off_policy.update`.
 
         Returns:
-            Scalars on the device: losses by tianshou's names; `target`, the mean of the targets; `gradient_norm`, the sum
-            of the norms of all parameters' gradients. It is not finite if anything was skipped.
+            Scalars on the device: losses by tianshou's names; `target`, the mean of the targets; `gradient_norm`, the
+            sum of the norms of all parameters' gradients, which is not finite if anything was skipped.
         """
 
     def _update_with_batch(self, batch: Any) -> TrainingStats:
         raise NotImplementedError(
-            f"{type(self).__name__} is trained by PolicyLevel, or by its `update`; "
+            f"{type(self).__name__} is trained by PolicyLevel, or by its `learn`; "
             "tianshou's own trainer needs an algorithm of tianshou's own"
         )
 
@@ -155,7 +157,7 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
 
     def _update_targets(self, norm: Tensor) -> None:
         slow, fast = self._lagged
-        weight = self.tau * norm.isfinite()
+        weight = self.tau * (1 - _skipped(norm))
         torch._foreach_lerp_(slow, fast, [weight] * len(slow))
 
     @cached_property
@@ -179,11 +181,8 @@ class StackedSAC(StackedActorCritic):
         super().__init__(**settings)
         self.alpha = alpha if isinstance(alpha, AutoAlpha) else FixedAlpha(alpha)
 
-    def update(self, batch: Batch) -> dict[str, Tensor | float]:
-        with torch.no_grad():
-            return self._update(batch)
-
-    def _update(self, batch: Batch) -> dict[str, Tensor | float]:
+    @torch.no_grad()
+    def learn(self, batch: Batch) -> dict[str, float | Tensor]:
         n = len(batch.rew)
         # The actor does not change before its own step, so that one pass serves both observations.
         outputs, tape = self.policy.actor.net.run(torch.cat([batch.obs, batch.obs_next]))
@@ -272,11 +271,8 @@ class StackedTD3(StackedActorCritic):
         self._cnt = 0
         self.register_buffer("_last", torch.zeros((), device=self._critic_parameters[0].device))
 
-    def update(self, batch: Batch) -> dict[str, Tensor | float]:
-        with torch.no_grad():
-            return self._update(batch)
-
-    def _update(self, batch: Batch) -> dict[str, Tensor | float]:
+    @torch.no_grad()
+    def learn(self, batch: Batch) -> dict[str, float | Tensor]:
         value = self._slow_value(batch.obs_next, self._next_action(batch.obs_next))
         target = batch.rew + batch.discount * value
         losses, norm = self._fit_critics(batch, target)
@@ -318,7 +314,12 @@ def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return torch.stack(torch._foreach_norm([cast(Tensor, p.grad) for p in parameters])).sum()
 
 
+def _skipped(norm: Tensor) -> Tensor:
+    """Return 1 if the norm of gradients is not finite, else 0, as a number on the device."""
+    return (norm * 0).ne(0).float()  # fewer calls than `isfinite`: zero times infinity or NaN is NaN
+
+
 def _step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     """Take a step, unless the norm of the gradients is not finite."""
     assert isinstance(optimizer, FusedAdam)
-    optimizer.step_unless(norm.isfinite().logical_not().float())
+    optimizer.step_unless(_skipped(norm))

@@ -34,10 +34,8 @@ class Tape:
 
     def rows(self, n: int) -> "Tape":
         """The record of the first n rows."""
-        return Tape(
-            [x[:, :n] for x in self.inputs],
-            [_Normalised(*(x[:, :n] for x in norm)) for norm in self.norms],
-        )
+        norms = [_Normalised(*(x[:, :n].contiguous() for x in norm)) for norm in self.norms]
+        return Tape([x[:, :n] for x in self.inputs], norms)
 
 
 class _Normalised(NamedTuple):
@@ -81,10 +79,9 @@ class StackedMLP(nn.Module):
             if n_members is not None:
                 weight, bias = weight[:n_members], bias[:n_members]
             tape.inputs.append(h)
-            if weight.shape[-1] == 1:  # a product with a single row is several times as fast as with a single column
-                h = torch.baddbmm(bias, weight.mT, h.mT).mT
-            else:
-                h = torch.baddbmm(bias, h, weight)
+            # A product with a single row is several times as fast as one with a single column.
+            is_column = weight.shape[-1] == 1
+            h = torch.baddbmm(bias, weight.mT, h.mT).mT if is_column else torch.baddbmm(bias, h, weight)
             if i == len(self._linears) - 1:
                 break
             if self._norms:
