@@ -71,7 +71,8 @@ class Critics(nn.Module):
 
     def forward(self, obs: Tensor, act: Tensor, info: Any = None) -> Tensor:
         """Values (2, n) of actions (n, A), for inputs (n, I)."""
-        return self.net(torch.cat([obs, act], -1))[..., 0]
+        values: Tensor = self.net(torch.cat([obs, act], -1))
+        return values[..., 0]
 
 
 class SquashedGaussianPolicy(SACPolicy):
@@ -158,15 +159,14 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
     def _update_targets(self, norm: Tensor) -> None:
         slow, fast = self._lagged
         weight = self.tau * (1 - _skipped(norm))
-        torch._foreach_lerp_(slow, fast, [weight] * len(slow))
+        torch._foreach_lerp_(slow, fast, cast(Any, [weight] * len(slow)))
 
     @cached_property
-    def _lagged(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def _lagged(self) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters of the target networks, and those that they follow."""
         pairs = self._lagged_networks._lagged_network_pairs
-        return [p for pair in pairs for p in pair.target.parameters()], [
-            p for pair in pairs for p in pair.source.parameters()
-        ]
+        slow: list[Tensor] = [p for pair in pairs for p in pair.target.parameters()]
+        return slow, [p for pair in pairs for p in pair.source.parameters()]
 
 
 class StackedSAC(StackedActorCritic):
@@ -217,7 +217,8 @@ class StackedSAC(StackedActorCritic):
         return self.alpha._log_alpha.detach().exp() if isinstance(self.alpha, AutoAlpha) else self.alpha.value
 
     def _target_q_compute_value(self, obs_batch: Batch, act_batch: Any) -> Tensor:
-        return super()._target_q_compute_value(obs_batch, act_batch) - self._alpha() * act_batch.log_prob.flatten()
+        log_prob: Tensor = act_batch.log_prob.flatten()
+        return super()._target_q_compute_value(obs_batch, act_batch) - self._alpha() * log_prob
 
 
 class _Squashed:

@@ -13,8 +13,8 @@ class FusedAdam(torch.optim.Adam):
     stepped together and share the count of steps.
     """
 
-    def step(self, closure: Any = None) -> None:
-        """Take a step."""
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step; a closure is ignored."""
         self.step_unless(torch.zeros((), device=self.param_groups[0]["params"][0].device))
 
     @torch.no_grad()

@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from tianshou.algorithm.modelfree.td3 import TD3
+from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
+from layeredrl.levels.actor_critic import DeterministicPolicy
 from layeredrl.storage import Checkpoints
 from tests.recording import leaves
 
@@ -475,6 +478,69 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(confi
     level.relabel = None
     level.learn(8)
     assert not same(parameters(level), before)
+
+
+def test_an_algorithm_of_tianshou_with_networks_of_one_s_own():
+    """Is trained by its own update; updates that are not finite are skipped, too."""
+
+    def network(width):
+        return torch.nn.Sequential(
+            torch.nn.Linear(width, 8), torch.nn.LayerNorm(8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        )
+
+    class Critic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network(WIDTH + 2)
+
+        def forward(self, obs, act, info=None):
+            return self.net(torch.cat([obs, act], -1))
+
+    class Actor(torch.nn.Module):
+        max_action = 1.0
+
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.ModuleList([network(WIDTH), network(WIDTH)])
+
+        def forward(self, obs, state=None, info=None):
+            return torch.cat([net(obs) for net in self.net], -1).tanh(), state
+
+    torch.manual_seed(0)
+    adam = AdamOptimizerFactory(lr=1e-2)
+    policy = DeterministicPolicy(actor=Actor(), action_space=ACTIONS)
+    algorithm = TD3(policy=policy, critic=Critic(), critic2=Critic(), policy_optim=adam, critic_optim=adam)
+    learning = replace(LEARNING, n_random_steps=0, max_skipped=2, report_every=4)
+    level = PolicyLevel(algorithm, ACTIONS, n_envs=1, learning=learning, relabel=spoil(lambda n: n in (2, 6, 7, 8)))
+    before = parameters(level)
+    reports = {}
+    with pytest.raises(NonFiniteError, match=r"gradient of critic\.net\.0\.weight of the policy level .* in update 7"):
+        run(level, range(1, 10), reports)
+    assert reports[5]["policy/skipped_updates"] == 1
+    assert all(math.isfinite(value) for value in reports[5].values())
+    assert not any(torch.equal(p, before[name]) for name, p in level.algorithm.named_parameters())
+
+
+@LEVELS
+def test_updates_that_are_not_finite_are_found_among_those_taken_together(config):
+    learning = replace(LEARNING, n_random_steps=0, updates_per_transition=8, report_every=3, max_skipped=2)
+    level = make(config, n_envs=1, learning=learning)
+
+    def relabel(batch, replay):
+        batch.rew[[5, 3 * learning.batch_size]] = math.nan  # of the first and the fourth update
+        return batch
+
+    observe(level, 1, seed=1)
+    level.learn(1)
+    observe(level, 1, seed=2)
+    level.relabel = relabel
+    level.learn(2)
+    assert (level.n_updates, level.n_skipped) == (16, 2)
+    assert set(level._means.state_dict()["counts"].values()) == {14}
+    assert all(p.isfinite().all() for p in parameters(level).values())
+    observe(level, 1, seed=3)
+    with pytest.raises(NonFiniteError, match="in update 16, after 2 others"):
+        level.learn(3)
 
 
 # ------------------------------------------------------------------ resuming
