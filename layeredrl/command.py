@@ -74,10 +74,11 @@ def usage() -> str:
             "  layeredrl train pets --env Pendulum-v1",
             "  layeredrl evaluate runs/pets-Pendulum-v1-0 --episodes 5",
             "",
-            "Completion of commands, agents, presets and options in bash (zsh and fish have scripts, too):",
+            "Completion of commands, agents, presets, metrics and options: write a script, and",
+            "have ~/.bashrc or ~/.zshrc (after compinit) source it. fish has one, too.",
             "",
-            "  mkdir -p ~/.local/share/bash-completion/completions",
-            "  layeredrl --tyro-print-completion bash > ~/.local/share/bash-completion/completions/layeredrl",
+            "  layeredrl --tyro-print-completion bash > ~/.layeredrl-completion",
+            "  echo source ~/.layeredrl-completion >> ~/.bashrc",
         ]
     )
 

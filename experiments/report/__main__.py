@@ -10,7 +10,6 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -20,7 +19,7 @@ from matplotlib.figure import Figure
 
 from experiments.report.chart import HINT, chart_html
 from experiments.report.figures import draw_curves
-from experiments.report.metrics import RETURN
+from experiments.report.metrics import RETURN, require_metric
 from experiments.report.overview import overview_table, published_table, title_of
 from experiments.report.page import figure_html, page, pictures_html, run_html, runs_table
 from experiments.report.runs import find_runs, group_runs
@@ -39,6 +38,7 @@ from experiments.report.study import (
 )
 from experiments.report.tables import Table, notes_html, one_line
 from experiments.run.command_line import command, command_line, fail, program
+from experiments.run.flags import did_you_mean
 from experiments.run.folder import write_whole
 from layeredrl.checks import require_count
 
@@ -123,16 +123,13 @@ def read_study(config: ReportConfig) -> Study:
         ValueError: There are no runs, none has the metric, or `reached` names an environment without runs.
     """
     runs = find_runs(config.runs)
-    known = sorted({name for run in runs for name in run.metrics})
-    if config.metric not in known:
-        near = get_close_matches(config.metric, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "" if known else "; nothing was logged yet"
-        raise ValueError(f"no run has a metric {config.metric!r}{hint}")
+    require_metric(config.metric, (name for run in runs for name in run.metrics))
     groups = group_runs(runs, config.group_by)
     study = Study(runs, groups, config.metric, config.final_share, config.unfinished, config.targets(), config.in_a_row)
     for target in study.targets:
         if target.env is not None and target.env not in study.environments:
-            raise ValueError(f"reached names {target.env!r}, expected one of {', '.join(study.environments)}")
+            hint = did_you_mean(target.env, study.environments)
+            raise ValueError(f"reached names {target.env!r}, expected one of {', '.join(study.environments)}{hint}")
     return study
 
 
