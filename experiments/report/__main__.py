@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from matplotlib.figure import Figure
@@ -62,24 +62,26 @@ HOW = (
     "environment (Holm), at 5 percent.",
 )
 """Definitions of the numbers of a page."""
+_NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")
+"""Else the help has an empty default."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
     """Report on runs, on one page."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)")]
     """Folders of runs, or folders that contain runs."""
     output: Path = Path("report.html")
     """HTML page to write; its tables go beside it."""
     metric: str = RETURN
     """Column of metrics.csv to compare; more is better."""
-    group_by: tuple[str, ...] = ()
+    group_by: Annotated[tuple[str, ...], _NO_DEFAULT] = ()
     """Settings to compare by, such as agent or n_envs; by default all except the seed. Environments are never
     mixed."""
     final_share: float = 0.1
     """Share of a run's steps, at its end, whose mean is its final performance."""
-    reached: tuple[str, ...] = ()
+    reached: Annotated[tuple[str, ...], _NO_DEFAULT] = ()
     """Returns, such as 175 -50, or ENVIRONMENT=RETURN for one environment alone: a table lists the first environment
     step at which each run reached them."""
     in_a_row: int = 1
