@@ -8,7 +8,7 @@ import tyro
 from rich.console import Console
 
 from experiments.report.comparison import print_comparison, read
-from experiments.report.metrics import RETURN
+from experiments.report.metrics import RETURN, require_metric
 from experiments.run.command_line import command, command_line, fail, program
 
 
@@ -30,8 +30,8 @@ def main() -> None:
     try:
         config: CompareConfig = command_line(CompareConfig, sys.argv[1:], prog=program("compare"))
         a, b = read(config.a), read(config.b)
-        if not any(config.metric in run.metrics for run in (a, b)) and (a.metrics or b.metrics):
-            raise ValueError(f"neither run has a metric {config.metric!r}")
+        if a.metrics or b.metrics:
+            require_metric(config.metric, [*a.metrics, *b.metrics])
     except (ValueError, OSError) as error:
         fail(error)
     print_comparison(a, b, config.metric, Console())

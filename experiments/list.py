@@ -31,7 +31,9 @@ def main() -> None:
     except ValueError as error:
         fail(error)
     console = Console()
-    console.print(agents, environments, sep="\n\n", end="\n\n")
+    for table in (agents, environments):
+        console.print(table)
+        console.print()
     console.print(
         "Others: any id registered with gymnasium, such as --env Pendulum-v1; those of another package as "
         "--env package.module:Id; all ids: python -c 'import gymnasium; gymnasium.pprint_registry()'",

@@ -67,17 +67,18 @@ def usage() -> str:
             "Online model-based reinforcement learning.",
             "",
             *lines,
-            f"  {NEW:<12} copy agents, environments and experiments into a folder of your own",
+            f"  {NEW:<12} copy agents, environments and commands into a folder of your own",
             "",
             "layeredrl COMMAND --help shows the options of a command. First steps:",
             "",
             "  layeredrl train pets --env Pendulum-v1",
             "  layeredrl evaluate runs/pets-Pendulum-v1-0 --episodes 5",
             "",
-            "Completion of commands, agents, presets and options in bash (zsh and fish have scripts, too):",
+            "Completion of commands, agents, presets, metrics and options: write a script,",
+            "and source it in ~/.bashrc, or in ~/.zshrc after compinit. fish has one, too.",
             "",
-            "  mkdir -p ~/.local/share/bash-completion/completions",
-            "  layeredrl --tyro-print-completion bash > ~/.local/share/bash-completion/completions/layeredrl",
+            "  layeredrl --tyro-print-completion bash > ~/.layeredrl-completion",
+            "  echo source ~/.layeredrl-completion >> ~/.bashrc",
         ]
     )
 

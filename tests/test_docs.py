@@ -14,6 +14,7 @@ from tests.experiments.commands import QUICK, run_train
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
+FIRST_STUDY = ROOT / "docs/first_study.md"  # experiments/test_first_study.py runs it
 PAGES = [README, *sorted((ROOT / "docs").glob("**/*.md"))]
 LINKED = [*PAGES, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md", *sorted((ROOT / "experiments/results").glob("**/*.md"))]
 FOLDERS = ("layeredrl", "agents", "envs", "experiments", "examples", "tests", "docs")
@@ -54,7 +55,9 @@ def test_the_last_block_of_the_readme_runs_when_copied_and_learns(tmp_path):
     assert returns[-1] > returns[0] / 5
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != README], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if page not in (README, FIRST_STUDY)], ids=lambda page: page.name
+)
 def test_code_blocks_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = page.read_text()

@@ -1,5 +1,6 @@
 """The wheel, installed beside nothing of the checkout: what a person does after `pip install layeredrl`."""
 
+import csv
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.experiments.test_first_study import shell_lines, write_files
 from tests.test_packaging import build_wheel
 
 pytestmark = pytest.mark.slow
@@ -85,7 +87,10 @@ def test_list_help_and_completion(run, folder):
     (folder / "completion.bash").write_text(run(folder, "--tyro-print-completion", "bash"))
     script = """
 source completion.bash
-for words in 'tr' 'train spl' 'train pets --preset cartpole-f' 'train pets --planner.icem.hor' 'plot-p'; do
+mkdir -p files/runs
+cd files
+for words in 'tr' 'train spl' 'train pets --preset cartpole-f' 'train pets --planner.icem.hor' 'plot-p' \\
+    'report --metric ev' 'compare --metric env/e' 'report ru' 'report runs --met'; do
     COMP_WORDS=(layeredrl $words) COMP_CWORD=$(wc -w <<< $words) COMPREPLY=()
     _tyro_layeredrl
     echo "${COMPREPLY[@]}"
@@ -93,6 +98,7 @@ done
 """
     found = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=True)
     expected = ["train", "splates splates-goals", "cartpole-fast", "--planner.icem.horizon", "plot-plan"]
+    expected += ["eval/episode_return eval/success", "env/episode_return", "runs", "--metric"]
     assert found.stdout.splitlines() == expected
 
 
@@ -111,3 +117,37 @@ def test_a_lab_of_ones_own(run, folder):
     )
     assert len((lab / "runs/own/metrics.csv").read_text().splitlines()) > 60 // 7
     run(lab, "-m", "experiments.evaluate", "runs/own", "--episodes", 1, program="python")
+
+
+def test_a_persons_path(python, tmp_path):
+    # docs/first_study.md from its first to its last line, except for pip, whose place the fixture takes, and for Ray.
+    work = tmp_path / "work"
+    work.mkdir()
+    set_up, *sections, _ = shell_lines()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"PATH": f"{python.parent}{os.pathsep}{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+
+    def shell(lines, cwd):
+        words = ["bash", "-e", "-c", lines]
+        done = subprocess.run(words, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    _, pip, after = set_up.partition("pip install -c constraints.txt .\n")
+    assert pip
+    shell(after, work)
+    lab = tmp_path / "cart"
+    write_files(lab)
+    _, compared, used = (shell(lines, lab) for lines in sections)
+    with (lab / "report-final-cart-Cart-v0.csv").open(newline="") as file:
+        final = {row["setting"]: row for row in csv.DictReader(file)}
+    assert final.keys() == {"pets", "sac"}
+    assert all(row["runs"] == "3" and float(row["mean"]) < 0 for row in final.values())
+    assert float(final["pets"]["median"]) > -200  # a random episode: about -1000
+    page = (lab / "report.html").read_text()
+    for text in ("Pets and sac on cart:Cart-v0", "pets, 3 seeds", "sac, 3 seeds", "settings.sac.tau"):
+        assert text in page
+    assert (lab / "report-figures/cart-Cart-v0-steps.png").stat().st_size > 0
+    assert "settings.planner.icem.horizon" in (lab / "report-settings-own-pets.csv").read_text()
+    assert "env/episode_return" in compared
+    assert float(used.removeprefix("return ")) > -200

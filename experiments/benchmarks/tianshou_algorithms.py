@@ -5,13 +5,13 @@ from typing import Any, cast
 
 import torch
 from gymnasium import spaces
-from tianshou.algorithm.modelfree.ddpg import ContinuousDeterministicPolicy
-from tianshou.algorithm.modelfree.sac import SAC, AutoAlpha, SACPolicy
+from tianshou.algorithm.modelfree.sac import SAC, AutoAlpha
 from tianshou.algorithm.modelfree.td3 import TD3
 from tianshou.algorithm.optim import TorchOptimizerFactory
 from tianshou.exploration import GaussianNoise
 from torch import Tensor, nn
 
+from layeredrl.levels.actor_critic import DeterministicPolicy, SquashedGaussianPolicy
 from layeredrl.levels.off_policy import ActorCriticConfig, SACConfig, TD3Config
 from layeredrl.levels.stacked_mlp import mlp
 
@@ -81,7 +81,7 @@ def _make_sac(config: SACConfig, n_inputs: int, space: spaces.Box) -> SAC[Any]:
         alpha = AutoAlpha(target, math.log(config.initial_alpha), adam)
     else:
         alpha = float(config.alpha)
-    policy = SACPolicy(actor=_GaussianActor(net), action_space=space)
+    policy = SquashedGaussianPolicy(actor=_GaussianActor(net), action_space=space)
     return SAC(policy=policy, alpha=alpha, **_critics(config, critics, adam))
 
 
@@ -91,7 +91,7 @@ def _make_td3(config: TD3Config, n_inputs: int, space: spaces.Box) -> TD3:
     noise = GaussianNoise(sigma=config.exploration_noise) if config.exploration_noise else None
     actor = cast(Any, _DeterministicActor(net))
     return TD3(
-        policy=ContinuousDeterministicPolicy(actor=actor, exploration_noise=noise, action_space=space),
+        policy=DeterministicPolicy(actor=actor, exploration_noise=noise, action_space=space),
         policy_noise=config.policy_noise,
         noise_clip=config.noise_clip,
         update_actor_freq=config.actor_every,

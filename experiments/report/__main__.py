@@ -10,17 +10,16 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from matplotlib.figure import Figure
 
 from experiments.report.chart import HINT, chart_html
 from experiments.report.figures import draw_curves
-from experiments.report.metrics import RETURN
+from experiments.report.metrics import RETURN, require_metric
 from experiments.report.overview import overview_table, published_table, title_of
 from experiments.report.page import figure_html, page, pictures_html, run_html, runs_table
 from experiments.report.runs import find_runs, group_runs
@@ -39,6 +38,7 @@ from experiments.report.study import (
 )
 from experiments.report.tables import Table, notes_html, one_line
 from experiments.run.command_line import command, command_line, fail, program
+from experiments.run.flags import did_you_mean
 from experiments.run.folder import write_whole
 from layeredrl.checks import require_count
 
@@ -62,24 +62,26 @@ HOW = (
     "environment (Holm), at 5 percent.",
 )
 """Definitions of the numbers of a page."""
+_NO_DEFAULT = tyro.conf.arg(help_behavior_hint="")
+"""Else the help has an empty default."""
 
 
 @dataclass(frozen=True)
 class ReportConfig:
     """Report on runs, on one page."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(help_behavior_hint="(required)")]
     """Folders of runs, or folders that contain runs."""
     output: Path = Path("report.html")
     """HTML page to write; its tables go beside it."""
     metric: str = RETURN
     """Column of metrics.csv to compare; more is better."""
-    group_by: tuple[str, ...] = ()
+    group_by: Annotated[tuple[str, ...], _NO_DEFAULT] = ()
     """Settings to compare by, such as agent or n_envs; by default all except the seed. Environments are never
     mixed."""
     final_share: float = 0.1
     """Share of a run's steps, at its end, whose mean is its final performance."""
-    reached: tuple[str, ...] = ()
+    reached: Annotated[tuple[str, ...], _NO_DEFAULT] = ()
     """Returns, such as 175 -50, or ENVIRONMENT=RETURN for one environment alone: a table lists the first environment
     step at which each run reached them."""
     in_a_row: int = 1
@@ -123,16 +125,13 @@ def read_study(config: ReportConfig) -> Study:
         ValueError: There are no runs, none has the metric, or `reached` names an environment without runs.
     """
     runs = find_runs(config.runs)
-    known = sorted({name for run in runs for name in run.metrics})
-    if config.metric not in known:
-        near = get_close_matches(config.metric, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else "" if known else "; nothing was logged yet"
-        raise ValueError(f"no run has a metric {config.metric!r}{hint}")
+    require_metric(config.metric, (name for run in runs for name in run.metrics))
     groups = group_runs(runs, config.group_by)
     study = Study(runs, groups, config.metric, config.final_share, config.unfinished, config.targets(), config.in_a_row)
     for target in study.targets:
         if target.env is not None and target.env not in study.environments:
-            raise ValueError(f"reached names {target.env!r}, expected one of {', '.join(study.environments)}")
+            hint = did_you_mean(target.env, study.environments)
+            raise ValueError(f"reached names {target.env!r}, expected one of {', '.join(study.environments)}{hint}")
     return study
 
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments.report.metrics import CPU_SECONDS, SECONDS
+from experiments.report.metrics import CPU_SECONDS, SCORES, SECONDS
 from experiments.report.runs import Run, find_runs, written
 
 FINAL_SHARE = 0.1
@@ -49,8 +49,7 @@ def results(run: Run, metric: str) -> dict[str, float | None]:
         f"{metric}, last": last(metric),
         f"{metric}, best": None if points is None else float(points[:, 1].max()),
     }
-    others = [name for name in ("env/success", "eval/episode_return", "eval/success") if name != metric]
-    found |= {f"{name}, mean of the last tenth": run.final(name, FINAL_SHARE) for name in others}
+    found |= {f"{name}, mean of the last tenth": run.final(name, FINAL_SHARE) for name in SCORES if name != metric}
     return found | {"wall time, seconds": last(SECONDS), "CPU time, seconds": last(CPU_SECONDS)}
 
 

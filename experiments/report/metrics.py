@@ -1,17 +1,21 @@
 """The reader of metrics.csv; it loads no torch."""
 
 import csv
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.run.flags import did_you_mean
 from layeredrl.loggers import STEP_COLUMN
 
 SECONDS = "time/seconds"
 CPU_SECONDS = "time/cpu_seconds"
 RETURN = "env/episode_return"
+SCORES = (RETURN, "env/success", "eval/episode_return", "eval/success")
+"""Columns of metrics.csv that measure the performance of any agent; more is better."""
 
 
 class Metrics(NamedTuple):
@@ -23,6 +27,19 @@ class Metrics(NamedTuple):
     """Largest number of environment steps in the file."""
     notes: list[str]
     """Remarks on what is missing or damaged."""
+
+
+def require_metric(name: str, found: Iterable[str]) -> None:
+    """Raise unless a metric is one of those that the runs have.
+
+    Raises:
+        ValueError: No run has it.
+    """
+    found = sorted(set(found))
+    if name not in found:
+        usual = f" (there are {', '.join(x for x in found if x in SCORES) or found[0]}, ...)" if found else ""
+        hint = did_you_mean(name, found) or usual or "; nothing was logged yet"
+        raise ValueError(f"no run has a metric {name!r}{hint}")
 
 
 def read_metrics(path: Path) -> Metrics:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.report.metrics import SECONDS, read_metrics
+from experiments.run.flags import did_you_mean
 from experiments.run.folder import CHECKPOINTS, CODE, CONFIG, DIAGNOSIS, FREE, METRICS, SUMMARY, flatten
 
 _NAME_END = re.compile(r"[-_]?(seed)?\d+$")
@@ -236,7 +237,8 @@ def group_runs(runs: Sequence[Run], by: Sequence[str] = ()) -> list[Group]:
     known = {key for run in runs for key in run.settings}
     unknown = [key for key in by if key not in known]
     if unknown:
-        raise ValueError(f"group-by names {unknown[0]!r}, which is no setting of these runs (agent, n_envs, ...)")
+        hint = did_you_mean(unknown[0], known) or " (agent, n_envs, ...)"
+        raise ValueError(f"group-by names {unknown[0]!r}, which is no setting of these runs{hint}")
     keys = sorted(set(by) - {"env"}) if by else sorted(known - OWN - {"env"})
     members: dict[tuple[str, tuple[str, ...]], list[Run]] = {}
     for run in runs:

@@ -1,11 +1,11 @@
-"""Completion of the command `layeredrl` by the shell: subcommands, agents and options, as tyro writes it."""
+"""Completion of the command `layeredrl` by the shell: the script of tyro, with more names and with files."""
 
 import contextlib
 import functools
 import io
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +19,7 @@ from experiments.list import ListConfig
 from experiments.plot_plan import PlotPlanConfig
 from experiments.plot_skills import PlotSkillsConfig
 from experiments.report.__main__ import ReportConfig
+from experiments.report.metrics import SCORES
 from experiments.run.config import AGENTS, RunConfig, agent_class, first_line, preset_names
 from experiments.sweep.__main__ import SweepConfig
 
@@ -31,11 +32,17 @@ class NewConfig:
     """New or empty folder."""
 
 
+def _with_names(cls: type[Any], **names: Sequence[str]) -> type[Any]:
+    """Return a dataclass in which some fields are choices: the shell offers their names, the first is the default."""
+    fields: list[Any] = [(field, Literal[tuple(known)], known[0]) for field, known in names.items()]
+    return make_dataclass(cls.__name__, fields, bases=(cls,), namespace={"__doc__": cls.__doc__}, frozen=True)
+
+
 COMMANDS = {
     "evaluate": EvaluateConfig,
     "diagnose": DiagnoseConfig,
-    "report": ReportConfig,
-    "compare": CompareConfig,
+    "report": _with_names(ReportConfig, metric=SCORES),
+    "compare": _with_names(CompareConfig, metric=SCORES),
     "sweep": SweepConfig,
     "plot-plan": PlotPlanConfig,
     "plot-skills": PlotSkillsConfig,
@@ -44,6 +51,27 @@ COMMANDS = {
 }
 """Options of the commands except train by name of the command."""
 SHELLS = ("bash", "zsh", "fish")
+CALL = "get_completions(words, current_index, COMPLETION_SPEC)"
+"""What the script prints, one per line."""
+OFFERED = (
+    f"[x for x in {CALL} if not x.startswith('-') or words[1:2] == ['train'] "
+    "or ''.join(words[current_index:]).startswith('-')] or ['__TYRO_COMPLETE_FILES__']"
+)
+"""In its place: options after a dash only, because all commands but `train` take files; files if nothing else fits."""
+BASH_FILES = 'COMPREPLY=($(compgen -f -- "$cur"))'
+OWN_BASH_FILES = """\
+local IFS=$'\\n'
+    compopt -o filenames 2> /dev/null
+    COMPREPLY=($(compgen -f -- "${COMP_WORDS[COMP_CWORD]}"))"""
+"""In its place: $cur has the words before in front, unless one of them is an option; a slash follows a folder."""
+ZSH_END = """\
+if [[ ${zsh_eval_context[-1]} == loadautofunc ]]; then
+  _tyro_layeredrl "$@"
+else
+  compdef _tyro_layeredrl layeredrl
+fi
+"""
+"""The script is either a file of the completion system, or sourced."""
 
 
 def completion(shell: str) -> str:
@@ -54,18 +82,20 @@ def completion(shell: str) -> str:
     """
     if shell not in SHELLS:
         raise ValueError(f"shell is {shell!r}, expected one of {', '.join(SHELLS)}")
-    agents = {name: (_with_presets(agent_class(name)), first_line(agent_class(name))) for name in AGENTS}
-    choice: list[Any] = [("run", Annotated[_choice(agents), tyro.conf.arg(name="")])]
-    train = make_dataclass("Train", choice)
+    agents = {name: agent_class(name) for name in AGENTS}
+    runs = _choice({name: _with_presets(agent) for name, agent in agents.items()})
+    train = make_dataclass("Train", [("run", Annotated[runs, tyro.conf.arg(name="")])])
     train.__doc__ = "Train an agent in an environment."
-    classes = {"train": train, **COMMANDS}
+    commands = {"train": train, **COMMANDS}
     script = io.StringIO()
     with contextlib.redirect_stdout(script), contextlib.suppress(SystemExit):
-        commands = _choice({name: (cls, first_line(cls)) for name, cls in classes.items()})
-        tyro.cli(commands, args=["--tyro-print-completion", shell], prog="layeredrl")
-    # Texts of options are Python literals there, and the shell would take the rest after a line break for words.
+        tyro.cli(_choice(commands), args=["--tyro-print-completion", shell], prog="layeredrl")
+    texts = {name: first_line(cls) for name, cls in {**agents, **commands}.items()}
     spec = re.compile(r"^COMPLETION_SPEC = .*$", re.MULTILINE)
-    return spec.sub(lambda found: found[0].replace(r"\n", " "), script.getvalue())
+    text = spec.sub(lambda found: _with_texts(found[0], texts), script.getvalue())
+    if shell == "zsh":
+        text = text.replace('_tyro_layeredrl "$@"\n', ZSH_END)
+    return text.replace(CALL, OFFERED).replace(BASH_FILES, OWN_BASH_FILES)
 
 
 def _with_presets(agent: type[Any]) -> type[Any]:
@@ -78,7 +108,19 @@ def _with_presets(agent: type[Any]) -> type[Any]:
     return make_dataclass("Run", fields, bases=(run_config[agent],), frozen=True, kw_only=True)
 
 
-def _choice(classes: Mapping[str, tuple[Any, str]]) -> Any:
-    """Type of a choice between subcommands, with their descriptions."""
-    choices = [Annotated[cls, tyro.conf.subcommand(name, description=text)] for name, (cls, text) in classes.items()]
+def _choice(classes: Mapping[str, Any]) -> Any:
+    """Type of a choice between subcommands."""
+    choices = [Annotated[cls, tyro.conf.subcommand(name)] for name, cls in classes.items()]
     return functools.reduce(operator.or_, choices)
+
+
+def _with_texts(spec: str, texts: Mapping[str, str]) -> str:
+    """Describe the subcommands in the script's list of them, where tyro repeats their names.
+
+    The list is a Python literal; the shell would take the rest of a text after a line break for words.
+    """
+    subcommand = re.compile(r"'([\w-]+)': \{'description': '\1'")
+    spec = re.sub(r"\\+n", " ", spec)
+    return subcommand.sub(
+        lambda found: found[0][:-1].removesuffix(found[1]) + texts[found[1]].replace("'", "’") + "'", spec
+    )

@@ -19,6 +19,7 @@ from agents.recipe import Choice, Recipe, with_choices
 from experiments.run.chosen import facts_of, located
 from experiments.run.command_line import command_line, program
 from experiments.run.env_kwargs import EnvKwargs
+from experiments.run.flags import did_you_mean
 from experiments.run.short_help import short_help
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
 from layeredrl.checks import require_count
@@ -182,8 +183,7 @@ def agent_class(name: str) -> type[Any]:
     path = AGENTS.get(name, name)
     module, _, attribute = path.partition(":")
     if not attribute:
-        near = difflib.get_close_matches(name, AGENTS, n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else ""
+        hint = did_you_mean(name, AGENTS, cutoff=0.4)
         raise ValueError(f"unknown agent {name!r}{hint} (known: {', '.join(AGENTS)}, or package.module:Class)")
     try:
         found = getattr(importlib.import_module(module), attribute)
@@ -352,7 +352,5 @@ def _preset(args: Sequence[str], known: Sequence[str]) -> str:
         if arg.startswith("--preset="):
             preset = arg.partition("=")[2]
     if preset not in known:
-        near = difflib.get_close_matches(preset, known, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}{hint}")
+        raise ValueError(f"unknown preset {preset!r}, expected one of {', '.join(known)}{did_you_mean(preset, known)}")
     return preset

@@ -6,7 +6,7 @@ Does not import torch.
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 _SYNONYMS = {
@@ -49,6 +49,21 @@ def flags_of(settings: Any, prefix: str = "") -> Iterator[str]:
             yield from flags_of(value, "" if name == "settings" else f"{name}.")
         else:
             yield name
+
+
+def did_you_mean(name: str, known: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """Return the end of an error message about an unknown name: "; did you mean X?", or "" if nothing is near.
+
+    Args:
+        name: The unknown name.
+        known: Names that exist.
+        cutoff: Least similarity, from 0 to 1.
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
+    # A short name may be a part of a long one: return of eval/episode_return.
+    near = near or [other for other in known if name and name.lower() in other.lower()][:3]
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def as_typed(message: str, settings: Any, args: Sequence[str] = ()) -> str:

@@ -1,6 +1,6 @@
 """SAC and TD3 of tianshou with updates of few calls: both critics as one network, gradients written out.
 
-An update never synchronises with the device: where a gradient is not finite, the optimisers skip their steps themselves.
+An update never waits for the device: where a gradient is not finite, the optimisers skip their steps themselves.
 """
 
 import math
@@ -71,7 +71,8 @@ class Critics(nn.Module):
 
     def forward(self, obs: Tensor, act: Tensor, info: Any = None) -> Tensor:
         """Values (2, n) of actions (n, A), for inputs (n, I)."""
-        return self.net(torch.cat([obs, act], -1))[..., 0]
+        values: Tensor = self.net(torch.cat([obs, act], -1))
+        return values[..., 0]
 
 
 class SquashedGaussianPolicy(SACPolicy):
@@ -99,13 +100,15 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
         gamma: Discount per environment step.
     """
 
+    critic: Critics
+
     def __init__(self, *, policy: Any, critics: Critics, optim: OptimizerFactory, tau: float, gamma: float) -> None:
         super().__init__(policy=policy, policy_optim=optim, critic=critics, critic_optim=optim, tau=tau, gamma=gamma)
         self._actor_parameters = [*policy.actor.parameters()]
         self._critic_parameters = [*critics.parameters()]
 
     @abstractmethod
-    def update(self, batch: Batch) -> dict[str, Tensor | float]:
+    def learn(self, batch: Batch) -> dict[str, float | Tensor]:
         """Take one update of actor, critics and target networks, without synchronising with the device.
 
         Where a gradient is not finite, neither its network nor anything updated after it changes.
@@ -114,13 +117,13 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
             batch: As in `off_policy.update`.
 
         Returns:
-            Scalars on the device: losses by tianshou's names; `target`, the mean of the targets; `gradient_norm`, the sum
-            of the norms of all parameters' gradients. It is not finite if anything was skipped.
+            Scalars on the device: losses by tianshou's names; `target`, the mean of the targets; `gradient_norm`, the
+            sum of the norms of all parameters' gradients, which is not finite if anything was skipped.
         """
 
     def _update_with_batch(self, batch: Any) -> TrainingStats:
         raise NotImplementedError(
-            f"{type(self).__name__} is trained by PolicyLevel, or by its `update`; "
+            f"{type(self).__name__} is trained by PolicyLevel, or by its `learn`; "
             "tianshou's own trainer needs an algorithm of tianshou's own"
         )
 
@@ -155,16 +158,15 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
 
     def _update_targets(self, norm: Tensor) -> None:
         slow, fast = self._lagged
-        weight = self.tau * norm.isfinite()
-        torch._foreach_lerp_(slow, fast, [weight] * len(slow))
+        weight = self.tau * (1 - _skipped(norm))
+        torch._foreach_lerp_(slow, fast, cast(Any, [weight] * len(slow)))
 
     @cached_property
-    def _lagged(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    def _lagged(self) -> tuple[list[Tensor], list[Tensor]]:
         """Parameters of the target networks, and those that they follow."""
         pairs = self._lagged_networks._lagged_network_pairs
-        return [p for pair in pairs for p in pair.target.parameters()], [
-            p for pair in pairs for p in pair.source.parameters()
-        ]
+        slow: list[Tensor] = [p for pair in pairs for p in pair.target.parameters()]
+        return slow, [p for pair in pairs for p in pair.source.parameters()]
 
 
 class StackedSAC(StackedActorCritic):
@@ -179,11 +181,8 @@ class StackedSAC(StackedActorCritic):
         super().__init__(**settings)
         self.alpha = alpha if isinstance(alpha, AutoAlpha) else FixedAlpha(alpha)
 
-    def update(self, batch: Batch) -> dict[str, Tensor | float]:
-        with torch.no_grad():
-            return self._update(batch)
-
-    def _update(self, batch: Batch) -> dict[str, Tensor | float]:
+    @torch.no_grad()
+    def learn(self, batch: Batch) -> dict[str, float | Tensor]:
         n = len(batch.rew)
         # The actor does not change before its own step, so that one pass serves both observations.
         outputs, tape = self.policy.actor.net.run(torch.cat([batch.obs, batch.obs_next]))
@@ -218,7 +217,8 @@ class StackedSAC(StackedActorCritic):
         return self.alpha._log_alpha.detach().exp() if isinstance(self.alpha, AutoAlpha) else self.alpha.value
 
     def _target_q_compute_value(self, obs_batch: Batch, act_batch: Any) -> Tensor:
-        return super()._target_q_compute_value(obs_batch, act_batch) - self._alpha() * act_batch.log_prob.flatten()
+        log_prob: Tensor = act_batch.log_prob.flatten()
+        return super()._target_q_compute_value(obs_batch, act_batch) - self._alpha() * log_prob
 
 
 class _Squashed:
@@ -272,11 +272,8 @@ class StackedTD3(StackedActorCritic):
         self._cnt = 0
         self.register_buffer("_last", torch.zeros((), device=self._critic_parameters[0].device))
 
-    def update(self, batch: Batch) -> dict[str, Tensor | float]:
-        with torch.no_grad():
-            return self._update(batch)
-
-    def _update(self, batch: Batch) -> dict[str, Tensor | float]:
+    @torch.no_grad()
+    def learn(self, batch: Batch) -> dict[str, float | Tensor]:
         value = self._slow_value(batch.obs_next, self._next_action(batch.obs_next))
         target = batch.rew + batch.discount * value
         losses, norm = self._fit_critics(batch, target)
@@ -318,7 +315,12 @@ def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return torch.stack(torch._foreach_norm([cast(Tensor, p.grad) for p in parameters])).sum()
 
 
+def _skipped(norm: Tensor) -> Tensor:
+    """Return 1 if the norm of gradients is not finite, else 0, as a number on the device."""
+    return (norm * 0).ne(0).float()  # fewer calls than `isfinite`: zero times infinity or NaN is NaN
+
+
 def _step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     """Take a step, unless the norm of the gradients is not finite."""
     assert isinstance(optimizer, FusedAdam)
-    optimizer.step_unless(norm.isfinite().logical_not().float())
+    optimizer.step_unless(_skipped(norm))

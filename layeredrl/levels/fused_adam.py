@@ -9,8 +9,13 @@ from torch import Tensor
 class FusedAdam(torch.optim.Adam):
     """Adam of torch, `fused`, with the same state and settings, and a step of its own.
 
-    Torch's `step` takes longer than its own kernel does for networks of this size.
+    Torch's `step` takes longer than its own kernel does for networks of this size. All parameters of a group are
+    stepped together and share the count of steps.
     """
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Take a step; a closure is ignored."""
+        self.step_unless(torch.zeros((), device=self.param_groups[0]["params"][0].device))
 
     @torch.no_grad()
     def step_unless(self, skipped: Tensor) -> None:
@@ -24,15 +29,17 @@ class FusedAdam(torch.optim.Adam):
             if not parameters:
                 continue
             states = [self._state_of(p) for p in parameters]
-            steps = [state["step"] for state in states]
-            torch._foreach_add_(steps, 1 - skipped)
+            n_steps = states[0]["step"]
+            n_steps += 1 - skipped
+            for state in states:  # a loaded state has a tensor for each
+                state["step"] = n_steps
             torch._fused_adam_(
                 parameters,
                 [cast(Tensor, p.grad) for p in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],
-                steps,
+                [n_steps] * len(parameters),
                 lr=group["lr"],
                 beta1=group["betas"][0],
                 beta2=group["betas"][1],

@@ -214,7 +214,7 @@ def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float | Ten
         NonFiniteGradientError: Where the gradients are guarded.
     """
     if isinstance(algorithm, StackedActorCritic):
-        return algorithm.update(batch)
+        return algorithm.learn(batch)
     returns = targets(algorithm, batch)
     learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
     with policy_within_training_step(algorithm.policy):

@@ -242,9 +242,10 @@ class PolicyLevel(Level):
     def _skip(self) -> None:
         self.n_skipped += 1
         if self.n_skipped > self.learning.max_skipped:
+            name = off_policy.non_finite_gradient(self.algorithm)
             raise NonFiniteError(
-                f"the gradient of {off_policy.non_finite_gradient(self.algorithm)} of the policy level is not finite in "
-                f"update {self.n_updates}, after {self.n_skipped - 1} others since the last report"
+                f"the gradient of {name} of the policy level is not finite in update {self.n_updates}, "
+                f"after {self.n_skipped - 1} others since the last report"
             )
 
     def _report(self) -> dict[str, float]:

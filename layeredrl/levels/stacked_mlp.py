@@ -20,7 +20,7 @@ def mlp(widths: Sequence[int], *, layer_norm: bool = False) -> nn.Sequential:
     layers: list[nn.Module] = []
     for n_in, n_out in pairwise(widths[:-1]):
         layers += [nn.Linear(n_in, n_out), *([nn.LayerNorm(n_out)] if layer_norm else []), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(*widths[-2:]))
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,8 @@ class Tape:
 
     def rows(self, n: int) -> "Tape":
         """The record of the first n rows."""
-        return Tape(
-            [x[:, :n] for x in self.inputs],
-            [_Normalised(*(x[:, :n] for x in norm)) for norm in self.norms],
-        )
+        norms = [_Normalised(*(x[:, :n].contiguous() for x in norm)) for norm in self.norms]
+        return Tape([x[:, :n] for x in self.inputs], norms)
 
 
 class _Normalised(NamedTuple):
@@ -61,8 +59,8 @@ class StackedMLP(nn.Module):
         self.net = stack_modules(members)
         layers = [*self.net.children()]
         # Attributes of modules are slow to read. The parameters stay the same objects, also on another device.
-        self._linears = [(m.weight, m.bias) for m in layers if isinstance(m, StackedLinear)]
-        self._norms = [(m.weight, m.bias, m.eps) for m in layers if isinstance(m, StackedLayerNorm)]
+        self._linears = [(m.weight, _bias(m)) for m in layers if isinstance(m, StackedLinear)]
+        self._norms = [(m.weight, _bias(m), m.eps) for m in layers if isinstance(m, StackedLayerNorm)]
 
     def forward(self, x: Tensor) -> Tensor:
         """Outputs (M, n, out), differentiable by autograd, for inputs (n, in) that all members get."""
@@ -77,14 +75,12 @@ class StackedMLP(nn.Module):
         """
         h = x.expand(n_members or len(self._linears[0][0]), *x.shape)
         tape = Tape([], [])
-        for i, (weight, bias) in enumerate(self._linears):
-            if n_members is not None:
-                weight, bias = weight[:n_members], bias[:n_members]
+        for i, parameters in enumerate(self._linears):
+            weight, bias = parameters if n_members is None else (p[:n_members] for p in parameters)
             tape.inputs.append(h)
-            if weight.shape[-1] == 1:  # a product with a single row is several times as fast as with a single column
-                h = torch.baddbmm(bias, weight.mT, h.mT).mT
-            else:
-                h = torch.baddbmm(bias, h, weight)
+            # A product with a single row is several times as fast as one with a single column.
+            is_column = weight.shape[-1] == 1
+            h = torch.baddbmm(bias, weight.mT, h.mT).mT if is_column else torch.baddbmm(bias, h, weight)
             if i == len(self._linears) - 1:
                 break
             if self._norms:
@@ -138,9 +134,16 @@ class StackedMLP(nn.Module):
             torch.sum(g * norm.outputs, 1, keepdim=True, out=_gradient(scale))
             torch.sum(g, 1, keepdim=True, out=_gradient(shift))
         shape, wanted = norm.inputs.shape[-1:], [True, False, False]
-        return torch.ops.aten.native_layer_norm_backward(
+        by_inputs: Tensor = torch.ops.aten.native_layer_norm_backward(
             g * scale[: len(g)], norm.inputs, shape, norm.mean, norm.rstd, None, None, wanted
         )[0]
+        return by_inputs
+
+
+def _bias(layer: StackedLinear | StackedLayerNorm) -> nn.Parameter:
+    if layer.bias is None:
+        raise ValueError(f"a {type(layer).__name__} has no bias, expected one")
+    return layer.bias
 
 
 _mask = torch.ops.aten.threshold_backward.grad_input

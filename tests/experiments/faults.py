@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from layeredrl.levels import RandomLevel, off_policy
+from layeredrl.levels import RandomLevel
+from layeredrl.levels.actor_critic import StackedActorCritic
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.world_model import WorldModel
 from tests.experiments.tasks import Drift
@@ -115,14 +116,14 @@ def nan_scores(when: Callable[[int], bool] = lambda decision: True) -> Iterator[
 @contextlib.contextmanager
 def _nan_targets() -> Iterator[None]:
     """Have all targets of critics be NaN from the twelfth update on."""
-    real, calls = off_policy.targets, iter(range(1, 10**9))
+    real, calls = StackedActorCritic._slow_value, iter(range(1, 10**9))
 
-    def targets(algorithm: off_policy.OffPolicyAlgorithm, batch: Any) -> torch.Tensor:
-        found = real(algorithm, batch)
+    def value(algorithm: StackedActorCritic, obs: torch.Tensor, act: torch.Tensor) -> torch.Tensor:
+        found = real(algorithm, obs, act)
         return found * torch.nan if next(calls) >= 12 else found
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(off_policy, "targets", targets)
+        patch.setattr(StackedActorCritic, "_slow_value", value)
         yield
 
 

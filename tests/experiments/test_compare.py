@@ -66,7 +66,8 @@ def test_other_metrics(pair):
     [
         (("a", "nowhere"), "nowhere is no folder"),
         (("a", "."), ". holds 2 runs"),
-        (("a", "b", "--metric", "x"), "neither run has a metric 'x'"),
+        (("a", "b", "--metric", "x"), "no run has a metric 'x' (there are env/episode_return, ...)"),
+        (("a", "b", "--metric", "eval/return"), "did you mean env/episode_return?"),
         (("a",), "required"),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from layeredrl.command import COMMANDS
 from tests.experiments.commands import call
 
 ROOT = Path(__file__).parents[2]
@@ -18,65 +20,66 @@ SHORT = {"for seed in 0 1 2;": "for seed in 0;", "steps 300": "steps 60", "--ste
 """Replacements that make the commands quick."""
 
 
-def _shell() -> list[str]:
-    """The shell lines of each section after the set-up."""
+def shell_lines() -> list[str]:
+    """The shell lines of each section: set-up, training, results, use of an agent, study."""
     page = re.sub(r"^```python\n.*?^```", "", PAGE, flags=re.DOTALL | re.MULTILINE)
     sections = re.split(r"^## ", page, flags=re.MULTILINE)
-    assert sections[1].startswith("Set up\n")
-    blocks = ["\n".join(line[4:] for line in text.splitlines() if line.startswith("    ")) for text in sections[2:]]
+    blocks = ["\n".join(line[4:] for line in text.splitlines() if line.startswith("    ")) for text in sections]
     return [block for block in blocks if block]
 
 
-def _write_files() -> None:
+def write_files(folder: Path) -> None:
+    """Save the Python blocks of the page as it says."""
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
     for name, block in zip(re.findall(r"Save this as `(\w+\.py)`", PAGE), blocks, strict=True):
-        Path(name).write_text(block)
+        (folder / name).write_text(block)
 
 
 def _commands(lines: str) -> list[list[str]]:
-    """Words of each `python -m experiments...`, with the only seed of a loop."""
+    """Name and words of each command, with the only seed of a loop."""
     for old, new in SHORT.items():
         lines = lines.replace(old, new)
     seeds = re.findall(r"for seed in (\d+);", lines) or [""]
-    calls = re.findall(r"python -m (experiments\..*)", lines.replace("\\\n", " ").replace("$seed", seeds[0]))
+    calls = re.findall(r"^ *layeredrl (.*)", lines.replace("\\\n", " ").replace("$seed", seeds[0]), re.MULTILINE)
     return [shlex.split(words) for words in calls]
 
 
 def test_the_page_has_all_commands() -> None:
-    train, results, sweep = _shell()
+    set_up, train, results, use, sweep = shell_lines()
+    assert _commands(set_up) == [["new", "../cart"]]
     assert all(old in train + results for old in SHORT)
-    assert {words[0] for words in _commands(train)} == {"experiments.train"}
-    assert [words[0] for words in _commands(results)] == [
-        f"experiments.{name}" for name in ("diagnose", "report", "compare")
-    ]
-    assert [words[0] for words in _commands(sweep)] == ["experiments.sweep", "experiments.report"]
+    assert [words[:2] for words in _commands(train)] == [["train", "pets"], ["train", "sac"]]
+    assert [words[0] for words in _commands(results)] == ["diagnose", "report", "compare"]
+    assert use == "python use.py"
+    assert [words[0] for words in _commands(sweep)] == ["sweep", "report"]
 
 
 def test_from_an_environment_to_a_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     pytest.importorskip("rliable")
-    _write_files()
-    monkeypatch.syspath_prepend(tmp_path)  # where `python -m` finds the environment
-    train, results, _ = _shell()
-    for module, *words in [*_commands(train), *_commands(results)]:
-        module = {"experiments.report": "experiments.report.__main__"}.get(module, module)
-        call(importlib.import_module(module).main, *words)
+    write_files(Path())
+    monkeypatch.syspath_prepend(tmp_path)  # where the command finds the environment
+    _, train, results, *_ = shell_lines()
+    for name, *words in [*_commands(train), *_commands(results)]:
+        call(importlib.import_module(COMMANDS[name][0]).main, *words)
+    runpy.run_path("use.py")
     sys.modules.pop("cart")
     printed = capsys.readouterr().out
     page = Path("report.html").read_text()
     assert "The model on held-out data, by policy" in page  # diagnosis.json
     assert "model/r2" in page
     assert "uncommitted changes" in page or not (ROOT / ".git").exists()  # code.json
-    for text in ("Settings that differ", "Code: the same", "Results", "env/episode_return, best"):
+    for text in ("Settings that differ", "Code: the same", "Results", "env/episode_return, best", "return -"):
         assert text in printed
 
 
 @pytest.mark.slow
 def test_the_whole_page_in_a_shell() -> None:
     pytest.importorskip("ray")  # the page runs a study
-    _write_files()
+    write_files(Path())
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable, "COLUMNS": "200"}
-    for lines in _shell():
-        script = f'set -e\npython() {{ "$PYTHON" "$@"; }}\n{lines}\n'
+    for lines in shell_lines()[1:]:
+        commands = 'python() { "$PYTHON" "$@"; }; layeredrl() { python -m layeredrl "$@"; }'
+        script = f"set -e\n{commands}\n{lines}\n"
         done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
     for table in ("report.md", "study.md"):

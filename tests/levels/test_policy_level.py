@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from tianshou.algorithm.modelfree.sac import SAC
+from tianshou.algorithm.modelfree.td3 import TD3
+from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
+from layeredrl.levels.actor_critic import DeterministicPolicy
 from layeredrl.storage import Checkpoints
 from tests.recording import leaves
 
@@ -304,8 +306,8 @@ def test_the_batches_of_a_step_s_updates_are_drawn_together(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "losses"),
     [
-        ("sac", ["actor_loss", "critic1_loss", "critic2_loss", "alpha", "alpha_loss"]),
-        ("td3", ["actor_loss", "critic1_loss", "critic2_loss"]),
+        ("sac", ["actor_loss", "critic1_loss", "critic2_loss", "gradient_norm", "alpha", "alpha_loss"]),
+        ("td3", ["actor_loss", "critic1_loss", "critic2_loss", "gradient_norm"]),
     ],
 )
 def test_the_names_of_the_metrics(config, losses):
@@ -323,11 +325,8 @@ def test_the_names_of_the_metrics(config, losses):
 
 def most_probable(level, inputs):
     """The action without noise, from the actor's layers."""
-    actor = level.algorithm.policy.actor
     with torch.no_grad():
-        if not isinstance(level.algorithm, SAC):
-            return actor.last(actor.preprocess(inputs)[0]).tanh()
-        return actor.net(inputs)[..., : level.action_space.shape[0]].tanh()
+        return level.algorithm.policy.actor.net(inputs)[0][..., : level.action_space.shape[0]].tanh()
 
 
 SURPRISING = 1.95
@@ -370,7 +369,7 @@ def test_sac_explores_by_its_distribution():
     assert (action.abs() <= 1).all()
     actor = level.algorithm.policy.actor
     with torch.no_grad():
-        mean, log_std = actor.net(obs[:1])[0].double().chunk(2)
+        mean, log_std = actor.net(obs[:1])[0, 0].double().chunk(2)
         normal = torch.distributions.Normal(mean, log_std.exp())
     for j in range(2):
         assert kolmogorov(action[:, j].double().atanh(), lambda x, j=j: normal.cdf(x[:, None])[:, j]) < SURPRISING
@@ -481,6 +480,69 @@ def test_updates_that_are_not_finite_are_skipped_and_counted_up_to_a_limit(confi
     assert not same(parameters(level), before)
 
 
+def test_an_algorithm_of_tianshou_with_networks_of_one_s_own():
+    """Is trained by its own update; updates that are not finite are skipped, too."""
+
+    def network(width):
+        return torch.nn.Sequential(
+            torch.nn.Linear(width, 8), torch.nn.LayerNorm(8), torch.nn.Tanh(), torch.nn.Linear(8, 1)
+        )
+
+    class Critic(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = network(WIDTH + 2)
+
+        def forward(self, obs, act, info=None):
+            return self.net(torch.cat([obs, act], -1))
+
+    class Actor(torch.nn.Module):
+        max_action = 1.0
+
+        def __init__(self):
+            super().__init__()
+            self.net = torch.nn.ModuleList([network(WIDTH), network(WIDTH)])
+
+        def forward(self, obs, state=None, info=None):
+            return torch.cat([net(obs) for net in self.net], -1).tanh(), state
+
+    torch.manual_seed(0)
+    adam = AdamOptimizerFactory(lr=1e-2)
+    policy = DeterministicPolicy(actor=Actor(), action_space=ACTIONS)
+    algorithm = TD3(policy=policy, critic=Critic(), critic2=Critic(), policy_optim=adam, critic_optim=adam)
+    learning = replace(LEARNING, n_random_steps=0, max_skipped=2, report_every=4)
+    level = PolicyLevel(algorithm, ACTIONS, n_envs=1, learning=learning, relabel=spoil(lambda n: n in (2, 6, 7, 8)))
+    before = parameters(level)
+    reports = {}
+    with pytest.raises(NonFiniteError, match=r"gradient of critic\.net\.0\.weight of the policy level .* in update 7"):
+        run(level, range(1, 10), reports)
+    assert reports[5]["policy/skipped_updates"] == 1
+    assert all(math.isfinite(value) for value in reports[5].values())
+    assert not any(torch.equal(p, before[name]) for name, p in level.algorithm.named_parameters())
+
+
+@LEVELS
+def test_updates_that_are_not_finite_are_found_among_those_taken_together(config):
+    learning = replace(LEARNING, n_random_steps=0, updates_per_transition=8, report_every=3, max_skipped=2)
+    level = make(config, n_envs=1, learning=learning)
+
+    def relabel(batch, replay):
+        batch.rew[[5, 3 * learning.batch_size]] = math.nan  # of the first and the fourth update
+        return batch
+
+    observe(level, 1, seed=1)
+    level.learn(1)
+    observe(level, 1, seed=2)
+    level.relabel = relabel
+    level.learn(2)
+    assert (level.n_updates, level.n_skipped) == (16, 2)
+    assert set(level._means.state_dict()["counts"].values()) == {14}
+    assert all(p.isfinite().all() for p in parameters(level).values())
+    observe(level, 1, seed=3)
+    with pytest.raises(NonFiniteError, match="in update 16, after 2 others"):
+        level.learn(3)
+
+
 # ------------------------------------------------------------------ resuming
 
 
@@ -529,7 +591,7 @@ def test_the_state_of_another_policy_is_refused():
     level = make()
     for other, message in [
         (make(CONFIGS["td3"]), "alpha's optimizer"),
-        (make(commands=GOALS), r"size mismatch for .*\[8, 5\].*\[8, 3\]"),
+        (make(commands=GOALS), r"size mismatch for .*\[1, 5, 8\].*\[1, 3, 8\]"),
     ]:
         with pytest.raises((ValueError, RuntimeError), match=message):
             level.load_state_dict(other.state_dict())
