@@ -5,12 +5,11 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from tianshou.algorithm.modelfree.sac import SAC as TianshouSAC
-from tianshou.algorithm.modelfree.td3 import TD3
 
 from agents.sac import SAC
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
+from layeredrl.levels.actor_critic import StackedSAC, StackedTD3
 from layeredrl.task import TaskSpec
 from tests.experiments.commands import QUICK, read_metrics, read_state, run_evaluate, run_train
 
@@ -24,7 +23,7 @@ TASK = TaskSpec(
     n_envs=3,
 )
 SMALL = SAC(sac=SACConfig(hidden=(8,)), td3=TD3Config(hidden=(8,)))
-KINDS = {"sac": TianshouSAC, "td3": TD3}
+KINDS = {"sac": StackedSAC, "td3": StackedTD3}
 
 
 def _level(agent: Hierarchy) -> PolicyLevel:
