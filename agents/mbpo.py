@@ -8,7 +8,7 @@ end where the model is not trusted any more (MACURA, Infoprop) instead of by a s
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -33,7 +33,10 @@ from layeredrl.world_model import (
 
 @dataclass(frozen=True)
 class MBPO(Recipe):
-    """A policy that learns from imagined transitions."""
+    """A policy that learns from imagined transitions.
+
+    The presets "paper" (Hopper-v5), "halfcheetah-paper" and "walker2d-paper" have the settings of the released code.
+    """
 
     model: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The ensemble."""
@@ -52,8 +55,17 @@ class MBPO(Recipe):
     at most one."""
 
     environment: ClassVar[str] = "Pendulum-v1"
-
-    trainers: ClassVar[Mapping[str, TrainerConfig]] = {}
+    environments: ClassVar[Mapping[str, str]] = {
+        "paper": "Hopper-v5",
+        "halfcheetah-paper": "HalfCheetah-v5",
+        "walker2d-paper": "Walker2d-v5",
+    }
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {
+        "demo": TrainerConfig(n_total_env_steps=1_200),
+        "paper": TrainerConfig(n_total_env_steps=125_000, checkpoint_every=5_000),
+        "halfcheetah-paper": TrainerConfig(n_total_env_steps=400_000, checkpoint_every=5_000),
+        "walker2d-paper": TrainerConfig(n_total_env_steps=300_000, checkpoint_every=5_000),
+    }
 
     def __post_init__(self) -> None:
         require_number("real_share", self.real_share, 0, 1)
@@ -109,7 +121,38 @@ class MBPO(Recipe):
         return Hierarchy([level], task, device)
 
 
+def _paper(n_steps: tuple[int, int], updates: int, target_entropy: float) -> dict[str, Any]:
+    """Settings of the released code; its ensemble stops early on a holdout, and uses the best five of seven members."""
+    return {
+        "model": EnsembleConfig(n_models=7, weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)),
+        "fitting": ModelLearningConfig(
+            n_random_steps=5000,
+            fit_every=250,
+            first_epochs=100,
+            fit=FitConfig(epochs=100, holdout=0.2, patience=5, bootstrap=False),
+        ),
+        "imagination": ImaginationConfig(n_branches=100_000, n_steps=n_steps, schedule=(20_000, 150_000)),
+        "sac": SACConfig(target_entropy=target_entropy),
+        "learning": PolicyLearningConfig(n_random_steps=5000, updates_per_transition=float(updates)),
+        "reward_scale": 1.0,
+    }
+
+
 MBPO.presets = {
+    # Pendulum-v1 within a minute or two.
+    "demo": {
+        "model": EnsembleConfig(hidden=(64, 64), learning_rate=2e-3, weight_decay=(3e-5,), beta_nll=0.5),
+        "fitting": ModelLearningConfig(
+            n_random_steps=400,
+            fit_every=125,
+            first_epochs=50,
+            fit=FitConfig(epochs=50, max_steps=200, batch_size=128),
+        ),
+        "sac": SACConfig(
+            hidden=(64, 64), learning_rate=1e-3, initial_alpha=0.1, target_entropy=-0.5, critic_layer_norm=True
+        ),
+        "learning": PolicyLearningConfig(n_random_steps=400, updates_per_transition=10.0, report_every=250),
+    },
     "debug": {
         "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
         "fitting": ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
@@ -117,4 +160,7 @@ MBPO.presets = {
         "sac": SACConfig(hidden=(16,)),
         "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
     },
+    "paper": _paper((1, 15), 20, -1.0),
+    "halfcheetah-paper": _paper((1, 1), 40, -3.0),
+    "walker2d-paper": _paper((1, 1), 20, -3.0),
 }

@@ -15,7 +15,7 @@ from experiments.run.config import RunConfig
 from layeredrl.collector import Collector
 from layeredrl.environments import EnvConfig, EnvPool, make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PlannerLevel, RandomLevel
+from layeredrl.levels import ImaginingLevel, PlannerLevel, RandomLevel
 from layeredrl.observation_offset import ObservationOffset
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import WorldModel
@@ -117,8 +117,10 @@ def _borders(data: Batch) -> NDArray[np.int64]:
 
 
 def world_model_of(agent: Hierarchy) -> WorldModel | None:
-    """Return the world model with which the agent plans the environment's own actions; None if it does not."""
+    """Return the world model of the environment's own actions, with which the agent plans or imagines; None without."""
     level = agent.levels[0]
+    if isinstance(level, ImaginingLevel):
+        return level.learner.world
     return level.world if isinstance(level, PlannerLevel) and len(agent.levels) == level.duration == 1 else None
 
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("lonely_wandb")
 AGENTS = {
     "pets": {"plan", "model"},
     "sac": {"policy"},
+    "mbpo": {"model", "policy", "imagination", "unseen"},
     "goals": {"plan", "model", "policy"},
     "splates": {"plan", "model", "policy", "skill"},
     "splates-goals": {"plan", "skills", "goals"},  # its two policies report under the names of their levels
@@ -32,6 +33,7 @@ AGENTS = {
 MAZE = "ShortMaze-v0"
 PICTURES = {
     "pets": {"model/predictions", "plan/maze"},
+    "mbpo": {"model/predictions"},
     "goals": {"plan/maze"},
     "splates": {"plan/maze", "skill/fan", "skill/coverage"},
     "diayn": {"skill/fan", "skill/coverage"},
