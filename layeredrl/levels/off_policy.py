@@ -296,6 +296,7 @@ def load_state_dict(algorithm: OffPolicyAlgorithm, state: Mapping[str, Any]) -> 
 
 def _counters(algorithm: OffPolicyAlgorithm) -> dict[str, int | float]:
     """Numbers that an algorithm counts and its own state leaves out: when TD3 updates its actor next, for instance."""
-    settings = inspect.signature(type(algorithm)).parameters
+    kinds = [kind for kind in type(algorithm).__mro__ if "__init__" in vars(kind)]
+    settings = {name for kind in kinds for name in inspect.signature(vars(kind)["__init__"]).parameters}
     numbers = {name: value for name, value in vars(algorithm).items() if type(value) in (int, float)}
     return {name: value for name, value in numbers.items() if name not in settings}

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -305,6 +306,13 @@ def test_an_algorithm_resumes_bit_for_bit(config, n_updates, tmp_path):
         metrics.append([off_policy.update(one, make_batch(10 + i)) for i in range(3)])
     assert metrics[0] == metrics[1]
     assert leaves(off_policy.state_dict(other)) == leaves(off_policy.state_dict(algorithm))
+
+
+@pytest.mark.parametrize("config", [TUNED, DELAYED], ids=["sac", "td3"])
+def test_settings_are_not_restored(config):
+    algorithm = make(replace(config, discount=0.5, tau=0.5))
+    off_policy.load_state_dict(algorithm, off_policy.state_dict(make(config)))
+    assert (algorithm.gamma, algorithm.tau) == (0.5, 0.5)
 
 
 def test_all_optimizers_are_found():
