@@ -220,8 +220,8 @@ class PolicyLevel(Level):
             "obs": self.inputs(batch.obs, batch.get("command")),
             "obs_next": self.inputs(batch.obs_next, batch.get("next_command")),
             "act": batch.act,
-            "rew": batch.rew,
-            "discount": batch.discount,
+            "rew": batch.rew.float(),  # a known or relabelled reward may have any type
+            "discount": batch.discount.float(),
         }
         parts = [whole[key].split(self.learning.batch_size) for key in whole]
         outcomes = [self._update(Batch(dict(zip(whole, part, strict=True)))) for part in zip(*parts, strict=True)]

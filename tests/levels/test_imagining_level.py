@@ -91,6 +91,13 @@ def test_rewards_are_scaled_by_those_before_the_first_fit():
     assert nearest.max() < 1e-3
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bool])
+def test_a_known_reward_may_have_another_type(dtype):
+    level = make(reward=lambda s, c, a, n: (n[..., 0] > 0).to(dtype))
+    train(level, 8)
+    assert level.n_updates > 0
+
+
 def test_policy_and_critics_see_standardised_observations():
     level = make()
     train(level, 8)

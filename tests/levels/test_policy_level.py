@@ -179,6 +179,21 @@ def test_a_relabelled_reward_changes_the_targets_but_not_the_replay():
         np.testing.assert_array_equal(after[key], before[key])
 
 
+@LEVELS
+def test_a_relabelled_reward_may_have_another_type(config):
+    def relabel(batch, replay):
+        batch.rew, batch.discount = batch.rew.double(), batch.discount.double()
+        return batch
+
+    levels = [make(config), make(config, relabel=relabel)]
+    for level in levels:
+        observe(level, 10)
+        torch.manual_seed(0)
+        level.learn(30)
+    assert levels[0].n_updates > 0
+    assert same(*(parameters(level) for level in levels))
+
+
 def test_relabelled_commands_are_inputs_of_the_update_and_of_its_target(batches):
 
     def relabel(batch, replay):
