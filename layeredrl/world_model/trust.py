@@ -78,7 +78,7 @@ class Trust(Protocol):
         ...
 
     def fit(self, measures: Tensor) -> None:
-        """Set the bounds by measures (N, D) of first steps from real states."""
+        """Set the bounds by measures (N, D) of first steps from real states; those not finite are left out."""
         ...
 
     def holds(self, measures: Tensor, so_far: Tensor) -> Tensor:
@@ -145,7 +145,11 @@ class InformationTrust:
         return fuse(mean, variance, drawn)
 
     def fit(self, measures: Tensor) -> None:
-        step, least = (torch.quantile(measures, quantile, 0) for quantile in self.quantiles)
+        finite = measures[measures.isfinite().all(-1)]
+        if not len(finite):
+            self.bounds = measures.new_full((2, measures.shape[-1]), -torch.inf)
+            return
+        step, least = (torch.quantile(finite, quantile, 0) for quantile in self.quantiles)
         self.bounds = torch.stack([step, self.n_steps * least])
 
     def holds(self, measures: Tensor, so_far: Tensor) -> Tensor:

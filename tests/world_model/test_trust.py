@@ -79,3 +79,12 @@ def test_information_is_bounded_in_a_step_and_so_far_in_every_dimension():
     measures = torch.tensor([[2.0, 30.0], [2.1, 20.0], [1.0, 31.0], [1.0, 20.0], [1.0, 20.0]])
     so_far = torch.tensor([[3.0, 30.0], [2.1, 20.0], [1.0, 30.0], [3.1, 20.0], [1.0, 30.1]])
     assert trust.holds(measures, so_far).tolist() == [True, False, False, False, False]
+
+
+def test_measures_that_are_not_finite_do_not_bound():
+    nan, one = torch.tensor([[1.0, torch.nan]]), torch.tensor([[1.0, 1.0]])
+    trust = InformationTrust((1.0, 0.0), 3)
+    trust.fit(torch.cat([nan, 2 * one]))
+    assert trust.holds(torch.cat([one, nan]), torch.cat([one, nan])).tolist() == [True, False]
+    trust.fit(nan)
+    assert trust.holds(one, one).tolist() == [False]
