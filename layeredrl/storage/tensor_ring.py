@@ -20,10 +20,11 @@ class TensorRing:
             raise ValueError(f"size is {size}, expected at least 1")
         self.size, self.device = size, device
         self.n_added = 0
+        self._n_lost = 0  # rows that a loaded state has left out
         self._columns: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
-        return min(self.n_added, self.size)
+        return min(self.n_added - self._n_lost, self.size)
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
         """Add rows (n, ...) by name; of more than `size` rows the last ones are kept.
@@ -60,17 +61,24 @@ class TensorRing:
         places = (self.n_added - 1 - age) % self.size
         return {name: column[places] for name, column in self._columns.items()}
 
-    def state_dict(self) -> dict[str, Any]:
-        """The rows, oldest first, and their number so far."""
-        places = torch.arange(self.n_added - len(self), self.n_added, device=self.device) % self.size
+    def state_dict(self, newest: int | None = None) -> dict[str, Any]:
+        """The newest rows, oldest first, and the number of rows so far.
+
+        Args:
+            newest: Number of rows that are still needed; None for all.
+        """
+        n_kept = len(self) if newest is None else min(newest, len(self))
+        places = torch.arange(self.n_added - n_kept, self.n_added, device=self.device) % self.size
         return {"n_added": self.n_added, "rows": {name: column[places] for name, column in self._columns.items()}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         rows = {name: x.to(self.device) for name, x in state["rows"].items()}
         n_kept = len(next(iter(rows.values()))) if rows else 0
-        if n_kept != min(state["n_added"], self.size):
-            raise ValueError(f"the state has {n_kept} rows, expected {min(state['n_added'], self.size)}")
-        self._columns, self.n_added = {}, state["n_added"] - n_kept
+        most = min(state["n_added"], self.size)
+        if n_kept > most:
+            raise ValueError(f"the state has {n_kept} rows, expected at most {most}")
+        self._n_lost = state["n_added"] - n_kept
+        self._columns, self.n_added = {}, self._n_lost
         if rows:
             self.add(rows)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.checks import require_choice, require_counts, require_number
+from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import TOO_FAR, StepModel, choose_mode
 from layeredrl.randomness import derive_seed
@@ -104,6 +105,11 @@ class Imagination:
             raise TypeError(f"the dynamics is {type(dynamics).__name__}, expected a ProbabilisticEnsemble")
         if world.repeat != 1:
             raise ValueError(f"the world's repeat is {world.repeat}, expected 1 to imagine environment steps")
+        if config.bound != "schedule" and isinstance(dynamics, DeterministicEnsemble):
+            raise TypeError(
+                f"the dynamics is {type(dynamics).__name__} with the bound {config.bound}, "
+                "expected an ensemble that predicts variances"
+            )
         self.trust = config.trust()
         if self.trust is not None and (dynamics.n_models < 2 or dynamics.n_modes > 1):
             raise ValueError(
@@ -268,9 +274,9 @@ class Imagination:
         return (state_next.abs() < bound).all(-1)
 
     def state_dict(self) -> dict[str, Any]:
-        """The imagined transitions, what bounds branches, and the generator's state."""
+        """The imagined transitions that are still learned from, the trust, and the generator's state."""
         return {
-            "ring": self.ring.state_dict(),
+            "ring": self.ring.state_dict(len(self)),
             "added": list(self._added),
             "trust": {} if self.trust is None else self.trust.state_dict(),
             "generator": self._generator.get_state(),

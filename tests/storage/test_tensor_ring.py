@@ -54,6 +54,23 @@ def test_a_restored_ring_goes_on_alike(n):
     assert torch.equal(*draws)
 
 
+@pytest.mark.parametrize("n", [4, 7, 23])
+def test_a_state_may_have_the_newest_rows_alone(n):
+    ring, other = TensorRing(10, CPU), TensorRing(10, CPU)
+    ring.add(rows(0, n))
+    other.load_state_dict(ring.state_dict(3))
+    assert numbers_of(other) == list(range(n - 3, n))
+    with pytest.raises(ValueError, match="newest is 4, expected a number of rows from 1 to 3"):
+        other.sample(1, 4, torch.Generator())
+    for n_new in (5, 9):
+        for each in (ring, other):
+            each.add(rows(each.n_added, n_new))
+        newest = min(10, 3 + n_new)
+        draws = [each.sample(50, newest, torch.Generator().manual_seed(1))["y"] for each in (ring, other)]
+        assert torch.equal(*draws)
+    assert (len(other), numbers_of(other)) == (10, numbers_of(ring))
+
+
 def test_bad_input():
     with pytest.raises(ValueError, match="size is 0, expected at least 1"):
         TensorRing(0, CPU)
@@ -61,6 +78,6 @@ def test_bad_input():
     ring.add(rows(0, 2))
     with pytest.raises(ValueError, match="rows have x, expected x, y"):
         ring.add({"x": torch.zeros(1, 1)})
-    state = ring.state_dict() | {"n_added": 3}
-    with pytest.raises(ValueError, match="the state has 2 rows, expected 3"):
+    state = ring.state_dict() | {"n_added": 1}
+    with pytest.raises(ValueError, match="the state has 2 rows, expected at most 1"):
         TensorRing(4, CPU).load_state_dict(state)

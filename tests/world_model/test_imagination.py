@@ -10,6 +10,7 @@ from tianshou.data import Batch
 from torch import nn
 
 from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.storage import Replay
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, Imagination, ImaginationConfig, WorldModel
@@ -29,10 +30,10 @@ def policy(obs):
     return torch.sin(obs)
 
 
-def make(nets, config=CONFIG, *, observation=OBSERVATION, **task):
+def make(nets, config=CONFIG, *, observation=OBSERVATION, kind=ProbabilisticEnsemble, **task):
     task = TaskSpec(observation, ACTION, **{"reward": known_reward} | task)
     encoder = Encoder(task)
-    dynamics = ProbabilisticEnsemble(
+    dynamics = kind(
         encoder.state_space,
         encoder.context_space,
         ACTION,
@@ -192,6 +193,15 @@ def test_a_restored_imagination_goes_on_alike(bound):
     assert torch.equal(results[0][1], results[1][1])
 
 
+def test_a_state_has_no_transitions_that_are_not_learned_from_any_more():
+    config = replace(CONFIG, n_branches=10, n_steps=(1, 8), schedule=(100, 200))
+    imagination = make([DriftNet(term_prob=0.0)], config)
+    for _ in range(5):
+        imagination.imagine(DATA, policy, 0)
+    assert len(imagination.ring) == 50
+    assert len(imagination.state_dict()["ring"]["rows"]["obs"]) == len(imagination) == 20
+
+
 def test_transitions_of_a_replay_are_starts():
     replay = Replay(50, 2)
     for i in range(30):
@@ -218,3 +228,6 @@ def test_bad_input():
             replace(CONFIG, **settings)
     with pytest.raises(ValueError, match="n_models is 1 and n_modes is 1 with the bound macura, expected at least two"):
         make([DriftNet()], replace(CONFIG, bound="macura"))
+    for bound in ("macura", "infoprop"):
+        with pytest.raises(TypeError, match=f"dynamics is DeterministicEnsemble with the bound {bound}, expected"):
+            make([DriftNet()] * 2, replace(CONFIG, bound=bound), kind=DeterministicEnsemble)
