@@ -15,6 +15,7 @@ from layeredrl.levels import off_policy
 from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.models.nets import MAX_INPUT, InputStandardizer
+from layeredrl.randomness import fork_globals
 from layeredrl.world_model import ModelLearningConfig, WorldModelLearner
 from layeredrl.world_model.imagination import Imagination
 from layeredrl.world_model.unseen import UnseenTransitions
@@ -125,7 +126,9 @@ class ImaginingLevel(PolicyLevel):
 
     def _report(self) -> dict[str, float]:
         times = {f"time/{part}_cpu_seconds": spent for part, spent in self.cpu_seconds.items()}
-        return super()._report() | {"policy/critic_bias": self.critic_bias()} | times
+        with fork_globals():  # how often metrics are reported must not change what is learned
+            bias = self.critic_bias()
+        return super()._report() | {"policy/critic_bias": bias} | times
 
     @torch.no_grad()
     def critic_bias(self) -> float:

@@ -1,6 +1,7 @@
 """A level that learns from what it imagines: its batches, its schedule, its metrics, and resuming."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,16 @@ def test_the_critics_bias_is_their_value_less_the_rewards_that_follow():
         total = reward + 0.9 * total
         totals.append(total)
     assert bias == pytest.approx(float(value.mean()) - np.mean(totals), rel=1e-4)
+
+
+def test_reports_do_not_change_what_is_learned():
+    learned = []
+    for report_every in (6, 1000):
+        level = make(learning=replace(LEARNING, report_every=report_every))
+        torch.manual_seed(2)
+        assert any("policy/critic_bias" in m for m in train(level, 10)) == (report_every == 6)
+        learned.append(level.state_dict()["algorithm"]["networks"])
+    assert leaves(learned[0]) == leaves(learned[1])
 
 
 def test_cpu_time_is_reported_by_part():
