@@ -1,4 +1,4 @@
-"""How far an ensemble is to be trusted: where its members disagree, and what its predictions lose of information.
+"""Bounds of imagination: disagreement between an ensemble's members, and information lost by its predictions.
 
 All in the networks' units, for members with a Gaussian each: means and variances (M, n, S).
 """
@@ -25,21 +25,20 @@ def divergence(mean: Tensor, variance: Tensor) -> Tensor:
         mean: Members' means, (M, n, S), of at least two members.
         variance: Their variances, (M, n, S).
     """
-    pairs = torch.tensor(list(combinations(range(len(mean)), 2)), device=mean.device)
-    a, b = pairs.unbind(1)
-    precision = variance.reciprocal()
-    middle_precision = (precision[a] + precision[b]) / 2
+    precision, logs = variance.reciprocal(), variance.log()
     weighted = precision * mean
-    middle = (weighted[a] + weighted[b]) / 2 / middle_precision
-    spread = ((mean[a] - middle).square() + (mean[b] - middle).square()) / 2
-    logs = variance.log()
-    terms = middle_precision * ((variance[a] + variance[b]) / 2 + spread) - 1
-    terms = terms - middle_precision.log() - (logs[a] + logs[b]) / 2
-    return terms.sum(-1).mean(0) / 2
+    total = torch.zeros_like(mean[0])
+    for a, b in combinations(range(len(mean)), 2):  # all pairs at once would leave the cache: slower, and much memory
+        middle_precision = (precision[a] + precision[b]) / 2
+        middle = (weighted[a] + weighted[b]) / 2 / middle_precision
+        second_moments = variance[a] + variance[b] + (mean[a] - middle).square() + (mean[b] - middle).square()
+        total += middle_precision * second_moments / 2 - middle_precision.log()
+    terms = total / math.comb(len(mean), 2) - 1 - logs.mean(0)
+    return terms.sum(-1) / 2
 
 
 class Fused(NamedTuple):
-    """Members' predictions fused, and what a drawn next state tells of the true one; see `fuse`."""
+    """Estimate of the environment's next state; see `fuse`."""
 
     state: Tensor
     """Next state, (n, S)."""
@@ -50,8 +49,9 @@ class Fused(NamedTuple):
 def fuse(mean: Tensor, variance: Tensor, drawn: Tensor) -> Fused:
     """Estimate the environment's next state from one drawn of the ensemble (Frauenknecht et al. 2025, Infoprop).
 
-    The environment's own distribution is taken to be the members' product; a draw of the ensemble has the error of the
-    members' means on top, which a Kalman filter takes out (arXiv 2501.16918, section 4).
+    The environment's own distribution is taken to be the normalised geometric mean of the members' densities. A draw of
+    the ensemble has the error of the members' means in addition, which a Kalman filter removes (arXiv 2501.16918,
+    section 4).
 
     Args:
         mean: Members' means, (M, n, S).
@@ -129,11 +129,12 @@ class DivergenceTrust:
 class InformationTrust:
     """Goes on while information about the environment's state is left (Infoprop).
 
-    In every dimension, less has to be lost in a step than in nearly all real transitions, and less so far than in the
-    clearest of them in as many steps as a branch has at most.
+    In every dimension, the loss of a step is bounded by a high quantile of the losses at first steps, and the loss so
+    far by a low quantile times the largest number of steps. The paper takes the quantiles over real transitions; here
+    the first steps begin at real states, and have actions of the current policy.
 
     Args:
-        quantiles: Of the losses in real transitions, that for a step and that for all steps.
+        quantiles: High quantile, for the loss of a step, and low quantile, for the loss so far.
         n_steps: Largest number of steps.
     """
 
