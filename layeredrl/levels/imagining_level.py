@@ -134,8 +134,8 @@ class ImaginingLevel(PolicyLevel):
     def critic_bias(self) -> float:
         """Mean difference of the critics' values of the newest states from the discounted rewards that followed.
 
-        Values are those of targets, so that they hold SAC's bonus for entropy. Where an episode was cut or is not over,
-        the value of its last state takes the place of the rewards.
+        Values are those of targets, so that they include SAC's entropy bonus, which the rewards do not. Where an
+        episode was truncated or is not over, the sum bootstraps with the value of its last state.
         """
         ring = self.replay.buffer.rings[0]  # the first environment's rows come first
         slots = np.arange(ring.n_added - min(len(ring), N_MEASURED), ring.n_added) % ring.maxsize

@@ -31,7 +31,7 @@ Bound = Literal["schedule", "macura", "infoprop"]
 
 AT_ONCE = 4096
 """Branches that are rolled out together."""
-N_MEASURED = 8192
+N_FIRST_STEPS = 8192
 """First steps from real states, by which later ones are bounded."""
 
 Policy = Callable[[Tensor], Tensor]
@@ -45,8 +45,8 @@ class ImaginationConfig:
     n_branches: int = 10_000
     """Branches, each from a state of the replay, after each fit of the model."""
     bound: Bound = "schedule"
-    """What bounds the number of steps of a branch, beside terminations: the experience so far (schedule),
-    disagreement of the members (macura), or the loss of information (infoprop)."""
+    """Bound of the number of steps of a branch, beside terminations: the experience so far (schedule), disagreement
+    of the members (macura), or the loss of information (infoprop)."""
     n_steps: tuple[int, int] = (5, 5)
     """Number of steps before and after the span of `schedule`; the second is the largest number in any case."""
     schedule: tuple[int, int] = (1_000, 10_000)
@@ -58,14 +58,15 @@ class ImaginationConfig:
     """macura: that quantile."""
     loss_quantiles: tuple[float, float] = (0.9999, 0.01)
     """infoprop: a branch goes on while, in each dimension, the information lost in a step is below the first of these
-    quantiles of the losses on real transitions, and that lost so far below the second one times the largest number of
-    steps."""
+    quantiles of the losses at first steps from real states, and that lost so far below the second one times the
+    largest number of steps."""
     member_of: Literal["step", "branch"] = "step"
-    """Draw the member of the ensemble that predicts at every step, or once for a branch; not with infoprop."""
+    """Draw the member of the ensemble that predicts at every step, or once for a branch."""
     deterministic: bool = False
-    """If True, branches follow the members' means without noise; not with infoprop."""
+    """If True, branches follow the members' means without noise."""
     kept_fits: int = 4
-    """Number of fits whose imagined transitions are learned from."""
+    """Number of fits whose imagined transitions are learned from. Memory has room for this times `n_branches` times
+    the largest number of steps."""
 
     def __post_init__(self) -> None:
         require_counts(self, n_branches=1, kept_fits=1)
@@ -80,7 +81,7 @@ class ImaginationConfig:
             require_number("loss_quantiles", quantile, 0, 1)
 
     def trust(self) -> Trust | None:
-        """What bounds branches beside their number of steps; None for nothing."""
+        """Bound of branches beside their number of steps; None if there is none."""
         if self.bound == "macura":
             return DivergenceTrust(self.divergence_factor, self.divergence_quantile)
         return InformationTrust(self.loss_quantiles, self.n_steps[1]) if self.bound == "infoprop" else None
@@ -149,14 +150,15 @@ class Imagination:
             n_total_env_steps: Environment steps so far.
 
         Returns:
-            Metrics: mean length of branches, shares of those that were cut and that terminated, and the mean reward.
+            Metrics: mean length of branches, shares of those that were cut and that terminated, the mean reward, and
+            the number of transitions to learn from. Empty without data.
         """
         if not len(data):
             return {}
         before, n_branches = self.ring.n_added, self.config.n_branches
         model = self.dynamics.step_model(loss_mode=False)
         if self.trust is not None:
-            state, context = self.world.encode(self._draw(data, N_MEASURED))
+            state, context = self.world.encode(self._draw(data, N_FIRST_STEPS))
             action = policy(self.world.encoder.observation(state, context))
             self.trust.fit(self._step(model, state, context, action, self._members(len(state)))[2])
         starts = self._draw(data, n_branches)

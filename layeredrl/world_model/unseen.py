@@ -1,4 +1,4 @@
-"""What a world model predicts of transitions that it has not been fitted to yet."""
+"""Errors of a world model on transitions that it has not been fitted to yet."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -40,11 +40,12 @@ class UnseenTransitions:
 
     @torch.no_grad()
     def metrics(self, n_steps: int) -> dict[str, float]:
-        """How well the model predicts transitions that it has not seen.
+        """Measure how well the model predicts transitions that it has not seen.
 
-        Root mean square errors of the next state, in units of its change, and of the reward, in units of its standard
-        deviation; precision and recall of terminations, over the last fits; and mean returns over `n_steps` steps,
-        predicted for the actions that were taken, and achieved. Only what is learned is measured.
+        Root mean square errors of the next state, in units of the networks' targets, and of the reward, in units of its
+        standard deviation; precision and recall of terminations, over the last fits; and mean returns over `n_steps`
+        steps, predicted for the actions that were taken, and achieved, from states whose episode has as many left.
+        Rewards and terminations are measured only where they are learned.
 
         Args:
             n_steps: Steps of a return.
