@@ -1,5 +1,6 @@
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -8,9 +9,18 @@ import torch
 
 import tests.experiments.tasks  # noqa: F401  registers OwnDrift-v0
 from experiments.run import finish
+from experiments.run.held_out import collect_held_out
 from tests.experiments.commands import QUICK, all_files, run_train
 
 Refusal = Callable[..., str]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def few_held_out_steps() -> Iterator[None]:
+    """Draw the pictures at the end of a run from a tenth of the steps: planning them takes longer than most runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finish, "collect_held_out", partial(collect_held_out, n_steps=40))
+        yield
 
 
 @pytest.fixture(autouse=True)

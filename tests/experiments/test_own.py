@@ -1,7 +1,6 @@
 """A person's own environment and a person's own agent."""
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import gymnasium as gym
@@ -9,10 +8,8 @@ import pytest
 import torch
 
 from agents.pets import PETS
-from experiments.run import finish
 from experiments.run.building import build_agent
 from experiments.run.config import from_json
-from experiments.run.held_out import collect_held_out
 from layeredrl.planners import RandomShooting
 from layeredrl.storage import Checkpoints
 from layeredrl.world_model import WorldModel
@@ -28,10 +25,7 @@ def _world(folder: Path) -> WorldModel:
     return agent.levels[0].world
 
 
-def test_an_id_is_all_that_an_environment_needs(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(finish, "collect_held_out", partial(collect_held_out, n_steps=40))
+def test_an_id_is_all_that_an_environment_needs(capsys: pytest.CaptureFixture[str]) -> None:
     gym.register("Mine/Drift-v0", Drift, max_episode_steps=15)
     arguments = ["--n-envs", 2, "--learning.reward-learning-rate", 0.03, "--learning.fit.epochs", 20]
     run_train("pets", "--preset", "debug", "--no-tensorboard", "--env", "Mine/Drift-v0", *arguments)
