@@ -30,6 +30,12 @@ from layeredrl.world_model import (
     WorldModelLearner,
 )
 
+_UNUSED = {
+    "model": ("propagation", "rollout_dtype", "n_particles_per_model"),  # of planners' rollouts
+    "fitting": ("replay_size", "max_failed_plans"),  # the policy's replay is the only one
+}
+_DEFAULTS: dict[str, Any] = {"model": EnsembleConfig(), "fitting": ModelLearningConfig()}
+
 
 @dataclass(frozen=True)
 class MBPO(Recipe):
@@ -69,6 +75,11 @@ class MBPO(Recipe):
 
     def __post_init__(self) -> None:
         require_number("real_share", self.real_share, 0, 1)
+        for part, names in _UNUSED.items():
+            for name in names:
+                given, usual = (getattr(settings, name) for settings in (getattr(self, part), _DEFAULTS[part]))
+                if given != usual:
+                    raise ValueError(f"{name} is {given}, expected {usual}: mbpo does not use it")
 
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:

@@ -13,7 +13,7 @@ from agents.mbpo import MBPO
 from layeredrl.levels import ImaginingLevel
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import ImaginationConfig
+from layeredrl.world_model import ImaginationConfig, ModelLearningConfig
 from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train
 
 CPU = torch.device("cpu")
@@ -86,3 +86,12 @@ def test_choices_of_infoprop_need_members():
     )
     with pytest.raises(ValueError, match="n_models is 1"):
         config.build(TASK, CPU, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("part", "settings"),
+    [("model", EnsembleConfig(propagation="ts1")), ("fitting", ModelLearningConfig(replay_size=7))],
+)
+def test_settings_that_it_does_not_use_are_refused(part, settings):
+    with pytest.raises(ValueError, match=r"is (ts1|7), expected (tsinf|1000000): mbpo does not use it"):
+        MBPO(**{part: settings})
