@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layeredrl.storage.segments import Increment
+
 
 class TensorRing:
     """The newest rows of some tensors, with one place for each row, on one device.
@@ -20,7 +22,7 @@ class TensorRing:
             raise ValueError(f"size is {size}, expected at least 1")
         self.size, self.device = size, device
         self.n_added = 0
-        self._n_lost = 0  # rows that a loaded state has left out
+        self._n_lost = self._n_saved = 0  # rows that a loaded state has left out, and that are in checkpoints
         self._columns: dict[str, Tensor] = {}
 
     def __len__(self) -> int:
@@ -61,24 +63,35 @@ class TensorRing:
         places = (self.n_added - 1 - age) % self.size
         return {name: column[places] for name, column in self._columns.items()}
 
+    def rows(self, first: int, stop: int) -> dict[str, Tensor]:
+        """Rows with the numbers from `first` to `stop`, counted from the first one ever added; they must be there."""
+        places = torch.arange(first, stop, device=self.device) % self.size
+        return {name: column[places] for name, column in self._columns.items()}
+
     def state_dict(self, newest: int | None = None) -> dict[str, Any]:
-        """The newest rows, oldest first, and the number of rows so far.
+        """Return a state for `Checkpoints.save`, with only the rows that the last checkpoint lacks.
 
         Args:
             newest: Number of rows that are still needed; None for all.
         """
         n_kept = len(self) if newest is None else min(newest, len(self))
-        places = torch.arange(self.n_added - n_kept, self.n_added, device=self.device) % self.size
-        return {"n_added": self.n_added, "rows": {name: column[places] for name, column in self._columns.items()}}
+        stop, keep_from = self.n_added, self.n_added - n_kept
+        start = max(self._n_saved, keep_from)
+
+        def on_saved() -> None:
+            self._n_saved = stop
+
+        rows = {name: x.cpu() for name, x in self.rows(start, stop).items()}
+        return {"n_added": stop, "rows": Increment(rows, [start], [stop], [keep_from], on_saved)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        rows = {name: x.to(self.device) for name, x in state["rows"].items()}
-        n_kept = len(next(iter(rows.values()))) if rows else 0
-        most = min(state["n_added"], self.size)
-        if n_kept > most:
-            raise ValueError(f"the state has {n_kept} rows, expected at most {most}")
-        self._n_lost = state["n_added"] - n_kept
+        """Restore the result of `Checkpoints.load` for `state_dict`; without its increments the ring is empty."""
+        saved = state["rows"] or {"rows": {}, "start": [state["n_added"]]}
+        rows = {name: x.to(self.device) for name, x in saved["rows"].items()}
+        n_kept = state["n_added"] - saved["start"][0]
+        if not 0 <= n_kept <= self.size:
+            raise ValueError(f"the state has {n_kept} rows, expected at most {self.size}")
+        self._n_lost, self._n_saved = state["n_added"] - n_kept, state["n_added"]
         self._columns, self.n_added = {}, self._n_lost
-        if rows:
+        if n_kept:
             self.add(rows)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from layeredrl.storage import Checkpoints
 from layeredrl.storage.tensor_ring import TensorRing
 
 CPU = torch.device("cpu")
@@ -14,9 +15,17 @@ def rows(start, n):
 
 
 def numbers_of(ring):
-    state = ring.state_dict()
-    assert torch.equal(state["rows"]["x"].flatten().long(), -state["rows"]["y"])
-    return state["rows"]["x"].flatten().long().tolist()
+    kept = ring.rows(ring.n_added - len(ring), ring.n_added)
+    assert torch.equal(kept["x"].flatten().long(), -kept["y"])
+    return kept["x"].flatten().long().tolist()
+
+
+def restored(checkpoints, **options):
+    """A ring with the state of the newest checkpoint."""
+    ring = TensorRing(10, CPU)
+    ring.add(rows(100, 5))
+    ring.load_state_dict(checkpoints.load(**options))
+    return ring
 
 
 @pytest.mark.parametrize("sizes", [[3, 4], [0, 7, 5, 0, 9], [10, 10], [23], [4, 37, 1], [1] * 25])
@@ -41,24 +50,30 @@ def test_rows_are_drawn_uniformly_from_the_newest():
             ring.sample(1, newest, torch.Generator())
 
 
-@pytest.mark.parametrize("n", [0, 7, 23])
-def test_a_restored_ring_goes_on_alike(n):
-    ring, other = TensorRing(10, CPU), TensorRing(10, CPU)
-    ring.add(rows(0, n))
-    other.add(rows(100, 5))
-    other.load_state_dict(ring.state_dict())
+@pytest.mark.parametrize("sizes", [[0], [7], [23], [4, 3], [7, 5, 0, 2], [23, 23]])
+def test_a_restored_ring_goes_on_alike(sizes, tmp_path):
+    ring, checkpoints = TensorRing(10, CPU), Checkpoints(tmp_path)
+    for i, n in enumerate(sizes):
+        ring.add(rows(ring.n_added, n))
+        state = ring.state_dict()
+        assert len(state["rows"].rows["x"]) == min(n, 10)  # only what is new
+        checkpoints.save(state, i)
+    other = restored(checkpoints)
     for each in (ring, other):
-        each.add(rows(n, 6))
+        each.add(rows(each.n_added, 6))
     assert numbers_of(ring) == numbers_of(other)
     draws = [each.sample(50, 6, torch.Generator().manual_seed(1))["y"] for each in (ring, other)]
     assert torch.equal(*draws)
+    checkpoints.save(ring.state_dict(), len(sizes))
+    assert numbers_of(restored(checkpoints)) == numbers_of(ring)
 
 
 @pytest.mark.parametrize("n", [4, 7, 23])
-def test_a_state_may_have_the_newest_rows_alone(n):
-    ring, other = TensorRing(10, CPU), TensorRing(10, CPU)
+def test_a_state_may_have_the_newest_rows_alone(n, tmp_path):
+    ring, checkpoints = TensorRing(10, CPU), Checkpoints(tmp_path)
     ring.add(rows(0, n))
-    other.load_state_dict(ring.state_dict(3))
+    checkpoints.save(ring.state_dict(3), 1)
+    other = restored(checkpoints)
     assert numbers_of(other) == list(range(n - 3, n))
     with pytest.raises(ValueError, match="newest is 4, expected a number of rows from 1 to 3"):
         other.sample(1, 4, torch.Generator())
@@ -71,13 +86,22 @@ def test_a_state_may_have_the_newest_rows_alone(n):
     assert (len(other), numbers_of(other)) == (10, numbers_of(ring))
 
 
-def test_bad_input():
+def test_a_state_without_its_rows_is_that_of_an_empty_ring(tmp_path):
+    ring, checkpoints = TensorRing(10, CPU), Checkpoints(tmp_path)
+    ring.add(rows(0, 7))
+    checkpoints.save(ring.state_dict(), 1)
+    other = restored(checkpoints, increments=False)
+    assert (len(other), other.n_added) == (0, 7)
+
+
+def test_bad_input(tmp_path):
     with pytest.raises(ValueError, match="size is 0, expected at least 1"):
         TensorRing(0, CPU)
     ring = TensorRing(4, CPU)
     ring.add(rows(0, 2))
     with pytest.raises(ValueError, match="rows have x, expected x, y"):
         ring.add({"x": torch.zeros(1, 1)})
-    state = ring.state_dict() | {"n_added": 1}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(ring.state_dict(), 1)
     with pytest.raises(ValueError, match="the state has 2 rows, expected at most 1"):
-        TensorRing(4, CPU).load_state_dict(state)
+        TensorRing(1, CPU).load_state_dict(checkpoints.load())

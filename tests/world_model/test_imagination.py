@@ -11,7 +11,7 @@ from torch import nn
 
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.deterministic import DeterministicEnsemble
-from layeredrl.storage import Replay
+from layeredrl.storage import Checkpoints, Replay
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import Encoder, Imagination, ImaginationConfig, WorldModel
 from layeredrl.world_model.imagination import AT_ONCE
@@ -44,9 +44,13 @@ def make(nets, config=CONFIG, *, observation=OBSERVATION, kind=ProbabilisticEnse
     return Imagination(WorldModel(encoder, dynamics, task), config, GAMMA, seed=1)
 
 
+def all_rows(ring):
+    return ring.rows(ring.n_added - len(ring), ring.n_added)
+
+
 def imagined(imagination, data=DATA, n_total_env_steps=0):
     metrics = imagination.imagine(data, policy, n_total_env_steps)
-    return Batch(imagination.ring.state_dict()["rows"]), metrics
+    return Batch(all_rows(imagination.ring)), metrics
 
 
 def steps_of(rows, n_steps=3):
@@ -164,7 +168,7 @@ def test_transitions_of_the_last_fits_are_learned_from():
         imagination.imagine(DATA, policy, 0)
         sizes.append(len(imagination))
     assert sizes == [30, 40, 20]
-    newest = imagination.ring.state_dict()["rows"]["obs"][-20:].tolist()
+    newest = all_rows(imagination.ring)["obs"][-20:].tolist()
     assert all(obs in newest for obs in imagination.sample(500).obs.tolist())
 
 
@@ -177,17 +181,18 @@ def test_goals_stay_and_only_the_state_moves():
 
     imagination = make([DriftNet(1.0, std=1e-6, term_prob=0.0)], observation=observation, reward=reward)
     imagination.imagine(data, lambda obs: torch.zeros(len(obs), 2), 0)
-    rows = Batch(imagination.ring.state_dict()["rows"])
+    rows = Batch(all_rows(imagination.ring))
     assert torch.equal(rows.obs[:, 0], rows.obs_next[:, 0])
     assert torch.equal(rows.rew, rows.obs[:, 0])
     torch.testing.assert_close(rows.obs_next[:, 1:], rows.obs[:, 1:] + 1, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("bound", ["schedule", "macura"])
-def test_a_restored_imagination_goes_on_alike(bound):
+def test_a_restored_imagination_goes_on_alike(bound, tmp_path):
     first, second = (make([DriftNet(0.1 * i) for i in (1, 2)], replace(CONFIG, bound=bound)) for _ in range(2))
     first.imagine(DATA, policy, 0)
-    second.load_state_dict(first.state_dict())
+    Checkpoints(tmp_path).save(first.state_dict(), 1)
+    second.load_state_dict(Checkpoints(tmp_path).load())
     results = [(each.imagine(DATA, policy, 0), each.sample(100).obs) for each in (first, second)]
     assert results[0][0] == results[1][0]
     assert torch.equal(results[0][1], results[1][1])
@@ -199,7 +204,7 @@ def test_a_state_has_no_transitions_that_are_not_learned_from_any_more():
     for _ in range(5):
         imagination.imagine(DATA, policy, 0)
     assert len(imagination.ring) == 50
-    assert len(imagination.state_dict()["ring"]["rows"]["obs"]) == len(imagination) == 20
+    assert len(imagination.state_dict()["ring"]["rows"].rows["obs"]) == len(imagination) == 20
 
 
 def test_transitions_of_a_replay_are_starts():
