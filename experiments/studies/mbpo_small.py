@@ -1,7 +1,7 @@
 """MBPO and SAC with default settings on two pendulums; rewards and terminations are learned.
 
 python -m experiments.sweep experiments/studies/mbpo_small.py
-python -m experiments.report runs/mbpo_small --reached -200 1000
+python -m experiments.report runs/mbpo_small --reached Pendulum-v1=-200 InvertedPendulum-v5=1000
 
 Long results: experiments/results/mbpo.md.
 """
