@@ -158,9 +158,9 @@ class Imagination:
         before, n_branches = self.ring.n_added, self.config.n_branches
         model = self.dynamics.step_model(loss_mode=False)
         if self.trust is not None:
-            state, context = self.world.encode(self._draw(data, N_FIRST_STEPS))
-            action = policy(self.world.encoder.observation(state, context))
-            self.trust.fit(self._step(model, state, context, action, self._members(len(state)))[2])
+            obs = self._draw(data, N_FIRST_STEPS)
+            state, context = self.world.encode(obs)
+            self.trust.fit(self._step(model, state, context, policy(obs), self._members(len(obs)))[2])
         starts = self._draw(data, n_branches)
         n_steps = self.n_steps(n_total_env_steps)
         parts = (starts[i : i + AT_ONCE] for i in range(0, n_branches, AT_ONCE))
