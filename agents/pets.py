@@ -4,7 +4,7 @@ Deviations from the paper: iCEM plans by default, with a handful of candidates; 
 standard deviation; refitting may happen within an episode; dimensions that a task says are alike are standardised
 alike, with the released settings too; all candidates of a decision may meet the same noise; a dimension's loss may be
 weighted by its variance (`beta_nll`), particles may follow their members without noise (`propagation="mode"`), and
-plans may end in a learned value (`value`).
+plans may end in a learned value (`value`), or be guided by a policy and its critics (`guided`).
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from agents.guidance import GuidanceConfig
 from agents.recipe import Choice, Recipe
 from layeredrl.checks import require_number
 from layeredrl.environments import TaskFacts
@@ -59,6 +60,11 @@ class PETS(Recipe):
     discount below 1."""
     value_learning: ValueConfig = field(default_factory=ValueConfig)
     """Network of the value, and how it learns at each fit."""
+    guided: bool = False
+    """If True, a policy and its critics are learned as well: plans end in their value, instead of any other, with their
+    discount, and the policy proposes candidates."""
+    guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
+    """How these learn, and how they guide."""
     uncertainty_weight: float = 0.0
     """Penalty, in planning, for each standard deviation of the states between members; negative for a bonus while
     exploring."""
@@ -99,24 +105,23 @@ class PETS(Recipe):
         """
         encoder = Encoder(task)
         dynamics = self.make_dynamics(encoder, task, device)
-        learner = self.make_value(encoder, device)
+        value = None if self.guided else self.make_value(encoder, device)
         objective = Objective(
             encoder.state_dim,
-            discount=self.discount,
-            value=None if learner is None else learner.net,
+            discount=self.guidance.sac.discount if self.guided else self.discount,
+            value=None if value is None else value.net,
             uncertainty_weight=self.uncertainty_weight,
             support=GridSupport(self.support_dims, self.support_cell) if self.support_weight else None,
             support_weight=self.support_weight,
         )
         world = WorldModel(encoder, dynamics, task, objective=objective)
-        level = PlannerLevel(
-            world,
-            self.make_planner(task),
-            task.action_space,
-            common_noise=self.common_noise,
-            learner=WorldModelLearner(world, self.learning, value=learner, seed=seed),
-            seed=seed,
-        )
+        learner = WorldModelLearner(world, self.learning, value=value, seed=seed)
+        planner, noise = self.make_planner(task), self.common_noise
+        level: PlannerLevel
+        if self.guided:
+            level = self.guidance.build(learner, planner, device, common_noise=noise, seed=seed)
+        else:
+            level = PlannerLevel(world, planner, task.action_space, common_noise=noise, learner=learner, seed=seed)
         return Hierarchy([level], task, device)
 
     def make_value(self, encoder: Encoder, device: torch.device) -> ValueLearner | None:

@@ -32,7 +32,7 @@ class ImaginingLevel(PolicyLevel):
         action_space: Action space of the level: a flat Box of [-1, 1].
         learner: Learns the world model, by fits.
         imagination: Imagines with this world model, at the level's discount.
-        real_share: Share of real transitions in a batch.
+        real_share: Share of real transitions in a batch; with 1, nothing is imagined.
         reward_scale: Factor of rewards in the policy's updates; None for one over the root mean square of those before
             the first fit, at most one.
         learning: When and how the policy learns; its updates begin after the first fit.
@@ -101,6 +101,8 @@ class ImaginingLevel(PolicyLevel):
         if self.reward_scale is None:
             rewards = self.replay.column("rew")
             self.reward_scale = 1 / max(1.0, float(np.sqrt(np.mean(np.square(rewards)))))
+        if self.n_real == self.learning.batch_size:
+            return metrics
         return metrics | self._timed(
             "imagination", lambda: self.imagination.imagine(data, self._exploring, n_total_env_steps)
         )

@@ -33,8 +33,8 @@ from layeredrl.levels.actor_critic import (
     StackedSAC,
     StackedTD3,
 )
-from layeredrl.levels.fused_adam import FusedAdam
 from layeredrl.levels.stacked_mlp import mlp
+from layeredrl.models.fused_adam import FusedAdam
 from layeredrl.models.optimizer import restore_optimizer
 
 OffPolicyAlgorithm = ActorCriticOffPolicyAlgorithm[Any, Any]
@@ -257,6 +257,32 @@ def log_prob(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> T
     normal: Any = torch.distributions.Normal(mean, std)
     density: Tensor = normal.log_prob(squashed.atanh()) - (1 - squashed.square()).log()
     return density.sum(-1)
+
+
+@torch.no_grad()
+def drawn_action(algorithm: OffPolicyAlgorithm, inputs: Tensor, generator: torch.Generator) -> Tensor:
+    """Actions (n, A) of the policy with its own noise, for inputs (n, I), drawn from a generator.
+
+    That is a sample of a stochastic policy, and the mean of a deterministic one with the noise it explores with.
+    """
+    outputs = algorithm.policy.actor(inputs)[0]
+    mean, std = outputs if isinstance(algorithm.policy, SACPolicy) else (outputs, _exploration_std(algorithm))
+    noise = std * torch.randn(mean.shape, generator=generator, device=mean.device)
+    action: Tensor = (mean + noise).tanh() if isinstance(algorithm.policy, SACPolicy) else (mean + noise).clamp(-1, 1)
+    return action
+
+
+def _exploration_std(algorithm: OffPolicyAlgorithm) -> float:
+    return float(getattr(getattr(algorithm.policy, "exploration_noise", None), "_sigma", 0.0))
+
+
+def lower_value(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> Tensor:
+    """Lowest value by all critics, (n,), of actions (n, A), for inputs (n, I)."""
+    values = algorithm.critic(inputs, action)
+    if isinstance(algorithm, StackedActorCritic):
+        return cast(Tensor, values.amin(0))
+    twin = getattr(algorithm, "critic2", None)
+    return cast(Tensor, values if twin is None else torch.minimum(values, twin(inputs, action))).flatten()
 
 
 def optimizers(algorithm: OffPolicyAlgorithm) -> dict[str, torch.optim.Optimizer]:

@@ -1,7 +1,8 @@
 """A level that plans with a learned world model."""
 
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay
 from layeredrl.world_model import WorldModel
 from layeredrl.world_model.learner import ModelLearningConfig, WorldModelLearner
+
+Proposals = Callable[[Tensor, torch.Generator], Tensor]
+"""Suggests K sequences of actions for each of n observations (n, O), with a source of randomness: (n, K, H, A)."""
 
 
 class PlanningError(Fault):
@@ -42,12 +46,18 @@ class ExplorationConfig:
     """Environment steps before the first plan."""
     effort: float = 1.0
     """Share of the planner's candidates that are used while exploring."""
+    noise: float = 0.0
+    """Standard deviation of the noise of planned actions."""
+    spread: float = 0.0
+    """Factor of the standard deviation that the search ended with, in noise of planned actions (TD-MPC2: 1)."""
 
     def __post_init__(self) -> None:
         require_number("effort", self.effort, 0, 1, open_low=True)
         require_number("to_random", self.to_random, 0, 1)
         require_number("to_plan", self.to_plan, 0, 1)
         require_counts(self, n_random_steps=0)
+        for name in ("noise", "spread"):
+            require_number(name, getattr(self, name), 0, math.inf)
 
 
 class PlannerLevel(Level):
@@ -64,6 +74,7 @@ class PlannerLevel(Level):
             random numbers; Ng and Jordan 2000, PEGASUS). The planner's generator determines the noise.
         learner: Learns the world model from this level's transitions, by fits in epochs; None if the model is fixed or
             learned elsewhere.
+        proposals: Suggests sequences that compete with the planner's own candidates, such as those of a policy.
         name: Name of the level.
         seed: Seed of the replay.
     """
@@ -78,6 +89,7 @@ class PlannerLevel(Level):
         exploration: ExplorationConfig | None = None,
         common_noise: bool = False,
         learner: WorldModelLearner | None = None,
+        proposals: Proposals | None = None,
         name: str = "planner",
         seed: int = 0,
     ) -> None:
@@ -86,8 +98,16 @@ class PlannerLevel(Level):
             if not action_spaces.same(space, action_space):
                 raise ValueError(f"the {owner}'s action space is {space}, expected {action_space}")
         self.world, self.planner, self.action_space, self.name = world.eval(), planner, action_space, name
-        self.duration, self.common_noise = duration, common_noise
+        self.duration, self.common_noise, self.proposals = duration, common_noise, proposals
         self.exploration = ExplorationConfig() if exploration is None else exploration
+        self._bounds: tuple[Tensor, Tensor] | None = None
+        if self.exploration.noise or self.exploration.spread:
+            if not isinstance(action_space, spaces.Box):
+                raise TypeError(f"the action space is {action_space} with noise, expected a Box")
+            low, high = (
+                torch.as_tensor(x, device=world.dynamics.device) for x in (action_space.low, action_space.high)
+            )
+            self._bounds = low, high
         effort = self.exploration.effort
         self._exploring_planner = planner if effort == 1 else planner.lighter(effort)
         self.discount = world.objective.discount ** (world.repeat / duration)
@@ -176,18 +196,30 @@ class PlannerLevel(Level):
         due = memory.until_report == 0
         until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
         memory = Batch(warm_start=warm_start, until_report=until_report, random=memory.random)
-        duration = self._durations(len(obs))
+        duration, action = self._durations(len(obs)), actions[:, 0]
+        if explore and self._bounds is not None:
+            action = self._noisy(action, plan.std, generator).clamp(*self._bounds)
         if not due.any():
-            return Decision(actions[:, 0], duration, memory)
+            return Decision(action, duration, memory)
         forecast, metrics = self._report(plan, actions, obs, generator)
         return Decision(
-            actions[:, 0],
+            action,
             duration,
             memory,
             {name: torch.where(due, value, torch.nan) for name, value in metrics.items()},
             forecast=torch.where(due, forecast, torch.nan),
             forecast_steps=self.planner.horizon * self.duration,
         )
+
+    def _noisy(self, action: Tensor, std: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Add the noise of exploration to actions (n, A), given the plan's standard deviations (n, A)."""
+        config = self.exploration
+        total = torch.full_like(action, config.noise)
+        if config.spread:
+            if std is None:
+                raise ValueError(f"spread is {config.spread}, but {type(self.planner).__name__} ends with no std")
+            total = total + config.spread * std
+        return action + total * torch.randn(action.shape, generator=generator, device=action.device)
 
     @torch.no_grad()
     def plan(self, obs: Tensor, memory: Batch, generator: torch.Generator, *, exploring: bool = False) -> Plan:
@@ -220,7 +252,8 @@ class PlannerLevel(Level):
             return scores.clone()
 
         planner = self._exploring_planner if exploring else self.planner
-        return planner.plan(score, len(obs), memory.warm_start, generator), last
+        proposals = None if self.proposals is None else self.proposals(obs, generator)
+        return planner.plan(score, len(obs), memory.warm_start, generator, proposals), last
 
     def _require_random(
         self, found: Tensor, obs: Tensor, candidates: Tensor, generator: torch.Generator, *, count: bool

@@ -98,4 +98,5 @@ class CEM(Planner):
             score=best_scores[-1],
             warm_start=Batch(center=shift(belief.center, last)),
             best_scores=torch.stack(best_scores),
+            std=None if belief.std is None else belief.std[:, 0],
         )

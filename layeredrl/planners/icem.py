@@ -128,6 +128,7 @@ class ICEM(Planner):
                 fresh=torch.zeros_like(warm_start.fresh),
             ),
             best_scores=torch.stack(best_scores),
+            std=None if belief.std is None else belief.std[:, 0],
         )
 
     def _with_suggestions(self, samples: Tensor, warm_start: Batch, proposals: Tensor | None) -> Tensor:

@@ -132,6 +132,7 @@ class MPPI(Planner):
             score=best_scores[-1],
             warm_start=Batch(center=shift(belief.center, search.initial_center(n_envs, generator.device)[:, -1])),
             best_scores=torch.stack(best_scores),
+            std=None if belief.std is None else belief.std[:, 0],
         )
 
     def _weights(self, scores: Tensor) -> Tensor:

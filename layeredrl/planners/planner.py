@@ -31,6 +31,8 @@ class Plan:
     """Warm start of the next call of `plan`; tensors with the environment first."""
     best_scores: Tensor
     """Best score of each iteration, (iterations, E)."""
+    std: Tensor | None = None
+    """Standard deviations of the first action after the last iteration, (E, A); None if the planner has none."""
 
     @property
     def found(self) -> Tensor:

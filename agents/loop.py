@@ -1,0 +1,63 @@
+"""LOOP: planning guided by an off-policy learner (Sikchi et al. 2021, arXiv 2008.10066).
+
+Deviations from the paper: iCEM plans, with particles of an ensemble whose reward and termination are learned; the
+policy's sequences are candidates, not a part of the sampling distribution; policy and critics are those of SAC, and may
+learn from imagined transitions as well.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from agents.guidance import GuidanceConfig
+from agents.pets import PETS
+from agents.recipe import Choice
+from layeredrl.environments import TaskFacts
+from layeredrl.levels import PolicyLearningConfig, SACConfig
+from layeredrl.trainer import TrainerConfig
+from layeredrl.world_model import ImaginationConfig
+
+
+@dataclass(frozen=True)
+class LOOP(PETS):
+    """Model-predictive control on an ensemble, guided by a policy and its critics."""
+
+    guided: bool = True
+
+    environment: ClassVar[str] = "Pendulum-v1"
+    environments: ClassVar[Mapping[str, str]] = {}
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {}
+
+    @classmethod
+    def suited(cls, facts: TaskFacts) -> list[Choice]:
+        """Settings that suit a task, on one core."""
+        small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+        chosen = [c for c in super().suited(facts) if c.name not in ("value", "discount")]
+        replaced = [
+            Choice("planner.icem.horizon", 8, "a value follows"),
+            Choice("learning.fit_every", 50 if small else 125, "the policy learns too"),
+            Choice("learning.fit.max_steps", 100 if small else 200, "the same cost at all times"),
+            Choice("guidance.sac.hidden", (64, 64) if small else (128, 128), size),
+            Choice("guidance.sac.learning_rate", 1e-3 if small else 5e-4, size),
+            Choice("guidance.sac.initial_alpha", 0.1, "few steps"),
+            Choice("guidance.sac.target_entropy", -facts.action_dim / 2, "half of the actions"),
+            Choice("guidance.learning.updates_per_transition", 4.0, "few steps"),
+            Choice("guidance.real_share", 0.2, "few steps"),
+        ]
+        names = {choice.name for choice in replaced}
+        return [*(choice for choice in chosen if choice.name not in names), *replaced]
+
+
+LOOP.presets = {
+    **{name: PETS.presets[name] for name in ("demo",)},
+    "debug": {
+        **PETS.presets["debug"],
+        "guidance": GuidanceConfig(
+            n_proposals=2,
+            real_share=0.5,
+            sac=SACConfig(hidden=(16,)),
+            learning=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+            imagination=ImaginationConfig(n_branches=50, n_steps=(1, 3)),
+        ),
+    },
+}

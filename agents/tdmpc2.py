@@ -1,0 +1,122 @@
+"""TD-MPC2: planning in a learned latent space (Hansen et al. 2024, arXiv 2310.16828).
+
+Deviations from the released code: terminations are probabilities, which weight what follows instead of cutting it off;
+the last steps of an episode are learned from too, with what lies beyond left out; critics for the ends of plans are
+drawn with every update, not with every decision; several environments are planned for in one batch.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+
+from agents.recipe import Choice, Recipe
+from layeredrl.environments import TaskFacts
+from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import LatentLevel
+from layeredrl.planners import ICEMConfig, MPPIConfig, PlannerConfig
+from layeredrl.task import TaskSpec
+from layeredrl.trainer import TrainerConfig
+from layeredrl.world_model import LatentConfig, LatentLearningConfig, LatentWorldModel
+from layeredrl.world_model.latent import SIZES
+
+
+def _mppi(n_samples: int, n_iterations: int, n_elites: int) -> PlannerConfig:
+    """MPPI of the paper; its temperature multiplies scores, ours divides them."""
+    mppi = MPPIConfig(
+        horizon=3,
+        n_samples=n_samples,
+        n_iterations=n_iterations,
+        n_elites=n_elites,
+        temperature=2.0,
+        temperature_unit="score",
+        init_std=2.0,
+        execute="sample",
+    )
+    icem = ICEMConfig(horizon=3, n_samples=n_samples, n_iterations=n_iterations, n_elites=n_elites)
+    return PlannerConfig("mppi", mppi=mppi, icem=icem)
+
+
+@dataclass(frozen=True)
+class TDMPC2(Recipe):
+    """A latent world model with critics and a policy, learned jointly, in which MPPI plans a few steps.
+
+    Sizes: `tiny` and `small` are for CPUs, `released` is that of the paper's single tasks, for GPUs.
+    """
+
+    latent: LatentConfig = field(default_factory=lambda: LatentConfig.of("small"))
+    """Networks of the world model."""
+    learning: LatentLearningConfig = field(default_factory=LatentLearningConfig)
+    """When and how they learn."""
+    planner: PlannerConfig = field(default_factory=lambda: _mppi(128, 4, 24))
+    """Planner and its settings."""
+    n_proposals: int = 12
+    """Number of the policy's sequences among the planner's candidates."""
+    spread: float = 1.0
+    """Factor of the search's final standard deviation, in the noise of actions while exploring."""
+
+    environment: ClassVar[str] = "Pendulum-v1"
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {
+        "demo": TrainerConfig(n_total_env_steps=4_000),
+        "tiny": TrainerConfig(n_total_env_steps=50_000, checkpoint_every=5_000),
+        "small": TrainerConfig(n_total_env_steps=50_000, checkpoint_every=5_000),
+        "released": TrainerConfig(n_total_env_steps=500_000, checkpoint_every=10_000),
+    }
+
+    @classmethod
+    def suited(cls, facts: TaskFacts) -> list[Choice]:
+        """Settings that suit a task, on one core."""
+        steps = facts.episode_steps or 1000
+        longest = steps / 5
+        ends = facts.ends_after is not None
+        return [
+            *(Choice(f"latent.{name}", value, "one core") for name, value in SIZES["tiny"].items()),
+            Choice("latent.discount", min(max((longest - 1) / longest, 0.95), 0.995), f"{steps} steps an episode"),
+            Choice("latent.terminations", ends or facts.termination_known, "episodes end" if ends else "none ended"),
+            Choice("learning.n_random_steps", min(max(1000, 5 * steps), 2500), f"{steps} steps an episode"),
+            Choice("learning.batch_size", 128, "one core"),
+            Choice("planner", _mppi(64, 3, 16), "one core"),
+            Choice("n_proposals", 8, "few candidates"),
+            Choice("trainer.n_total_env_steps", 10_000 if facts.state_dim <= 6 else 50_000, "one core"),
+        ]
+
+    def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
+        """Wire the agent for a task; networks are drawn from torch's global generator.
+
+        Args:
+            task: The task of the environments.
+            device: Device of the agent.
+            seed: Seed of learning and replay.
+        """
+        world = LatentWorldModel(task, self.latent, device)
+        level = LatentLevel(
+            world,
+            self.planner.build(task.action_space),
+            self.learning,
+            n_proposals=self.n_proposals,
+            spread=self.spread,
+            seed=seed,
+        )
+        return Hierarchy([level], task, device)
+
+
+_CPU: dict[str, Any] = {
+    "latent": LatentConfig.of("tiny"),
+    "learning": LatentLearningConfig(batch_size=128),
+    "planner": _mppi(64, 3, 16),
+    "n_proposals": 8,
+}
+
+TDMPC2.presets = {
+    "demo": _CPU,
+    "tiny": _CPU,
+    "small": {},
+    "released": {"latent": LatentConfig(), "planner": _mppi(488, 6, 64), "n_proposals": 24},
+    "debug": {
+        "latent": replace(LatentConfig.of("tiny"), latent_dim=16, encoder_hidden=(16,), hidden=(16,)),
+        "learning": LatentLearningConfig(n_random_steps=20, batch_size=16, report_every=20, first_updates=5),
+        "planner": _mppi(12, 2, 4),
+        "n_proposals": 4,
+    },
+}

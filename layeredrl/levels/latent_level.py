@@ -1,0 +1,126 @@
+"""A level that plans in a latent world model, and learns it (TD-MPC2, Hansen et al. 2024, arXiv 2310.16828)."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl.checks import require_count
+from layeredrl.faults import NonFiniteError
+from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel
+from layeredrl.metrics import RunningMeans
+from layeredrl.planners import Planner
+from layeredrl.randomness import derive_seed
+from layeredrl.storage import Replay
+from layeredrl.world_model.latent import LatentWorldModel
+from layeredrl.world_model.latent_learner import LatentLearner, LatentLearningConfig
+
+
+class LatentLevel(PlannerLevel):
+    """Model-predictive control in a latent world model, whose policy suggests plans.
+
+    Args:
+        world: The world model.
+        planner: Plans with it.
+        config: When and how it learns.
+        n_proposals: Number of the policy's sequences among the planner's candidates.
+        spread: As of `ExplorationConfig`.
+        seed: Seed of the replay and of learning.
+    """
+
+    world: LatentWorldModel
+    replay: Replay
+
+    def __init__(
+        self,
+        world: LatentWorldModel,
+        planner: Planner,
+        config: LatentLearningConfig,
+        *,
+        n_proposals: int = 24,
+        spread: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        require_count("n_proposals", n_proposals, minimum=0)
+        super().__init__(
+            world,
+            planner,
+            world.task.action_space,
+            exploration=ExplorationConfig(n_random_steps=config.n_random_steps, spread=spread),
+            proposals=self.propose if n_proposals else None,
+        )
+        self.config, self.n_proposals = config, n_proposals
+        self.latent = LatentLearner(world, config, seed=seed)
+        self.replay = Replay(config.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
+        self.n_updates = self.last_report = 0
+        self._first: int | None = None  # transitions at the first update
+        self._means = RunningMeans()
+        self._spent = 0.0
+
+    def propose(self, obs: Tensor, generator: torch.Generator) -> Tensor:
+        """Suggest the policy's sequences; see `Proposals`."""
+        return self.world.propose(obs, self.n_proposals, self.planner.horizon, generator)
+
+    def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
+        self.replay.add(transitions, env_ids)
+
+    def learn(self, n_total_env_steps: int) -> dict[str, float]:
+        self.n_total_env_steps = n_total_env_steps
+        if n_total_env_steps < self.config.n_random_steps or not self.replay:
+            return {}
+        start, n_transitions = time.process_time(), self.replay.n_added
+        if self._first is None:
+            self._first, self.last_report = n_transitions, n_total_env_steps
+        at_first = self._first if self.config.first_updates is None else self.config.first_updates
+        due = at_first + int(self.config.updates_per_transition * (n_transitions - self._first)) - self.n_updates
+        for _ in range(due):
+            self._means.add(self.latent.update(self.sample()))
+        self.n_updates += max(due, 0)
+        self._spent += time.process_time() - start
+        if n_total_env_steps - self.last_report < self.config.report_every or not self._means:
+            return {}
+        return self._report_learning()
+
+    def sample(self) -> Batch:
+        """Draw the subsequences of an update; keys as of `LatentLearner.update`."""
+        rows, valid = self.replay.sequences(self.config.batch_size, self.config.horizon)
+        parts = {key: rows[key] for key in ("obs", "obs_next", "act", "rew", "terminated")} | {"valid": valid}
+        batch = Batch({key: torch.as_tensor(part, device=self.device) for key, part in parts.items()})
+        batch.rew = batch.rew.float()
+        return batch
+
+    def _report_learning(self) -> dict[str, float]:
+        self.last_report = self.n_total_env_steps
+        means = self._means.take()
+        if means["skipped"] > self.config.max_skipped:
+            raise NonFiniteError(
+                f"{means['skipped']:.0%} of the updates since the last report had gradients that are not finite, "
+                f"expected at most {self.config.max_skipped:.0%}"
+            )
+        return {f"model/{name}": mean for name, mean in means.items()} | {"model/updates": self.n_updates}
+
+    @property
+    def cpu_seconds(self) -> Mapping[str, float]:
+        return {"updates": self._spent}
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {
+            "latent": self.latent.state(),
+            "means": self._means.state_dict(),
+            **{name: getattr(self, name) for name in _NUMBERS},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.latent.load_state(state["latent"])
+        self._means.load_state_dict(state["means"])
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
+
+
+_NUMBERS = ("n_updates", "last_report", "_first", "_spent")

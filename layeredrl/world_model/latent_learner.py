@@ -1,0 +1,241 @@
+"""Learns a latent world model jointly on subsequences (TD-MPC2, Hansen et al. 2024, arXiv 2310.16828, section 3)."""
+
+import copy
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from tianshou.data import Batch
+from torch import Tensor, nn
+
+from layeredrl.checks import require_counts, require_number
+from layeredrl.models.fused_adam import FusedAdam
+from layeredrl.models.optimizer import restore_optimizer
+from layeredrl.randomness import derive_seed
+from layeredrl.world_model.latent import LatentWorldModel
+
+
+@dataclass(frozen=True)
+class LatentLearningConfig:
+    """When and how a latent world model learns; the defaults are TD-MPC2's."""
+
+    n_random_steps: int = 1000
+    """Environment steps with random actions before the first update."""
+    first_updates: int | None = None
+    """Updates at once after these; None for as many as there are transitions then."""
+    updates_per_transition: float = 1.0
+    """Number of updates for each later transition."""
+    replay_size: int = 1_000_000
+    """Number of transitions kept, all environments together."""
+    report_every: int = 1000
+    """Environment steps between two reports of metrics."""
+    max_skipped: float = 0.1
+    """Share of updates between two reports that may be skipped because a gradient is not finite; more is an error."""
+    horizon: int = 3
+    """Transitions of a subsequence."""
+    batch_size: int = 256
+    """Subsequences of an update."""
+    rho: float = 0.5
+    """Weight of a step of a subsequence, to the power of its number."""
+    consistency: float = 20.0
+    """Weight of the squared error of predicted latent states."""
+    reward: float = 0.1
+    """Weight of the reward's cross-entropy."""
+    value: float = 0.1
+    """Weight of the critics' cross-entropy."""
+    termination: float = 1.0
+    """Weight of the termination's cross-entropy."""
+    learning_rate: float = 3e-4
+    """Learning rate of Adam."""
+    encoder_rate: float = 0.3
+    """Factor of the encoder's learning rate."""
+    entropy: float = 1e-4
+    """Weight of the policy's entropy, which counts once for each action dimension."""
+    tau: float = 0.01
+    """Step size of the target critics, and of the scale of values."""
+    max_norm: float = 20.0
+    """Largest norm of a gradient."""
+
+    def __post_init__(self) -> None:
+        require_counts(self, n_random_steps=1, replay_size=1, report_every=1, horizon=1, batch_size=1)
+        if self.first_updates is not None:
+            require_counts(self, first_updates=0)
+        require_number("updates_per_transition", self.updates_per_transition, 0, sys.float_info.max)
+        require_number("max_skipped", self.max_skipped, 0, 1)
+        for name in ("learning_rate", "encoder_rate", "max_norm"):
+            require_number(name, getattr(self, name), 0, math.inf, open_low=True)
+        for name in ("consistency", "reward", "value", "termination", "entropy"):
+            require_number(name, getattr(self, name), 0, math.inf)
+        require_number("rho", self.rho, 0, 1, open_low=True)
+        require_number("tau", self.tau, 0, 1, open_low=True)
+
+
+class LatentLearner(nn.Module):
+    """Takes updates of a latent world model, without synchronising with the device.
+
+    Args:
+        world: The world model.
+        config: Settings.
+        seed: Seed of the policy's noise and of the pairs of critics; dropout draws from torch's global generator.
+
+    Attributes:
+        spread: Running distance between the 5th and 95th percentile of values, at least 1, by which the policy's are
+            divided.
+    """
+
+    spread: Tensor
+
+    def __init__(self, world: LatentWorldModel, config: LatentLearningConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.world, self.config = world, config
+        self.target = copy.deepcopy(world.critics).requires_grad_(False).eval()
+        self.register_buffer("spread", torch.ones((), device=world.dynamics.device))
+        encoder = [*world.encoder.parameters()]
+        others = [
+            p for part in (world.dynamics, world.reward_logits, world.critics) for p in part.parameters()
+        ]
+        rate, fast = config.learning_rate, world.dynamics.device.type == "cuda"
+        groups = [{"params": encoder, "lr": rate * config.encoder_rate}, {"params": others, "lr": rate}]
+        self.model_optimizer = FusedAdam(groups, fused=True, capturable=fast)
+        self.policy_optimizer = FusedAdam(
+            world.policy.parameters(), lr=rate, eps=1e-5, fused=True, capturable=fast
+        )
+        self._learned, self._policy = [*encoder, *others], [*world.policy.parameters()]
+        device = world.dynamics.device
+        self._generator = torch.Generator(device).manual_seed(derive_seed(seed, "latent learner"))
+
+    def update(self, batch: Batch) -> dict[str, Tensor]:
+        """Take one update of all networks.
+
+        Args:
+            batch: Subsequences of H transitions: `obs`, `obs_next` (H, n, O), `act` (H, n, A), `rew`, `terminated` and
+                `valid` (H, n), which is False beyond the end of an episode.
+
+        Returns:
+            Losses and other metrics, scalars on the device. `skipped` is 1 if a gradient was not finite, else 0:
+            its networks did not change.
+        """
+        world = self.world
+        world.critics.train()
+        states, metrics, norm = self._update_model(batch)
+        world.critics.eval()
+        policy_metrics, policy_norm = self._update_policy(states, batch.valid)
+        self._update_target(norm)
+        with torch.no_grad():
+            world.pair.copy_(self._pair())
+        return metrics | policy_metrics | {"gradient_norm": norm, "skipped": _skipped(norm + policy_norm)}
+
+    def _update_model(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Returns the latent states (H + 1, n, S) that were rolled out, metrics, and the norm of the gradient."""
+        world, config = self.world, self.config
+        with torch.no_grad():
+            observed = world.encoder(batch.obs_next)[0]
+            target = self._td_target(observed, batch)
+        weight = self._weights(batch.valid)
+        states = [world.encoder.with_gradients(batch.obs[0])[0]]
+        for action in batch.act.unbind(0):
+            states.append(world.dynamics.next(states[-1], action))
+        before, after = torch.stack(states[:-1]), torch.stack(states[1:])
+        inputs = torch.cat([before, batch.act], -1)
+        losses = {
+            "consistency": (after - observed).square().mean(-1),
+            "reward": world.scale.loss(world.reward_logits(inputs), batch.rew),
+            "value": world.scale.loss(
+                world.critics(inputs.flatten(0, 1)), target.flatten().expand(world.critics.n_critics, -1)
+            ).mean(0).view_as(target),
+        }
+        if world.dynamics.ends is not None:
+            logit = world.dynamics.end_logit(after)
+            losses["termination"] = F.binary_cross_entropy_with_logits(
+                logit, batch.terminated.to(logit.dtype), reduction="none"
+            )
+        means = {name: (weight * loss).sum() for name, loss in losses.items()}
+        total = torch.stack([getattr(config, name) * loss for name, loss in means.items()]).sum()
+        norm = self._step(total, self.model_optimizer, self._learned)
+        metrics = {f"{name}_loss": loss.detach() for name, loss in means.items()}
+        return torch.stack(states).detach(), metrics | {"target": target.mean()}, norm
+
+    def _td_target(self, observed: Tensor, batch: Batch) -> Tensor:
+        """Targets (H, n) of the critics, given the encoded next observations (H, n, S)."""
+        noise = self._noise(*batch.act.shape)
+        inputs = torch.cat([observed, self.world.policy(observed, noise)[0]], -1).flatten(0, 1)
+        values = self.world.scale.decode(self.target(inputs, self._pair())).amin(0).view_as(batch.rew)
+        return cast(Tensor, batch.rew + self.world.config.discount * ~batch.terminated * values)
+
+    def _update_policy(self, states: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Update the policy at latent states (H + 1, n, S), the first of which is real."""
+        world, config = self.world, self.config
+        n_actions = world.policy.n_actions
+        action, log_prob = world.policy(states, self._noise(*states.shape[:-1], n_actions))
+        inputs = torch.cat([states, action], -1).flatten(0, 1)
+        values = world.scale.decode(world.critics(inputs, self._pair())).mean(0).view_as(log_prob)
+        with torch.no_grad():
+            low, high = values[0].quantile(self._percentiles()).unbind()
+            self.spread.lerp_((high - low).clamp(min=1), config.tau)
+        gain = values / self.spread - config.entropy * n_actions * log_prob
+        arrived = torch.cat([torch.ones_like(valid[:1]), valid])  # a state is real where the transition to it is
+        loss = -(self._weights(arrived) * gain).sum()
+        norm = self._step(loss, self.policy_optimizer, self._policy)
+        metrics = {"policy_loss": loss, "entropy": -log_prob.mean(), "value_spread": self.spread}
+        return {name: value.detach().clone() for name, value in metrics.items()}, norm
+
+    def _weights(self, valid: Tensor) -> Tensor:
+        """Weights (H, n) of the steps of subsequences: rho to the power of the step, over the number of valid ones."""
+        powers = self.config.rho ** torch.arange(len(valid), dtype=torch.float32, device=valid.device)
+        return powers.unsqueeze(-1) * valid / valid.sum()
+
+    def _step(self, loss: Tensor, optimizer: FusedAdam, parameters: Sequence[nn.Parameter]) -> Tensor:
+        """Take a step with a clipped gradient, none where it is not finite; returns its norm."""
+        gradients = torch.autograd.grad(loss, parameters)
+        with torch.no_grad():
+            norm = torch.stack(torch._foreach_norm(gradients)).norm()
+            shrunk = (self.config.max_norm / norm.clamp(min=1e-6)).clamp(max=1)
+            torch._foreach_mul_(gradients, shrunk)
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient
+            optimizer.step_unless(_skipped(norm))
+        return norm
+
+    @torch.no_grad()
+    def _update_target(self, norm: Tensor) -> None:
+        rate = self.config.tau * (1 - _skipped(norm))
+        slow, fast = [*self.target.parameters()], [*self.world.critics.parameters()]
+        torch._foreach_lerp_(slow, fast, cast(Any, [rate] * len(slow)))
+
+    def _pair(self) -> Tensor:
+        """Indices (2,) of two different critics."""
+        device = self._generator.device
+        return torch.randperm(self.world.critics.n_critics, generator=self._generator, device=device)[:2]
+
+    def _noise(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, device=self._generator.device)
+
+    def _percentiles(self) -> Tensor:
+        return torch.tensor([0.05, 0.95], device=self.spread.device)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that learning goes on from, the world model included."""
+        return {
+            "modules": self.state_dict(),
+            "model_optimizer": self.model_optimizer.state_dict(),
+            "policy_optimizer": self.policy_optimizer.state_dict(),
+            "generator": self._generator.get_state(),
+            "device": self._generator.device.type,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
+        self.load_state_dict(state["modules"])
+        for name in ("model_optimizer", "policy_optimizer"):
+            restore_optimizer(name, getattr(self, name), state[name])
+        if state["device"] == self._generator.device.type:  # another device draws other numbers anyway
+            self._generator.set_state(state["generator"].cpu())
+
+
+def _skipped(norm: Tensor) -> Tensor:
+    """Return 1 if the norm of a gradient is not finite, else 0, as a number on the device."""
+    return (norm * 0).ne(0).float()
