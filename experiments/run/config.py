@@ -32,11 +32,13 @@ AGENTS = {
     "dads": "agents.dads:DADSAgent",
     "diayn": "agents.diayn:DIAYNAgent",
     "goals": "agents.goals:Goals",
+    "loop": "agents.loop:LOOP",
     "mbpo": "agents.mbpo:MBPO",
     "random": "agents.random:Random",
     "sac": "agents.sac:SAC",
     "splates": "agents.splates:SPlaTESAgent",
     "splates-goals": "agents.splates_goals:SPlaTESOverGoalsAgent",
+    "tdmpc2": "agents.tdmpc2:TDMPC2",
 }
 """Classes of the agents by their short names."""
 
@@ -59,7 +61,7 @@ class RunConfig(Generic[A]):
     """Train an agent in an environment."""
 
     agent: tyro.conf.Positional[str] = "pets"
-    """Agent: pets, mbpo, sac, splates, splates-goals, dads, diayn, goals, random, or your own as
+    """Agent: pets, mbpo, loop, tdmpc2, sac, splates, splates-goals, dads, diayn, goals, random, or your own as
     package.module:Class."""
     preset: str = "demo"
     """Defaults of all other settings: auto (chosen for the task; of pets, mbpo and sac the default), demo (a first

@@ -1,7 +1,9 @@
 """Levels: decision makers at one time scale."""
 
 from layeredrl.levels.goals import GoalCommands, Hindsight
+from layeredrl.levels.guided_level import GuidedLevel
 from layeredrl.levels.imagining_level import ImaginingLevel
+from layeredrl.levels.latent_level import LatentLevel
 from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import SACConfig, TD3Config
 from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, PlanningError
@@ -12,8 +14,10 @@ __all__ = [
     "Decision",
     "ExplorationConfig",
     "GoalCommands",
+    "GuidedLevel",
     "Hindsight",
     "ImaginingLevel",
+    "LatentLevel",
     "Level",
     "ObservationAndCommand",
     "PlannerLevel",

@@ -17,8 +17,8 @@ from tianshou.algorithm.optim import OptimizerFactory
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl.levels.fused_adam import FusedAdam
 from layeredrl.levels.stacked_mlp import StackedMLP, Tape
+from layeredrl.models.fused_adam import FusedAdam
 
 _EPS = torch.finfo(torch.float32).eps
 

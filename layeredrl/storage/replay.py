@@ -99,8 +99,25 @@ class Replay:
         indices = self.buffer.generators[0].permutation(self.buffer.sample_indices(n))
         return self.rows(indices), indices
 
+    def sequences(self, n: int, length: int) -> tuple[Batch, NDArray[np.bool_]]:
+        """Draw n sequences of transitions that follow each other, each within an episode, with replacement.
+
+        Every transition is equally likely to be the first. Where an episode, or what is stored of it, has fewer than
+        `length` from there on, its last one is repeated.
+
+        Args:
+            n: Number of sequences.
+            length: Number of transitions L.
+
+        Returns:
+            The transitions, of shape (L, n, ...), and where they are no repetitions, (L, n).
+        """
+        first = self.buffer.generators[0].permutation(self.buffer.sample_indices(n))
+        left, steps = self.steps_left(first), np.arange(length)[:, None]
+        return self.rows(self.later(first, np.minimum(steps, left))), steps <= left
+
     def rows(self, indices: NDArray[np.int64]) -> Batch:
-        """Return the transitions at some indices (n,)."""
+        """Return the transitions at some indices (n,), or of any other shape."""
         return cast(Batch, self.buffer._meta[indices])
 
     def newest(self, n: int, share: float) -> NDArray[np.int64]:

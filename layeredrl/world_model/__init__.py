@@ -2,6 +2,8 @@
 
 from layeredrl.world_model.encoders import Encoder, LearnedEncoder
 from layeredrl.world_model.imagination import Imagination, ImaginationConfig
+from layeredrl.world_model.latent import LatentConfig, LatentWorldModel
+from layeredrl.world_model.latent_learner import LatentLearner, LatentLearningConfig
 from layeredrl.world_model.learner import ModelLearningConfig, OnlineLearningConfig, WorldModelLearner
 from layeredrl.world_model.objective import Objective
 from layeredrl.world_model.oracle import Oracle
@@ -14,6 +16,10 @@ __all__ = [
     "GridSupport",
     "Imagination",
     "ImaginationConfig",
+    "LatentConfig",
+    "LatentLearner",
+    "LatentLearningConfig",
+    "LatentWorldModel",
     "LearnedEncoder",
     "ModelLearningConfig",
     "NeighbourSupport",

@@ -49,7 +49,7 @@ class LatentConfig:
     activation: Activation = "mish"
     """Activation; on a CPU, silu takes a third of the time of mish."""
     dropout: float = 0.01
-    """Probability of dropping an output of the critics' first layer."""
+    """Probability of dropping an output of the critics' first layer; takes long on a CPU."""
     terminations: bool = True
     """Learn terminations; False where episodes are never ended by the task."""
     discount: float = 0.99
@@ -76,8 +76,15 @@ SIZES: dict[Size, dict[str, Any]] = {
         "hidden": (128, 128),
         "n_critics": 2,
         "activation": "silu",
+        "dropout": 0.0,
     },
-    "small": {"latent_dim": 128, "encoder_hidden": (256,), "hidden": (256, 256), "activation": "silu"},
+    "small": {
+        "latent_dim": 128,
+        "encoder_hidden": (256,),
+        "hidden": (256, 256),
+        "activation": "silu",
+        "dropout": 0.0,
+    },
     "released": {},
 }
 
@@ -131,7 +138,9 @@ class LatentDynamics(Model):
         super().__init__(device=device)
         width = config.latent_dim
         self.net = normed_mlp([width + action_dim, *config.hidden, width], config.activation, SimNorm(config.group))
-        self.ends = normed_mlp([width, *config.hidden, 1], config.activation, zero=True) if config.terminations else None
+        self.ends = (
+            normed_mlp([width, *config.hidden, 1], config.activation, zero=True) if config.terminations else None
+        )
         self.to(device)
 
     def next(self, state: Tensor, action: Tensor) -> Tensor:
@@ -222,6 +231,8 @@ class LatentWorldModel(WorldModel):
         pair: Indices of the two critics whose mean value plans end in, (2,); drawn anew with every update.
     """
 
+    encoder: LatentEncoder
+    dynamics: LatentDynamics
     pair: Tensor
 
     def __init__(
@@ -274,4 +285,4 @@ class LatentWorldModel(WorldModel):
             actions.append(self.policy(state, noise)[0])
             if step < horizon - 1:
                 state = self.dynamics.sample(state, state[..., :0], actions[-1])
-        return torch.stack(actions, 1).unflatten(0, (-1, n_plans))
+        return torch.stack(actions, 1).view(-1, n_plans, horizon, shape[1])

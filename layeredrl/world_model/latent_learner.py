@@ -95,15 +95,11 @@ class LatentLearner(nn.Module):
         self.target = copy.deepcopy(world.critics).requires_grad_(False).eval()
         self.register_buffer("spread", torch.ones((), device=world.dynamics.device))
         encoder = [*world.encoder.parameters()]
-        others = [
-            p for part in (world.dynamics, world.reward_logits, world.critics) for p in part.parameters()
-        ]
+        others = [p for part in (world.dynamics, world.reward_logits, world.critics) for p in part.parameters()]
         rate, fast = config.learning_rate, world.dynamics.device.type == "cuda"
         groups = [{"params": encoder, "lr": rate * config.encoder_rate}, {"params": others, "lr": rate}]
         self.model_optimizer = FusedAdam(groups, fused=True, capturable=fast)
-        self.policy_optimizer = FusedAdam(
-            world.policy.parameters(), lr=rate, eps=1e-5, fused=True, capturable=fast
-        )
+        self.policy_optimizer = FusedAdam(world.policy.parameters(), lr=rate, eps=1e-5, fused=True, capturable=fast)
         self._learned, self._policy = [*encoder, *others], [*world.policy.parameters()]
         device = world.dynamics.device
         self._generator = torch.Generator(device).manual_seed(derive_seed(seed, "latent learner"))
@@ -141,12 +137,11 @@ class LatentLearner(nn.Module):
             states.append(world.dynamics.next(states[-1], action))
         before, after = torch.stack(states[:-1]), torch.stack(states[1:])
         inputs = torch.cat([before, batch.act], -1)
+        logits = world.critics(inputs.flatten(0, 1))
         losses = {
             "consistency": (after - observed).square().mean(-1),
             "reward": world.scale.loss(world.reward_logits(inputs), batch.rew),
-            "value": world.scale.loss(
-                world.critics(inputs.flatten(0, 1)), target.flatten().expand(world.critics.n_critics, -1)
-            ).mean(0).view_as(target),
+            "value": world.scale.loss(logits, target.flatten().expand(len(logits), -1)).mean(0).view_as(target),
         }
         if world.dynamics.ends is not None:
             logit = world.dynamics.end_logit(after)
@@ -192,7 +187,7 @@ class LatentLearner(nn.Module):
         """Take a step with a clipped gradient, none where it is not finite; returns its norm."""
         gradients = torch.autograd.grad(loss, parameters)
         with torch.no_grad():
-            norm = torch.stack(torch._foreach_norm(gradients)).norm()
+            norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
             shrunk = (self.config.max_norm / norm.clamp(min=1e-6)).clamp(max=1)
             torch._foreach_mul_(gradients, shrunk)
             for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -203,7 +198,8 @@ class LatentLearner(nn.Module):
     @torch.no_grad()
     def _update_target(self, norm: Tensor) -> None:
         rate = self.config.tau * (1 - _skipped(norm))
-        slow, fast = [*self.target.parameters()], [*self.world.critics.parameters()]
+        slow: list[Tensor] = [*self.target.parameters()]
+        fast: list[Tensor] = [*self.world.critics.parameters()]
         torch._foreach_lerp_(slow, fast, cast(Any, [rate] * len(slow)))
 
     def _pair(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Parts of the networks of a latent world model (TD-MPC2, Hansen et al. 2024, arXiv 2310.16828, section 3 and app. H)."""
+"""Parts of the networks of a latent world model (TD-MPC2, Hansen et al. 2024, arXiv 2310.16828)."""
 
 import math
 from collections.abc import Sequence
@@ -64,7 +64,7 @@ class TwoHot(nn.Module):
         place = (symlog(target).clamp(-self.limit, self.limit) + self.limit) / self.step
         low = place.floor().clamp(max=len(self.bins) - 2)
         share = (place - low).unsqueeze(-1)
-        index = low.long().unsqueeze(-1)
+        index = low.nan_to_num(0.0).long().unsqueeze(-1)
         at_low, at_high = logits.gather(-1, index), logits.gather(-1, index + 1)
         return logits.logsumexp(-1) - torch.lerp(at_low, at_high, share).squeeze(-1)
 

@@ -24,7 +24,7 @@ class WorldModel(nn.Module):
         task: Gives the known reward and termination; an unknown reward is learned, an unknown termination comes from
             the dynamics.
         objective: Score of a rollout; None for the sum of rewards while alive.
-        reward_hidden: Widths of the hidden layers of a learned reward.
+        reward_hidden: Widths of the hidden layers of a learned reward; None if a subclass has a reward of its own.
         repeat: Steps of the dynamics for which each action of a sequence is held.
 
     Attributes:
@@ -38,7 +38,7 @@ class WorldModel(nn.Module):
         task: TaskSpec,
         *,
         objective: Objective | None = None,
-        reward_hidden: Sequence[int] = (64, 64),
+        reward_hidden: Sequence[int] | None = (64, 64),
         repeat: int = 1,
     ) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class WorldModel(nn.Module):
         self.objective = (Objective(encoder.state_dim) if objective is None else objective).to(dynamics.device)
         self.objective.check(dynamics)
         self.reward_net: ScalarMLP | None = None
-        if task.reward is None:
+        if task.reward is None and reward_hidden is not None:
             width = 2 * encoder.state_dim + encoder.context_dim + action_spaces.n_features(task.action_space)
             self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
 
@@ -86,8 +86,20 @@ class WorldModel(nn.Module):
             particle.
         """
         state, context = self.encode(obs)
+        return self._rollout(state, context, actions, generator, (statistics, n_alike, exploring))
+
+    def _rollout(
+        self,
+        state: Tensor,
+        context: Tensor,
+        actions: Tensor,
+        generator: torch.Generator | None,
+        options: tuple[bool, int, bool],
+    ) -> Batch:
+        """`rollout` of encoded observations; `options` are its last three arguments."""
+        statistics, n_alike, exploring = options
         actions = actions if self.repeat == 1 else actions.repeat_interleave(self.repeat, 1)
-        modelled = action_spaces.for_model(self.task.action_space, actions, obs.dtype)
+        modelled = action_spaces.for_model(self.task.action_space, actions, state.dtype)
         result = self.dynamics.rollout(
             state, context, modelled, generator=generator, statistics=statistics, n_alike=n_alike
         )
@@ -154,15 +166,9 @@ class WorldModel(nn.Module):
             Scores (E, N).
         """
         n_envs, n_candidates = actions.shape[:2]
-        rows = obs.repeat_interleave(n_candidates, 0)
-        result = self.rollout(
-            rows,
-            actions.flatten(0, 1),
-            generator=generator,
-            statistics=False,
-            n_alike=max(1, n_candidates) if common_noise else 1,
-            exploring=exploring,
-        )
+        state, context = (x.repeat_interleave(n_candidates, 0) for x in self.encode(obs))
+        n_alike = max(1, n_candidates) if common_noise else 1
+        result = self._rollout(state, context, actions.flatten(0, 1), generator, (False, n_alike, exploring))
         returns = result.returns.mean((1, 2))
         failed = result.diverged.flatten(1).any(1) | ~returns.isfinite()
         scores: Tensor = returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)

@@ -628,3 +628,20 @@ def test_draws_of_the_newest_continue_after_a_restart(tmp_path):
     second = replay.newest(50, 0.5)
     np.testing.assert_array_equal(restored.newest(50, 0.5), second)
     assert (first != second).any()
+
+
+def test_sequences_stay_within_an_episode_and_begin_anywhere():
+    replay = filled(30, size=22, n_envs=2, seed=3)  # wrapped; values that are multiples of 5 or 7 end episodes
+    rows, valid = replay.sequences(4000, 4)
+    values = rows.obs[..., 0].astype(int)
+    assert rows.obs.shape == (4, 4000, 2)
+    kept = np.concatenate([np.arange(19, 30), 100 + np.arange(19, 30)])
+    counts = np.array([(values[0] == value).sum() for value in kept])
+    assert counts.sum() == 4000
+    assert chisquare(counts).pvalue > 1e-3
+    for i in range(4000):
+        expected = [values[0, i]]
+        while len(expected) < 4 and expected[-1] % 5 and expected[-1] % 7 and expected[-1] % 100 != 29:
+            expected.append(expected[-1] + 1)
+        assert valid[:, i].tolist() == [t < len(expected) for t in range(4)]
+        assert values[:, i].tolist() == expected + expected[-1:] * (4 - len(expected))

@@ -1,0 +1,118 @@
+"""Updates of a latent world model, against plain loops."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from layeredrl.world_model import LatentLearner, LatentLearningConfig
+from tests.world_model.latent_tasks import make_latent, subsequences
+
+
+def make(noisy=True, **settings):
+    world = make_latent(noisy=noisy, dropout=0.0)
+    return LatentLearner(world, LatentLearningConfig(**settings), seed=1)
+
+
+def test_losses_are_those_of_a_plain_loop():
+    learner, batch = make(), subsequences(n=6)
+    batch.terminated[2, 3] = batch.terminated[1, 4] = True
+    batch.valid[2, 4] = False
+    world = copy.deepcopy(learner.world)
+    target, generator = copy.deepcopy(learner.target), copy.deepcopy(learner._generator)
+    noise = torch.randn((3, 6, 2), generator=generator)
+    pair = torch.randperm(3, generator=generator)[:2].tolist()
+    expected = dict.fromkeys(("consistency", "reward", "value", "termination"), 0.0)
+    scale = world.scale
+    for i in range(6):
+        state = world.encoder.net(batch.obs[0, i])
+        for t in range(3):
+            if not batch.valid[t, i]:
+                continue
+            joint, weight = torch.cat([state, batch.act[t, i]]), 0.5**t / 17
+            observed = world.encoder.net(batch.obs_next[t, i])
+            following = world.policy(observed, noise[t, i])[0]
+            values = scale.decode(target(torch.cat([observed, following])[None]))[:, 0]
+            goal = batch.rew[t, i] + 0.9 * (not batch.terminated[t, i]) * values[pair].min()
+            state = world.dynamics.net(joint)
+            ends = world.dynamics.ends(state)[0]
+            logits = world.critics(joint[None])[:, 0]
+            expected["consistency"] += weight * (state - observed).square().mean()
+            expected["reward"] += weight * scale.loss(world.reward_logits(joint), batch.rew[t, i])
+            expected["value"] += weight * torch.stack([scale.loss(x, goal) for x in logits]).mean()
+            flag = batch.terminated[t, i].float()
+            expected["termination"] += weight * F.binary_cross_entropy(ends.sigmoid(), flag)
+    metrics = learner.update(batch)
+    for name, loss in expected.items():
+        torch.testing.assert_close(metrics[f"{name}_loss"], loss.detach(), rtol=1e-4, atol=1e-5)
+    assert not metrics["skipped"]
+
+
+def test_what_lies_beyond_an_episode_makes_no_difference():
+    batch = subsequences()
+    batch.valid[1:, :5] = False
+    other = copy.deepcopy(batch)
+    for key in ("obs", "obs_next", "act", "rew"):
+        other[key][1:, :5] = torch.randn_like(other[key][1:, :5])
+    other.obs[1:, 5:] = batch.obs[1:, 5:]
+    learners = [make() for _ in range(2)]
+    for learner, data in zip(learners, (batch, other), strict=True):
+        # the scale of the policy's values is taken at first states, which are the same
+        learner.update(data)
+    states = [learner.world.state_dict() for learner in learners]
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    learner, batch = make(), subsequences()
+    before = copy.deepcopy(learner.state_dict())
+    batch.rew[0, 0] = torch.nan
+    assert learner.update(batch)["skipped"] == 1
+    for name, value in learner.state_dict().items():
+        if name not in ("world.pair", "spread") and "policy" not in name:
+            assert torch.equal(value, before[name]), name
+
+
+def test_target_critics_follow_and_the_encoder_learns_more_slowly():
+    learner = make(tau=0.25)
+    slow = [p.clone() for p in learner.target.parameters()]
+    learner.update(subsequences())
+    for before, after, fast in zip(slow, learner.target.parameters(), learner.world.critics.parameters(), strict=True):
+        torch.testing.assert_close(after, before + 0.25 * (fast - before))
+    assert [group["lr"] for group in learner.model_optimizer.param_groups] == pytest.approx([0.9e-4, 3e-4])
+
+
+def test_gradients_are_clipped_to_a_norm():
+    learner = make(max_norm=1e-3)
+    learner.update(subsequences())
+    norm = torch.stack([p.grad.norm() for p in learner._learned]).norm()
+    assert norm == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_it_learns_to_predict_and_to_act():
+    """Points pushed around, with the first coordinate as the reward: pushing to the right is best."""
+    learner = make(noisy=False, learning_rate=2e-3, batch_size=64)
+    first = learner.update(subsequences(n=64))
+    for i in range(150):
+        last = learner.update(subsequences(n=64, seed=i))
+    assert last["reward_loss"] < 0.7 * first["reward_loss"]
+    world, obs = learner.world, torch.randn(50, 2)
+    with torch.no_grad():
+        action = world.policy(world.encode(obs)[0])[0]
+    assert action[:, 0].mean() > 0.3
+
+
+def test_restored_learning_goes_on_the_same():
+    learner = make()
+    learner.update(subsequences())
+    other = make()
+    other.load_state(copy.deepcopy(learner.state()))
+    for each in (learner, other):
+        torch.manual_seed(3)
+        each.update(subsequences(seed=5))
+    for name, value in learner.state_dict().items():
+        assert torch.equal(other.state_dict()[name], value), name
+    assert np.isfinite(float(learner.spread))
