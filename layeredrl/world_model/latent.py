@@ -204,8 +204,9 @@ class LatentDynamics(Model):
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
         """As of `Model`, of a Gaussian with unit variance around the prediction, which has no variance of its own."""
         after = self.next(state, action)
-        normal: Any = torch.distributions.Normal(after, 1.0)
-        return normal.log_prob(next_state).sum(-1), self.term_prob(after), {}
+        normal: Any = torch.distributions.Normal(after, 1.0, validate_args=False)
+        log_prob: Tensor = normal.log_prob(next_state).sum(-1)
+        return log_prob, self.term_prob(after), {}
 
     def get_parameters(self) -> Iterable[Tensor]:
         return self.parameters()

@@ -34,7 +34,8 @@ class SimNorm(nn.Module):
         self.group = group
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.group)).softmax(-1).flatten(-2)
+        shape = x.shape
+        return x.reshape(*shape[:-1], -1, self.group).softmax(-1).view(shape)
 
 
 class TwoHot(nn.Module):
