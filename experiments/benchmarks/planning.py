@@ -17,6 +17,7 @@ import tyro
 from gymnasium.spaces import Box
 from torch import Tensor
 
+from experiments.benchmarks.guidance import guided_rows, latent_rows
 from experiments.benchmarks.machine import alternate, machine_line, timed, write_page
 from experiments.benchmarks.model import ACTION, HIDDEN, MEMBERS, STATE, box, chain
 from experiments.report.tables import Cell, Table
@@ -147,6 +148,9 @@ def main() -> None:
     for name, bound, seconds in zip(("float32", "bfloat16"), ("", "0.6"), times, strict=True):
         rows.append([f"{size}, {name}", bound, f"{seconds / reference:.2f} ({seconds:.2f} over {reference:.2f} s)"])
 
+    for size in ("tiny", "small"):
+        rows += latent_rows(size, 6 * config.rounds)
+    rows += guided_rows(6 * config.rounds)
     icem = ICEM(space, config_small)
     each = [median(alternate(Decider(wide, icem, n), rounds=4 * config.rounds)[0]) / n for n in config.n_envs]
     tables = (

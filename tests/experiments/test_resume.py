@@ -61,6 +61,8 @@ AGENTS = {
     ("sac",): 1,
     ("sac", "--algorithm", "td3"): 4,
     ("mbpo", "--env", "Pendulum-v1", "--imagination.bound", "macura"): 1,
+    ("loop", "--env", "Pendulum-v1"): 1,
+    ("tdmpc2",): 4,
     ("goals", *MAZE): 4,
     ("splates", *MAZE): 4,
     ("random", "--env", "CartPole-v1"): 1,

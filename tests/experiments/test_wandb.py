@@ -21,6 +21,8 @@ AGENTS = {
     "pets": {"plan", "model"},
     "sac": {"policy"},
     "mbpo": {"model", "policy", "imagination", "unseen"},
+    "loop": {"plan", "model", "policy", "imagination", "unseen"},
+    "tdmpc2": {"plan", "model"},
     "goals": {"plan", "model", "policy"},
     "splates": {"plan", "model", "policy", "skill"},
     "splates-goals": {"plan", "skills", "goals"},  # its two policies report under the names of their levels
@@ -34,6 +36,7 @@ MAZE = "ShortMaze-v0"
 PICTURES = {
     "pets": {"model/predictions", "plan/maze"},
     "mbpo": {"model/predictions"},
+    "loop": {"model/predictions", "plan/maze"},
     "goals": {"plan/maze"},
     "splates": {"plan/maze", "skill/fan", "skill/coverage"},
     "diayn": {"skill/fan", "skill/coverage"},

@@ -1,0 +1,61 @@
+"""Agents whose plans end in a critic: their parts, and runs from the command line."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from agents.loop import LOOP
+from agents.pets import PETS
+from agents.tdmpc2 import TDMPC2
+from layeredrl.environments import TaskFacts
+from layeredrl.levels import GuidedLevel, PlannerLevel
+from layeredrl.planners import ICEM, MPPI
+from layeredrl.task import TaskSpec
+from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train
+
+CPU = torch.device("cpu")
+TASK = TaskSpec(spaces.Box(-1, 1, (3,)), spaces.Box(-1.0, 1.0, (2,)), n_envs=2)
+FACTS = TaskFacts(state_dim=3, action_dim=1, discrete=False, reward_known=False, termination_known=False)
+
+
+@pytest.mark.parametrize("agent", ["loop", "tdmpc2"])
+@pytest.mark.parametrize("env", ["ContinuousCartPole-v0", "Pendulum-v1"])
+def test_a_run_learns_and_is_evaluated(agent, env, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    run_train(agent, *QUICK, "--env", env, "--trainer.n-total-env-steps", 70, "--name", "r", "--n-envs", 2)
+    columns = {key for row in read_metrics(Path("runs/r")) for key, value in row.items() if value}
+    learned = {"policy/critic1_loss", "imagination/length"} if agent == "loop" else {"model/consistency_loss"}
+    assert columns >= learned | {"plan/predicted_return"}
+    run_evaluate("runs/r", "--episodes", 1)
+    assert "return" in capsys.readouterr().out
+
+
+def test_one_flag_guides_pets():
+    config = PETS.preset("debug", guided=True, guidance=LOOP.preset("debug").guidance)
+    (level,) = config.build(TASK, CPU, seed=0).levels
+    assert isinstance(level, GuidedLevel)
+    assert level.n_proposals == 2
+    assert level.world.objective.discount == config.guidance.sac.discount
+    (plain,) = PETS.preset("debug").build(TASK, CPU, seed=0).levels
+    assert type(plain) is PlannerLevel
+    assert plain.world.objective.value is None
+
+
+def test_tdmpc2_plans_with_mppi_or_another_planner():
+    config = TDMPC2.preset("debug")
+    (level,) = config.build(TASK, CPU, seed=0).levels
+    assert isinstance(level.planner, MPPI)
+    (level,) = replace(config, planner=replace(config.planner, kind="icem")).build(TASK, CPU, seed=0).levels
+    assert isinstance(level.planner, ICEM)
+
+
+@pytest.mark.parametrize(("steps", "discount"), [(None, 0.995), (1000, 0.995), (500, 0.99), (100, 0.95), (10, 0.95)])
+def test_the_discount_follows_from_the_length_of_episodes(steps, discount):
+    choices = {c.name: c.value for c in TDMPC2.suited(replace(FACTS, episode_steps=steps))}
+    assert np.isclose(choices["latent.discount"], discount)
+    assert not choices["latent.terminations"]
+    assert {c.name: c.value for c in TDMPC2.suited(replace(FACTS, ends_after=20.0))}["latent.terminations"]
