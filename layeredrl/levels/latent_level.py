@@ -60,7 +60,7 @@ class LatentLevel(PlannerLevel):
         self.n_updates = self.last_report = 0
         self._first: int | None = None  # transitions at the first update
         self._means = RunningMeans()
-        self._spent = 0.0
+        self._spent = {"updates": 0.0}
 
     def propose(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Suggest the policy's sequences; see `Proposals`."""
@@ -81,7 +81,7 @@ class LatentLevel(PlannerLevel):
         for _ in range(due):
             self._means.add(self.latent.update(self.sample()))
         self.n_updates += max(due, 0)
-        self._spent += time.process_time() - start
+        self._spent["updates"] += time.process_time() - start
         if n_total_env_steps - self.last_report < self.config.report_every or not self._means:
             return {}
         return self._report_learning()
@@ -106,12 +106,13 @@ class LatentLevel(PlannerLevel):
 
     @property
     def cpu_seconds(self) -> Mapping[str, float]:
-        return {"updates": self._spent}
+        return dict(self._spent)
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
             "latent": self.latent.state(),
             "means": self._means.state_dict(),
+            "cpu_seconds": dict(self._spent),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
 
@@ -119,8 +120,9 @@ class LatentLevel(PlannerLevel):
         super().load_state_dict(state)
         self.latent.load_state(state["latent"])
         self._means.load_state_dict(state["means"])
+        self._spent = dict(state["cpu_seconds"])
         for name in _NUMBERS:
             setattr(self, name, state[name])
 
 
-_NUMBERS = ("n_updates", "last_report", "_first", "_spent")
+_NUMBERS = ("n_updates", "last_report", "_first")
