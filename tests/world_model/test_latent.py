@@ -41,7 +41,7 @@ def test_rollout_has_what_planners_and_pictures_read():
     for key in ("reward", "alive", "term_prob", "diverged"):
         assert result[key].shape == (3, 1, 1, 4)
     assert result.state_mean.shape == (3, 1, 5, 16)
-    torch.testing.assert_close(result.state.unflatten(-1, (2, 8)).sum(-1), torch.ones(3, 1, 1, 5, 2))
+    torch.testing.assert_close(result.state.unflatten(-1, (8, 2)).sum(-2), torch.ones(3, 1, 1, 5, 2))
 
 
 def test_proposals_follow_the_policy_through_the_model():

@@ -27,7 +27,8 @@ def test_symlog_and_its_inverse():
 def test_simplices_sum_to_one_group_by_group():
     x = torch.randn(3, 2, 12)
     out = SimNorm(4)(x)
-    torch.testing.assert_close(out[..., 4:8], x[..., 4:8].exp() / x[..., 4:8].exp().sum(-1, keepdim=True))
+    group = x[..., [1, 4, 7, 10]].exp()
+    torch.testing.assert_close(out[..., [1, 4, 7, 10]], group / group.sum(-1, keepdim=True))
     with pytest.raises(RuntimeError):
         SimNorm(8)(x)
 
