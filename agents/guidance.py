@@ -15,9 +15,11 @@ class GuidanceConfig:
     """A policy that proposes plans, and critics whose value plans end in."""
 
     n_proposals: int = 8
-    """Number of the policy's sequences among the planner's candidates; 0 for the value alone."""
+    """Number of the policy's sequences among the planner's candidates, an eighth of the usual ones; 0 for the value
+    alone."""
     noise: float = 0.1
-    """Standard deviation of the noise of planned actions while exploring."""
+    """Standard deviation of the noise of planned actions while exploring, as TD3's: without it, critics see few actions
+    beside the best ones."""
     real_share: float = 1.0
     """Share of real transitions in a batch of the policy; below 1, the others are imagined."""
     reward_scale: float | None = None

@@ -1,8 +1,8 @@
 """LOOP: planning guided by an off-policy learner (Sikchi et al. 2021, arXiv 2008.10066).
 
 Deviations from the paper: iCEM plans, with particles of an ensemble whose reward and termination are learned; the
-policy's sequences are candidates, not a part of the sampling distribution; policy and critics are those of SAC, and may
-learn from imagined transitions as well.
+policy's sequences are candidates, not a part of the sampling distribution; policy and critics are those of SAC, and
+learn from imagined transitions as well, unless a preset or setting says otherwise.
 """
 
 from collections.abc import Mapping
@@ -41,15 +41,15 @@ class LOOP(PETS):
             Choice("guidance.sac.learning_rate", 1e-3 if small else 5e-4, size),
             Choice("guidance.sac.initial_alpha", 0.1, "few steps"),
             Choice("guidance.sac.target_entropy", -facts.action_dim / 2, "half of the actions"),
-            Choice("guidance.learning.updates_per_transition", 4.0, "few steps"),
-            Choice("guidance.real_share", 0.2, "few steps"),
+            Choice("guidance.learning.updates_per_transition", 4.0, "imagined transitions do not run out"),
+            Choice("guidance.real_share", 0.2, "more transitions than steps"),
         ]
         names = {choice.name for choice in replaced}
         return [*(choice for choice in chosen if choice.name not in names), *replaced]
 
 
 LOOP.presets = {
-    **{name: PETS.presets[name] for name in ("demo",)},
+    "demo": PETS.presets["demo"],
     "debug": {
         **PETS.presets["debug"],
         "guidance": GuidanceConfig(

@@ -61,8 +61,8 @@ class PETS(Recipe):
     value_learning: ValueConfig = field(default_factory=ValueConfig)
     """Network of the value, and how it learns at each fit."""
     guided: bool = False
-    """If True, a policy and its critics are learned as well: plans end in their value, instead of any other, with their
-    discount, and the policy proposes candidates."""
+    """If True, a policy and its critics are learned as well: plans end in the critics' value, with the critics'
+    discount, whatever `value` and `discount` are, and the policy proposes candidates."""
     guidance: GuidanceConfig = field(default_factory=GuidanceConfig)
     """How these learn, and how they guide."""
     uncertainty_weight: float = 0.0
@@ -89,6 +89,11 @@ class PETS(Recipe):
 
     def __post_init__(self) -> None:
         require_number("discount", self.discount, 0, 1)
+        size = self.learning.replay_size
+        if self.guided and size != ModelLearningConfig().replay_size:
+            raise ValueError(
+                f"learning.replay_size is {size} with guided, whose replay is guidance.learning.replay_size"
+            )
 
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:
@@ -116,12 +121,14 @@ class PETS(Recipe):
         )
         world = WorldModel(encoder, dynamics, task, objective=objective)
         learner = WorldModelLearner(world, self.learning, value=value, seed=seed)
-        planner, noise = self.make_planner(task), self.common_noise
+        planner, common_noise = self.make_planner(task), self.common_noise
         level: PlannerLevel
         if self.guided:
-            level = self.guidance.build(learner, planner, device, common_noise=noise, seed=seed)
+            level = self.guidance.build(learner, planner, device, common_noise=common_noise, seed=seed)
         else:
-            level = PlannerLevel(world, planner, task.action_space, common_noise=noise, learner=learner, seed=seed)
+            level = PlannerLevel(
+                world, planner, task.action_space, common_noise=common_noise, learner=learner, seed=seed
+            )
         return Hierarchy([level], task, device)
 
     def make_value(self, encoder: Encoder, device: torch.device) -> ValueLearner | None:

@@ -1,8 +1,10 @@
 """TD-MPC2: planning in a learned latent space (Hansen et al. 2024, arXiv 2310.16828).
 
 Deviations from the released code: terminations are probabilities, which weight what follows instead of cutting it off;
-the last steps of an episode are learned from too, with what lies beyond left out; critics for the ends of plans are
-drawn with every update, not with every decision; several environments are planned for in one batch.
+the last steps of an episode are learned from too, with what lies beyond left out; plans end in the value of the
+policy's most probable action, not of a sampled one, by critics drawn with every update, not with every iteration; the
+entropy is that of the squashed policy; at most 2,500 steps are random by default, and tasks of many actions get no more
+iterations than others.
 """
 
 from collections.abc import Mapping
@@ -10,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
 from agents.recipe import Choice, Recipe
 from layeredrl.environments import TaskFacts
@@ -20,6 +23,10 @@ from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import LatentConfig, LatentLearningConfig, LatentWorldModel
 from layeredrl.world_model.latent import SIZES
+from layeredrl.world_model.latent_nets import normed_mlp
+
+_SEARCH = {"n_samples": 64, "n_iterations": 3, "n_elites": 16}
+"""Search of few candidates, for one core."""
 
 
 def _mppi(n_samples: int, n_iterations: int, n_elites: int) -> PlannerConfig:
@@ -68,15 +75,17 @@ class TDMPC2(Recipe):
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
         steps = facts.episode_steps or 1000
-        longest = steps / 5
-        ends = facts.ends_after is not None
+        longest, ends = steps / 5, facts.ends_after is not None
+        discount = min(max((longest - 1) / longest, 0.95), 0.99 if ends else 0.995)
+        known = facts.termination_known
         return [
             *(Choice(f"latent.{name}", value, "one core") for name, value in SIZES["tiny"].items()),
-            Choice("latent.discount", min(max((longest - 1) / longest, 0.95), 0.995), f"{steps} steps an episode"),
-            Choice("latent.terminations", ends or facts.termination_known, "episodes end" if ends else "none ended"),
+            Choice("latent.discount", discount, f"{steps} steps an episode"),
+            Choice("latent.terminations", ends or known, "episodes end" if ends or known else "none ended"),
+            Choice("learning.rho", 0.7 if ends else 0.5, "episodes end" if ends else "none ended"),
             Choice("learning.n_random_steps", min(max(1000, 5 * steps), 2500), f"{steps} steps an episode"),
             Choice("learning.batch_size", 128, "one core"),
-            Choice("planner", _mppi(64, 3, 16), "one core"),
+            *(Choice(f"planner.mppi.{name}", value, "one core") for name, value in _SEARCH.items()),
             Choice("n_proposals", 8, "few candidates"),
             Choice("trainer.n_total_env_steps", 10_000 if facts.state_dim <= 6 else 50_000, "one core"),
         ]
@@ -89,7 +98,7 @@ class TDMPC2(Recipe):
             device: Device of the agent.
             seed: Seed of learning and replay.
         """
-        world = LatentWorldModel(task, self.latent, device)
+        world = LatentWorldModel(task, self.latent, device, encoder=self.make_encoder)
         level = LatentLevel(
             world,
             self.planner.build(task.action_space),
@@ -100,11 +109,15 @@ class TDMPC2(Recipe):
         )
         return Hierarchy([level], task, device)
 
+    def make_encoder(self, n_observed: int, width: int) -> nn.Module:
+        """The network from flat observations (..., O) to (..., S); a subclass may bring another one."""
+        return normed_mlp([n_observed, *self.latent.encoder_hidden, width], self.latent.activation)
+
 
 _CPU: dict[str, Any] = {
     "latent": LatentConfig.of("tiny"),
     "learning": LatentLearningConfig(batch_size=128),
-    "planner": _mppi(64, 3, 16),
+    "planner": _mppi(**_SEARCH),
     "n_proposals": 8,
 }
 

@@ -15,7 +15,7 @@ from agents.tdmpc2 import TDMPC2
 from experiments.benchmarks.machine import alternate
 from experiments.benchmarks.model import ACTION, STATE, box
 from experiments.report.tables import Cell
-from layeredrl.levels import GuidedLevel, LatentLevel
+from layeredrl.levels import GuidedLevel, LatentLevel, Level
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import LatentConfig
 
@@ -58,11 +58,16 @@ def task() -> TaskSpec:
     return TaskSpec(box(STATE), Box(-1, 1, (ACTION,), np.float32))
 
 
-def deciding(level: GuidedLevel | LatentLevel) -> Callable[[], object]:
-    """Return a function that decides once for an environment."""
+def deciding(level: Level) -> Callable[[], None]:
+    """Return a function that decides once for an environment, each time from where it was before."""
     obs, generator = torch.randn(1, STATE), torch.Generator().manual_seed(0)
     memory = level.initial_memory(1)
-    return lambda: level.act(obs, None, memory, explore=False, generator=generator)
+
+    def decide() -> None:
+        nonlocal memory
+        memory = level.act(obs, None, memory, explore=False, generator=generator).memory
+
+    return decide
 
 
 def latent_level(size: str) -> LatentLevel:
@@ -83,7 +88,7 @@ def latent_rows(size: str, rounds: int) -> list[list[Cell]]:
     encoder, horizon = (STATE, *config.encoder_hidden, s), planner.horizon
     dynamics, heads, actor = (joint, *hidden, s), (joint, *hidden, bins), (s, *hidden, 2 * ACTION)
     k, first = level.n_proposals, mppi.n_samples + level.n_proposals
-    decision = [Products(encoder, 1, repeats=1 + mppi.n_iterations), Products(actor, k, repeats=horizon)]
+    decision = [Products(encoder, 1), Products(actor, k, repeats=horizon)]
     decision.append(Products(dynamics, k, repeats=horizon - 1))
     for n, repeats in ((first, 1), (mppi.n_samples, mppi.n_iterations - 1)):
         decision += [
@@ -123,15 +128,7 @@ def guided_rows(rounds: int) -> list[list[Cell]]:
     assert isinstance(level, GuidedLevel)
     level.policy.reward_scale, level.policy.n_updates = 1.0, 1  # as after the first fit
     plain = LOOP(guided=False).build(task(), torch.device("cpu"), seed=0).levels[0]
-    obs, generator, memory = torch.randn(1, STATE), torch.Generator().manual_seed(0), plain.initial_memory(1)
-    guided, alone = map(
-        median,
-        alternate(
-            deciding(level),
-            lambda: plain.act(obs, None, memory, explore=False, generator=generator),
-            rounds=rounds,
-        ),
-    )
+    guided, alone = map(median, alternate(deciding(level), deciding(plain), rounds=rounds))
     measured = f"{guided / alone:.2f} ({1e3 * guided:.1f} over {1e3 * alone:.1f} ms)"
     horizon = recipe.planner.icem.horizon
     return [[f"loop: a decision, horizon {horizon}, over one without guidance", "", measured]]

@@ -64,9 +64,9 @@ class RunConfig(Generic[A]):
     """Agent: pets, mbpo, loop, tdmpc2, sac, splates, splates-goals, dads, diayn, goals, random, or your own as
     package.module:Class."""
     preset: str = "demo"
-    """Defaults of all other settings: auto (chosen for the task; of pets, mbpo and sac the default), demo (a first
-    impression), debug (a check that takes seconds), paper, or a preset of the agent's own, such as cartpole-fast of
-    pets."""
+    """Defaults of all other settings: auto (chosen for the task; of pets, loop, mbpo, tdmpc2 and sac the default), demo
+    (a first impression), debug (a check that takes seconds), paper, or a preset of the agent's own, such as
+    cartpole-fast of pets."""
     env: str = "ContinuousCartPole-v0"
     """Environment: any id registered with gymnasium; package.module:Id imports the package first. A preset that is made
     for a task has that task's environment as its default."""

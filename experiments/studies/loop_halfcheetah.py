@@ -1,4 +1,4 @@
-"""Planning guided by a policy and critics on PETS' HalfCheetah, and the same without guidance.
+"""Planning guided by a policy and critics on PETS' HalfCheetah, the same without guidance, and pets.
 
 python -m experiments.sweep experiments/studies/loop_halfcheetah.py
 python -m experiments.report runs/loop_halfcheetah
@@ -10,7 +10,11 @@ from experiments.sweep import Study
 
 study = Study(
     name="loop_halfcheetah",
-    agents={"loop": {}, "pets": {"preset": "halfcheetah-fast"}},
+    agents={
+        "loop": {},
+        "unguided": {"agent": "loop", "guided": False},
+        "pets": {"preset": "halfcheetah-fast"},
+    },
     environments=("PETSHalfCheetah-v0",),
     seeds=(0, 1, 2, 3),
     common={

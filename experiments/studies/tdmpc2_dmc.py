@@ -9,10 +9,12 @@ Results so far: experiments/results/tdmpc2.md.
 from experiments.sweep import Study
 
 TASKS = ("cartpole-swingup", "finger-spin", "walker-walk", "reacher-easy", "pendulum-swingup", "cheetah-run")
+PAPER = {"learning.n_random_steps": 2_500}
+"""What follows from episodes of 500 decisions, which presets do not know."""
 
 study = Study(
     name="tdmpc2_dmc",
-    agents={"tdmpc2": {}, "tdmpc2-small": {"agent": "tdmpc2", "preset": "small"}},
+    agents={"tdmpc2": {}, "tdmpc2-small": {"agent": "tdmpc2", "preset": "small", **PAPER}},
     environments=tuple(f"dm_control/{name}-v0" for name in TASKS),
     seeds=(0, 1),
     common={

@@ -13,10 +13,9 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_count
 from layeredrl.levels import off_policy
 from layeredrl.levels.imagining_level import ImaginingLevel
-from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel
+from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, require_few
 from layeredrl.models.density import mixture_mean
 from layeredrl.planners import Planner
 
@@ -25,9 +24,9 @@ class GuidedLevel(PlannerLevel):
     """Plans with a world model, a value and a policy; all three learn from the transitions that planning collects.
 
     Args:
-        policy: Learns the world model, policy and critics, whose value becomes that of the world model's objective: it
-            has none of its own yet, and the critics' discount. With a `real_share` of 1, the policy learns off-policy
-            from the replay alone; with less, from what it imagines as well.
+        policy: Learns the world model, policy and critics, whose value becomes that of the world model's objective. The
+            objective must have no value, and the same discount as the critics. With a `real_share` of 1, the policy
+            learns off-policy from the replay alone; with less, from what it imagines as well.
         planner: Plans with the world model.
         n_proposals: Number K of sequences of the policy among the candidates, at most as many as the planner's own; the
             first is without noise.
@@ -54,10 +53,7 @@ class GuidedLevel(PlannerLevel):
             learner=policy.learner,
             proposals=self.propose if n_proposals else None,
         )
-        require_count("n_proposals", n_proposals, minimum=0)
-        own = getattr(getattr(planner, "config", None), "n_samples", None)
-        if own is not None and n_proposals > own:
-            raise ValueError(f"n_proposals is {n_proposals}, expected at most as many as own candidates, {own}")
+        require_few("n_proposals", n_proposals, planner)
         objective = world.objective
         if objective.value is not None:
             raise ValueError("the objective has a value, expected None: plans end in that of the critics")
@@ -124,5 +120,5 @@ class GuidedLevel(PlannerLevel):
         return own | {"policy": self.policy.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.n_total_env_steps, self.n_failed_plans = state["n_total_env_steps"], state["n_failed_plans"]
+        super().load_state_dict({**state, "learner": state["policy"]["learner"]})
         self.policy.load_state_dict(state["policy"])

@@ -4,15 +4,12 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_count
 from layeredrl.faults import NonFiniteError
-from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel
+from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, require_few
 from layeredrl.metrics import RunningMeans
 from layeredrl.planners import Planner
 from layeredrl.randomness import derive_seed
@@ -46,7 +43,7 @@ class LatentLevel(PlannerLevel):
         spread: float = 1.0,
         seed: int = 0,
     ) -> None:
-        require_count("n_proposals", n_proposals, minimum=0)
+        require_few("n_proposals", n_proposals, planner)
         super().__init__(
             world,
             planner,
@@ -65,9 +62,6 @@ class LatentLevel(PlannerLevel):
     def propose(self, obs: Tensor, generator: torch.Generator) -> Tensor:
         """Suggest the policy's sequences; see `Proposals`."""
         return self.world.propose(obs, self.n_proposals, self.planner.horizon, generator)
-
-    def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
-        self.replay.add(transitions, env_ids)
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
@@ -97,10 +91,10 @@ class LatentLevel(PlannerLevel):
     def _report_learning(self) -> dict[str, float]:
         self.last_report = self.n_total_env_steps
         means = self._means.take()
-        if means["skipped"] > self.config.max_skipped:
+        if means["skipped"] > self.config.max_skipped_share:
             raise NonFiniteError(
                 f"{means['skipped']:.0%} of the updates since the last report had gradients that are not finite, "
-                f"expected at most {self.config.max_skipped:.0%}"
+                f"expected at most {self.config.max_skipped_share:.0%}"
             )
         return {f"model/{name}": mean for name, mean in means.items()} | {"model/updates": self.n_updates}
 

@@ -47,9 +47,9 @@ class ExplorationConfig:
     effort: float = 1.0
     """Share of the planner's candidates that are used while exploring."""
     noise: float = 0.0
-    """Standard deviation of the noise of planned actions."""
+    """Standard deviation of the noise of planned actions, in the level's own units of actions."""
     spread: float = 0.0
-    """Factor of the standard deviation that the search ended with, in noise of planned actions (TD-MPC2: 1)."""
+    """Factor of the standard deviation that the search ended with, which is added to that of the noise (TD-MPC2: 1)."""
 
     def __post_init__(self) -> None:
         require_number("effort", self.effort, 0, 1, open_low=True)
@@ -102,8 +102,11 @@ class PlannerLevel(Level):
         self.exploration = ExplorationConfig() if exploration is None else exploration
         self._bounds: tuple[Tensor, Tensor] | None = None
         if self.exploration.noise or self.exploration.spread:
+            given = f"noise is {self.exploration.noise} and spread {self.exploration.spread}"
             if not isinstance(action_space, spaces.Box):
-                raise TypeError(f"the action space is {action_space} with noise, expected a Box")
+                raise TypeError(f"{given}, expected 0 for the action space {action_space}")
+            if self.exploration.spread and not planner.ends_with_std:
+                raise ValueError(f"{given}, expected a spread of 0: {type(planner).__name__} ends without a std")
             low, high = (
                 torch.as_tensor(x, device=world.dynamics.device) for x in (action_space.low, action_space.high)
             )
@@ -215,9 +218,7 @@ class PlannerLevel(Level):
         """Add the noise of exploration to actions (n, A), given the plan's standard deviations (n, A)."""
         config = self.exploration
         total = torch.full_like(action, config.noise)
-        if config.spread:
-            if std is None:
-                raise ValueError(f"spread is {config.spread}, but {type(self.planner).__name__} ends with no std")
+        if std is not None:
             total = total + config.spread * std
         return action + total * torch.randn(action.shape, generator=generator, device=action.device)
 
@@ -332,6 +333,14 @@ class PlannerLevel(Level):
         self.n_total_env_steps, self.n_failed_plans = state["n_total_env_steps"], state["n_failed_plans"]
         if self.learner is not None:
             self.learner.load_state_dict(state["learner"])
+
+
+def require_few(name: str, n_proposals: int, planner: Planner) -> None:
+    """Raise unless there are at most as many proposals as own candidates of a planner."""
+    require_count(name, n_proposals, minimum=0)
+    own = getattr(getattr(planner, "config", None), "n_samples", None)
+    if own is not None and n_proposals > own:
+        raise ValueError(f"{name} is {n_proposals}, expected at most as many as the planner's own candidates, {own}")
 
 
 def _replaced(memory: Batch, where: Tensor, values: Batch) -> Batch:

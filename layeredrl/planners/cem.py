@@ -52,6 +52,8 @@ class CEM(Planner):
         config: Settings.
     """
 
+    ends_with_std = True
+
     def __init__(self, action_space: spaces.Space[object], config: CEMConfig) -> None:
         super().__init__(action_space, config.horizon)
         self.config = config

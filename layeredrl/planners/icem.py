@@ -64,6 +64,8 @@ class ICEM(Planner):
         config: Settings.
     """
 
+    ends_with_std = True
+
     def __init__(self, action_space: spaces.Space[object], config: ICEMConfig) -> None:
         super().__init__(action_space, config.horizon)
         self.config = config

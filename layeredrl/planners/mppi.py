@@ -76,6 +76,8 @@ class MPPI(Planner):
         config: Settings.
     """
 
+    ends_with_std = True
+
     def __init__(self, action_space: spaces.Space[object], config: MPPIConfig) -> None:
         super().__init__(action_space, config.horizon)
         self.config = config

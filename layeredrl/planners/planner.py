@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from gymnasium import spaces
@@ -48,7 +48,12 @@ class Planner(ABC):
     Args:
         action_space: Box of shape (A,) with finite bounds, Discrete (A = 1) or MultiDiscrete of shape (A,).
         horizon: Length H of the sequences.
+
+    Attributes:
+        ends_with_std: True if plans of continuous actions have a `std`.
     """
+
+    ends_with_std: ClassVar[bool] = False
 
     def __init__(self, action_space: spaces.Space[object], horizon: int) -> None:
         require_count("horizon", horizon)

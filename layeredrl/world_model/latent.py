@@ -1,24 +1,24 @@
 """A latent world model: encoder, latent dynamics, reward, termination, critics and policy in one.
 
 It is that of TD-MPC2 (Hansen et al. 2024, arXiv 2310.16828), and answers the questions of any world model. Deviation:
-the termination is learned as a probability, which reward, value and loss beyond it are weighted by.
+the termination is learned as a probability, by which planning weights what follows.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from tianshou.data import Batch
 from torch import Tensor, nn
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_counts, require_number
+from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.models.model import Model
 from layeredrl.models.rollout import TOO_FAR
 from layeredrl.task import TaskSpec
 from layeredrl.world_model.encoders import Encoder
-from layeredrl.world_model.latent_nets import Activation, LatentCritics, LatentPolicy, SimNorm, TwoHot, normed_mlp
+from layeredrl.world_model.latent_nets import Activation, LatentCritics, LatentPolicy, TwoHot, normed_mlp, simplicial
 from layeredrl.world_model.objective import Objective
 from layeredrl.world_model.world_model import WorldModel
 
@@ -41,24 +41,28 @@ class LatentConfig:
     n_critics: int = 5
     """Number of critics, of which two are drawn for every target and every update of the policy."""
     group: int = 8
-    """Dimensions of the latent state that sum to one."""
+    """Dimensions of each simplex of the latent state, which sum to one."""
     n_bins: int = 101
     """Bins of rewards and values."""
     limit: float = 10.0
-    """Largest sign(x) log(1 + |x|) of rewards and values."""
+    """The bins span [-limit, limit] in symlog space, sign(x) log(1 + |x|)."""
     activation: Activation = "mish"
     """Activation; on a CPU, silu takes a third of the time of mish."""
     dropout: float = 0.01
     """Probability of dropping an output of the critics' first layer; takes long on a CPU."""
-    terminations: bool = True
-    """Learn terminations; False where episodes are never ended by the task."""
+    terminations: bool = False
+    """Learn terminations, where the task ends episodes."""
     discount: float = 0.99
     """Discount per step."""
 
     def __post_init__(self) -> None:
-        require_counts(self, latent_dim=1, n_critics=2, group=1, n_bins=2)
+        require_counts(self, latent_dim=1, n_critics=2, group=2, n_bins=2)
+        for name in ("encoder_hidden", "hidden"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected widths of at least 1")
+        require_choice("activation", self.activation, get_args(Activation))
         require_number("discount", self.discount, 0, 1)
-        require_number("dropout", self.dropout, 0, 1)
+        require_number("dropout", self.dropout, 0, 0.99)
         require_number("limit", self.limit, 0, float("inf"), open_low=True)
         if self.latent_dim % self.group:
             raise ValueError(f"latent_dim is {self.latent_dim}, expected a multiple of group, which is {self.group}")
@@ -66,6 +70,7 @@ class LatentConfig:
     @classmethod
     def of(cls, size: Size, **others: Any) -> "LatentConfig":
         """Settings of a size: released, or fewer parameters for a CPU."""
+        require_choice("size", size, tuple(SIZES))
         return cls(**{**SIZES[size], **others})
 
 
@@ -103,22 +108,25 @@ class LatentEncoder(Encoder):
     def __init__(self, task: TaskSpec, config: LatentConfig, net: MakeEncoder | None = None) -> None:
         super().__init__(task)
         width, self.state_dim, self.context_dim = task.observation_dim, config.latent_dim, 0
-        simplex = SimNorm(config.group)
         self.net: nn.Module
         if net is None:
-            self.net = normed_mlp([width, *config.encoder_hidden, config.latent_dim], config.activation, simplex)
+            self.net = normed_mlp([width, *config.encoder_hidden, config.latent_dim], config.activation)
         else:
-            self.net = nn.Sequential(net(width, config.latent_dim), nn.LayerNorm(config.latent_dim), simplex)
+            self.net = net(width, config.latent_dim)
+        self.simplex = simplicial(config.latent_dim, config.group)
 
     @torch.no_grad()
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         return self.with_gradients(obs)
 
     def with_gradients(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        state: Tensor = self.net(obs)
-        if state.shape != (*obs.shape[:-1], self.state_dim):
-            expected = (*obs.shape[:-1], self.state_dim)
-            raise ValueError(f"the encoder returned shape {tuple(state.shape)}, expected {expected}")
+        out: Tensor = self.net(obs)
+        expected = (*obs.shape[:-1], self.state_dim)
+        if out.shape != expected:
+            raise ValueError(
+                f"the encoder returned shape {tuple(out.shape)} for {tuple(obs.shape)}, expected {expected}"
+            )
+        state: Tensor = self.simplex(out)
         return state, obs.new_zeros(*obs.shape[:-1], 0)
 
     def begins_like(self, other: Encoder) -> bool:
@@ -137,7 +145,8 @@ class LatentDynamics(Model):
     def __init__(self, config: LatentConfig, action_dim: int, device: torch.device) -> None:
         super().__init__(device=device)
         width = config.latent_dim
-        self.net = normed_mlp([width + action_dim, *config.hidden, width], config.activation, SimNorm(config.group))
+        last = simplicial(width, config.group)
+        self.net = nn.Sequential(*normed_mlp([width + action_dim, *config.hidden, width], config.activation), *last)
         self.ends = (
             normed_mlp([width, *config.hidden, 1], config.activation, zero=True) if config.terminations else None
         )
@@ -202,22 +211,20 @@ class LatentDynamics(Model):
     def get_log_prob(
         self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor
     ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """As of `Model`, of a Gaussian with unit variance around the prediction, which has no variance of its own."""
-        after = self.next(state, action)
-        normal: Any = torch.distributions.Normal(after, 1.0, validate_args=False)
-        log_prob: Tensor = normal.log_prob(next_state).sum(-1)
-        return log_prob, self.term_prob(after), {}
+        """Raise NotImplementedError: a deterministic prediction has no density."""
+        raise NotImplementedError("the latent dynamics is deterministic, and has no density")
 
     def get_parameters(self) -> Iterable[Tensor]:
         return self.parameters()
 
     def loss(self, batch: Batch) -> Tensor:
         """Mean square error of the next latent state; rewards and critics have theirs in `LatentLearner`."""
-        return (self.next(batch.state, batch.act) - batch.state_next).square().mean()
+        error: Tensor = self.next(batch.state, batch.act) - batch.state_next
+        return error.square().mean()
 
 
 class LatentWorldModel(WorldModel):
-    """Everything that TD-MPC2 learns.
+    """Latent world model with dynamics, reward, termination, critics and policy.
 
     Args:
         task: The task; its known reward and termination are functions of observations, and learned instead.

@@ -26,21 +26,21 @@ class LatentLearningConfig:
     n_random_steps: int = 1000
     """Environment steps with random actions before the first update."""
     first_updates: int | None = None
-    """Updates at once after these; None for as many as there are transitions then."""
+    """Number of updates when the random steps end; None for one for each transition."""
     updates_per_transition: float = 1.0
     """Number of updates for each later transition."""
     replay_size: int = 1_000_000
     """Number of transitions kept, all environments together."""
     report_every: int = 1000
     """Environment steps between two reports of metrics."""
-    max_skipped: float = 0.1
+    max_skipped_share: float = 0.1
     """Share of updates between two reports that may be skipped because a gradient is not finite; more is an error."""
     horizon: int = 3
     """Transitions of a subsequence."""
     batch_size: int = 256
     """Subsequences of an update."""
     rho: float = 0.5
-    """Weight of a step of a subsequence, to the power of its number."""
+    """Step t of a subsequence has weight rho^t in the losses, but in that of the termination."""
     consistency: float = 20.0
     """Weight of the squared error of predicted latent states."""
     reward: float = 0.1
@@ -54,7 +54,7 @@ class LatentLearningConfig:
     encoder_rate: float = 0.3
     """Factor of the encoder's learning rate."""
     entropy: float = 1e-4
-    """Weight of the policy's entropy, which counts once for each action dimension."""
+    """Weight of the policy's entropy, multiplied by the number of action dimensions."""
     tau: float = 0.01
     """Step size of the target critics, and of the scale of values."""
     max_norm: float = 20.0
@@ -65,7 +65,7 @@ class LatentLearningConfig:
         if self.first_updates is not None:
             require_counts(self, first_updates=0)
         require_number("updates_per_transition", self.updates_per_transition, 0, sys.float_info.max)
-        require_number("max_skipped", self.max_skipped, 0, 1)
+        require_number("max_skipped_share", self.max_skipped_share, 0, 1)
         for name in ("learning_rate", "encoder_rate", "max_norm"):
             require_number(name, getattr(self, name), 0, math.inf, open_low=True)
         for name in ("consistency", "reward", "value", "termination", "entropy"):
@@ -83,17 +83,17 @@ class LatentLearner(nn.Module):
         seed: Seed of the policy's noise and of the pairs of critics; dropout draws from torch's global generator.
 
     Attributes:
-        spread: Running distance between the 5th and 95th percentile of values, at least 1, by which the policy's are
-            divided.
+        value_scale: Running distance between the 5th and 95th percentile of values, at least 1, by which the policy's
+            values are divided.
     """
 
-    spread: Tensor
+    value_scale: Tensor
 
     def __init__(self, world: LatentWorldModel, config: LatentLearningConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.world, self.config = world, config
         self.target = copy.deepcopy(world.critics).requires_grad_(False).eval()
-        self.register_buffer("spread", torch.ones((), device=world.dynamics.device))
+        self.register_buffer("value_scale", torch.ones((), device=world.dynamics.device))
         encoder = [*world.encoder.parameters()]
         others = [p for part in (world.dynamics, world.reward_logits, world.critics) for p in part.parameters()]
         rate, fast = config.learning_rate, world.dynamics.device.type == "cuda"
@@ -102,6 +102,7 @@ class LatentLearner(nn.Module):
         self.policy_optimizer = FusedAdam(world.policy.parameters(), lr=rate, eps=1e-5, fused=True, capturable=fast)
         self._learned, self._policy = [*encoder, *others], [*world.policy.parameters()]
         device = world.dynamics.device
+        self._percentiles = torch.tensor([0.05, 0.95], device=device)
         self._generator = torch.Generator(device).manual_seed(derive_seed(seed, "latent learner"))
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
@@ -119,7 +120,7 @@ class LatentLearner(nn.Module):
         world.critics.train()
         states, metrics, norm = self._update_model(batch)
         world.critics.eval()
-        policy_metrics, policy_norm = self._update_policy(states, batch.valid)
+        policy_metrics, policy_norm = self._update_policy(states, batch.valid & ~batch.terminated)
         self._update_target(norm)
         with torch.no_grad():
             world.pair.copy_(self._pair())
@@ -143,12 +144,11 @@ class LatentLearner(nn.Module):
             "reward": world.scale.loss(world.reward_logits(inputs), batch.rew),
             "value": world.scale.loss(logits, target.flatten().expand(len(logits), -1)).mean(0).view_as(target),
         }
-        if world.dynamics.ends is not None:
-            logit = world.dynamics.end_logit(after)
-            losses["termination"] = F.binary_cross_entropy_with_logits(
-                logit, batch.terminated.to(logit.dtype), reduction="none"
-            )
         means = {name: (weight * loss).sum() for name, loss in losses.items()}
+        if world.dynamics.ends is not None:
+            logit, ended = world.dynamics.end_logit(after), batch.terminated.float()
+            loss = F.binary_cross_entropy_with_logits(logit, ended, reduction="none")
+            means["termination"] = (batch.valid * loss).sum() / batch.valid.sum()
         total = torch.stack([getattr(config, name) * loss for name, loss in means.items()]).sum()
         norm = self._step(total, self.model_optimizer, self._learned)
         metrics = {f"{name}_loss": loss.detach() for name, loss in means.items()}
@@ -161,21 +161,20 @@ class LatentLearner(nn.Module):
         values = self.world.scale.decode(self.target(inputs, self._pair())).amin(0).view_as(batch.rew)
         return cast(Tensor, batch.rew + self.world.config.discount * ~batch.terminated * values)
 
-    def _update_policy(self, states: Tensor, valid: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Update the policy at latent states (H + 1, n, S), the first of which is real."""
+    def _update_policy(self, states: Tensor, alive: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Update the policy at latent states (H + 1, n, S), where the episode goes on after a transition (H, n)."""
         world, config = self.world, self.config
         n_actions = world.policy.n_actions
         action, log_prob = world.policy(states, self._noise(*states.shape[:-1], n_actions))
         inputs = torch.cat([states, action], -1).flatten(0, 1)
         values = world.scale.decode(world.critics(inputs, self._pair())).mean(0).view_as(log_prob)
         with torch.no_grad():
-            low, high = values[0].quantile(self._percentiles()).unbind()
-            self.spread.lerp_((high - low).clamp(min=1), config.tau)
-        gain = values / self.spread - config.entropy * n_actions * log_prob
-        arrived = torch.cat([torch.ones_like(valid[:1]), valid])  # a state is real where the transition to it is
-        loss = -(self._weights(arrived) * gain).sum()
+            low, high = values[0].quantile(self._percentiles).unbind()
+            self.value_scale.lerp_((high - low).clamp(min=1), config.tau)
+        gain = values / self.value_scale - config.entropy * n_actions * log_prob
+        loss = -(self._weights(torch.cat([torch.ones_like(alive[:1]), alive])) * gain).sum()
         norm = self._step(loss, self.policy_optimizer, self._policy)
-        metrics = {"policy_loss": loss, "entropy": -log_prob.mean(), "value_spread": self.spread}
+        metrics = {"policy_loss": loss, "entropy": -log_prob.mean(), "value_scale": self.value_scale}
         return {name: value.detach().clone() for name, value in metrics.items()}, norm
 
     def _weights(self, valid: Tensor) -> Tensor:
@@ -209,9 +208,6 @@ class LatentLearner(nn.Module):
 
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self._generator, device=self._generator.device)
-
-    def _percentiles(self) -> Tensor:
-        return torch.tensor([0.05, 0.95], device=self.spread.device)
 
     def state(self) -> dict[str, Any]:
         """Everything that learning goes on from, the world model included."""

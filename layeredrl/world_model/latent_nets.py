@@ -41,10 +41,10 @@ class SimNorm(nn.Module):
 
 
 class TwoHot(nn.Module):
-    """Numbers as probabilities of bins that are equally spaced in `symlog`: regression as classification.
+    """Two-hot encoding of numbers, by bins that are equally spaced in `symlog`: regression as classification.
 
-    A number has the weights of its two nearest bins, so that their mean is the number; those beyond the outermost bins
-    count as these.
+    A number has the weights of its two nearest bins, so that their mean is the number. Numbers beyond the outermost
+    bins count as these.
 
     Args:
         n_bins: Number of bins.
@@ -77,12 +77,7 @@ _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"mish": nn.Mish, "silu": nn.S
 
 
 def normed_mlp(
-    widths: Sequence[int],
-    activation: Activation,
-    last: nn.Module | None = None,
-    *,
-    dropout: float = 0.0,
-    zero: bool = False,
+    widths: Sequence[int], activation: Activation, *, dropout: float = 0.0, zero: bool = False
 ) -> nn.Sequential:
     """Make linear layers, each but the last followed by layer norm and activation.
 
@@ -91,7 +86,6 @@ def normed_mlp(
     Args:
         widths: Input width, hidden widths, output width.
         activation: Activation.
-        last: Normalisation of the outputs, after a layer norm of their own; None for none of both.
         dropout: Probability of dropping an output of the first linear layer.
         zero: If True, the last layer's weights are zero, so that nothing is predicted at first.
     """
@@ -100,17 +94,19 @@ def normed_mlp(
         linear = nn.Linear(n_in, n_out)
         nn.init.trunc_normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)
-        is_last = i == len(widths) - 2
-        if is_last and zero:
-            nn.init.zeros_(linear.weight)
         layers.append(linear)
         if dropout and i == 0:
             layers.append(nn.Dropout(dropout))
-        if not is_last:
+        if i < len(widths) - 2:
             layers += [nn.LayerNorm(n_out), _ACTIVATIONS[activation]()]
-        elif last is not None:
-            layers += [nn.LayerNorm(n_out), last]
+        elif zero:
+            nn.init.zeros_(linear.weight)
     return nn.Sequential(*layers)
+
+
+def simplicial(width: int, group: int) -> nn.Sequential:
+    """Layer norm and simplicial normalisation of vectors (..., width)."""
+    return nn.Sequential(nn.LayerNorm(width), SimNorm(group))
 
 
 class LatentPolicy(nn.Module):

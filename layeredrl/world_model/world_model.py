@@ -86,18 +86,28 @@ class WorldModel(nn.Module):
             particle.
         """
         state, context = self.encode(obs)
-        return self._rollout(state, context, actions, generator, (statistics, n_alike, exploring))
+        return self._rollout(
+            state,
+            context,
+            actions,
+            generator=generator,
+            statistics=statistics,
+            n_alike=n_alike,
+            exploring=exploring,
+        )
 
     def _rollout(
         self,
         state: Tensor,
         context: Tensor,
         actions: Tensor,
+        *,
         generator: torch.Generator | None,
-        options: tuple[bool, int, bool],
+        statistics: bool,
+        n_alike: int,
+        exploring: bool,
     ) -> Batch:
-        """`rollout` of encoded observations; `options` are its last three arguments."""
-        statistics, n_alike, exploring = options
+        """`rollout` of encoded observations."""
         actions = actions if self.repeat == 1 else actions.repeat_interleave(self.repeat, 1)
         modelled = action_spaces.for_model(self.task.action_space, actions, state.dtype)
         result = self.dynamics.rollout(
@@ -167,8 +177,15 @@ class WorldModel(nn.Module):
         """
         n_envs, n_candidates = actions.shape[:2]
         state, context = (x.repeat_interleave(n_candidates, 0) for x in self.encode(obs))
-        n_alike = max(1, n_candidates) if common_noise else 1
-        result = self._rollout(state, context, actions.flatten(0, 1), generator, (False, n_alike, exploring))
+        result = self._rollout(
+            state,
+            context,
+            actions.flatten(0, 1),
+            generator=generator,
+            statistics=False,
+            n_alike=max(1, n_candidates) if common_noise else 1,
+            exploring=exploring,
+        )
         returns = result.returns.mean((1, 2))
         failed = result.diverged.flatten(1).any(1) | ~returns.isfinite()
         scores: Tensor = returns.masked_fill(failed, -torch.inf).view(n_envs, n_candidates)

@@ -15,6 +15,7 @@ from layeredrl.environments import TaskFacts
 from layeredrl.levels import GuidedLevel, PlannerLevel
 from layeredrl.planners import ICEM, MPPI
 from layeredrl.task import TaskSpec
+from layeredrl.world_model import ModelLearningConfig
 from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train
 
 CPU = torch.device("cpu")
@@ -32,6 +33,11 @@ def test_a_run_learns_and_is_evaluated(agent, env, tmp_path, monkeypatch, capsys
     assert columns >= learned | {"plan/predicted_return"}
     run_evaluate("runs/r", "--episodes", 1)
     assert "return" in capsys.readouterr().out
+
+
+def test_a_replay_that_guidance_does_not_use_is_refused():
+    with pytest.raises(ValueError, match=r"learning\.replay_size is 500 with guided"):
+        LOOP(learning=ModelLearningConfig(replay_size=500))
 
 
 def test_one_flag_guides_pets():

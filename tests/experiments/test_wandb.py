@@ -37,6 +37,7 @@ PICTURES = {
     "pets": {"model/predictions", "plan/maze"},
     "mbpo": {"model/predictions"},
     "loop": {"model/predictions", "plan/maze"},
+    "tdmpc2": {"model/predictions"},
     "goals": {"plan/maze"},
     "splates": {"plan/maze", "skill/fan", "skill/coverage"},
     "diayn": {"skill/fan", "skill/coverage"},

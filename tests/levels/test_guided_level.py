@@ -100,7 +100,7 @@ def test_noise_is_for_exploring_alone():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"n_proposals": 9}, "n_proposals is 9, expected at most as many as own candidates, 8"),
+        ({"n_proposals": 9}, "n_proposals is 9, expected at most as many as the planner's own candidates, 8"),
         ({"n_proposals": -1}, "n_proposals"),
     ],
 )

@@ -1,6 +1,7 @@
 """A level that plans in a latent world model: its schedule, its batches, and resuming."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels import LatentLevel
-from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig
+from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, RandomShooting, RandomShootingConfig
 from layeredrl.world_model import LatentLearningConfig
 from tests.world_model.latent_tasks import make_latent
 from tests.world_model.points import ACTION, E, random_rows
@@ -55,7 +56,47 @@ def test_it_acts_at_random_then_plans_with_noise_of_the_plans_own_width():
     assert quiet.shape == noisy.shape == (E, 2)
     assert not torch.equal(quiet, noisy)
     assert ((noisy >= -1) & (noisy <= 1)).all()
-    assert torch.equal(act(make(spread=0.0), False).action, act(make(spread=0.0), False, 0).action)
+
+
+class Still(RandomShooting):
+    """Plans nothing but zeros, and tells the proposals that it got."""
+
+    ends_with_std = True
+
+    def _plan(self, score, n_envs, warm_start, generator, proposals):
+        self.proposals = proposals
+        plan = super()._plan(score, n_envs, warm_start, generator, None)
+        return replace(plan, actions=torch.zeros(n_envs, 2, 2), std=torch.tensor([0.1, 0.4]).expand(n_envs, 2))
+
+
+def test_noise_has_the_width_that_the_search_ended_with():
+    planner = Still(ACTION, RandomShootingConfig(horizon=2, n_samples=4))
+    level = LatentLevel(make_latent(), planner, LEARNING, n_proposals=3, spread=0.5)
+    level.n_total_env_steps = 100
+    generator = torch.Generator().manual_seed(0)
+    obs, memory = torch.ones(2000, 2), level.initial_memory(2000)
+    noisy = level.act(obs, None, memory, explore=True, generator=generator).action
+    torch.testing.assert_close(noisy.std(0), torch.tensor([0.05, 0.2]), rtol=0.1, atol=0)
+    assert not level.act(obs, None, memory, explore=False, generator=generator).action.any()
+
+
+def test_the_planner_gets_the_policys_sequences():
+    planner = Still(ACTION, RandomShootingConfig(horizon=2, n_samples=4))
+    level = LatentLevel(make_latent(), planner, LEARNING, n_proposals=3)
+    act(level, False, seed=4)
+    generator = torch.Generator().manual_seed(4)
+    torch.testing.assert_close(planner.proposals, level.world.propose(torch.ones(E, 2), 3, 2, generator))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"n_proposals": 9}, "n_proposals is 9, expected at most"), ({"planner": "random"}, "ends without a std")],
+)
+def test_refused_settings(settings, message):
+    if "planner" in settings:
+        settings = {"planner": RandomShooting(ACTION, RandomShootingConfig(horizon=2, n_samples=4))}
+    with pytest.raises(ValueError, match=message):
+        make(**settings)
 
 
 def test_other_planners_plan_in_it_too():
@@ -82,7 +123,7 @@ def test_batches_are_subsequences_of_the_replay():
     batch = level.sample()
     assert batch.obs.shape == (3, 8, 2)
     follows = batch.valid[1:]
-    assert torch.equal(batch.valid[0], torch.ones(8, dtype=torch.bool))
+    assert batch.valid[0].all()
     assert follows.any()
     assert batch.rew.dtype == torch.float32
 

@@ -10,7 +10,14 @@ from layeredrl.task import TaskSpec
 from layeredrl.world_model import LatentConfig, LatentWorldModel
 from tests.world_model.points import ACTION, OBSERVATION, E, push
 
-CONFIG = {"latent_dim": 16, "encoder_hidden": (16,), "hidden": (16,), "n_critics": 3, "discount": 0.9}
+CONFIG = {
+    "latent_dim": 16,
+    "encoder_hidden": (16,),
+    "hidden": (16,),
+    "n_critics": 3,
+    "discount": 0.9,
+    "terminations": True,
+}
 
 
 def make_latent(action_space: spaces.Space[Any] = ACTION, *, noisy: bool = True, **settings: Any) -> LatentWorldModel:
@@ -34,8 +41,8 @@ def subsequences(length: int = 3, n: int = 32, seed: int = 0) -> Batch:
         obs.append(push(obs[-1], action))
     steps = torch.stack(obs)
     return Batch(
-        obs=steps[:-1],
-        obs_next=steps[1:],
+        obs=steps[:-1].clone(),
+        obs_next=steps[1:].clone(),
         act=act,
         rew=steps[1:, :, 0].contiguous(),
         terminated=torch.zeros(length, n, dtype=torch.bool),
