@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from unittest import mock
 
 import numpy as np
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from layeredrl.levels import update_graphs
 from layeredrl.models.stacked import graphs
 
 CUDA = torch.device("cuda:0")
@@ -205,9 +207,11 @@ class FakeGPU:
             mock.patch.object(torch, "load", self._loader(torch.load)),
             mock.patch.object(torch.cuda, "is_current_stream_capturing", side_effect=lambda: self.capturing),
             mock.patch.object(torch.cuda, "get_device_capability", return_value=(9, 0)),
-            mock.patch.object(graphs, "_in_turn", _at_once),
+            mock.patch.object(graphs, "in_turn", _at_once),
+            mock.patch.object(update_graphs, "in_turn", _at_once),
+            mock.patch.object(update_graphs.UpdateGraphs.__init__, "__defaults__", (self.capture, "cuda")),
             mock.patch.object(graphs.GraphCache.__init__, "__defaults__", (self.capture, 32, "cuda")),
-            _swapping(),
+            mock.patch.object(torch.nn.Module, "_apply", _move),
             _Calls(),
             self._fakes,
             _Mode(self),
@@ -228,16 +232,20 @@ class FakeGPU:
             self.events = outer
 
     def capture(self, function: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        """Capture a function like a CUDA graph: it must neither wait nor copy; a replay runs it again."""
+        """Record a function as aten operations, as a CUDA graph is; it must neither wait nor copy.
+
+        What Python computes is frozen in the record. Tensors that the function reads keep their place, not their value.
+        """
         self.capturing = True
         try:
-            outputs = tuple(x.clone() for x in function())
+            record = make_fx(lambda: tuple(cast(DeviceTensor, x).value for x in function()))()
         finally:
             self.capturing = False
+        outputs = tuple(DeviceTensor(torch.empty_like(x)) for x in record())
 
         def replay() -> None:
-            for output, value in zip(outputs, function(), strict=True):
-                output.copy_(value)
+            for output, value in zip(outputs, record(), strict=True):
+                output.value.copy_(value)
 
         return replay, outputs
 
@@ -275,13 +283,13 @@ class FakeGPU:
         if name.startswith(("index", "_index")) and type(flat[0]) is not DeviceTensor:
             raise RuntimeError(f"{func}: indices should be on the same device as the indexed tensor, which is the CPU")
         masked = name in ("index", "index_put_", "_index_put_impl_") and any(
-            isinstance(x, Tensor) and x.dtype in (torch.bool, torch.uint8) for x in flat[1:]
+            x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1]
         )
         waits = onto_host or masked or name.lstrip("_").startswith(_SOLVES)
         try:
             if masked:
                 raise NotImplementedError
-            with self._fakes:
+            with disable_proxy_modes_tracing(), self._fakes:
                 fake = func(*_mapped(_fake_of, args), **_mapped(_fake_of, kwargs))
         except _NO_SHAPES:
             return _Rule((), waits=True, copies=copies)
@@ -378,12 +386,10 @@ def _at_once(x: Tensor) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def _swapping() -> Iterator[None]:
-    """Let `Module.to` keep the parameters' identity, as it does where a device is real."""
-    before = torch.__future__.get_swap_module_params_on_conversion()
+def _move(module: torch.nn.Module, *args: Any, _apply: Any = torch.nn.Module._apply, **settings: Any) -> Any:
+    """`Module._apply` that keeps the parameters' identity, as it does where a device is real."""
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
-        yield
+        return _apply(module, *args, **settings)
     finally:
-        torch.__future__.set_swap_module_params_on_conversion(before)
+        torch.__future__.set_swap_module_params_on_conversion(False)

@@ -24,8 +24,10 @@ from agents.splates_goals import SPlaTESOverGoalsAgent
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import PolicyLevel
 from layeredrl.planners import CEMConfig, ICEMConfig, MPPIConfig, PlannerConfig, RandomShootingConfig
 from layeredrl.randomness import globals_state, restore_globals, seed_globals
+from layeredrl.skills import SkillLevel
 from layeredrl.storage import Checkpoints
 from layeredrl.world_model import ImaginationConfig
 from tests.fake_gpu import CUDA, FakeGPU
@@ -213,3 +215,111 @@ def test_gradients_and_steps_are_those_of_the_cpu() -> None:
     expected = trained(CPU)
     with FakeGPU():
         torch.testing.assert_close(trained(CUDA), expected)
+
+
+# ------------------------------------------------------------------ budgets
+
+
+def warmed_up(config: Any, env_id: str, n_steps: int, device: torch.device = CUDA) -> tuple[Hierarchy, Collector]:
+    """An agent after some steps, in which rollouts were captured and tensors moved that stay."""
+    agent, collector = build(config, env_id, device)
+    steps(agent, collector, n_steps)
+    return agent, collector
+
+
+@pytest.mark.parametrize(
+    ("config", "env_id", "most"),
+    [
+        (PETS_DEBUG, CARTPOLE, 3),
+        (replace(PETS_DEBUG, common_noise=True, value=True, discount=0.9), "CartPole-v1", 3),
+        (SAC.preset("debug"), "Pendulum-v1", 1),  # the action
+        (replace(SAC.preset("debug"), algorithm="td3"), "Pendulum-v1", 1),
+        (Goals.preset("debug"), MAZE, 3),
+        (SPLATES_DEBUG, MAZE, 3),
+        (DIAYNAgent.preset("debug"), MAZE, 1),
+        (SPlaTESOverGoalsAgent.preset("debug"), MAZE, 3),  # three levels
+    ],
+    ids=["pets", "pets, discrete", "sac", "td3", "goals", "splates", "diayn", "splates over goals"],
+)
+def test_budget_of_a_decision(config: Any, env_id: str, most: int) -> None:
+    """At most three waits if a level plans, else one, and one copy of all arrays, whatever the number of levels."""
+    with FakeGPU() as gpu:
+        agent, collector = warmed_up(config, env_id, 17)
+        counts = []
+        for explore in (True,) * 6 + (False,) * 5:
+            if not explore:  # candidates are as many again
+                agent.act(collector._obs, agent.initial_carry(2, 0), explore=False)
+            with gpu.counting() as events:
+                ended = collector.step(explore=explore)
+            counts.append(sum("stacked/graphs.py" not in event for event in events.syncs))  # captures happen once
+            assert counts[-1] <= most, str(events)
+            assert len(events.copies) <= (2 if ended else 1), str(events)  # also which episodes ended
+        assert min(counts) == 1 if len(agent.levels) > 1 else min(counts) >= 1  # the actions
+
+
+@pytest.mark.parametrize(
+    ("config", "env_id", "n_copies"),
+    [
+        (SAC.preset("debug"), "Pendulum-v1", 1),
+        (replace(SAC.preset("debug"), algorithm="td3"), "Pendulum-v1", 1),
+        (MBPO.preset("debug"), "Pendulum-v1", 1),
+        (Goals.preset("debug"), MAZE, 2),  # the goals of hindsight
+        (SPLATES_DEBUG, MAZE, 1),
+        (DIAYNAgent.preset("debug"), MAZE, 1),
+    ],
+    ids=["sac", "td3", "mbpo", "goals", "splates", "diayn"],
+)
+def test_budget_of_policy_updates(config: Any, env_id: str, n_copies: int) -> None:
+    """None waits, nor does a report need more than one copy of all its losses."""
+    with FakeGPU() as gpu:
+        agent, _ = warmed_up(config, env_id, 15)
+        (level,) = (x for x in agent.levels if isinstance(x, PolicyLevel))
+        before = level.n_updates
+        with gpu.counting() as events:
+            for _ in range(3):
+                level._updates(2)
+        assert level.n_updates == before + 6
+        assert events.syncs == []
+        assert len(events.copies) == 3 * n_copies, str(events)  # batches from a replay in memory
+        with gpu.counting() as events:
+            level._settle()
+            metrics = level._means.take()
+        assert len(events.syncs) == 1, str(events)
+        assert {"critic1_loss", "actor_loss", "reward"} <= metrics.keys()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SPLATES_DEBUG, replace(DADSAgent.preset("debug"), importance_clip=10.0)],
+    ids=["splates", "dads"],
+)
+def test_budget_of_model_updates(config: Any) -> None:
+    """No update waits but every tenth, in which the eigenvectors of the displacements are found."""
+    with FakeGPU() as gpu:
+        agent, collector = warmed_up(config, MAZE, 16)
+        (level,) = (x for x in agent.levels if isinstance(x, SkillLevel))
+        method, n = level.method, collector.n_total_env_steps
+        method.learner.config = replace(method.learner.config, report_every=10**6, refresh_every=10**6)
+        before = method.learner.n_updates
+        with gpu.counting() as events:
+            method.learn(level.replay, n + 80, level.log_prob)
+        assert method.learner.n_updates == before + 40
+        assert len(events.syncs) == 4, str(events)
+        assert all("_linalg_eigh" in event for event in events.syncs)
+        assert len(events.copies) <= 40, str(events)
+
+
+def test_budget_of_a_fit() -> None:
+    """Steps do not wait: an epoch does twice, and what else there is does not depend on the number of steps."""
+    counts = []
+    with FakeGPU() as gpu:
+        for batch_size in (64, 4):
+            fit = replace(PETS_DEBUG.learning.fit, batch_size=batch_size)
+            config = replace(PETS_DEBUG, learning=replace(PETS_DEBUG.learning, fit=fit))
+            agent, collector = warmed_up(config, CARTPOLE, 14)
+            (level,) = agent.levels
+            level.learner.last_fit = 0
+            with gpu.counting() as events:
+                level.learn(collector.n_total_env_steps)
+            counts.append(len(events.syncs))
+    assert counts[0] == counts[1] <= 12
