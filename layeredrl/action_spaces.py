@@ -108,8 +108,15 @@ def uniform(space: spaces.Space[Any], lead: Sequence[int], generator: torch.Gene
     assert isinstance(space, spaces.Box)
     if not space.is_bounded():
         raise ValueError(f"action space is {space}, expected bounds to draw uniformly between")
-    low, high = (torch.as_tensor(x, dtype=torch.float32, device=device) for x in (space.low, space.high))
+    low, high = (_bound(x, device) for x in (space.low, space.high))
     return low + (high - low) * torch.rand((*lead, a), generator=generator, device=device)
+
+
+def _bound(values: NDArray[Any], device: torch.device) -> Tensor:
+    """Return bounds (A,) as a tensor on a device, without a copy where all are the same."""
+    if len(values) and (values == values[0]).all():
+        return torch.full(values.shape, float(values[0]), device=device)
+    return torch.as_tensor(values, dtype=torch.float32, device=device)
 
 
 def features(space: spaces.Space[Any], actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

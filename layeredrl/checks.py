@@ -113,13 +113,18 @@ def require_integers(name: str, value: Tensor, n: int) -> None:
 
 
 def require_finite(tensors: Mapping[str, Tensor], valid: Tensor | None = None) -> None:
-    """Raise, naming the first row, if a tensor (N, ...) is not finite; rows where `valid` (N) is false may be."""
+    """Raise, naming the first row, if a tensor (N, ...) is not finite; rows where `valid` (N) is false may be.
+
+    Tensors on a GPU are not read, because that would make it wait: a step whose loss is not finite is skipped.
+    """
+    if any(x.device.type != "cpu" for x in tensors.values()):
+        return
     floats = {name: x.reshape(len(x), -1) for name, x in tensors.items() if x.is_floating_point()}
     # A sum of finite numbers is finite unless it overflows: one quick test of all tensors before a close one of each.
     if bool(torch.stack([x.sum() for x in floats.values()]).isfinite().all()):
         return
     bad = {name: ~x.isfinite().all(1) if valid is None else ~x.isfinite().all(1) & valid for name, x in floats.items()}
-    if not bool(torch.stack([rows.any() for rows in bad.values()]).any()):  # one transfer from a GPU, not one each
+    if not any(bool(rows.any()) for rows in bad.values()):
         return
     name = next(name for name, rows in bad.items() if bool(rows.any()))
     row = int(bad[name].nonzero()[0, 0])

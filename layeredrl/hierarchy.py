@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,9 +12,10 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import action_spaces
-from layeredrl.levels import Level
+from layeredrl.levels import Decision, Level
 from layeredrl.levels.forecasts import Forecasts
 from layeredrl.task import TaskSpec
+from layeredrl.transfers import to_device, to_host
 
 M = TypeVar("M")
 
@@ -66,7 +67,7 @@ class Carry:
     """State of each level, top first."""
     generator: torch.Generator
     """Randomness of acting in these environments."""
-    metrics: dict[str, tuple[NDArray[np.int64], Tensor]]
+    metrics: dict[str, tuple[NDArray[np.int64], NDArray[Any]]]
     """Metrics of the last step by name: environments (n,) and values (n,)."""
     unobserved: NDArray[np.bool_]
     """True in environments whose last action has not been observed yet, (E,)."""
@@ -76,7 +77,7 @@ class Carry:
         columns = {}
         for name, (env_ids, values) in self.metrics.items():
             columns[name] = np.full(len(self.levels[0].remaining), np.nan, np.float32)
-            columns[name][env_ids] = values.cpu().numpy()
+            columns[name][env_ids] = values
         return columns
 
     def state_dict(self) -> dict[str, Any]:
@@ -178,50 +179,107 @@ class Hierarchy:
                 f"act is called again, but its last action is not observed yet in {_named_envs(carry.unobserved)}, "
                 "expected `observe` after every step, or `reset` (`layeredrl.Policy` observes by itself)"
             )
-        obs_on_device = torch.as_tensor(obs, device=self.device)
         carry.metrics = {}
-        for i, own in enumerate(carry.levels):
-            due = np.flatnonzero(own.remaining == 0)
-            if len(due):
-                self._decide(i, due, obs_on_device, carry, explore=explore)
-                own.obs[due] = obs[due]
+        # A level below is due wherever the one above is, so that all of this is known before any level decides.
+        due = [np.flatnonzero(own.remaining == 0) for own in carry.levels]
+        inputs = self._inputs(obs, due, carry)
+        decided: list[_Decided] = []
+        for i, ids in enumerate(due):
+            if len(ids):
+                above = decided[-1] if decided and i else None
+                decided.append(self._decide(i, ids, inputs, above, carry, explore=explore))
+        self._commit(decided, obs, carry)
         carry.unobserved[:] = True
         return carry.levels[-1].action.copy()
 
-    def _decide(self, i: int, due: NDArray[np.int64], obs: Tensor, carry: Carry, *, explore: bool) -> None:
-        """Let level i decide in the environments that are due."""
+    def _inputs(self, obs: NDArray[np.float32], due: Sequence[NDArray[np.int64]], carry: Carry) -> "_Inputs":
+        """Copy to the device, at once for all levels, what they decide from."""
+        parts: dict[tuple[int, str], NDArray[Any]] = {(0, "obs"): obs}
+        for i, ids in enumerate(due):
+            if 0 < len(ids) < len(obs):
+                parts[i, "rows"] = ids
+            changed = due[i - 1] if i else ids
+            if len(changed) == len(ids):  # the level above decides anew for all of them, or there is none
+                continue
+            if len(changed):
+                parts[i, "changed"] = np.searchsorted(ids, changed)
+            parts |= {(i, name): x for name, x in _command(carry.levels[i - 1], ids).items()}
+        return dict(zip(parts, to_device([*parts.values()], self.device), strict=True))
+
+    def _decide(
+        self,
+        i: int,
+        due: NDArray[np.int64],
+        inputs: "_Inputs",
+        fresh: "_Decided | None",
+        carry: Carry,
+        *,
+        explore: bool,
+    ) -> "_Decided":
+        """Let level i decide in the environments that are due.
+
+        Args:
+            i: Index of the level.
+            due: Environments, (n,).
+            inputs: Result of `_inputs`.
+            fresh: What the level above has just decided; None if nothing.
+            carry: State of acting.
+            explore: True to collect experience.
+        """
         level, own = self.levels[i], carry.levels[i]
-        above = carry.levels[i - 1] if i > 0 else None
         everywhere = len(due) == len(own.remaining)
-        rows: Any = slice(None) if everywhere else torch.as_tensor(due, device=self.device)
-        command = None if above is None else _command(above, due, above.elapsed[due])
-        if command is not None:
-            command.to_torch_(device=self.device)
+        rows: Any = inputs.get((i, "rows"), slice(None))
+        obs = inputs[0, "obs"][rows]
+        command = None if fresh is None else fresh.command
+        if (i, "action") in inputs:
+            command = Batch({name: inputs[i, name] for name in _COMMAND})
+            if (i, "changed") in inputs:
+                _write(command, inputs[i, "changed"], cast(_Decided, fresh).command)
         memory = own.memory if everywhere or not own.memory.get_keys() else own.memory[rows]
-        decision = level.act(obs[rows], command, memory, explore=explore, generator=carry.generator)
+        decision = level.act(obs, command, memory, explore=explore, generator=carry.generator)
         if (decision.duration < 1).any():
             raise ValueError(
                 f"{type(level).__name__} decided for a duration of {decision.duration}, expected at least 1 everywhere"
             )
-        action = decision.action.cpu().numpy()
-        if action.shape != own.action[due].shape or action.dtype.kind != own.action.dtype.kind:
+        shape, dtype = (len(due), *own.action.shape[1:]), _KINDS[own.action.dtype.kind]
+        if decision.action.shape != shape or decision.action.is_floating_point() != dtype.is_floating_point:
             raise ValueError(
-                f"{type(level).__name__} decided for actions of shape {action.shape} and type {action.dtype}, "
-                f"expected {own.action[due].shape} and {own.action.dtype}"
+                f"{type(level).__name__} decided for actions of shape {tuple(decision.action.shape)} and type "
+                f"{decision.action.dtype}, expected {shape} and {dtype}"
             )
-        own.action[due] = action
-        if everywhere:
-            own.memory = decision.memory
-        elif own.memory.get_keys():
-            _write(own.memory, rows, decision.memory)
-        own.remaining[due] = decision.duration
-        if above is not None:
-            own.remaining[due] = np.minimum(decision.duration, above.remaining[due])
-        own.elapsed[due] = 0
-        own.reward[due] = 0.0
-        carry.metrics |= {name: (due, values) for name, values in self._named(i, decision.metrics).items()}
-        if decision.forecast is not None:
-            own.forecasts.open(due, decision.forecast.cpu().numpy(), decision.forecast_steps)
+        remaining = decision.duration
+        if i:
+            left = carry.levels[i - 1].remaining.copy()
+            if fresh is not None:
+                left[fresh.env_ids] = fresh.remaining
+            remaining = np.minimum(remaining, left[due])
+        command = Batch(
+            action=decision.action.to(dtype),
+            obs=obs,
+            elapsed=torch.zeros(len(due), dtype=torch.int64, device=obs.device),
+            remaining=_filled(remaining, obs.device),
+        )
+        return _Decided(i, due, rows, decision, remaining, command)
+
+    def _commit(self, decided: "Sequence[_Decided]", obs: NDArray[np.float32], carry: Carry) -> None:
+        """Store the decisions of all levels in the carry; nothing is stored if one of them raised."""
+        tensors: list[Tensor] = []
+        for _, _, _, decision, *_ in decided:
+            forecast = [] if decision.forecast is None else [decision.forecast]
+            tensors += [decision.action, *forecast, *decision.metrics.values()]
+        values = iter(to_host(*tensors) if tensors else ())
+        for i, due, rows, decision, remaining, _ in decided:
+            own = carry.levels[i]
+            own.action[due], own.obs[due], own.remaining[due] = next(values), obs[due], remaining
+            own.elapsed[due], own.reward[due] = 0, 0.0
+            if len(due) == len(own.remaining):
+                own.memory = decision.memory
+            elif own.memory.get_keys():
+                _write(own.memory, rows, decision.memory)
+            if decision.forecast is not None:
+                own.forecasts.open(due, next(values), decision.forecast_steps)
+            metrics = {name: (due, next(values)) for name in decision.metrics}
+            carry.metrics |= self._named(i, metrics)
 
     def observe(self, step: Batch, env_ids: NDArray[np.int64], carry: Carry, *, learn: bool) -> None:
         """Process one step of some of the environments; updates the carry.
@@ -242,7 +300,7 @@ class Hierarchy:
             settled, *returns = own.forecasts.step(env_ids, step.rew, step.terminated, step.truncated)
             if len(settled):
                 names = ("plan/predicted_return", "plan/achieved_return")
-                metrics = {name: torch.as_tensor(values) for name, values in zip(names, returns, strict=True)}
+                metrics = dict(zip(names, returns, strict=True))
                 carry.metrics |= {name: (settled, values) for name, values in self._named(i, metrics).items()}
             ended = done | (own.remaining[env_ids] == 0)
             ids = env_ids[ended]
@@ -269,13 +327,14 @@ class Hierarchy:
         if not len(env_ids):
             return
         carry.unobserved[env_ids] = False
-        rows = torch.as_tensor(env_ids, device=self.device)
+        has_memory = any(own.memory.get_keys() for own in carry.levels)
+        rows = torch.as_tensor(env_ids, device=self.device) if has_memory else None
         for level, own in zip(self.levels, carry.levels, strict=True):
             own.remaining[env_ids] = 0
             own.elapsed[env_ids] = 0
             own.reward[env_ids] = 0.0
             own.forecasts.drop(env_ids)
-            if own.memory.get_keys():
+            if rows is not None and own.memory.get_keys():
                 _write(own.memory, rows, level.initial_memory(len(env_ids)))
 
     def abandon(self, carry: Carry, env_ids: NDArray[np.int64], *, learn: bool) -> None:
@@ -351,14 +410,47 @@ def _alike(level: Level, other: Level) -> bool:
     return bool((set(type(level).__mro__) - set(Level.__mro__)) & set(type(other).__mro__))
 
 
-def _command(above: LevelCarry, env_ids: NDArray[np.int64], elapsed: NDArray[np.int64]) -> Batch:
-    """Command of a level to the one below, at `elapsed` environment steps (n,) after the level's decision."""
+def _command(above: LevelCarry, env_ids: NDArray[np.int64], elapsed: NDArray[np.int64] | None = None) -> Batch:
+    """Command of a level to the one below, at `elapsed` environment steps (n,) after the level's decision, or now."""
+    elapsed = above.elapsed[env_ids] if elapsed is None else elapsed
     return Batch(
         action=above.action[env_ids],
         obs=above.obs[env_ids],
         elapsed=elapsed,
         remaining=above.remaining[env_ids] + above.elapsed[env_ids] - elapsed,
     )
+
+
+_COMMAND = ("action", "obs", "elapsed", "remaining")
+_KINDS = {"i": torch.int64, "f": torch.float32}
+"""Types of actions on the device, by the kind of those in the carry."""
+
+
+class _Decided(NamedTuple):
+    """Decision of a level in some environments (n,)."""
+
+    level: int
+    """Index of the level."""
+    env_ids: NDArray[np.int64]
+    rows: Any
+    """The environments as an index of tensors of all of them."""
+    decision: Decision
+    remaining: NDArray[np.int64]
+    """Environment steps for which the actions last, (n,)."""
+    command: Batch
+    """Command to the level below."""
+
+
+_Inputs = dict[tuple[int, str], Tensor]
+"""Tensors by level and name: all observations; rows that are due, unless all are; commands; and places among the rows
+where the level above decides anew."""
+
+
+def _filled(values: NDArray[np.int64], device: torch.device) -> Tensor:
+    """Return integers (n,) on a device, without a copy where all are the same."""
+    if len(values) and (values == values[0]).all():
+        return torch.full(values.shape, int(values[0]), dtype=torch.int64, device=device)
+    return torch.as_tensor(values, device=device)
 
 
 def _require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
+from layeredrl.transfers import to_host
+
 
 class RunningMeans:
     """Sums of metrics by name, from which a report takes the means."""
@@ -26,13 +28,19 @@ class RunningMeans:
 
     def take(self) -> dict[str, float]:
         """Return the means since the last call, and begin anew."""
-        means = {name: float(total) / self._counts[name] for name, total in self._sums.items()}
+        means = {name: total / self._counts[name] for name, total in self._read().items()}
         self._sums, self._counts = {}, {}
         return means
 
+    def _read(self) -> dict[str, float]:
+        """The sums, read from a device in one copy."""
+        tensors = [total for total in self._sums.values() if isinstance(total, Tensor)]
+        values = iter(to_host(*tensors) if tensors else ())
+        return {name: float(next(values) if isinstance(x, Tensor) else x) for name, x in self._sums.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """The sums and counts since the last report."""
-        return {"sums": {name: float(total) for name, total in self._sums.items()}, "counts": dict(self._counts)}
+        return {"sums": self._read(), "counts": dict(self._counts)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""

@@ -173,8 +173,8 @@ class TaskSpec:
             known: If True, keep known reward and termination; otherwise they are learned.
         """
         require_count("duration", duration)
-        width, discrete = action_spaces.width(self.action_space), action_spaces.is_discrete(self.action_space)
-        nothing = torch.zeros(width, dtype=torch.int64 if discrete else torch.float32)
+        discrete = action_spaces.is_discrete(self.action_space)
+        nothing = action_spaces.width(self.action_space), torch.int64 if discrete else torch.float32
 
         reward, termination = (self.reward, self.termination) if known else (None, None)
         return replace(
@@ -306,11 +306,12 @@ class _AtEnd:
 
     function: TransitionFunction
     factor: int
-    nothing: Tensor
-    """Action of zeros, (A,)."""
+    nothing: tuple[int, torch.dtype]
+    """Width and type of an action of zeros."""
 
     def __call__(self, state: Tensor, context: Tensor, action: Tensor, after: Tensor) -> Tensor:
-        nothing = self.nothing.to(state.device).expand(*state.shape[:-1], -1)
+        width, dtype = self.nothing
+        nothing = torch.zeros((), dtype=dtype, device=state.device).expand(*state.shape[:-1], width)
         result = self.function(state, context, nothing, after)
         return result if self.factor == 1 else self.factor * result
 

@@ -5,19 +5,22 @@ An update never waits for the device: where a gradient is not finite, the optimi
 
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from tianshou.algorithm.algorithm_base import TrainingStats
 from tianshou.algorithm.modelfree.ddpg import ActorCriticOffPolicyAlgorithm, ContinuousDeterministicPolicy
-from tianshou.algorithm.modelfree.sac import AutoAlpha, FixedAlpha, SACPolicy
+from tianshou.algorithm.modelfree.sac import AutoAlpha, FixedAlpha, SACPolicy, correct_log_prob_gaussian_tanh
 from tianshou.algorithm.optim import OptimizerFactory
 from tianshou.data import Batch
+from tianshou.exploration import GaussianNoise
 from torch import Tensor, nn
+from torch.distributions import Independent, Normal
 
 from layeredrl.levels.stacked_mlp import StackedMLP, Tape
+from layeredrl.levels.update_graphs import UpdateGraphs
 from layeredrl.models.fused_adam import FusedAdam
 
 _EPS = torch.finfo(torch.float32).eps
@@ -82,11 +85,31 @@ class SquashedGaussianPolicy(SACPolicy):
     def _compile() -> None:
         pass
 
+    def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
+        """Actions and what tianshou adds to them, without checks of the distribution, for which a GPU would wait."""
+        (mean, std), hidden = self.actor(batch.obs, state=state, info=batch.info)
+        normal: Any = Normal(mean, std, validate_args=False)
+        dist: Any = Independent(normal, 1, validate_args=False)
+        drawn = dist.mode if self.deterministic_eval and not self.is_within_training_step else dist.rsample()
+        action = drawn.tanh()
+        log_prob = correct_log_prob_gaussian_tanh(dist.log_prob(drawn).unsqueeze(-1), action)
+        return Batch(logits=(mean, std), act=action, state=hidden, dist=dist, log_prob=log_prob)
+
+    def explore(self, action: Tensor) -> Tensor:
+        """Return the actions themselves: they are drawn already."""
+        return action
+
 
 class DeterministicPolicy(ContinuousDeterministicPolicy):
     """Policy of TD3, without compilation as well."""
 
     _compile = staticmethod(SquashedGaussianPolicy._compile)
+
+    def explore(self, action: Tensor) -> Tensor:
+        """Add the exploration noise to actions (n, A), on their device; tianshou's noise is an array."""
+        if self.exploration_noise is None:
+            return action
+        return action + cast(GaussianNoise, self.exploration_noise)._sigma * torch.randn_like(action)
 
 
 class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
@@ -106,8 +129,10 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
         super().__init__(policy=policy, policy_optim=optim, critic=critics, critic_optim=optim, tau=tau, gamma=gamma)
         self._actor_parameters = [*policy.actor.parameters()]
         self._critic_parameters = [*critics.parameters()]
+        self.graphs = UpdateGraphs() if self._critic_parameters[0].is_cuda else None
+        self._names: dict[Hashable, tuple[str, ...]] = {}  # of an update's metrics
 
-    @abstractmethod
+    @torch.no_grad()
     def learn(self, batch: Batch) -> dict[str, float | Tensor]:
         """Take one update of actor, critics and target networks, without synchronising with the device.
 
@@ -120,6 +145,56 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
             Scalars on the device: losses by tianshou's names; `target`, the mean of the targets; `gradient_norm`, the
             sum of the norms of all parameters' gradients, which is not finite if anything was skipped.
         """
+        rows = (*(batch[name] for name in _ROWS), *self._noise(batch.act))
+        state = [] if self.graphs is None else self._state()
+        if self.graphs is None or not state:
+            return self._step_all(*rows)
+        variant = self._variant()
+
+        def update(*inputs: Tensor) -> Tensor:
+            metrics = self._step_all(*inputs)
+            self._names[variant] = tuple(metrics)
+            norm = cast(Tensor, metrics["gradient_norm"])
+            return torch.stack([x if isinstance(x, Tensor) else norm.new_full((), x) for x in metrics.values()])
+
+        rates = tuple(group["lr"] for optimizer in self._adams() for group in optimizer.param_groups)
+        values = self.graphs(update, rows, (variant, rates), state)
+        return dict(zip(self._names[variant], values.unbind(), strict=True))
+
+    @abstractmethod
+    def _noise(self, like: Tensor) -> tuple[Tensor, ...]:
+        """Draw the randomness of an update, each part of it like the actions (n, A)."""
+
+    @abstractmethod
+    def _step_all(
+        self, obs: Tensor, act: Tensor, rew: Tensor, obs_next: Tensor, discount: Tensor, *noise: Tensor
+    ) -> dict[str, float | Tensor]:
+        """`learn`, as a function of its inputs that branches on none of their values."""
+
+    def _variant(self) -> Hashable:
+        """Whatever decides what the next update does."""
+        return None
+
+    def _adams(self) -> list[torch.optim.Optimizer]:
+        """All optimisers."""
+        return [self.policy_optim._optim, self.critic_optim._optim]
+
+    def _state(self) -> list[Tensor]:
+        """All tensors that an update changes; none before the first update, which makes those of the optimisers."""
+        state = list(self._networks)
+        for optimizer in self._adams():
+            for group in optimizer.param_groups:
+                own = [optimizer.state[p] for p in group["params"]]
+                if not all(own):
+                    return []
+                state += [own[0]["step"], *(x[name] for x in own for name in ("exp_avg", "exp_avg_sq"))]
+        return state
+
+    @cached_property
+    def _networks(self) -> list[Tensor]:
+        """Parameters and buffers of all networks, each once."""
+        tensors = [*self.parameters(), *self.buffers(), *self._lagged[0]]
+        return list({id(x): x for x in tensors}.values())
 
     def _update_with_batch(self, batch: Any) -> TrainingStats:
         raise NotImplementedError(
@@ -135,10 +210,10 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
         slow: Tensor = self.critic_old.module(obs, act)
         return slow.amin(0)
 
-    def _fit_critics(self, batch: Batch, target: Tensor) -> tuple[Tensor, Tensor]:
+    def _fit_critics(self, obs: Tensor, act: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step of the critics towards targets (n,); returns their losses (2,) and the norm of the gradient."""
         net: StackedMLP = self.critic.net
-        values, tape = net.run(torch.cat([batch.obs, batch.act], -1))
+        values, tape = net.run(torch.cat([obs, act], -1))
         error = values[..., 0] - target
         net.backward((error * (2 / len(target))).unsqueeze(-1), tape)
         norm = _norm(self._critic_parameters)
@@ -181,25 +256,32 @@ class StackedSAC(StackedActorCritic):
         super().__init__(**settings)
         self.alpha = alpha if isinstance(alpha, AutoAlpha) else FixedAlpha(alpha)
 
-    @torch.no_grad()
-    def learn(self, batch: Batch) -> dict[str, float | Tensor]:
-        n = len(batch.rew)
+    def _adams(self) -> list[torch.optim.Optimizer]:
+        own = [self.alpha._optim] if isinstance(self.alpha, AutoAlpha) else []
+        return [*super()._adams(), *own]
+
+    def _noise(self, like: Tensor) -> tuple[Tensor, ...]:
+        return torch.randn_like(like), torch.randn_like(like)  # tianshou draws that of the next actions first
+
+    def _step_all(
+        self, obs: Tensor, act: Tensor, rew: Tensor, obs_next: Tensor, discount: Tensor, *noise: Tensor
+    ) -> dict[str, float | Tensor]:
+        n = len(rew)
         # The actor does not change before its own step, so that one pass serves both observations.
-        outputs, tape = self.policy.actor.net.run(torch.cat([batch.obs, batch.obs_next]))
-        following = _Squashed(outputs[0, n:])  # tianshou draws its noise first
-        current = _Squashed(outputs[0, :n])
+        outputs, tape = self.policy.actor.net.run(torch.cat([obs, obs_next]))
+        following, current = _Squashed(outputs[0, n:], noise[0]), _Squashed(outputs[0, :n], noise[1])
         alpha = self._alpha()
 
-        value = self._slow_value(batch.obs_next, following.action) - alpha * following.log_prob
-        target = batch.rew + batch.discount * value
-        losses, norm = self._fit_critics(batch, target)
+        value = self._slow_value(obs_next, following.action) - alpha * following.log_prob
+        target = rew + discount * value
+        losses, norm = self._fit_critics(obs, act, target)
 
-        values, critic_tape = self.critic.net.run(torch.cat([batch.obs, current.action], -1))
+        values, critic_tape = self.critic.net.run(torch.cat([obs, current.action], -1))
         lowest, which = values.min(0, keepdim=True)
         loss = (alpha * current.log_prob - lowest[0, :, 0]).mean()
         by_value = torch.zeros_like(values).scatter_(0, which, -1 / n)
         by_inputs = self.critic.net.input_gradient(by_value, critic_tape).sum(0)
-        by_action = by_inputs[:, batch.obs.shape[1] :]
+        by_action = by_inputs[:, obs.shape[1] :]
         norm = self._fit_actor(current.gradient(by_action, alpha / n), tape.rows(n), norm)
 
         metrics = {"actor_loss": loss, "critic1_loss": losses[0], "critic2_loss": losses[1], "target": target.mean()}
@@ -226,11 +308,11 @@ class _Squashed:
 
     Args:
         outputs: Mean and logarithm of the standard deviation before squashing, (n, 2A).
+        noise: Standard normal noise, (n, A).
     """
 
-    def __init__(self, outputs: Tensor) -> None:
+    def __init__(self, outputs: Tensor, noise: Tensor) -> None:
         mean, self._log_std = outputs.chunk(2, -1)
-        noise = torch.randn(mean.shape, device=mean.device)
         self._bounded = self._log_std.clamp(-20, 2)
         self._offset = self._bounded.exp() * noise
         self.action = (mean + self._offset).tanh()
@@ -272,15 +354,26 @@ class StackedTD3(StackedActorCritic):
         self._cnt = 0
         self.register_buffer("_last", torch.zeros((), device=self._critic_parameters[0].device))
 
-    @torch.no_grad()
     def learn(self, batch: Batch) -> dict[str, float | Tensor]:
-        value = self._slow_value(batch.obs_next, self._next_action(batch.obs_next))
-        target = batch.rew + batch.discount * value
-        losses, norm = self._fit_critics(batch, target)
-        if self._cnt % self.update_actor_freq == 0:
-            norm = self._update_actor(batch.obs, norm)
-            self._update_targets(norm)
+        metrics = super().learn(batch)
         self._cnt += 1
+        return metrics
+
+    def _variant(self) -> Hashable:
+        return self._cnt % self.update_actor_freq == 0
+
+    def _noise(self, like: Tensor) -> tuple[Tensor, ...]:
+        return (torch.randn_like(like),)
+
+    def _step_all(
+        self, obs: Tensor, act: Tensor, rew: Tensor, obs_next: Tensor, discount: Tensor, *noise: Tensor
+    ) -> dict[str, float | Tensor]:
+        value = self._slow_value(obs_next, self._next_action(obs_next, *noise))
+        target = rew + discount * value
+        losses, norm = self._fit_critics(obs, act, target)
+        if self._variant():
+            norm = self._update_actor(obs, norm)
+            self._update_targets(norm)
         return {
             "actor_loss": self._last.clone(),
             "critic1_loss": losses[0],
@@ -300,14 +393,19 @@ class StackedTD3(StackedActorCritic):
         self._last.copy_(torch.where(norm.isfinite(), -values.mean(), self._last))
         return norm
 
-    def _next_action(self, obs_next: Tensor) -> Tensor:
+    def _next_action(self, obs_next: Tensor, noise: Tensor) -> Tensor:
         action: Tensor = self.actor_old.module(obs_next)[0]
-        noise = torch.randn(action.shape, device=action.device) * self.policy_noise
+        noise = noise * self.policy_noise
         # The noise may leave the space; the paper clips it, tianshou does not.
         return (action + noise.clamp(-self.noise_clip, self.noise_clip)).clamp(-1, 1)
 
     def _target_q_compute_action(self, obs_batch: Batch) -> Any:
-        return Batch(act=self._next_action(cast(Tensor, obs_batch.obs)))
+        obs_next = cast(Tensor, obs_batch.obs)
+        like = obs_next.new_empty(len(obs_next), self.policy.action_space.shape[0])
+        return Batch(act=self._next_action(obs_next, *self._noise(like)))
+
+
+_ROWS = ("obs", "act", "rew", "obs_next", "discount")
 
 
 def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:

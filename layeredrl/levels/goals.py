@@ -48,9 +48,8 @@ class GoalCommands:
         self.radius, self.duration = radius, duration
         self.where = parts[ACHIEVED_KEY]
         self.space = spaces.Box(-1.0, 1.0, (self.where.stop - self.where.start,), np.float32)
-        rest = [part for key, part in parts.items() if key != GOAL_KEY]
-        self.seen = [i for part in rest for i in range(part.start, part.stop)]
-        self.n_inputs = len(self.seen) + self.space.shape[0] + 1
+        self._seen = [part for key, part in parts.items() if key != GOAL_KEY]
+        self.n_inputs = sum(part.stop - part.start for part in self._seen) + self.space.shape[0] + 1
 
     def dims(self, encoder: Encoder) -> tuple[int, ...]:
         """Dimensions of an encoder's state that are the achieved goal.
@@ -88,7 +87,7 @@ class GoalCommands:
         assert command is not None
         displacement = (self.goal(command) - self.achieved(obs)) / self.radius
         left = command.remaining.unsqueeze(-1) / self.duration
-        return torch.cat([obs[..., self.seen], displacement, left.to(obs.dtype)], -1)
+        return torch.cat([*(obs[..., part] for part in self._seen), displacement, left.to(obs.dtype)], -1)
 
 
 class Hindsight:
@@ -126,10 +125,10 @@ class Hindsight:
 
     def _reached(self, batch: Batch, replay: Replay) -> Tensor:
         """Goals (n, G) that were reached after each transition, or later before its command ended."""
-        if (batch.duration != 1).any():
+        index = batch.index  # the replay's own numbers: a GPU would wait for those of the batch
+        if (replay.column("info.duration", index) != 1).any():
             raise ValueError("actions of the policy last for several environment steps, expected one for hindsight")
-        index = batch.index
-        left = np.minimum(replay.steps_left(index), batch.next_command.remaining.cpu().numpy())
+        left = np.minimum(replay.steps_left(index), replay.column("info.command.remaining", index) - 1)
         steps = (torch.rand(len(index)).numpy() * (left + 1)).astype(np.int64)
         later = replay.column("obs_next", replay.later(index, np.minimum(steps, left)))
         return self.goals.achieved(torch.as_tensor(later, device=batch.rew.device))

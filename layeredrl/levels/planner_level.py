@@ -159,13 +159,13 @@ class PlannerLevel(Level):
         change = torch.rand(len(obs), generator=generator, device=self.device)
         at_random = torch.where(memory.random, change >= self.exploration.to_plan, change < self.exploration.to_random)
         # A plan that was not followed is no warm start of the next one.
-        memory = _replaced(memory, at_random, self.initial_memory(int(at_random.sum())))
+        memory = _where(at_random, self.initial_memory(len(obs)), memory)
         memory.random = at_random
         rows: Any = (~at_random).nonzero()[:, 0]
         if not len(rows):
             return self._random(obs, memory, generator)
         planned = self._decide(obs[rows], memory[rows], explore=explore, generator=generator)
-        return self._mixed(planned, ~at_random, memory, generator)
+        return self._mixed(planned, rows, memory, generator)
 
     def _random(self, obs: Tensor, memory: Batch, generator: torch.Generator) -> Decision:
         action = action_spaces.uniform(self.action_space, (len(obs),), generator)
@@ -174,35 +174,37 @@ class PlannerLevel(Level):
     def _durations(self, n: int) -> NDArray[np.int64]:
         return np.full(n, self.duration, np.int64)
 
-    def _mixed(self, planned: Decision, where: Tensor, memory: Batch, generator: torch.Generator) -> Decision:
-        """Planned decisions in some environments (n,), and random actions in the others.
+    def _mixed(self, planned: Decision, rows: Tensor, memory: Batch, generator: torch.Generator) -> Decision:
+        """Planned decisions in the rows (m,) of some environments, and random actions in the others.
 
         There is no forecast: random actions may interrupt the plan before its predicted return is achieved.
         """
-        action = action_spaces.uniform(self.action_space, (len(where),), generator)
-        action[where] = planned.action
-        nothing = action.new_full((len(where),), torch.nan, dtype=torch.float32)
+        n = len(memory.random)
+        action = action_spaces.uniform(self.action_space, (n,), generator)
+        action[rows] = planned.action
+        nothing = action.new_full((n,), torch.nan, dtype=torch.float32)
         return Decision(
             action,
-            self._durations(len(where)),
-            _replaced(memory, where, planned.memory),
-            {name: nothing.masked_scatter(where, value.float()) for name, value in planned.metrics.items()},
+            self._durations(n),
+            _replaced(memory, rows, planned.memory),
+            {name: nothing.index_copy(0, rows, value.float()) for name, value in planned.metrics.items()},
         )
 
     def _decide(self, obs: Tensor, memory: Batch, *, explore: bool, generator: torch.Generator) -> Decision:
         """Plan, and emit the first action."""
         plan, candidates = self._search(obs, memory, generator, exploring=explore)
         actions, warm_start = plan.actions, plan.warm_start
-        if not plan.found.all():
+        due = memory.until_report == 0
+        all_found, any_due = torch.stack([plan.found.all(), due.any()]).tolist()  # a GPU waits once
+        if not all_found:
             self._require_random(plan.found, obs, candidates, generator, count=explore)
             actions, warm_start = self._filled_in(plan, generator)
-        due = memory.until_report == 0
         until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
         memory = Batch(warm_start=warm_start, until_report=until_report, random=memory.random)
         duration, action = self._durations(len(obs)), actions[:, 0]
         if explore and self._bounds is not None:
             action = self._noisy(action, plan.std, generator).clamp(*self._bounds)
-        if not due.any():
+        if not any_due:
             return Decision(action, duration, memory)
         forecast, metrics = self._report(plan, actions, obs, generator)
         return Decision(
@@ -271,8 +273,7 @@ class PlannerLevel(Level):
         n, found = len(plan.found), plan.found
         drawn = action_spaces.uniform(self.action_space, (n, self.planner.horizon), generator)
         actions = torch.where(found[:, None, None], plan.actions, drawn)
-        initial = self.planner.initial_warm_start(n - int(found.sum()), self.device)
-        return actions, _replaced(plan.warm_start, ~found, initial)
+        return actions, _where(found, plan.warm_start, self.planner.initial_warm_start(n, self.device))
 
     def _report(
         self, plan: Plan, actions: Tensor, obs: Tensor, generator: torch.Generator
@@ -343,13 +344,25 @@ def require_few(name: str, n_proposals: int, planner: Planner) -> None:
         raise ValueError(f"{name} is {n_proposals}, expected at most as many as the planner's own candidates, {own}")
 
 
-def _replaced(memory: Batch, where: Tensor, values: Batch) -> Batch:
-    """A copy of a memory, which may be nested, with other values in some environments (n,), one row for each."""
+def _replaced(memory: Batch, rows: Tensor, values: Batch) -> Batch:
+    """Return a copy of a memory, which may be nested, with other values in some of its rows (m,)."""
     result = Batch()
     for key in memory.get_keys():
         if isinstance(memory[key], Batch):
-            result[key] = _replaced(memory[key], where, values[key])
+            result[key] = _replaced(memory[key], rows, values[key])
         else:
             result[key] = memory[key].clone()
-            result[key][where] = values[key]
+            result[key][rows] = values[key]
+    return result
+
+
+def _where(condition: Tensor, values: Batch, others: Batch) -> Batch:
+    """Choose between two memories, which may be nested, by environment (n,)."""
+    result = Batch()
+    for key in values.get_keys():
+        if isinstance(values[key], Batch):
+            result[key] = _where(condition, values[key], others[key])
+        else:
+            shape = -1, *[1] * (values[key].ndim - 1)
+            result[key] = torch.where(condition.view(shape), values[key], others[key])
     return result

@@ -2,9 +2,9 @@
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +18,13 @@ from layeredrl import action_spaces
 from layeredrl.checks import require_count, require_counts, require_number
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels import off_policy
+from layeredrl.levels.actor_critic import DeterministicPolicy, SquashedGaussianPolicy
 from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
 from layeredrl.metrics import RunningMeans
 from layeredrl.randomness import derive_seed
 from layeredrl.storage import Replay
+from layeredrl.transfers import to_device, to_host
 
 Inputs = Callable[[Tensor, Batch | None], Tensor]
 """Inputs of a policy: (flat observations (n, O), command as in `Level.act`) -> (n, I)."""
@@ -110,6 +112,7 @@ class PolicyLevel(Level):
         self.n_updates = self.n_skipped = 0
         self._first: int | None = None  # transitions before the first update
         self._means = RunningMeans()
+        self._unread: list[dict[str, float | Tensor]] = []  # metrics of the last updates, on the device
 
     def initial_memory(self, n_envs: int) -> Batch:
         return Batch()
@@ -139,7 +142,8 @@ class PolicyLevel(Level):
         batch: Any = Batch(obs=inputs, info=Batch())
         with policy_within_training_step(policy):
             action = policy(batch).act
-        # TD3's policy is deterministic; SAC's has no noise to add.
+        if isinstance(policy, SquashedGaussianPolicy | DeterministicPolicy):
+            return policy.explore(action).clamp(-1, 1)
         noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
         return torch.as_tensor(noisy, dtype=torch.float32, device=self.device).clamp(-1, 1)
 
@@ -172,9 +176,10 @@ class PolicyLevel(Level):
             with torch_train_mode(self.algorithm):  # once for all: it visits every module, which takes long
                 while due > 0:
                     due -= self._updates(min(due, _AT_ONCE))
-        if n_total_env_steps - self.last_report < self.learning.report_every or not (self._means or self.n_skipped):
+        if n_total_env_steps - self.last_report < self.learning.report_every:
             return {}
-        return self._report()
+        self._settle()
+        return self._report() if self._means or self.n_skipped else {}
 
     def sample(self, n_updates: int = 1) -> Batch:
         """Draw the transitions of n updates, batch after batch; keys as in `Relabel`."""
@@ -183,19 +188,23 @@ class PolicyLevel(Level):
     def draw(self, n: int) -> Batch:
         """Draw n transitions from the replay, relabelled; keys as in `Relabel`."""
         rows, index = self.replay.sample(n)
-        rows.to_torch_(device=self.device)
-        duration = rows.info.duration
+        columns = {name: rows[name] for name in ("obs", "obs_next", "act", "rew", "terminated")}
+        columns["duration"] = rows.info.duration
+        asked = rows.info.command if self.command_space is not None else Batch()
+        there = to_device([*columns.values(), *asked.values()], self.device)
+        columns = dict(zip(columns, there, strict=False))
+        duration = columns["duration"]
         batch = Batch(
-            obs=rows.obs,
-            obs_next=rows.obs_next,
-            act=rows.act,
-            rew=rows.rew.float(),
-            discount=self.discount**duration * ~rows.terminated,
+            obs=columns["obs"],
+            obs_next=columns["obs_next"],
+            act=columns["act"],
+            rew=columns["rew"].float(),
+            discount=self.discount**duration * ~columns["terminated"],
             duration=duration,
             index=index,
         )
         if self.command_space is not None:
-            asked = rows.info.command
+            asked = Batch(dict(zip(asked.get_keys(), there[len(columns) :], strict=True)))
             batch.command = asked
             batch.next_command = Batch(
                 action=asked.action,
@@ -224,13 +233,10 @@ class PolicyLevel(Level):
             "discount": batch.discount.float(),
         }
         parts = [whole[key].split(self.learning.batch_size) for key in whole]
-        outcomes = [self._update(Batch(dict(zip(whole, part, strict=True)))) for part in zip(*parts, strict=True)]
-        for metrics, is_finite in zip(outcomes, _are_finite(outcomes), strict=True):
-            if is_finite:
-                self._means.add(metrics)
-            else:
-                self._skip()
-            self.n_updates += 1
+        self._unread += [self._update(Batch(dict(zip(whole, part, strict=True)))) for part in zip(*parts, strict=True)]
+        self.n_updates += n
+        if self.device.type == "cpu" or len(self._unread) >= MOST_UNREAD:  # a GPU would wait
+            self._settle()
         return n
 
     def _update(self, batch: Batch) -> dict[str, float | Tensor]:
@@ -239,14 +245,29 @@ class PolicyLevel(Level):
         except NonFiniteGradientError:
             return {"gradient_norm": math.nan}
 
-    def _skip(self) -> None:
-        self.n_skipped += 1
-        if self.n_skipped > self.learning.max_skipped:
-            name = off_policy.non_finite_gradient(self.algorithm)
-            raise NonFiniteError(
-                f"the gradient of {name} of the policy level is not finite in update {self.n_updates}, "
-                f"after {self.n_skipped - 1} others since the last report"
-            )
+    def _settle(self) -> None:
+        """Read the metrics of the last updates from the device, in one copy, and count the updates that were skipped.
+
+        Raises:
+            NonFiniteError: Too many were skipped.
+        """
+        outcomes, self._unread = self._unread, []
+        tensors = [x for metrics in outcomes for x in metrics.values() if isinstance(x, Tensor)]
+        values = iter(to_host(*tensors) if tensors else ())
+        first = self.n_updates - len(outcomes)
+        for i, metrics in enumerate(outcomes):
+            read = {name: float(next(values) if isinstance(x, Tensor) else x) for name, x in metrics.items()}
+            if math.isfinite(read.get("gradient_norm", 0.0)):
+                self._means.add(read)
+                continue
+            self.n_skipped += 1
+            if self.n_skipped > self.learning.max_skipped:
+                self.n_updates = first + i  # a run that goes on makes up for it
+                name = off_policy.non_finite_gradient(self.algorithm)
+                raise NonFiniteError(
+                    f"the gradient of {name} of the policy level is not finite in update {self.n_updates}, "
+                    f"after {self.n_skipped - 1} others since the last report"
+                )
 
     def _report(self) -> dict[str, float]:
         """Return means since the last report."""
@@ -258,6 +279,7 @@ class PolicyLevel(Level):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
+        self._settle()
         return {
             "algorithm": off_policy.state_dict(self.algorithm),
             "means": self._means.state_dict(),
@@ -267,19 +289,18 @@ class PolicyLevel(Level):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         off_policy.load_state_dict(self.algorithm, state["algorithm"])
         self._means.load_state_dict(state["means"])
+        self._unread = []
         for name in _NUMBERS:
             setattr(self, name, state[name])
-
-
-def _are_finite(outcomes: Sequence[Mapping[str, float | Tensor]]) -> list[bool]:
-    """Return for each update if all its gradients were finite. Reads from the device once, for all of them."""
-    norms = torch.stack([torch.as_tensor(metrics.get("gradient_norm", 0.0)) for metrics in outcomes])
-    return cast(list[bool], norms.isfinite().tolist())
 
 
 _NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first")
 _AT_ONCE = 8
 """Largest number of updates whose batches are drawn together; more would not fit into the cache."""
+
+
+MOST_UNREAD = 1000
+"""Number of updates after which their metrics are read from a GPU, if no report is due before."""
 
 
 class ObservationAndCommand:

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from layeredrl.checks import require_count
 from layeredrl.models.optimizer import descend
 
+MOST_UNREAD = 1000
+"""Steps on a GPU after which those that were skipped are read from it."""
+
 
 class Model(ABC, nn.Module):
     """A dynamics model: predicts the next state and whether the episode terminates.
@@ -46,6 +49,7 @@ class Model(ABC, nn.Module):
         self.n_particles_per_model = n_particles_per_model
         self.device = torch.device(device)
         self.optimizer: torch.optim.Optimizer | None = None
+        self._unread: list[tuple[Tensor, Tensor]] = []  # losses of the last steps, and whether they were taken
         self.register_buffer("n_total_env_steps", torch.zeros((), dtype=torch.int64))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -93,7 +97,8 @@ class Model(ABC, nn.Module):
     def learn(self, batch_lst: list[Batch]) -> Tensor:
         """Take one optimiser step for each of the batches.
 
-        A step whose loss or gradient is not finite is skipped, with a warning.
+        A step whose loss or gradient is not finite is skipped, with a warning. A GPU would wait for it: warnings of
+        steps on one come together, after `MOST_UNREAD` steps.
 
         Args:
             batch_lst: Batches as for `loss`; at least one.
@@ -103,17 +108,20 @@ class Model(ABC, nn.Module):
         """
         if not isinstance(batch_lst, list | tuple) or not batch_lst:
             raise ValueError(f"batch_lst is {type(batch_lst).__name__} or empty, expected a list of at least one Batch")
-        losses, taken = [], []
+        first = len(self._unread)
         for batch in batch_lst:
             loss = self.loss(batch)
-            taken.append(self.take_step(loss))
-            losses.append(loss.detach())
-        for i in (~torch.stack(taken)).nonzero().flatten().tolist():
-            warnings.warn(
-                f"skipped the step of batch {i}: its loss is {float(losses[i])}, or its gradient is not finite",
-                stacklevel=2,
-            )
-        return losses[-1]
+            self._unread.append((loss.detach(), self.take_step(loss)))
+        last = self._unread[-1][0]
+        if self.device.type == "cpu" or len(self._unread) >= MOST_UNREAD:
+            losses, taken = (torch.stack(x).tolist() for x in zip(*self._unread, strict=True))
+            self._unread = []
+            for i in (i for i, was_taken in enumerate(taken) if not was_taken):
+                ago = f"batch {i - first}" if i >= first else f"a batch, {len(taken) - i} steps ago"
+                warnings.warn(
+                    f"skipped the step of {ago}: its loss is {losses[i]}, or its gradient is not finite", stacklevel=2
+                )
+        return last
 
     def take_step(self, loss: Tensor) -> Tensor:
         """Take one optimiser step down the gradient of `loss`, a scalar, unless loss or gradient is not finite.

@@ -7,6 +7,7 @@ for its duration, and the model predicts all its steps.
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from tianshou.data import Batch
 from torch import Tensor
@@ -15,6 +16,7 @@ from layeredrl.checks import require_number
 from layeredrl.skills.method import LogProb
 from layeredrl.skills.model_based import ModelBasedSkills
 from layeredrl.storage import Replay
+from layeredrl.transfers import to_device
 
 LOWEST = -50.0
 """Lower bound of a reward, as in the released code: log densities of excluded outcomes are unbounded."""
@@ -50,22 +52,33 @@ class DADS(ModelBasedSkills):
         return self.potentials(before, context, batch.command.action, [after])[0].clamp(min=LOWEST)
 
     def segments(self, replay: Replay, n: int, log_prob: LogProb) -> Batch:
-        rows, device = replay.rows(replay.newest(n, self.config.newest)), self.dynamics.device
-        segments = Batch(
-            obs=torch.as_tensor(rows.obs, device=device),
-            act=torch.as_tensor(rows.info.command.action, device=device),
-            obs_next=torch.as_tensor(rows.obs_next, device=device),
-            rew=torch.as_tensor(rows.rew, dtype=torch.float32, device=device),
-        )
+        rows = replay.rows(replay.newest(n, self.config.newest))
+        columns = {"obs": rows.obs, "act": rows.info.command.action, "obs_next": rows.obs_next}
+        columns["rew"] = rows.rew.astype(np.float32)
+        if self.keeps_log_prob:  # also what importance weights are computed from
+            command = rows.info.command
+            columns |= {"action": rows.act, "behaviour": rows.info.log_prob}
+            columns |= {name: command[name] for name in _COMMAND}
+            columns["start"] = command.obs
+        there = dict(zip(columns, to_device([*columns.values()], self.dynamics.device), strict=True))
+        segments = Batch({name: there[name] for name in ("obs", "act", "obs_next", "rew")})
         if self.keeps_log_prob:
-            segments.weight = self._importance(rows, device, log_prob)
+            command = Batch(action=segments.act, obs=there["start"])
+            command.update({name: there[name] for name in _COMMAND})
+            current = log_prob(self.inputs(segments.obs, command), there["action"])
+            segments.weight = self._importance(current, there["behaviour"])
         return segments
 
-    def _importance(self, rows: Batch, device: torch.device, log_prob: LogProb) -> Tensor:
-        """Importance weights of transitions, (n,): current policy over behaviour policy, clipped."""
-        rows = Batch(obs=rows.obs, act=rows.act, command=rows.info.command, behaviour=rows.info.log_prob)
-        rows.to_torch_(device=device)
-        ratio: Tensor = log_prob(self.inputs(rows.obs, rows.command), rows.act) - rows.behaviour
+    def _importance(self, current: Tensor, behaviour: Tensor) -> Tensor:
+        """Importance weights of transitions, (n,): current policy over behaviour policy, clipped.
+
+        Args:
+            current: Log-probability of their actions under the current policy, (n,).
+            behaviour: The same under the policy that drew them, (n,).
+        """
         limit = math.log(self.importance_clip)
         # The log density of an action without noise is unbounded: such steps have no importance ratio, and count fully.
-        return torch.where(rows.behaviour.isinf(), 1.0, ratio.clamp(-limit, limit).exp())
+        return torch.where(behaviour.isinf(), 1.0, (current - behaviour).clamp(-limit, limit).exp())
+
+
+_COMMAND = ("elapsed", "remaining")

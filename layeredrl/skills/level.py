@@ -88,11 +88,11 @@ class SkillLevel(PolicyLevel):
         assert command is not None
         drawn = torch.rand(len(obs), generator=generator, device=self.device) < self.calm_skills
         calm = torch.where(command.elapsed == 0, drawn, memory.calm)
-        rows: Any = calm.nonzero()[:, 0]
-        if len(rows):
-            without = super().act(obs[rows], command[rows], memory[rows], explore=False, generator=generator)
-            decision.action[rows] = without.action
-        return replace(decision, memory=Batch(calm=calm))
+        if obs.device.type == "cpu" and not calm.any():  # a GPU would wait
+            return replace(decision, memory=Batch(calm=calm))
+        without = super().act(obs, command, memory, explore=False, generator=generator)
+        action = torch.where(calm[:, None], without.action, decision.action)
+        return replace(decision, action=action, memory=Batch(calm=calm))
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         if self.method.keeps_log_prob:

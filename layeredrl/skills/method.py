@@ -109,17 +109,17 @@ class SkillInputs:
         parts = task.slices
         if not set(hidden) <= parts.keys():
             raise ValueError(f"hidden is {list(hidden)}, expected parts of the observation: {', '.join(parts)}")
-        seen = [part for key, part in parts.items() if key != GOAL_KEY and key not in hidden]
-        self.seen = [i for part in seen for i in range(part.start, part.stop)]
+        self._seen = [part for key, part in parts.items() if key != GOAL_KEY and key not in hidden]
         self.space, self.duration = space, duration
         self.encoder, self.displacement_scale = encoder, displacement_scale
         n_state = 0 if encoder is None else encoder.state_dim
-        self.width = len(self.seen) + n_state + action_spaces.n_features(space) + 1
+        n_seen = sum(part.stop - part.start for part in self._seen)
+        self.width = n_seen + n_state + action_spaces.n_features(space) + 1
 
     def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
         """Inputs (n, I), from observations (n, O) and the command, as in `Level.act`."""
         assert command is not None
-        inputs = [obs[..., self.seen]]
+        inputs = [obs[..., part] for part in self._seen]
         if self.encoder is not None:
             inputs.append(self.displacement_scale * (self.encoder(obs)[0] - self.encoder(command.obs)[0]))
         skill = action_spaces.features(self.space, command.action, obs.dtype)

@@ -7,7 +7,6 @@ it began; so a skill policy gains by correcting perturbations. The planner uses 
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
@@ -16,6 +15,7 @@ from layeredrl.checks import require_choice
 from layeredrl.skills.method import LogProb
 from layeredrl.skills.model_based import ModelBasedSkills
 from layeredrl.storage import Replay
+from layeredrl.transfers import to_device
 
 LOWEST = -10.0
 """Lower bound of a potential: the log density of an outcome that the model excludes is unbounded."""
@@ -61,16 +61,14 @@ class SPlaTES(ModelBasedSkills):
         ends = replay.later(index[stored], left[stored])
         last = replay.rows(ends)
         whole = last.info.command.remaining == last.info.duration  # not cut short by the end of the episode
-        device, kept = self.dynamics.device, {}
+        kept: dict[str, NDArray[Any]] = {}
         if self.learner.reward is not None:
             rewards, known = _rewards(replay, ends, last.info.command.elapsed)
             whole &= known
-            kept["rew"] = torch.as_tensor(rewards[whole], dtype=torch.float32, device=device)
+            kept["rew"] = rewards[whole].astype(np.float32)
         last = last[whole]
-        kept["obs"] = torch.as_tensor(last.info.command.obs, device=device)
-        kept["act"] = torch.as_tensor(last.info.command.action, device=device)
-        kept["obs_next"] = torch.as_tensor(last.obs_next, device=device)
-        return Batch(kept)
+        kept |= {"obs": last.info.command.obs, "act": last.info.command.action, "obs_next": last.obs_next}
+        return Batch(dict(zip(kept, to_device([*kept.values()], self.dynamics.device), strict=True)))
 
 
 def _rewards(

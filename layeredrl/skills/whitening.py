@@ -61,10 +61,12 @@ class Whitening(nn.Module):
         if len(deltas) < 2:
             return
         deltas = deltas.double()  # of a constant, the covariance is then zero
-        covariance = torch.cov(deltas.mT).reshape(self.covariance.shape)
+        mean = deltas.mean(0)
+        centered = deltas - mean
+        covariance = centered.mT @ centered / (len(deltas) - 1)  # torch.cov makes a GPU wait
         weight = torch.where(self.initialized, self.momentum, 1.0).to(self.covariance.dtype)
         self.covariance.lerp_(covariance.to(self.covariance.dtype), weight)
-        self.mean.lerp_(deltas.mean(0).to(self.mean.dtype), weight)
+        self.mean.lerp_(mean.to(self.mean.dtype), weight)
         self.initialized.fill_(True)
         if decompose:
             self._decompose()

@@ -1,6 +1,8 @@
 """Replay of the transitions of a level."""
 
 from collections.abc import Iterable, Mapping
+from functools import reduce
+from operator import getitem
 from typing import Any, cast
 
 import numpy as np
@@ -131,8 +133,14 @@ class Replay:
         return indices
 
     def column(self, name: str, indices: NDArray[np.int64] | None = None) -> Any:
-        """Return one key of the transitions at some indices, by default of `all`: an array, or a Batch of arrays."""
-        return self.buffer._meta[name][self.buffer.sample_indices(0) if indices is None else indices]
+        """Return one key of the transitions at some indices, by default of `all`: an array, or a Batch of arrays.
+
+        Args:
+            name: The key; of nested ones with dots between them, such as `info.duration`.
+            indices: Indices of any shape.
+        """
+        column: Any = reduce(getitem, name.split("."), self.buffer._meta)
+        return column[self.buffer.sample_indices(0) if indices is None else indices]
 
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of later transitions of the same episode for each index, (n,)."""

@@ -399,11 +399,11 @@ def test_td3_adds_noise_and_clips():
     level = make(replace(CONFIGS["td3"], exploration_noise=0.5))
     obs = torch.linspace(-2, 2, WIDTH).expand(4000, WIDTH)
     center = most_probable(level, obs[:1])[0].numpy()
-    np.random.seed(0)  # noqa: NPY002  tianshou's noise is drawn there
+    torch.manual_seed(0)
     action = act(level, obs=obs).action.numpy()
     assert action.dtype == np.float32
-    np.random.seed(0)  # noqa: NPY002
-    expected = np.clip(center + np.random.normal(0, 0.5, (4000, 2)), -1, 1)  # noqa: NPY002
+    torch.manual_seed(0)
+    expected = np.clip(center + 0.5 * torch.randn(4000, 2).numpy(), -1, 1)
     np.testing.assert_allclose(action, expected, atol=1e-6)
     assert action.max() == 1
     quiet = make(replace(CONFIGS["td3"], exploration_noise=0.0))

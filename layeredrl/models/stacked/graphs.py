@@ -80,7 +80,7 @@ def capture_on_cuda(function: Callable[[], Tensors]) -> tuple[Replay, Tensors]:
 
 
 @contextmanager
-def _in_turn(x: Tensor) -> Iterator[None]:
+def in_turn(x: Tensor) -> Iterator[None]:
     """Work on the device of `x` after all earlier replays there, from any thread and stream."""
     cuda = cast(Any, torch.cuda)  # untyped in torch
     with _LOCK, cuda.device_of(x):
@@ -116,6 +116,7 @@ class GraphCache:
         self.device = device
         self.refused: set[Hashable] = set()
         self._captured: OrderedDict[Hashable, tuple[Tensors, Replay, Tensors]] = OrderedDict()
+        self._has_dropped = False
 
     def __len__(self) -> int:
         return len(self._captured)
@@ -154,7 +155,7 @@ class GraphCache:
         if full_key in self.refused or (len(self.refused) >= MAX_REFUSED and full_key not in self._captured):
             return function(*inputs)
         given = tuple(x for x in inputs if x is not None)
-        with _in_turn(given[0]):
+        with in_turn(given[0]):
             if full_key not in self._captured:
                 try:
                     self._captured[full_key] = self._checked_capture(function, inputs, dtype)
@@ -163,13 +164,25 @@ class GraphCache:
                     self._refuse(full_key, error)
                     return result
                 if len(self._captured) > self.size:
-                    self._captured.popitem(last=False)
+                    self._drop_oldest()
             self._captured.move_to_end(full_key)
             static, replay, outputs = self._captured[full_key]
             for to, value in zip(static, given, strict=True):
                 to.copy_(value)
             replay()  # the first time, too: a replay may round differently
             return tuple(x.clone() for x in outputs)  # the next replay overwrites them
+
+    def _drop_oldest(self) -> None:
+        """Drop the capture that was used least recently; the first time, warn that captures are made again."""
+        self._captured.popitem(last=False)
+        if not self._has_dropped:
+            self._has_dropped = True
+            warnings.warn(
+                f"rollouts have more different shapes than the {self.size} of which CUDA graphs are kept; "
+                "those that are dropped are captured again when they are needed, which is slow",
+                RuntimeWarning,
+                stacklevel=5,  # the caller of the model
+            )
 
     def _is_elsewhere(self, inputs: Sequence[Tensor | None]) -> bool:
         """Return True if tensors are on another device, or in mixed precision, or during another capture."""

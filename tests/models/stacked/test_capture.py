@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from layeredrl.models.stacked import graphs
-from layeredrl.models.stacked.graphs import _agree, _in_turn, capture_on_cuda
+from layeredrl.models.stacked.graphs import _agree, capture_on_cuda, in_turn
 from tests.models.networks import random_values
 from tests.models.reference import S
 
@@ -154,6 +154,6 @@ def test_replays_wait_for_the_last_one_on_another_stream(monkeypatch):
     other = FakeStream()
     for device, stream in ((0, cuda.main), (0, cuda.main), (0, other), (1, cuda.main), (0, other), (0, cuda.main)):
         cuda.stream_now = stream
-        with _in_turn(SimpleNamespace(is_cuda=True, get_device=lambda: device)):  # noqa: B023
+        with in_turn(SimpleNamespace(is_cuda=True, get_device=lambda: device)):  # noqa: B023
             pass
     assert waits == [(other, cuda.main), (cuda.main, other)]
