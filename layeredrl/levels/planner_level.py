@@ -20,7 +20,8 @@ from layeredrl.planners import Plan, Planner
 from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay
 from layeredrl.world_model import WorldModel
-from layeredrl.world_model.learner import ModelLearningConfig, WorldModelLearner
+from layeredrl.world_model.config import ModelLearningConfig
+from layeredrl.world_model.learner import WorldModelLearner
 
 
 class PlanningError(Fault):
