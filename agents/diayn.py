@@ -63,6 +63,6 @@ DIAYNAgent.presets = {
         "duration": 5,
         "discriminator": DiscriminatorConfig(batch_size=16, report_every=20),
         "sac": SACConfig(hidden=(16,)),
-        "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+        "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10, replay_size=10_000),
     },
 }

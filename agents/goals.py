@@ -132,9 +132,11 @@ Goals.presets = {
     "debug": {
         "duration": 3,
         "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(1e-5,)),
-        "learning": ModelLearningConfig(n_random_steps=24, fit_every=12, fit=FitConfig(epochs=2, batch_size=16)),
+        "learning": ModelLearningConfig(
+            n_random_steps=24, fit_every=12, replay_size=10_000, fit=FitConfig(epochs=2, batch_size=16)
+        ),
         "planner": PlannerConfig(icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3)),
         "sac": SACConfig(hidden=(16,)),
-        "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+        "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10, replay_size=10_000),
     },
 }

@@ -169,7 +169,7 @@ MBPO.presets = {
         "fitting": ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
         "imagination": ImaginationConfig(n_branches=50, n_steps=(1, 3)),
         "sac": SACConfig(hidden=(16,)),
-        "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+        "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10, replay_size=10_000),
     },
     "paper": _paper((1, 15), 20, -1.0),
     "halfcheetah-paper": _paper((1, 1), 40, -3.0),

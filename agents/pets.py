@@ -252,8 +252,10 @@ PETS.presets = {
     },
     "debug": {
         "model": EnsembleConfig(n_models=2, hidden=(16,), weight_decay=(6e-5,)),
-        "learning": ModelLearningConfig(n_random_steps=20, fit_every=20, fit=FitConfig(epochs=2, batch_size=64)),
-        "planner": PlannerConfig(icem=ICEMConfig(horizon=5, n_samples=12, n_iterations=2, n_elites=4)),
+        "learning": ModelLearningConfig(
+            n_random_steps=20, fit_every=20, replay_size=10_000, fit=FitConfig(epochs=2, batch_size=64)
+        ),
+        "planner": PlannerConfig(icem=ICEMConfig(horizon=3, n_samples=12, n_iterations=2, n_elites=4)),
     },
     "paper": _CARTPOLE_PAPER,
     "cartpole-paper": _CARTPOLE_PAPER,

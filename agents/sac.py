@@ -66,7 +66,7 @@ SAC.presets = {
     "debug": {
         "sac": SACConfig(hidden=(16,)),
         "td3": TD3Config(hidden=(16,)),
-        "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+        "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10, replay_size=10_000),
     },
     # Haarnoja et al. 2018, arXiv 1812.05905, appendix D; 10,000 random steps as in their released code.
     "paper": {"learning": PolicyLearningConfig(n_random_steps=10_000)},

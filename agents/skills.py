@@ -68,7 +68,7 @@ DEBUG: dict[str, Any] = {
     "planner": PlannerConfig(icem=ICEMConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=3)),
     "exploration": ExplorationConfig(to_random=0.2, to_plan=0.5, n_random_steps=30),
     "sac": SACConfig(hidden=(16,)),
-    "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+    "policy": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10, replay_size=10_000),
 }
 """Settings with which all parts learn within some hundred steps."""
 

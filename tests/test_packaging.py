@@ -62,11 +62,18 @@ data.Batch = type("Batch", (), {{}})
 sys.modules |= {{"tianshou": types.ModuleType("tianshou"), "tianshou.data": data}}
 import layeredrl.models
 print(*sys.modules)
+for name in [name for name in sys.modules if name.partition(".")[0] in ("layeredrl", "tianshou")]:
+    del sys.modules[name]
+import envs, gymnasium
+env = gymnasium.make("ContinuousCartPole-v0")
+env.reset()
+print(*sys.modules)
 """
-    loggers, models = (set(line.split()) for line in run_python(code, tmp_path).splitlines())
+    loggers, models, tasks = (set(line.split()) for line in run_python(code, tmp_path).splitlines())
     heavy = {"matplotlib", "mujoco", "ray", "tensorboard", "wandb"}
     assert {*heavy, "torch", "tianshou", "PIL"} & loggers == set()
     assert heavy & models == set()
+    assert {*heavy, "layeredrl", "tianshou", "agents", "gymnasium_robotics", "PIL", "pygame"} & tasks == set()
 
 
 @pytest.mark.skipif(not shutil.which("git") or not (ROOT / ".git").exists(), reason="needs a git checkout")

@@ -8,7 +8,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Generic, Literal, TypeVar, cast
 
@@ -329,11 +329,16 @@ class _AgentName:
 
 
 def _adapter(agent: str) -> TypeAdapter[Any]:
-    run_config: Any = RunConfig
     try:
-        return TypeAdapter(run_config[agent_class(agent)])
+        return _adapter_of(agent_class(agent))
     except PydanticSchemaGenerationError as error:
         raise ValueError(f"agent {agent!r} has a setting that config.json cannot hold: {error.message}") from error
+
+
+@cache  # pydantic takes tens of milliseconds to make one, and a command needs it several times
+def _adapter_of(cls: type[Any]) -> TypeAdapter[Any]:
+    run_config: Any = RunConfig
+    return TypeAdapter(run_config[cls])
 
 
 def _agent_first(args: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space, iterate
+from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from layeredrl.environments.answers import (
@@ -25,6 +25,7 @@ from layeredrl.environments.answers import (
 )
 from layeredrl.environments.infos import FAULT_KEYS, add_info
 from layeredrl.environments.observations import LastObservations
+from layeredrl.environments.requests import masked, seeds_for, split
 from layeredrl.environments.workers import CLOSE_S, Local, Maker, Remote, Timeout, close_all, close_members
 
 OnFault = Literal["raise", "restart"]
@@ -111,8 +112,8 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             The current observations of all environments, and infos.
         """
         self._require_open()
-        seeds = self._seeds(seed)
-        ids = range(self.num_envs) if options is None or "reset_mask" not in options else self._masked(options)
+        seeds = seeds_for(self.num_envs, seed)
+        ids = range(self.num_envs) if options is None or "reset_mask" not in options else masked(self.num_envs, options)
         if self._never_reset and len(ids) < self.num_envs:
             raise gym.error.ResetNeeded("the first reset has a reset_mask, expected one of all environments")
         rest = None if options is None else {k: v for k, v in options.items() if k != "reset_mask"}
@@ -131,7 +132,7 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
         self._require_open()
         if self._waiting:
             raise gym.error.ResetNeeded(f"environments {sorted(self._waiting)} have no episode, expected a reset")
-        parts = self._split(actions)
+        parts = split(self.action_space, self.num_envs, actions)
         try:
             return self._step(parts)
         except BaseException as error:
@@ -326,37 +327,6 @@ class EnvPool(VectorEnv[Any, Any, NDArray[Any]]):
             for i, member in enumerate(self._members):
                 if member is not None and member.pending:
                     self._discard(i)
-
-    def _split(self, actions: Any) -> Iterable[Any]:
-        shape = self.action_space.shape
-        if shape is None:
-            parts = list(iterate(self.action_space, actions))
-            if len(parts) != self.num_envs:
-                raise ValueError(f"there are {len(parts)} actions, expected {self.num_envs}")
-            return parts
-        array = np.asarray(actions)
-        if array.shape != shape:
-            raise ValueError(f"actions have shape {array.shape}, expected {shape}")
-        return array
-
-    def _seeds(self, seed: int | Sequence[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"there are {len(seed)} seeds, expected {self.num_envs}")
-        return [None if s is None else int(s) for s in seed]
-
-    def _masked(self, options: dict[str, Any]) -> list[int]:
-        mask = options["reset_mask"]
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            raise TypeError(f"options['reset_mask'] is {mask!r}, expected an array of booleans")
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] is {mask}, expected shape ({self.num_envs},) and at least one True"
-            )
-        return [int(i) for i in np.flatnonzero(mask)]
 
     def _require_open(self) -> None:
         if self.closed:

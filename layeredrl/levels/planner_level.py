@@ -21,7 +21,8 @@ from layeredrl.planners import Plan, Planner
 from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay
 from layeredrl.world_model import WorldModel
-from layeredrl.world_model.learner import ModelLearningConfig, WorldModelLearner
+from layeredrl.world_model.config import ModelLearningConfig
+from layeredrl.world_model.learner import WorldModelLearner
 
 Proposals = Callable[[Tensor, torch.Generator], Tensor]
 """Suggests K sequences of actions for each of n observations (n, O), with a source of randomness: (n, K, H, A)."""

@@ -1,9 +1,9 @@
-"""Fitting of an ensemble or a reward network to a fixed set of transitions."""
+"""Fitting of an ensemble to a fixed set of transitions."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, cast
+from typing import Protocol, cast
 
 import torch
 from tianshou.data import Batch
@@ -13,7 +13,6 @@ from layeredrl.checks import require_counts
 from layeredrl.faults import NonFiniteError
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.normalization import CHUNK
-from layeredrl.models.optimizer import descend
 from layeredrl.models.spaces import counted_rows
 
 
@@ -169,14 +168,14 @@ def _cause(ensemble: ProbabilisticEnsemble, member_losses: Tensor, batch: dict[s
         gradients = torch.autograd.grad(loss, list(ensemble.get_parameters()), allow_unused=True)
         bad = [~g.isfinite().flatten(1).all(1) for g in gradients if g is not None]  # members are the first dimension
         name, members = "a gradient", _listed(torch.stack(bad).any(0))
-    return f"{name}{' of member ' if members else ''}{members} is not finite; {_largest(batch)}"
+    return f"{name}{' of member ' if members else ''}{members} is not finite; {largest_number(batch)}"
 
 
 def _listed(members: Tensor) -> str:
     return ", ".join(map(str, members.nonzero().flatten().tolist()))
 
 
-def _largest(batch: dict[str, Tensor]) -> str:
+def largest_number(batch: dict[str, Tensor]) -> str:
     """Describe the largest number in a batch; one that is not finite counts as larger than all others."""
     largest = {key: float(x.abs().max()) for key, x in batch.items() if x.is_floating_point() and x.numel()}
     key = max(largest, key=lambda name: largest[name] if math.isfinite(largest[name]) else math.inf)
@@ -308,77 +307,3 @@ class _BestMembers:
         losses = [share * self.ensemble.member_losses(part) for share, part in zip(shares, parts, strict=True)]
         self.ensemble.train()
         return torch.stack(losses).sum(0)
-
-
-class RegressionResult(NamedTuple):
-    """Result of a regression."""
-
-    loss: float
-    """Mean loss over the steps taken in the last epoch; NaN without any."""
-    skipped: int
-    """Number of steps skipped because their loss or gradient was not finite."""
-
-
-def fit_regression(
-    predict: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    inputs: Tensor,
-    targets: Tensor,
-    config: FitConfig,
-    *,
-    generator: torch.Generator,
-) -> RegressionResult:
-    """Fit by least squares to inputs (N, D) and targets (N,); otherwise as `fit_regression_to`."""
-    return fit_regression_to(
-        lambda index: (inputs[index], targets[index]), len(inputs), predict, optimizer, config, generator=generator
-    )
-
-
-def fit_regression_to(
-    take: Callable[[Tensor], tuple[Tensor, Tensor]],
-    n_rows: int,
-    predict: Callable[[Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    config: FitConfig,
-    *,
-    generator: torch.Generator,
-) -> RegressionResult:
-    """Fit the reward network by least squares for some epochs, to rows that are read in batches.
-
-    Args:
-        take: Maps indices (b,) to inputs (b, D) and targets (b,).
-        n_rows: Number of rows N, at least one.
-        predict: Maps inputs (b, D) to predictions (b,).
-        optimizer: Optimiser of the parameters of `predict`.
-        config: Only `epochs`, `max_steps`, `batch_size` and `max_skipped` are used.
-        generator: Source of randomness, on the rows' device.
-
-    Raises:
-        NonFiniteError: More than `max_skipped` steps have a loss or gradient that is not finite; raised at the end of
-            an epoch.
-    """
-    train = TrainingOrder(n_rows, config)
-    mean, skipped, n_left, epoch = torch.zeros(()), 0, train.n_steps, 0
-    while n_left:
-        epoch += 1
-        if train.is_partial:
-            batches = [index[0] for index in next(train.passes(1, generator, bootstrap=False))]
-        else:
-            order = torch.randperm(n_rows, generator=generator, device=generator.device)
-            batches = list(order.tensor_split(train.n_batches)[:n_left])
-        n_left -= len(batches)
-        steps = []
-        for index in batches:
-            inputs, targets = take(index)
-            loss = (predict(inputs) - targets).square().mean()
-            steps.append((loss.detach(), descend(loss, optimizer)))
-        losses, taken = (torch.stack(x) for x in zip(*steps, strict=True))
-        mean = torch.where(taken, losses, 0.0).sum() / taken.sum()
-        not_taken = (~taken).nonzero().flatten().tolist()  # the only transfer from a GPU in an epoch
-        skipped += len(not_taken)
-        if skipped > config.max_skipped:
-            i = not_taken[config.max_skipped - skipped]  # the first beyond the limit
-            cause = "a gradient of the reward network" if losses[i].isfinite() else "the reward network's loss"
-            largest = _largest(dict(zip(("inputs", "targets"), take(batches[i]), strict=True)))
-            raise NonFiniteError(f"{cause} is not finite; {largest}, in batch {i} of epoch {epoch}")
-    return RegressionResult(float(mean), skipped)

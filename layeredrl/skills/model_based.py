@@ -21,7 +21,8 @@ from layeredrl.skills.whitening import Whitening
 from layeredrl.storage import Replay
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import WorldModel
-from layeredrl.world_model.learner import OnlineLearningConfig, WorldModelLearner, require_span, share_of_span
+from layeredrl.world_model.config import OnlineLearningConfig, require_span, share_of_span
+from layeredrl.world_model.learner import WorldModelLearner
 
 N_SETTLED = 100
 """Updates of the model from which a warning about directions is given: a covariance of few batches is degenerate."""

@@ -22,7 +22,7 @@ from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import TOO_FAR, StepModel, choose_mode
 from layeredrl.randomness import derive_seed
 from layeredrl.storage.tensor_ring import TensorRing
-from layeredrl.world_model.learner import require_span, share_of_span
+from layeredrl.world_model.config import require_span, share_of_span
 from layeredrl.world_model.transitions import Transitions
 from layeredrl.world_model.trust import DivergenceTrust, InformationTrust, Trust
 from layeredrl.world_model.world_model import WorldModel

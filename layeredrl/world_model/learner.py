@@ -1,9 +1,7 @@
 """The learner of a world model: the one place where its dynamics, reward and statistics are fitted to data."""
 
-import math
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,14 +9,14 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_counts, require_number
 from layeredrl.metrics import RunningMeans
 from layeredrl.models.ensemble import ProbabilisticEnsemble
-from layeredrl.models.fitting import FitConfig, fit
+from layeredrl.models.fitting import fit
 from layeredrl.models.normalization import Moments
 from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay
+from layeredrl.world_model.config import ModelLearningConfig, OnlineLearningConfig, share_of_span
 from layeredrl.world_model.reward import RewardLearner
 from layeredrl.world_model.transitions import BatchTransitions, ReplayTransitions, Transitions, chunks
 from layeredrl.world_model.value import ValueLearner
@@ -29,63 +27,6 @@ N_STATISTICS = 4096
 
 MEASURE_EVERY = 10
 """Online updates from one whose losses are recorded to the next: waiting for all of them takes too long."""
-
-
-@dataclass(frozen=True)
-class ModelLearningConfig:
-    """When and how a world model is fitted to all transitions, in epochs."""
-
-    n_random_steps: int = 200
-    """Environment steps with random actions before the first fit."""
-    fit_every: int = 200
-    """Environment steps from one fit to the next; with several environments, at least as many."""
-    first_epochs: int = 5
-    """Passes over the data in the first fit, which starts from random parameters; `fit.max_steps` bounds it too."""
-    fit: FitConfig = field(default_factory=FitConfig)
-    """Settings of a fit."""
-    reward_learning_rate: float = 1e-3
-    """Learning rate of the reward network, where the task's reward is not known."""
-    max_failed_plans: int = 10
-    """Number of decisions between two fits that may be random because no plan has a finite score; one more is an
-    error."""
-    replay_size: int = 1_000_000
-    """Number of transitions kept, all environments together."""
-
-    def __post_init__(self) -> None:
-        require_counts(self, n_random_steps=1, fit_every=1, first_epochs=1, max_failed_plans=0, replay_size=1)
-        require_number("reward_learning_rate", self.reward_learning_rate, 0, math.inf, open_low=True)
-
-
-@dataclass(frozen=True)
-class OnlineLearningConfig:
-    """When and how a world model is learned from batches of the newest transitions, while they are collected."""
-
-    n_first: int = 2000
-    """Environment steps before the first update."""
-    updates_per_segment: float = 2.0
-    """Number of updates for each segment of `segment_steps` environment steps, such as an executed skill."""
-    batch_size: int = 256
-    """Transitions of an update."""
-    newest: float = 0.5
-    """Share of the replay, the newest, from which batches are drawn: the policy below changes, and outcomes with it."""
-    final_rate: float = 0.1
-    """Factor of the learning rate at the end of `decay`."""
-    decay: tuple[int, int] = (60_000, 120_000)
-    """Environment steps between which the learning rate falls linearly."""
-    refresh_every: int = 2000
-    """Environment steps between two updates of the supported states and of the statistics of dynamics and reward."""
-    reward_learning_rate: float = 1e-3
-    """Learning rate of the reward network and of a learned encoder, where the task's reward is not known."""
-    report_every: int = 1000
-    """Environment steps between two reports of metrics."""
-
-    def __post_init__(self) -> None:
-        require_counts(self, n_first=1, batch_size=2, refresh_every=1, report_every=1)
-        require_number("newest", self.newest, 0, 1, open_low=True)
-        for name in ("updates_per_segment", "final_rate"):
-            require_number(name, getattr(self, name), 0, sys.float_info.max)
-        require_number("reward_learning_rate", self.reward_learning_rate, 0, sys.float_info.max, open_low=True)
-        require_span("decay", self.decay)
 
 
 class WorldModelLearner:
@@ -397,16 +338,3 @@ class _EncodedRows:
 
 
 _NUMBERS = ("n_total_env_steps", "last_fit", "last_refresh", "last_report", "n_updates", "_first")
-
-
-def require_span(name: str, span: tuple[int, int]) -> None:
-    """Raise unless a span of environment steps begins at zero or later and does not end before it begins."""
-    start, stop = span
-    if not 0 <= start <= stop:
-        raise ValueError(f"{name} is {(start, stop)}, expected two increasing numbers of steps")
-
-
-def share_of_span(span: tuple[int, int], n_total_env_steps: int) -> float:
-    """Elapsed share of a span of environment steps, in [0, 1]."""
-    start, stop = span
-    return min(max((n_total_env_steps - start) / max(stop - start, 1), 0.0), 1.0)

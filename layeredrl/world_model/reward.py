@@ -9,10 +9,10 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.models import FitConfig
-from layeredrl.models.fitting import RegressionResult, fit_regression_to
 from layeredrl.models.nets import ScalarMLP
 from layeredrl.models.normalization import Moments
 from layeredrl.models.optimizer import descend, restore_optimizer
+from layeredrl.models.regression import RegressionResult, fit_regression
 from layeredrl.world_model.transitions import Transitions
 from layeredrl.world_model.world_model import WorldModel
 
@@ -54,7 +54,7 @@ class RewardLearner:
             rows = data.take(index)
             return self._inputs(rows), self.net.to_units(rows.rew)
 
-        return fit_regression_to(take, len(data), self.net.normalized, self.optimizer, config, generator=generator)
+        return fit_regression(take, len(data), self.net.normalized, self.optimizer, config, generator=generator)
 
     def step(self, data: Batch, rate_factor: float) -> Tensor:
         """Take one gradient step.

@@ -59,7 +59,7 @@ def test_settings_reach_the_parts():
 
 def test_a_run_learns_and_is_evaluated(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_train("mbpo", *QUICK, "--env", "Pendulum-v1", "--trainer.n-total-env-steps", 210, "--name", "r")
+    run_train("mbpo", *QUICK, "--env", "Pendulum-v1", "--trainer.n-total-env-steps", 60, "--name", "r")
     columns = {key for row in read_metrics(Path("runs/r")) for key, value in row.items() if value}
     assert columns >= {"imagination/length", "unseen/state_error", "policy/critic1_loss", "time/updates_cpu_seconds"}
     assert "updates" in capsys.readouterr().out.partition("CPU time")[2]
@@ -67,8 +67,17 @@ def test_a_run_learns_and_is_evaluated(tmp_path, monkeypatch, capsys):
     assert "return" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("env", ["MBPOEndsAtOnce-v0", "MBPONoReward-v0"])
-@pytest.mark.parametrize("bound", ["schedule", "macura", "infoprop"])
+@pytest.mark.parametrize(
+    ("bound", "env"),
+    [
+        ("schedule", "MBPOEndsAtOnce-v0"),
+        ("macura", "MBPONoReward-v0"),
+        ("infoprop", "MBPOEndsAtOnce-v0"),
+        pytest.param("schedule", "MBPONoReward-v0", marks=pytest.mark.slow),
+        pytest.param("macura", "MBPOEndsAtOnce-v0", marks=pytest.mark.slow),
+        pytest.param("infoprop", "MBPONoReward-v0", marks=pytest.mark.slow),
+    ],
+)
 def test_odd_tasks_run(env, bound, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run_train(

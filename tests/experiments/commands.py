@@ -5,9 +5,10 @@ import csv
 import hashlib
 import json
 import math
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 import torch
 
 from experiments import evaluate, train
+from experiments.run.config import AGENTS, RunConfig, parse
 from layeredrl.collector import Collector
 from layeredrl.storage import Checkpoints
 
@@ -31,7 +33,25 @@ def call(main: Callable[[], None], *args: object) -> None:
 
 
 def run_train(*args: object) -> None:
-    call(train.main, *args)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "parse", parse_once)
+        call(train.main, *args)
+
+
+_PARSED: dict[tuple[str, ...], RunConfig[Any]] = {}
+
+
+def parse_once(words: Sequence[str], report: Any = None) -> RunConfig[Any]:
+    """Parse the words of a command that were not parsed before: parsing takes longer than some of the runs.
+
+    Settings that depend on more than the words, on the task or a sweep of W&B, are parsed each time.
+    """
+    key, in_a_sweep = tuple(words), any(name.startswith("WANDB_SWEEP") for name in os.environ)
+    if in_a_sweep or "--preset" not in key or key[0] not in AGENTS:
+        return parse(words, report)
+    if key not in _PARSED:
+        _PARSED[key] = parse(words, report)
+    return _PARSED[key]
 
 
 def run_evaluate(*args: object) -> None:

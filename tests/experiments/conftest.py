@@ -6,6 +6,8 @@ from pathlib import Path
 import gymnasium as gym
 import pytest
 import torch
+from matplotlib.figure import Figure
+from PIL import Image
 
 import tests.experiments.tasks  # noqa: F401  registers OwnDrift-v0
 from experiments.run import finish
@@ -86,6 +88,16 @@ def random_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def without_video(monkeypatch: pytest.MonkeyPatch) -> None:
     """No run records a video, which takes longer than its training."""
     monkeypatch.setattr(finish, "can_render", lambda env_id: False)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every figure is saved as one pixel: drawing takes longer than most trainings, and other tests look at figures."""
+
+    def save(figure: Figure, file: Path, **settings: object) -> None:
+        Image.new("RGB", (1, 1)).save(file, "PNG")
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

@@ -146,7 +146,12 @@ _CARRY = ("collector", "carry", "levels", 0)
 _UNFIT = "checkpoints does not fit the settings in config.json"
 
 TRUNCATED = [
-    Damage(f"{name} cut at {percent} %", _cut(find, percent), message, slow=percent == 40)
+    Damage(
+        f"{name} cut at {percent} %",
+        _cut(find, percent),
+        message,
+        slow=percent != (0 if name.endswith(".json") else 90),
+    )
     for (name, find), message in zip(
         FILES.items(),
         ["bytes, expected", "bytes, expected", "is not a readable checkpoint", "not the folder of a run"],
@@ -156,7 +161,12 @@ TRUNCATED = [
 ]
 
 FLIPPED = [
-    Damage(f"{name}, a bit at {percent} %", _flip(find, percent), message, slow=percent == 60)
+    Damage(
+        f"{name}, a bit at {percent} %",
+        _flip(find, percent),
+        message,
+        slow=percent != (0 if name.endswith(".json") else 60),
+    )
     for (name, find), message in zip(
         FILES.items(), ["SHA-256", "SHA-256", "not a readable checkpoint", "not the folder of a run"], strict=True
     )

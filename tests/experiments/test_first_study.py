@@ -16,7 +16,7 @@ from tests.experiments.commands import call
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "first_study.md").read_text()
-SHORT = {"for seed in 0 1 2;": "for seed in 0;", "steps 300": "steps 60", "--steps 200": "--steps 60"}
+SHORT = {"for seed in 0 1 2;": "for seed in 0;", "steps 300": "steps 60", "--steps 200": "--steps 30"}
 """Replacements that make the commands quick."""
 
 
@@ -54,6 +54,7 @@ def test_the_page_has_all_commands() -> None:
     assert [words[0] for words in _commands(sweep)] == ["sweep", "report"]
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_from_an_environment_to_a_comparison(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys) -> None:
     pytest.importorskip("rliable")
     write_files(Path())

@@ -102,7 +102,7 @@ def test_a_subclass_of_a_recipe_has_its_presets() -> None:
     assert vars(config.settings) == vars(PETS.preset("debug")) | {"discount": 0.9}
     planner = build_agent(config).levels[0].planner
     assert isinstance(planner, RandomShooting)
-    assert planner.horizon == 5
+    assert planner.horizon == 3
 
 
 def test_without_presets_of_its_own_an_agent_has_its_defaults() -> None:

@@ -26,7 +26,7 @@ from tests.experiments.commands import call
 from tests.experiments.conftest import Refusal
 from tests.experiments.tasks import Drift
 
-HORIZON = 5
+HORIZON = 3
 """Steps of a plan of the debug preset."""
 
 

@@ -40,26 +40,23 @@ from tests.loggers.wandb_reader import read_offline_runs
 from tests.recording import stored
 
 MAZE = ("--env", "Maze2D-Medium-v0")
+
+
+def _small(planner: str) -> tuple[str, ...]:
+    """Options that choose a planner, with few and short candidates."""
+    name = planner.replace("_", "-")
+    return ("--planner.kind", planner, f"--planner.{name}.n-samples", "10", f"--planner.{name}.horizon", "4")
+
+
 AGENTS = {
     ("pets",): 4,
     # The reward is learned, too, and the noise that candidates share follows from the state of a generator.
-    ("pets", "--planner.kind", "mppi", "--common-noise", "--env", "OwnDrift-v0"): 1,
+    ("pets", *_small("mppi"), "--common-noise", "--env", "OwnDrift-v0"): 1,
     (
-        "pets",
-        "--planner.kind",
-        "cem",
-        "--planner.cem.n-samples",
-        "50",
-        "--learning.fit.holdout",
-        "0.2",
-        "--learning.replay-size",
-        "33",
-        "--value",
-        "--discount",
-        "0.9",
+        *("pets", *_small("cem"), "--planner.cem.n-elites", "3"),
+        *("--learning.fit.holdout", "0.2", "--learning.replay-size", "33", "--value", "--discount", "0.9"),
     ): 1,
     ("sac",): 1,
-    ("sac", "--algorithm", "td3"): 4,
     ("mbpo", "--env", "Pendulum-v1", "--imagination.bound", "macura"): 1,
     ("loop", "--env", "Pendulum-v1"): 1,
     ("tdmpc2",): 4,
@@ -70,7 +67,8 @@ AGENTS = {
 }
 """Agents of the quick tests, and their numbers of environments; slow tests have the other number."""
 SLOW_AGENTS = [
-    ("pets", "--planner.kind", "random_shooting", "--planner.random-shooting.n-samples", "50"),
+    ("sac", "--algorithm", "td3"),
+    ("pets", *_small("random_shooting")),
     ("dads", *MAZE),
     ("dads", *MAZE, "--importance-clip", "10"),
     ("splates", *MAZE, "--encoder", "learned"),
@@ -155,6 +153,7 @@ def test_environments_in_processes_of_their_own_are_resumed_alike() -> None:
     assert_same_run(FOLDER, Path("runs/sync"))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_evaluations_and_pictures_between_parts_change_nothing() -> None:
     evaluations = ("--trainer.eval-every", 20, "--trainer.eval-episodes", 1, "--no-tensorboard")
     arguments = ("pets", "--preset", "debug", *evaluations, "--name")
@@ -279,7 +278,7 @@ def _merged(folder: Path) -> dict[int, dict[str, Any]]:
     return rows
 
 
-@pytest.mark.usefixtures("lonely_wandb", "without_video")
+@pytest.mark.usefixtures("lonely_wandb", "without_video", "blank_figures")
 def test_a_longer_run_logs_beyond_the_pictures_of_the_shorter_one() -> None:
     arguments = ("random", "--preset", "debug", "--no-tensorboard", "--wandb", "offline", "--name", "r")
     run_train(*arguments, STEPS, 60)
@@ -322,7 +321,7 @@ def test_an_environment_that_does_not_repeat_itself_begins_another_episode(agent
     assert state["collector"]["n_abandoned"] == 2
     if agent != "pets":
         return
-    replay = Replay(1000 * 1000, 2)
+    replay = Replay(10_000, 2)
     replay.load_state_dict(state["experience"]["planner"])
     for i in range(2):
         rows = stored(replay, i)

@@ -130,10 +130,10 @@ def test_all_environment_steps_count(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_random_actions_balance_for_some_twenty_steps() -> None:
-    run_train("random", *QUICK, "--n-envs", 4, "--trainer.n-total-env-steps", 3000, "--name", "r")
+    run_train("random", *QUICK, "--n-envs", 4, "--trainer.n-total-env-steps", 1200, "--name", "r")
     returns = episode_returns(Path("runs/r"))
-    assert len(returns) > 80
-    assert 22 < sum(returns) / len(returns) < 33  # 27.8 over 3588 episodes: milder than the full forces of CartPole-v1
+    assert len(returns) > 30
+    assert 20 < sum(returns) / len(returns) < 36  # 27.8 over 3588 episodes: milder than the full forces of CartPole-v1
     assert max(returns) < 150
 
 

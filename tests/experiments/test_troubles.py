@@ -69,8 +69,11 @@ def _after(n: int) -> Callable[[Any], bool]:
 
 @pytest.mark.parametrize(
     ("target", "name", "error"),
-    [(os, "rename", FULL), (files, "write_bytes", FULL), (Path, "mkdir", READ_ONLY)],
-    ids=["rename", "write", "mkdir"],
+    [
+        pytest.param(os, "rename", FULL, id="rename"),
+        pytest.param(files, "write_bytes", FULL, id="write", marks=pytest.mark.slow),
+        pytest.param(Path, "mkdir", READ_ONLY, id="mkdir"),
+    ],
 )
 def test_a_run_whose_last_save_fails_is_not_finished_and_goes_on(
     error: OSError, target: Any, name: str, whole: Path, capsys: pytest.CaptureFixture[str]
@@ -151,8 +154,15 @@ def test_a_full_disk_when_asked_to_stop(whole: Path) -> None:
     assert_same_run(FOLDER, whole)
 
 
-@pytest.mark.parametrize("logger", [CsvLogger, TensorBoardLogger])
-@pytest.mark.parametrize("method", ["log", "state_dict"])
+@pytest.mark.parametrize(
+    ("method", "logger"),
+    [
+        ("log", TensorBoardLogger),
+        ("state_dict", CsvLogger),
+        pytest.param("log", CsvLogger, marks=pytest.mark.slow),
+        pytest.param("state_dict", TensorBoardLogger, marks=pytest.mark.slow),
+    ],
+)
 def test_a_logger_that_fails_causes_one_warning(logger: type, method: str, whole: Path) -> None:
     arguments = [a for a in ARGUMENTS if a != "--no-tensorboard"]
     with pytest.MonkeyPatch.context() as patch:

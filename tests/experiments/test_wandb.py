@@ -76,7 +76,7 @@ def media(run: OfflineRun) -> dict[str, tuple[str, bytes, int]]:
 @pytest.mark.parametrize(
     "agent", [agent if agent == "splates" else pytest.param(agent, marks=pytest.mark.slow) for agent in AGENTS]
 )
-@pytest.mark.usefixtures("short_maze")
+@pytest.mark.usefixtures("short_maze", "blank_figures")
 def test_all_loggers_hold_the_same(agent: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(while_training, "FAN", FanSettings(starts=2, skills=3, walk=0))
     often = ("--trainer.eval-every", 30, "--trainer.eval-episodes", 1, "--trainer.pictures-every", 30)
@@ -127,6 +127,7 @@ def evaluation(*args: object, capsys: pytest.CaptureFixture[str]) -> list[str]:
     return [x for x in capsys.readouterr().out.splitlines() if x.startswith(("│ return", "│ length", "│ trained"))]
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_an_offline_run_holds_names_pictures_and_a_model_that_plays_as_the_run_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -482,7 +482,7 @@ def closed_loop_return(level, n_steps=8):
     return total.mean().item()
 
 
-@REWARDS
+@pytest.mark.parametrize("reward", [pytest.param(known_reward, marks=pytest.mark.slow), None], ids=["known", "learned"])
 def test_learning_improves_acting(reward):
     planner = ICEM(ACTION, ICEMConfig(horizon=3, n_samples=32, n_iterations=2, n_elites=6))
     learning = ModelLearningConfig(

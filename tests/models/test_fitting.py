@@ -12,8 +12,9 @@ from tianshou.data import Batch
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
-from layeredrl.models.fitting import draw_distinct, fit_regression, split_holdout
+from layeredrl.models.fitting import draw_distinct, split_holdout
 from layeredrl.models.nets import GaussianMixtureMLP
+from layeredrl.models.regression import fit_regression
 
 S, C, A = 2, 1, 1
 NOISE_STD = torch.tensor([0.2, 0.05])
@@ -212,6 +213,13 @@ def test_a_bounded_fit_draws_from_all_rows_but_those_held_out(monkeypatch, boots
         assert not (used.sum(0) * held_out).any()
 
 
+def regress(predict, optimizer, rows, config, seed=0):
+    inputs, targets = rows
+    return fit_regression(
+        lambda index: (inputs[index], targets[index]), len(inputs), predict, optimizer, config, generator=seeded(seed)
+    )
+
+
 @pytest.mark.parametrize(("max_steps", "n_steps"), [(3, 3), (70, 60), (25, 25)])
 def test_a_regression_is_bounded_too(max_steps, n_steps):
     rows, weights = [], torch.zeros(3, requires_grad=True)
@@ -222,7 +230,7 @@ def test_a_regression_is_bounded_too(max_steps, n_steps):
         rows.append(z)
         return z @ weights
 
-    fit_regression(predict, torch.optim.Adam([weights]), x, x[:, 0], config, generator=seeded())
+    regress(predict, torch.optim.Adam([weights]), (x, x[:, 0]), config)
     assert len(rows) == n_steps
     first = torch.cat(rows[: min(10, n_steps)])
     assert len(first.unique(dim=0)) == len(first)  # no row twice in a pass
@@ -380,7 +388,7 @@ def test_regression_finds_the_least_squares_and_is_reproducible():
         weights = torch.zeros(3, requires_grad=True)
         optimizer = torch.optim.Adam([weights], lr=0.05)
         config = FitConfig(epochs=20, batch_size=32)
-        loss, skipped = fit_regression(lambda z: z @ weights, optimizer, x, targets, config, generator=seeded(seed))  # noqa: B023
+        loss, skipped = regress(lambda z: z @ weights, optimizer, (x, targets), config, seed)  # noqa: B023
         assert skipped == 0
         losses.append(loss)
         found.append(weights.detach())
@@ -391,9 +399,8 @@ def test_regression_finds_the_least_squares_and_is_reproducible():
     assert not torch.equal(found[0], found[2])
 
 
-def regress(x, targets, config, weights):
-    optimizer = torch.optim.Adam([weights], lr=0.05)
-    return fit_regression(lambda z: z @ weights, optimizer, x, targets, config, generator=seeded())
+def regress_on(x, targets, config, weights):
+    return regress(lambda z: z @ weights, torch.optim.Adam([weights], lr=0.05), (x, targets), config)
 
 
 def test_regression_skips_and_counts_steps_that_are_not_finite():
@@ -401,7 +408,7 @@ def test_regression_skips_and_counts_steps_that_are_not_finite():
     targets = x @ torch.tensor([1.0, -2.0, 0.5])
     targets[7] = torch.inf
     weights = torch.zeros(3, requires_grad=True)
-    result = regress(x, targets, FitConfig(epochs=10, batch_size=20), weights)
+    result = regress_on(x, targets, FitConfig(epochs=10, batch_size=20), weights)
     assert result.skipped == 10  # one an epoch
     assert math.isfinite(result.loss)
     torch.testing.assert_close(weights.detach(), torch.tensor([1.0, -2.0, 0.5]), rtol=0, atol=0.2)
@@ -409,7 +416,7 @@ def test_regression_skips_and_counts_steps_that_are_not_finite():
         NonFiniteError,
         match=r"the reward network's loss is not finite; the largest number is inf, in targets, in batch \d of epoch 3",
     ):
-        regress(x, targets, FitConfig(epochs=10, batch_size=20, max_skipped=2), weights)
+        regress_on(x, targets, FitConfig(epochs=10, batch_size=20, max_skipped=2), weights)
     assert weights.isfinite().all()
 
 
@@ -420,15 +427,13 @@ def test_a_non_finite_gradient_of_a_regression_is_named():
         return (weights * x[:, 0]).abs().sqrt()  # at zero it has no slope
 
     config = FitConfig(epochs=1, batch_size=4, max_skipped=0)
-    optimizer = torch.optim.Adam([weights])
+    optimizer, ones = torch.optim.Adam([weights]), (torch.ones(4, 1), torch.ones(4))
     with pytest.raises(
         NonFiniteError, match=r"a gradient of the reward network is not finite; .*, in batch 0 of epoch 1"
     ):
-        fit_regression(predict, optimizer, torch.ones(4, 1), torch.ones(4), config, generator=seeded())
+        regress(predict, optimizer, ones, config)
     assert weights.item() == 0
-    result = fit_regression(
-        predict, optimizer, torch.ones(4, 1), torch.ones(4), FitConfig(epochs=1), generator=seeded()
-    )
+    result = regress(predict, optimizer, ones, FitConfig(epochs=1))
     assert math.isnan(result.loss)
     assert result.skipped == 1
 
@@ -485,7 +490,7 @@ def test_the_key_that_is_not_finite_is_named(key, value):
     data[key][2] = value
     weights, config = torch.zeros(1, requires_grad=True), FitConfig(epochs=1, max_skipped=0)
     with pytest.raises(NonFiniteError, match=f"not finite; the largest number is {abs(value)}, in {key}, in batch 0"):
-        regress(data["inputs"], data["targets"], config, weights)
+        regress_on(data["inputs"], data["targets"], config, weights)
 
 
 def test_the_member_with_a_non_finite_gradient_is_named(monkeypatch):

@@ -136,7 +136,7 @@ def test_it_learns_the_outcomes_of_skills(kind):
     truth = 0.3 * (5 if kind is SPlaTES else 1) * skill
     assert method.potentials(state, context, skill, [truth])[0].mean() < 0.1
     with torch.enable_grad():
-        reports = learn_along(method, walk, 25)
+        reports = learn_along(method, walk, 16)
     mean, weights, _, _ = method.dynamics.predict(state, context, skill)
     error = (weights[..., None] * mean).sum(2)[:, 0] - truth
     assert error.norm(dim=-1).mean() < 0.3 * truth.norm(dim=-1).mean()

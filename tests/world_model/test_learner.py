@@ -97,7 +97,7 @@ def test_the_dynamics_is_fitted_to_encoded_transitions_and_the_objective_to_all_
     torch.testing.assert_close(learner.world.objective.state_scale, states.std(0, correction=0))
 
 
-@REWARDS
+@pytest.mark.parametrize("reward", [pytest.param(known_reward, marks=pytest.mark.slow), None], ids=["known", "learned"])
 def test_a_fit_learns_dynamics_and_reward_and_reports_the_holdout(reward):
     settings = FitConfig(batch_size=32, holdout=0.2)
     learner = make(replace(FITS, first_epochs=25, fit=settings, reward_learning_rate=5e-3), reward=reward)
@@ -310,7 +310,7 @@ def test_a_learner_resumes_between_fits(reward, tmp_path):
 )
 def test_a_learner_resumes_amid_online_updates(world, tmp_path):
     """Between two reports, bit for bit."""
-    config = replace(ONLINE, decay=(12, 30))
+    config = replace(ONLINE, decay=(12, 30), updates_per_segment=1)
     stream = Stream(make(config, **world), size=10).go(7)
     Checkpoints(tmp_path).save({"learner": stream.learner.state_dict(), "replay": stream.replay.state_dict()}, 21)
     state = Checkpoints(tmp_path).load()

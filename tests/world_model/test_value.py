@@ -89,11 +89,11 @@ def test_the_value_of_counting_to_an_end_is_that_of_the_closed_form():
         replay.add(Batch(**row, **flags, rew=np.ones(1), info=Batch(duration=np.ones(1, int))), np.arange(1))
     transitions = ReplayTransitions(replay, 1, CPU)
     transitions.update()
-    value = learner(ValueConfig(hidden=(32, 32), n_members=2, learning_rate=3e-3, n_steps=2, target_rate=0.1))
+    value = learner(ValueConfig(hidden=(32, 32), n_members=2, learning_rate=6e-3, n_steps=2, target_rate=0.2))
     generator = torch.Generator().manual_seed(0)
     assert not value.net(torch.zeros(1, 1), torch.zeros(1, 0)).any()  # before the first fit
     for _ in range(3):
-        value.fit(transitions, moments_of(value, transitions), FitConfig(epochs=100, max_steps=120), generator)
+        value.fit(transitions, moments_of(value, transitions), FitConfig(epochs=100, max_steps=60), generator)
     found = value.net(torch.arange(6.0).unsqueeze(-1), torch.zeros(6, 0))
     expected = torch.tensor([(1 - GAMMA ** (6 - i)) / (1 - GAMMA) for i in range(6)])
     torch.testing.assert_close(found.detach(), expected, rtol=0.05, atol=0.1)

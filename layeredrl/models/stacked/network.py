@@ -14,7 +14,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,35 +22,20 @@ from torch.func import functional_call
 
 from layeredrl.models.normalization import Moments
 from layeredrl.models.outputs import NetOutput, StepOutput
+from layeredrl.models.stacked.contract import (
+    FitsInputs,
+    MergesInputs,
+    Prepared,
+    Regularization,
+    Regularized,
+    overrides_alone,
+    require_alike,
+    require_shapes,
+    unpack,
+)
 from layeredrl.models.stacked.layers import StackedLinear, StackedSequential, stack_modules
 
 Evaluation = Literal["broadcast", "vmap", "loop"]
-
-
-class _Regularized(Protocol):
-    """Network with a term for the loss."""
-
-    def regularization(self) -> Tensor: ...
-
-
-class _FitsInputs(Protocol):
-    """Network that gets the data before fitting."""
-
-    def fit_inputs(self, state: Tensor, context: Tensor, action: Tensor) -> None: ...
-
-
-class _MergesInputs(Protocol):
-    """Network that gets the moments of its inputs before fitting, merged from those of parts of the data."""
-
-    def input_moments(self, state: Tensor, context: Tensor, action: Tensor) -> Moments: ...
-
-    def set_input_moments(self, moments: Moments) -> None: ...
-
-
-class _Prepared(Protocol):
-    """Network with a forward for the steps of a rollout."""
-
-    def prepared(self) -> Callable[[Tensor, Tensor, Tensor], StepOutput]: ...
 
 
 class StackedNetwork(nn.Module):
@@ -73,7 +58,7 @@ class StackedNetwork(nn.Module):
         probe: Callable[[int], tuple[Tensor, Tensor, Tensor]],
     ) -> None:
         super().__init__()
-        _require_alike(members)
+        require_alike(members)
         self.n_members = len(members)
         self.n_modes = n_modes
         self.net = stack_modules(members)
@@ -120,7 +105,7 @@ class StackedNetwork(nn.Module):
         used if its results were those of `forward` in a trial, and while there are no hooks, which it would ignore.
         """
         if self._may_prepare and not self.training and not self.is_hooked:
-            return cast(_Prepared, self.net).prepared()
+            return cast(Prepared, self.net).prepared()
         return lambda state, context, action: StepOutput.of(self(state, context, action))
 
     @property
@@ -131,7 +116,7 @@ class StackedNetwork(nn.Module):
     def forward_member(self, member: int, state: Tensor, context: Tensor, action: Tensor) -> NetOutput:
         """Predict with one member for rows (R, S), (R, C), (R, A); the member axis of the output has length one."""
         out = self._call_member(member, state, context, action)
-        return NetOutput(*(x.unsqueeze(0) for x in self._unpack(out, state.ndim)))
+        return NetOutput(*(x.unsqueeze(0) for x in unpack(out, state.ndim, self.n_modes)))
 
     def regularization(self) -> Tensor | None:
         """Sum over members of the networks' regularisation terms; None if the networks have none."""
@@ -139,9 +124,9 @@ class StackedNetwork(nn.Module):
             return None
         if self.evaluation == "broadcast":
             # Sums over a member axis are sums over members; `_choose` has checked that this holds here.
-            return cast(_Regularized, self.net).regularization()
+            return cast(Regularized, self.net).regularization()
         terms = [
-            functional_call(_Regularization(self._template[0]), self._member_state(i, "net."), (), tie_weights=False)
+            functional_call(Regularization(self._template[0]), self._member_state(i, "net."), (), tie_weights=False)
             for i in range(self.n_members)
         ]
         return torch.stack(terms).sum()
@@ -151,7 +136,7 @@ class StackedNetwork(nn.Module):
         """Call `fit_inputs` of networks that have it with data (N, S), (N, C), (N, A), e.g. to standardise inputs."""
         if callable(getattr(self._template[0], "fit_inputs", None)):
             self._template[0].to(state.device, state.dtype)
-            self._change_members(lambda net: cast(_FitsInputs, net).fit_inputs(state, context, action))
+            self._change_members(lambda net: cast(FitsInputs, net).fit_inputs(state, context, action))
 
     @property
     def needs_all_inputs(self) -> bool:
@@ -163,7 +148,7 @@ class StackedNetwork(nn.Module):
     def _merges_inputs(self) -> bool:
         owner = type(self._template[0])
         # A subclass that overrides `fit_inputs` alone has other statistics than those of the moments.
-        return callable(getattr(owner, "input_moments", None)) and not _overrides_alone(
+        return callable(getattr(owner, "input_moments", None)) and not overrides_alone(
             owner, "fit_inputs", "input_moments"
         )
 
@@ -171,16 +156,14 @@ class StackedNetwork(nn.Module):
     def input_moments(self, state: Tensor, context: Tensor, action: Tensor) -> Moments | None:
         """Moments of the networks' inputs for a part of the data; None if the networks have no such method."""
         return (
-            cast(_MergesInputs, self._template[0]).input_moments(state, context, action)
-            if self._merges_inputs
-            else None
+            cast(MergesInputs, self._template[0]).input_moments(state, context, action) if self._merges_inputs else None
         )
 
     @torch.no_grad()
     def set_input_moments(self, moments: Moments) -> None:
         """Set the networks' input statistics to merged results of `input_moments`."""
         self._template[0].to(moments.mean.device)
-        self._change_members(lambda net: cast(_MergesInputs, net).set_input_moments(moments))
+        self._change_members(lambda net: cast(MergesInputs, net).set_input_moments(moments))
 
     def _change_members(self, change: Callable[[nn.Module], None]) -> None:
         """Apply a function to every member as a module of its own."""
@@ -217,10 +200,10 @@ class StackedNetwork(nn.Module):
 
     def _evaluate(self, evaluation: Evaluation, *inputs: Tensor) -> NetOutput:
         if evaluation == "broadcast":
-            return self._unpack(self.net(*inputs), inputs[0].ndim)
+            return unpack(self.net(*inputs), inputs[0].ndim, self.n_modes)
         if evaluation == "loop":
             outputs = [
-                self._unpack(self._call_member(i, *(x[i] for x in inputs)), inputs[0].ndim - 1)
+                unpack(self._call_member(i, *(x[i] for x in inputs)), inputs[0].ndim - 1, self.n_modes)
                 for i in range(self.n_members)
             ]
             return NetOutput(*(torch.stack(parts) for parts in zip(*outputs, strict=True)))
@@ -229,28 +212,14 @@ class StackedNetwork(nn.Module):
 
         def one(member: dict[str, Tensor], *member_inputs: Tensor) -> tuple[Tensor, ...]:
             return tuple(
-                self._unpack(functional_call(template, member, member_inputs, tie_weights=False), member_inputs[0].ndim)
+                unpack(
+                    functional_call(template, member, member_inputs, tie_weights=False),
+                    member_inputs[0].ndim,
+                    self.n_modes,
+                )
             )
 
         return NetOutput(*torch.vmap(one, randomness="different")(parameters, *inputs))
-
-    def _unpack(self, out: Any, n_dims: int) -> NetOutput:
-        """Convert the output of a network to a `NetOutput`, for inputs with `n_dims` dimensions."""
-        try:
-            (mean, std), *rest = out
-        except (TypeError, ValueError):
-            rest = []
-        if len(rest) not in (1, 2):
-            raise TypeError(
-                "the network made by partial_net returned something else than ((mean, std), weights, term_prob)"
-            )
-        if len(rest) == 2:
-            return NetOutput(mean, std, rest[0], rest[1])
-        if self.n_modes > 1:
-            raise ValueError(f"the network made by partial_net returned no mode weights, but n_modes is {self.n_modes}")
-        if mean.ndim == n_dims:
-            mean, std = mean.unsqueeze(-2), std.unsqueeze(-2)
-        return NetOutput(mean, std, mean.new_ones(()).expand(mean.shape[:-1]), rest[0])
 
     @torch.no_grad()
     def _choose(self, members: Sequence[nn.Module], probe: Callable[[int], tuple[Tensor, ...]]) -> Evaluation:
@@ -268,7 +237,7 @@ class StackedNetwork(nn.Module):
         self.eval()
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # warnings of a trial are irrelevant to the user
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)  # of the CPU alone: those of GPUs are not forked
             for _, tensor in self._tensors():
                 if tensor.is_floating_point():  # upwards, because some parameters must stay positive
                     tensor.mul_(1 + 0.3 * torch.rand_like(tensor)).add_(0.1 * torch.rand_like(tensor))
@@ -289,7 +258,7 @@ class StackedNetwork(nn.Module):
         outputs, penalties = [], []
         for i, member in enumerate(members):
             member.load_state_dict(self._member_state(i))
-            torch.manual_seed(0)
+            torch.default_generator.manual_seed(0)
             try:
                 out = member.eval()(*(x[i] for x in inputs))
             except Exception as error:  # a user's code may raise anything
@@ -297,9 +266,10 @@ class StackedNetwork(nn.Module):
                     "the network made by partial_net cannot be called with (state, context, action) of shapes "
                     f"{', '.join(str(tuple(x.shape[1:])) for x in inputs)}: {type(error).__name__}: {error}"
                 ) from error
-            outputs.append(self._unpack(out, 2))
-            penalties.append(cast(_Regularized, member).regularization() if self._regularizes else torch.zeros(()))
-        self._check_shapes(outputs[0], *inputs[0].shape[1:])
+            outputs.append(unpack(out, 2, self.n_modes))
+            penalties.append(cast(Regularized, member).regularization() if self._regularizes else torch.zeros(()))
+        n_rows, state_dim = inputs[0].shape[1:]
+        require_shapes(outputs[0], n_rows, state_dim, self.n_modes)
         return NetOutput(*(torch.stack(parts) for parts in zip(*outputs, strict=True))), torch.stack(penalties).sum()
 
     def _fastest(self, reference: tuple[NetOutput, Tensor], inputs: tuple[Tensor, ...]) -> Evaluation:
@@ -307,11 +277,11 @@ class StackedNetwork(nn.Module):
 
         def agrees(evaluation: Evaluation) -> bool:
             try:
-                torch.manual_seed(0)
+                torch.default_generator.manual_seed(0)
                 out = self._evaluate(evaluation, *inputs)
                 penalty = expected_penalty
                 if evaluation == "broadcast" and self._regularizes:
-                    penalty = cast(_Regularized, self.net).regularization()
+                    penalty = cast(Regularized, self.net).regularization()
             except Exception as error:  # a user's network may raise anything; this evaluation fails
                 self._obstacle = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
                 return False
@@ -329,11 +299,11 @@ class StackedNetwork(nn.Module):
 
     def _prepared_agrees(self, expected: NetOutput, inputs: tuple[Tensor, ...]) -> bool:
         """Return True if the network has a `prepared` whose results are those of its `forward`."""
-        if not callable(getattr(self.net, "prepared", None)) or _overrides_alone(type(self.net), "forward", "prepared"):
+        if not callable(getattr(self.net, "prepared", None)) or overrides_alone(type(self.net), "forward", "prepared"):
             return False
         try:
-            torch.manual_seed(0)
-            out = cast(_Prepared, self.net).prepared()(*inputs)
+            torch.default_generator.manual_seed(0)
+            out = cast(Prepared, self.net).prepared()(*inputs)
             pairs = zip(out, StepOutput.of(expected), strict=True)
             return isinstance(out, StepOutput) and all(
                 a is b if a is None or b is None else a.shape == b.shape and _close(a, b) for a, b in pairs
@@ -352,16 +322,6 @@ class StackedNetwork(nn.Module):
         widths = [weight.shape[2] for weight in self.linear_weights()]
         return 32 // math.gcd(32, *widths) if widths else 32
 
-    def _check_shapes(self, out: NetOutput, n_rows: int, state_dim: int) -> None:
-        modes = (n_rows, self.n_modes)
-        for name, shape in zip(out._fields, [(*modes, state_dim), (*modes, state_dim), modes, (n_rows,)], strict=True):
-            actual = tuple(getattr(out, name).shape)
-            if actual != shape:
-                raise ValueError(
-                    f"the network made by partial_net returned {name} of shape {actual} for {n_rows} rows, "
-                    f"expected {shape}"
-                )
-
     def _warn(self, obstacle: str) -> None:
         if not self._warned:
             self._warned = True
@@ -372,42 +332,8 @@ class StackedNetwork(nn.Module):
             )
 
 
-def _require_alike(members: Sequence[nn.Module]) -> None:
-    """Raise unless all members have the same parameters and buffers, by name and shape."""
-    shapes = [{name: tuple(tensor.shape) for name, tensor in member.state_dict().items()} for member in members]
-    for other in shapes[1:]:
-        for name in {**shapes[0], **other}:
-            if shapes[0].get(name) != other.get(name):
-                raise ValueError(
-                    f"the networks made by partial_net differ: {name} has shape {shapes[0].get(name)} in one and "
-                    f"{other.get(name)} in another"
-                )
-    for modules in zip(*(member.modules() for member in members), strict=True):
-        settings = [_settings(module) for module in modules]
-        for other in settings[1:]:
-            if other != settings[0]:
-                raise ValueError(
-                    "the networks made by partial_net must differ in nothing but their parameters and buffers, "
-                    f"but one {type(modules[0]).__name__} has {settings[0]} and another {other}"
-                )
-
-
 def _close(a: Tensor, b: Tensor) -> bool:
     return torch.allclose(a, b, rtol=1e-4, atol=1e-5)  # float32, for numbers around one
-
-
-def _overrides_alone(cls: type, name: str, companion: str) -> bool:
-    """Return True if a class overrides an inherited method, such as `forward`, but not its companion, `prepared`.
-
-    A trial need not show the difference, for instance if the override clips states that are far out.
-    """
-    owner = next((c for c in cls.__mro__ if {name, companion} & vars(c).keys()), None)
-    return owner is not None and companion not in vars(owner)
-
-
-def _settings(module: nn.Module) -> dict[str, Any]:
-    """Attributes of a module besides tensors and submodules, if of a type that is easy to compare."""
-    return {name: x for name, x in vars(module).items() if isinstance(x, bool | int | float | str | tuple)}
 
 
 def _probe_rows(n_members: int, net: nn.Module) -> int:
@@ -416,14 +342,3 @@ def _probe_rows(n_members: int, net: nn.Module) -> int:
     while n in taken:
         n += 1
     return n
-
-
-class _Regularization(nn.Module):
-    """Wrapper whose forward is a network's `regularization`, for `functional_call`."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self) -> Tensor:
-        return cast(_Regularized, self.net).regularization()

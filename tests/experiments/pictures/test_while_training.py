@@ -228,6 +228,7 @@ def test_pictures_are_drawn_during_training_and_at_its_end_and_change_nothing(
         assert_same(drawn[part], plain[part])
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_other_agents_leave_plans_in_mazes_or_none() -> None:
     for agent, arguments in {"goals": MAZE, "sac": MAZE, "random": ("--preset", "debug")}.items():
         run_train(agent, *arguments, STEPS, 20, EVERY, 20, "--no-tensorboard", "--name", agent)
@@ -236,6 +237,7 @@ def test_other_agents_leave_plans_in_mazes_or_none() -> None:
     assert not Path("runs/random/pictures").exists()
 
 
+@pytest.mark.usefixtures("blank_figures")
 @pytest.mark.parametrize("where", ["make", "write"])
 def test_pictures_that_fail_cause_one_warning_each(where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = Figures()
@@ -254,6 +256,7 @@ def test_pictures_that_fail_cause_one_warning_each(where: str, tmp_path: Path, m
     assert logger.logged == [(name, n) for n in (10, 20) for name in names]
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_run_whose_pictures_fail_is_trained_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no maze today")

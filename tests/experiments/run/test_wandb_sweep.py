@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import wandb
 from wandb import wandb_agent
-from wandb.sdk.launch.sweeps.utils import load_sweep_config
 
 from experiments.run.config import parse
 from experiments.sweep.study import Study
@@ -57,6 +56,8 @@ def agent(monkeypatch: pytest.MonkeyPatch) -> Agent:
 
 
 def test_the_sweep_in_the_repository_makes_runs_of_its_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    from wandb.sdk.launch.sweeps.utils import load_sweep_config  # late: it takes a second
+
     sweep = load_sweep_config(str(YAML))
     assert sweep is not None
     agent = Agent(sweep["command"], monkeypatch)
