@@ -134,6 +134,7 @@ class ContinuousCartPole(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     dynamics_function = staticmethod(dynamics_function)
     reward_function = staticmethod(reward_function)
     termination_function = staticmethod(termination_function)
+    torch_vector_env = "envs.on_device:CartPoles"
 
     observation_names: tuple[str, ...] = ("cart position", "cart velocity", "pole angle", "pole angular velocity")
     _drawn_theta_limit: float | None = THETA_LIMIT

@@ -88,6 +88,7 @@ class CartPoleSwingUp(ContinuousCartPole):
     dynamics_function = staticmethod(dynamics_function)
     reward_function = staticmethod(reward_function)
     termination_function = staticmethod(termination_function)
+    torch_vector_env = "envs.on_device:SwingUps"
     observation_names = ("cart position", "cart velocity", "cos of angle", "sin of angle", "angular velocity")
     _drawn_theta_limit = None
 

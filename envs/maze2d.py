@@ -60,6 +60,7 @@ class Maze2D(gym.Env[Observation, NDArray[np.float32]]):
     metadata: dict[str, Any] = METADATA
 
     termination_function = staticmethod(termination_function)
+    torch_vector_env = "envs.on_device:Mazes"
 
     def __init__(self, layout: str | Layout = "medium", *, render_mode: str | None = None, **rules: Any) -> None:
         """Create the environment.

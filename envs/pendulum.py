@@ -56,6 +56,7 @@ class SwingUpPendulum(PendulumEnv):
 
     dynamics_function = staticmethod(dynamics_function)
     reward_function = staticmethod(reward_function)
+    torch_vector_env = "envs.on_device:Pendulums"
 
     def __init__(self, render_mode: str | None = None) -> None:
         """Create the environment.

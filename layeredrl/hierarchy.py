@@ -1,7 +1,6 @@
 """Levels stacked into one agent."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -12,91 +11,13 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import action_spaces
+from layeredrl.carry import Carry, LevelCarry
 from layeredrl.levels import Decision, Level
 from layeredrl.levels.forecasts import Forecasts
 from layeredrl.task import TaskSpec
 from layeredrl.transfers import to_device, to_host
 
 M = TypeVar("M")
-
-
-@dataclass
-class LevelCarry:
-    """State of one level in each of E environments."""
-
-    memory: Batch
-    """Memory of the level, on its device."""
-    action: NDArray[Any]
-    """Current action, (E, A)."""
-    obs: NDArray[np.float32]
-    """Observation at which it was chosen, (E, O)."""
-    remaining: NDArray[np.int64]
-    """Environment steps until the action ends, (E,); zero: a decision is due."""
-    elapsed: NDArray[np.int64]
-    """Environment steps since it was chosen, (E,)."""
-    reward: NDArray[np.float64]
-    """Reward accumulated since then, each step's discounted to the start, (E,)."""
-    forecasts: Forecasts
-    """Predicted returns, until they can be compared with the achieved ones."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """The whole state, as tensors."""
-        return {
-            "memory": _to_dict(self.memory),
-            "forecasts": self.forecasts.state_dict(),
-            **{name: torch.from_numpy(getattr(self, name).copy()) for name in _ARRAYS},
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
-        _restore("memory", self.memory, state["memory"])
-        for name in _ARRAYS:
-            _require_shape(name, state[name], getattr(self, name).shape)
-            getattr(self, name)[:] = state[name].cpu().numpy()
-        self.forecasts.load_state_dict(state["forecasts"])
-
-
-_ARRAYS = ("action", "obs", "remaining", "elapsed", "reward")
-
-
-@dataclass
-class Carry:
-    """State of acting in a set of environments. The caller owns it; the agent's levels keep none of it."""
-
-    levels: list[LevelCarry]
-    """State of each level, top first."""
-    generator: torch.Generator
-    """Randomness of acting in these environments."""
-    metrics: dict[str, tuple[NDArray[np.int64], NDArray[Any]]]
-    """Metrics of the last step by name: environments (n,) and values (n,)."""
-    unobserved: NDArray[np.bool_]
-    """True in environments whose last action has not been observed yet, (E,)."""
-
-    def last_metrics(self) -> dict[str, NDArray[np.float32]]:
-        """Metrics of the last step by name, each of shape (E,); NaN where a level reported none."""
-        columns = {}
-        for name, (env_ids, values) in self.metrics.items():
-            columns[name] = np.full(len(self.levels[0].remaining), np.nan, np.float32)
-            columns[name][env_ids] = values
-        return columns
-
-    def state_dict(self) -> dict[str, Any]:
-        """The state from which acting continues."""
-        return {
-            "levels": [level.state_dict() for level in self.levels],
-            "generator": self.generator.get_state(),
-            "device": self.generator.device.type,
-        }
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned, in as many environments; another kind of device draws other numbers."""
-        if len(state["levels"]) != len(self.levels):
-            raise ValueError(f"the carry has {len(state['levels'])} levels, expected {len(self.levels)}")
-        for level, saved in zip(self.levels, state["levels"], strict=True):
-            level.load_state_dict(saved)
-        self.unobserved[:] = False  # a step that was not observed is taken again
-        if state["device"] == self.generator.device.type:
-            self.generator.set_state(state["generator"].cpu())
 
 
 class Hierarchy:
@@ -453,11 +374,6 @@ def _filled(values: NDArray[np.int64], device: torch.device) -> Tensor:
     return torch.as_tensor(values, device=device)
 
 
-def _require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if value.shape != shape:
-        raise ValueError(f"the carry's {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-
-
 def _write(memory: Batch, rows: Tensor, values: Batch) -> None:
     """Overwrite rows of a memory, which may be nested."""
     for key in memory.get_keys():
@@ -465,20 +381,3 @@ def _write(memory: Batch, rows: Tensor, values: Batch) -> None:
             _write(memory[key], rows, values[key])
         else:
             memory[key][rows] = values[key]
-
-
-def _to_dict(memory: Batch) -> dict[str, Any]:
-    """A copy of a memory as nested dicts of tensors."""
-    return {key: _to_dict(x) if isinstance(x, Batch) else x.clone() for key, x in memory.items()}
-
-
-def _restore(name: str, memory: Batch, state: Mapping[str, Any]) -> None:
-    """Replace the tensors of a memory by those of `_to_dict`, on the same devices."""
-    if set(state) != set(memory.get_keys()):
-        raise ValueError(f"the carry's {name} holds {sorted(state)}, expected {sorted(memory.get_keys())}")
-    for key, value in state.items():
-        if isinstance(memory[key], Batch):
-            _restore(f"{name}.{key}", memory[key], value)
-        else:
-            _require_shape(f"{name}.{key}", value, memory[key].shape)
-            memory[key] = value.to(memory[key].device, copy=True)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from layeredrl.action_spaces import Rescaling, to_env
+from layeredrl.carry import Carry
 from layeredrl.checks import require_count, require_finite_rows
 from layeredrl.environments import EnvConfig, make_unscaled_env
-from layeredrl.hierarchy import Carry, Hierarchy
+from layeredrl.hierarchy import Hierarchy
 from layeredrl.lab import make_importable
 from layeredrl.randomness import environment_and_acting_seeds, fork_globals
 from layeredrl.task import TaskSpec

@@ -71,6 +71,7 @@ def make_envs(config: RunConfig[Any], n_envs: int, **kwargs: Any) -> VectorEnv[A
         env,
         n_envs,
         vectorization=config.vectorization,
+        device=config.env_device,
         on_fault="restart" if config.on_env_fault == "restart" else "raise",
         timeout_s=config.env_timeout,
         max_faults=config.max_env_faults,

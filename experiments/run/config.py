@@ -84,6 +84,8 @@ class RunConfig(Generic[A]):
     vectorization: Vectorization = "sync"
     """How instances run: sync (one after the other), async (each in its own process), or native (the environment's own
     vectorization)."""
+    env_device: str | None = None
+    """Device on which native environments live, of those that can: cpu, cuda, cuda:1; by default they are in numpy."""
     on_env_fault: Literal["stop", "restart"] = "stop"
     """Reaction to an environment that raises, hangs, dies or returns no valid observation."""
     env_timeout: float = 60.0
@@ -143,8 +145,14 @@ class RunConfig(Generic[A]):
             )
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed is {self.seed}, expected a number in [0, 2^63)")
-        if not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
-            raise ValueError(f"device is {self.device!r}, expected cpu, cuda or cuda:N")
+        for name in ("device", "env_device"):
+            value = getattr(self, name)
+            if value is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", value):
+                raise ValueError(f"{name} is {value!r}, expected cpu, cuda or cuda:N")
+        if self.env_device is not None and self.vectorization != "native":
+            raise ValueError(
+                f"env_device is {self.env_device!r} with vectorization {self.vectorization}, expected native"
+            )
         if self.name is not None and (Path(self.name).name != self.name or self.name in ("", "..")):
             raise ValueError(f"name is {self.name!r}, expected the name of a folder, without slashes")
         _ = self.wandb_settings  # checks itself

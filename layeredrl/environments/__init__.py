@@ -13,13 +13,17 @@ from layeredrl.environments.making import (
     make_vector_env,
 )
 from layeredrl.environments.pool import EnvPool, OnFault
+from layeredrl.environments.torch_vector import HostVector, TorchStep, TorchVectorEnv
 
 __all__ = [
     "EnvConfig",
     "EnvPool",
     "EnvironmentFault",
+    "HostVector",
     "OnFault",
     "TaskFacts",
+    "TorchStep",
+    "TorchVectorEnv",
     "UnknownEnvironmentError",
     "Vectorization",
     "make_env",

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any, Literal, cast, get_args
 
 import gymnasium as gym
+import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorActionWrapper, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
@@ -27,6 +29,7 @@ from layeredrl.environments.known import without_contradicted
 from layeredrl.environments.names import observation_names
 from layeredrl.environments.pool import EnvPool, OnFault
 from layeredrl.environments.registration import register_needed, with_own_extra
+from layeredrl.environments.torch_vector import HostVector
 from layeredrl.faults import Fault
 from layeredrl.task import TaskSpec, check_action_box
 
@@ -112,6 +115,7 @@ def make_vector_env(
     n_envs: int = 1,
     *,
     vectorization: Vectorization = "sync",
+    device: torch.device | str | None = None,
     on_fault: OnFault = "raise",
     timeout_s: float = 60.0,
     max_faults: int = 100,
@@ -124,6 +128,8 @@ def make_vector_env(
         n_envs: Number of instances.
         vectorization: "sync": one after the other; "async": each in a process of its own; "native": the vector
             environment that is registered under the id, which steps all instances at once.
+        device: With "native", device on which the environments live, for those that have a `torch_vector_env`; None for
+            the registered vector environment.
         on_fault: Reaction to a fault of an instance; see `EnvPool`. Native instances cannot be restarted.
         timeout_s: Seconds in which a process has to answer.
         max_faults: Largest number of faults of all instances together; the next one is raised in any case.
@@ -144,7 +150,9 @@ def make_vector_env(
                 "vectorization is 'native', expected 'sync' or 'async': wrappers and action_repeat change single "
                 "environments, and native ones step all at once"
             )
-        return _Native(_make_native(config, n_envs))
+        return _Native(_make_native(config, n_envs, device))
+    if device is not None:
+        raise ValueError(f"vectorization is {vectorization!r} with environments on a device, expected 'native'")
     _prepare_drawing(config)  # processes of environments inherit the choice
     makers = [partial(make_env, config)] * n_envs
     return EnvPool(
@@ -203,19 +211,21 @@ def _faults(call: str) -> Iterator[None]:
         raise Fault(f"{call} of the environments raised {type(error).__name__}: {shown(str(error))}") from error
 
 
-def _make_native(config: EnvConfig, n_envs: int) -> VectorEnv[Any, Any, Any]:
-    _make_unscaled(config).close()  # an unknown id raises with a hint, and the id's module is imported
+def _make_native(config: EnvConfig, n_envs: int, device: torch.device | str | None) -> VectorEnv[Any, Any, Any]:
+    single = _make_unscaled(config)  # an unknown id raises with a hint, and the id's module is imported
+    path = vars(type(single.unwrapped)).get("torch_vector_env")  # a subclass may have other physics
+    single.close()
     spec = gym.spec(config.id.rpartition(":")[2])
-    if spec.vector_entry_point is None:
-        raise UnknownEnvironmentError(f"environment {config.id!r} is not registered as a vector environment")
-    settings: dict[str, Any] = {**config.kwargs, "autoreset_mode": AutoresetMode.DISABLED}
     try:
-        env = gym.make_vec(spec, n_envs, vectorization_mode="vector_entry_point", **settings)
-    except TypeError as error:
-        raise UnknownEnvironmentError(
-            f"the vector environment of {config.id!r} does not take autoreset_mode=DISABLED: {shown(str(error))}"
-        ) from error
-    except KeyboardInterrupt:
+        if device is None:
+            env = _registered(config, spec, n_envs)
+        elif path is None:
+            raise UnknownEnvironmentError(f"environment {config.id!r} has no torch_vector_env to live on a device")
+        else:
+            limit = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+            settings = {**limit, **spec.kwargs, **config.kwargs, "device": device}
+            env = HostVector(_class_at(path)(n_envs, **settings))
+    except (KeyboardInterrupt, UnknownEnvironmentError):
         raise
     except BaseException as error:
         raise UnknownEnvironmentError(f"the vector environment of {_cannot_be_made(config.id, error)}") from error
@@ -225,6 +235,19 @@ def _make_native(config: EnvConfig, n_envs: int) -> VectorEnv[Any, Any, Any]:
         if space != unit_box(space.shape):
             env = _RescaledVector(env)
     return env
+
+
+def _registered(config: EnvConfig, spec: EnvSpec, n_envs: int) -> VectorEnv[Any, Any, Any]:
+    """Make the vector environment that is registered under an id."""
+    if spec.vector_entry_point is None:
+        raise UnknownEnvironmentError(f"environment {config.id!r} is not registered as a vector environment")
+    settings: dict[str, Any] = {**config.kwargs, "autoreset_mode": AutoresetMode.DISABLED}
+    try:
+        return gym.make_vec(spec, n_envs, vectorization_mode="vector_entry_point", **settings)
+    except TypeError as error:
+        raise UnknownEnvironmentError(
+            f"the vector environment of {config.id!r} does not take autoreset_mode=DISABLED: {shown(str(error))}"
+        ) from error
 
 
 _UNKNOWN = (gym.error.NameNotFound, gym.error.NamespaceNotFound, gym.error.VersionNotFound)
@@ -273,11 +296,16 @@ def _prepare_drawing(config: EnvConfig) -> None:
         headless.choose_backend()
 
 
-def _wrapper(path: str) -> Any:
+def _class_at(path: str) -> Any:
     """Return the class of package.module:Class."""
     module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _wrapper(path: str) -> Any:
+    """Return the wrapper at package.module:Class."""
     try:
-        found = getattr(importlib.import_module(module), name)
+        found = _class_at(path)
     except (ImportError, AttributeError, ValueError, TypeError) as error:  # the last two: not the name of a module
         raise UnknownEnvironmentError(f"unknown wrapper {path!r}: {shown(str(error))}") from error
     if not callable(found):

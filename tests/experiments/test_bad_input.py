@@ -85,6 +85,11 @@ SETTINGS = [
         ["pets", "--env", "Maze2D-Simple-v0", "--vectorization", "native", "--action-repeat", "2"],
         ["--vectorization is 'native' with --wrappers or --action-repeat, expected sync or async"],
     ),
+    (
+        ["pets", "--env", "Maze2D-Simple-v0", "--env-device", "cpu"],
+        ["--env-device is 'cpu' with vectorization sync, expected native"],
+    ),
+    (["pets", "--env-device", "tpu"], ["--env-device is 'tpu', expected cpu, cuda or cuda:N"]),
     (["dads", "--env", "ContinuousCartPole-v0"], ["--state is ['achieved_goal']", "such as --env Maze2D-Medium-v0"]),
     (["pets", "--preset", "debug", "--agent"], ["Unrecognized options: --agent"]),
 ]

@@ -1,0 +1,124 @@
+"""Environments that live on a device and are stepped together, as tensors."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from torch import Tensor
+
+from layeredrl.transfers import to_device, to_host
+
+
+class TorchStep(NamedTuple):
+    """Result of a step of E environments, on their device."""
+
+    obs: Tensor
+    """Flat observations that the step led to, (E, O), float32; where an episode ended, its true last observation."""
+    reward: Tensor
+    """Rewards, (E,)."""
+    terminated: Tensor
+    """Shape (E,), bool."""
+    truncated: Tensor
+    """Shape (E,), bool."""
+    success: Tensor | None = None
+    """True where the step reached the goal, (E,); None if the task has none."""
+
+
+class TorchVectorEnv(Protocol):
+    """E environments on a device. None resets itself: those whose episode has ended are reset before the next step.
+
+    Attributes:
+        num_envs: Number of environments E.
+        device: Their device.
+        single_observation_space: Observation space of one of them; a Dict is flattened in its own order.
+        single_action_space: Action space of one of them, in its own units.
+    """
+
+    num_envs: int
+    device: torch.device
+    single_observation_space: spaces.Space[Any]
+    single_action_space: spaces.Space[Any]
+
+    def reset(self, mask: Tensor | None = None, *, seeds: Sequence[int] | None = None) -> Tensor:
+        """Begin episodes.
+
+        Args:
+            mask: True for environments to reset, (E,); None for all.
+            seeds: A seed for each environment, of which those that are reset use theirs: their episodes then begin as
+                the single environment's with this seed. This makes a GPU wait. None: drawn on the device.
+
+        Returns:
+            Observations of all environments, (E, O).
+        """
+        ...
+
+    def step(self, actions: Tensor) -> TorchStep:
+        """Take a step in all environments.
+
+        Args:
+            actions: In the environment's own units, (E, A), or integers (E, 1).
+        """
+        ...
+
+
+class HostVector(VectorEnv[Any, NDArray[Any], Any]):
+    """Environments on a device as a vector environment of gymnasium, in the autoreset mode DISABLED.
+
+    A step is one copy of the actions to the device, and one of all results from it.
+
+    Args:
+        env: The environments.
+    """
+
+    def __init__(self, env: TorchVectorEnv) -> None:
+        self.env = env
+        self.num_envs = env.num_envs
+        self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
+        self.single_observation_space, self.single_action_space = env.single_observation_space, env.single_action_space
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+        self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Begin episodes.
+
+        Args:
+            seed: Seed of the first environment, counted up for the others; one for each; or None.
+            options: "reset_mask", True for environments to reset, (E,).
+
+        Raises:
+            ValueError: There are other options, or the number of seeds is another one.
+        """
+        others = sorted((options or {}).keys() - {"reset_mask"})
+        if others:
+            raise ValueError(f"options has {', '.join(others)}, expected reset_mask alone: environments on a device")
+        seeds: list[int] | None = None
+        if seed is not None:
+            given = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
+            if len(given) != self.num_envs or None in given:
+                raise ValueError(f"seed is {seed}, expected a number, or one for each of {self.num_envs} environments")
+            seeds = [int(one) for one in given if one is not None]
+        mask = (options or {}).get("reset_mask")
+        there = None if mask is None else torch.as_tensor(mask, device=self.env.device)
+        (obs,) = to_host(self.env.reset(there, seeds=seeds))
+        return self._parts(obs), {}
+
+    def step(self, actions: NDArray[Any]) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
+        (there,) = to_device([actions.reshape(self.num_envs, -1)], self.env.device)
+        obs, reward, terminated, truncated, *success = to_host(*(x for x in self.env.step(there) if x is not None))
+        info = {"is_success": success[0], "_is_success": np.ones(self.num_envs, bool)} if success else {}
+        return self._parts(obs), reward.astype(np.float64), terminated, truncated, info
+
+    def _parts(self, obs: NDArray[np.float32]) -> Any:
+        """Flat observations (E, O) in the form of the space."""
+        space = self.single_observation_space
+        if not isinstance(space, spaces.Dict):
+            return obs
+        widths = [spaces.flatdim(part) for part in space.values()]
+        return dict(zip(space.keys(), np.split(obs, np.cumsum(widths)[:-1], axis=1), strict=True))
