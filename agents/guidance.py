@@ -1,13 +1,13 @@
 """Guidance of planning by a policy and critics that are learned beside the model."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from layeredrl.checks import require_counts, require_number
 from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig, SACConfig
 from layeredrl.planners import Planner
-from layeredrl.world_model import Imagination, ImaginationConfig, WorldModelLearner
+from layeredrl.world_model import Imagination, ImaginationConfig, ModelLearningConfig, WorldModelLearner
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class GuidanceConfig:
         require_counts(self, n_proposals=0)
         require_number("noise", self.noise, 0, float("inf"))
         require_number("real_share", self.real_share, 0, 1)
+        if self.learning.replay_size != PolicyLearningConfig().replay_size:
+            raise ValueError(
+                f"guidance.learning.replay_size is {self.learning.replay_size}, expected the default: "
+                "there is one replay, of learning.replay_size transitions"
+            )
 
     def build(
         self, learner: WorldModelLearner, planner: Planner, device: torch.device, *, common_noise: bool, seed: int
@@ -49,7 +54,8 @@ class GuidanceConfig:
             common_noise: As of `PlannerLevel`.
             seed: Seed of imagination and replay.
         """
-        world = learner.world
+        world, fitting = learner.world, learner.config
+        assert isinstance(fitting, ModelLearningConfig), "fits need a ModelLearningConfig"
         policy = ImaginingLevel(
             self.sac.build(world.task.observation_dim, world.task.action_space, device),
             world.task.action_space,
@@ -57,7 +63,7 @@ class GuidanceConfig:
             Imagination(world, self.imagination, self.sac.discount, seed=seed),
             real_share=self.real_share,
             reward_scale=self.reward_scale,
-            learning=self.learning,
+            learning=replace(self.learning, replay_size=fitting.replay_size),
             seed=seed,
         )
         exploration = ExplorationConfig(noise=self.noise)

@@ -89,11 +89,6 @@ class PETS(Recipe):
 
     def __post_init__(self) -> None:
         require_number("discount", self.discount, 0, 1)
-        size = self.learning.replay_size
-        if self.guided and size != ModelLearningConfig().replay_size:
-            raise ValueError(
-                f"learning.replay_size is {size} with guided, whose replay is guidance.learning.replay_size"
-            )
 
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:

@@ -8,6 +8,8 @@ FIRST = ("preset", "env", "seed", "trainer.n-total-env-steps", "n-envs", "device
 SEARCHED = ("learning-rate", "horizon")
 """Last parts of names of settings, which agents have in different places."""
 LAST = ("name", "fresh", "wandb")
+SWITCHES = {"value-learning": "value", "guidance": "guided"}
+"""Options without which a part of the settings is not used."""
 WIDTH, COLUMN = 80, 33
 """Width of the screen, and of the options on it, in letters."""
 
@@ -52,8 +54,11 @@ def _options(full: str) -> dict[str, tuple[str, str]]:
 
 
 def _used(name: str, options: Mapping[str, tuple[str, str]]) -> bool:
-    """Return False for a setting of a part that is not chosen, such as planner.cem where planner.kind is icem."""
+    """Return False for a setting of a part that is not used, such as planner.cem where planner.kind is icem."""
     part = name.split(".")
+    _, switch = options.get(SWITCHES.get(part[0], ""), ("", ""))
+    if _default(switch) == " (default: False)":
+        return False
     for i in range(1, len(part) - 1):
         _, kind = options.get(".".join([*part[:i], "kind"]), ("", ""))
         if kind and part[i] != _default(kind).strip(" ()").removeprefix("default: ").replace("_", "-"):

@@ -8,11 +8,12 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from agents.guidance import GuidanceConfig
 from agents.loop import LOOP
 from agents.pets import PETS
 from agents.tdmpc2 import TDMPC2
 from layeredrl.environments import TaskFacts
-from layeredrl.levels import GuidedLevel, PlannerLevel
+from layeredrl.levels import GuidedLevel, PlannerLevel, PolicyLearningConfig
 from layeredrl.planners import ICEM, MPPI
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import ModelLearningConfig
@@ -35,9 +36,12 @@ def test_a_run_learns_and_is_evaluated(agent, env, tmp_path, monkeypatch, capsys
     assert "return" in capsys.readouterr().out
 
 
-def test_a_replay_that_guidance_does_not_use_is_refused():
-    with pytest.raises(ValueError, match=r"learning\.replay_size is 500 with guided"):
-        LOOP(learning=ModelLearningConfig(replay_size=500))
+def test_there_is_one_replay():
+    config = LOOP.preset("debug", learning=ModelLearningConfig(replay_size=500))
+    (level,) = config.build(TASK, CPU, seed=0).levels
+    assert level.replay.buffer.maxsize == 500
+    with pytest.raises(ValueError, match=r"guidance\.learning\.replay_size is 500, expected the default"):
+        GuidanceConfig(learning=PolicyLearningConfig(replay_size=500))
 
 
 def test_one_flag_guides_pets():

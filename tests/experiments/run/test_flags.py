@@ -23,7 +23,7 @@ SAC = parse(["sac"])
 @pytest.mark.parametrize(
     ("option", "settings", "flags"),
     [
-        ("--lr", PETS, "--model.learning-rate or --value-learning.learning-rate"),
+        ("--lr", PETS, "--model.learning-rate or --value-learning.learning-rate or --guidance.sac.learning-rate"),
         ("--lr=0.1", SAC, "--sac.learning-rate or --td3.learning-rate"),
         ("--total-timesteps", SAC, "--trainer.n-total-env-steps"),
         ("--total_timesteps", PETS, "--trainer.n-total-env-steps"),
@@ -33,7 +33,11 @@ SAC = parse(["sac"])
         ("--buffer-size", SAC, "--learning.replay-size"),
         ("--frame-skip", PETS, "--action-repeat"),
         ("--model.hiden", PETS, "--model.hidden"),
-        ("--batch-size", PETS, "--learning.fit.batch-size or --value-learning.batch-size"),
+        (
+            "--batch-size",
+            PETS,
+            "--learning.fit.batch-size or --value-learning.batch-size or --guidance.learning.batch-size",
+        ),
         ("--agent", PETS, None),  # of a positional argument, where its value is missing
         ("--qqqq", PETS, None),
     ],
