@@ -16,11 +16,13 @@ import envs  # noqa: F401  registers the tasks
 from agents.dads import DADSAgent
 from agents.diayn import DIAYNAgent
 from agents.goals import Goals
+from agents.loop import LOOP
 from agents.mbpo import MBPO
 from agents.pets import PETS
 from agents.sac import SAC
 from agents.splates import SPlaTESAgent
 from agents.splates_goals import SPlaTESOverGoalsAgent
+from agents.tdmpc2 import TDMPC2
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
@@ -29,11 +31,13 @@ from layeredrl.planners import CEMConfig, ICEMConfig, MPPIConfig, PlannerConfig,
 from layeredrl.randomness import globals_state, restore_globals, seed_globals
 from layeredrl.skills import SkillLevel
 from layeredrl.storage import Checkpoints
-from layeredrl.world_model import ImaginationConfig
+from layeredrl.world_model import ImaginationConfig, LatentConfig
 from tests.fake_gpu import CUDA, FakeGPU
 
 CPU = torch.device("cpu")
 CARTPOLE, MAZE = "ContinuousCartPole-v0", "Maze2D-Simple-v0"
+TINY_LATENT = LatentConfig.of("tiny", latent_dim=16, encoder_hidden=(16,), hidden=(16,), terminations=True)
+TDMPC2_DEBUG = TDMPC2.preset("debug", latent=TINY_LATENT)
 PETS_DEBUG, SPLATES_DEBUG = PETS.preset("debug"), SPlaTESAgent.preset("debug")
 
 
@@ -73,6 +77,8 @@ RECIPES: dict[str, tuple[Any, str]] = {
         replace(MBPO.preset("debug"), imagination=ImaginationConfig(n_branches=20, n_steps=(2, 2), bound="macura")),
         "Pendulum-v1",
     ),
+    "loop": (LOOP.preset("debug"), "Pendulum-v1"),
+    "tdmpc2": (TDMPC2_DEBUG, CARTPOLE),
     "splates": (SPLATES_DEBUG, MAZE),
     "splates, discrete, learned": (replace(SPLATES_DEBUG, n_skills=3, state=("observation",)), MAZE),
     "dads": (replace(DADSAgent.preset("debug"), importance_clip=10.0), MAZE),
@@ -232,6 +238,8 @@ def warmed_up(config: Any, env_id: str, n_steps: int, device: torch.device = CUD
     [
         (PETS_DEBUG, CARTPOLE, 3),
         (replace(PETS_DEBUG, common_noise=True, value=True, discount=0.9), "CartPole-v1", 3),
+        (LOOP.preset("debug"), "Pendulum-v1", 3),
+        (TDMPC2_DEBUG, CARTPOLE, 3),
         (SAC.preset("debug"), "Pendulum-v1", 1),  # the action
         (replace(SAC.preset("debug"), algorithm="td3"), "Pendulum-v1", 1),
         (Goals.preset("debug"), MAZE, 3),
@@ -239,7 +247,7 @@ def warmed_up(config: Any, env_id: str, n_steps: int, device: torch.device = CUD
         (DIAYNAgent.preset("debug"), MAZE, 1),
         (SPlaTESOverGoalsAgent.preset("debug"), MAZE, 3),  # three levels
     ],
-    ids=["pets", "pets, discrete", "sac", "td3", "goals", "splates", "diayn", "splates over goals"],
+    ids=["pets", "pets, discrete", "loop", "tdmpc2", "sac", "td3", "goals", "splates", "diayn", "splates over goals"],
 )
 def test_budget_of_a_decision(config: Any, env_id: str, most: int) -> None:
     """At most three waits if a level plans, else one, and one copy of all arrays, whatever the number of levels."""
@@ -286,6 +294,18 @@ def test_budget_of_policy_updates(config: Any, env_id: str, n_copies: int) -> No
             metrics = level._means.take()
         assert len(events.syncs) == 1, str(events)
         assert {"critic1_loss", "actor_loss", "reward"} <= metrics.keys()
+
+
+def test_budget_of_updates_of_a_latent_model() -> None:
+    """None waits, and each takes one copy."""
+    with FakeGPU() as gpu:
+        agent, _ = warmed_up(TDMPC2_DEBUG, CARTPOLE, 15)
+        (level,) = agent.levels
+        with gpu.counting() as events:
+            for _ in range(3):
+                level.latent.update(level.sample())
+        assert events.syncs == []
+        assert len(events.copies) == 3, str(events)
 
 
 @pytest.mark.parametrize(

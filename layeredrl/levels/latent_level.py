@@ -14,6 +14,7 @@ from layeredrl.metrics import RunningMeans
 from layeredrl.planners import Planner
 from layeredrl.randomness import derive_seed
 from layeredrl.storage import Replay
+from layeredrl.transfers import to_device
 from layeredrl.world_model.latent import LatentWorldModel
 from layeredrl.world_model.latent_learner import LatentLearner, LatentLearningConfig
 
@@ -84,7 +85,7 @@ class LatentLevel(PlannerLevel):
         """Draw the subsequences of an update; keys as of `LatentLearner.update`."""
         rows, valid = self.replay.sequences(self.config.batch_size, self.config.horizon)
         parts = {key: rows[key] for key in ("obs", "obs_next", "act", "rew", "terminated")} | {"valid": valid}
-        batch = Batch({key: torch.as_tensor(part, device=self.device) for key, part in parts.items()})
+        batch = Batch(dict(zip(parts, to_device([*parts.values()], self.device), strict=True)))
         batch.rew = batch.rew.float()
         return batch
 
