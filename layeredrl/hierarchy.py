@@ -163,7 +163,9 @@ class Hierarchy:
                 f"{type(level).__name__} decided for a duration of {decision.duration}, expected at least 1 everywhere"
             )
         shape, dtype = (len(due), *own.action.shape[1:]), _KINDS[own.action.dtype.kind]
-        if decision.action.shape != shape or decision.action.is_floating_point() != dtype.is_floating_point:
+        given = decision.action.dtype
+        is_kind = given.is_floating_point if dtype.is_floating_point else given in _INTEGERS
+        if decision.action.shape != shape or not is_kind:
             raise ValueError(
                 f"{type(level).__name__} decided for actions of shape {tuple(decision.action.shape)} and type "
                 f"{decision.action.dtype}, expected {shape} and {dtype}"
@@ -345,6 +347,7 @@ def _command(above: LevelCarry, env_ids: NDArray[np.int64], elapsed: NDArray[np.
 _COMMAND = ("action", "obs", "elapsed", "remaining")
 _KINDS = {"i": torch.int64, "f": torch.float32}
 """Types of actions on the device, by the kind of those in the carry."""
+_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 class _Decided(NamedTuple):

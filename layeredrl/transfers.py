@@ -13,9 +13,21 @@ _ALIGNMENT = 8
 
 
 def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
-    """Return tensors of one device as arrays, in one copy. Arrays of tensors on the CPU share their memory."""
-    if all(x.device.type == "cpu" for x in tensors):
-        return [x.detach().numpy() for x in tensors]
+    """Return tensors as arrays: those of a GPU in one copy, those on the CPU as views of their memory.
+
+    Args:
+        tensors: Of any shapes, and of the types bool, uint8, int8 to int64 and float16 to float64.
+
+    Raises:
+        TypeError: A tensor is of another type.
+    """
+    for x in tensors:
+        if x.dtype not in _DTYPES:
+            raise TypeError(f"a tensor has dtype {x.dtype}, expected one of {', '.join(_TYPES)}")
+    far = [i for i, x in enumerate(tensors) if x.device.type != "cpu"]
+    if len(far) < len(tensors):
+        there = iter(to_host(*(tensors[i] for i in far)) if far else ())
+        return [next(there) if x.device.type != "cpu" else x.detach().numpy() for x in tensors]
     if len(tensors) == 1:
         return [tensors[0].detach().cpu().numpy()]
     packed = torch.cat([x.detach().reshape(-1).contiguous().view(torch.uint8) for x in tensors]).cpu().numpy()
@@ -29,7 +41,18 @@ def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
 
 
 def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
-    """Return arrays as tensors on a device, in one copy. Tensors on the CPU share the arrays' memory."""
+    """Return arrays as tensors on a device, in one copy. Tensors on the CPU share the arrays' memory.
+
+    Args:
+        arrays: Of any shapes, and of the types of `to_host`.
+        device: The device.
+
+    Raises:
+        TypeError: An array is of another type.
+    """
+    for x in arrays:
+        if x.dtype.name not in _TYPES:
+            raise TypeError(f"an array has dtype {x.dtype}, expected one of {', '.join(_TYPES)}")
     if device.type == "cpu" or len(arrays) == 1:
         return [torch.as_tensor(x, device=device) for x in arrays]
     starts = np.cumsum([0, *(-(-x.nbytes // _ALIGNMENT) * _ALIGNMENT for x in arrays)])

@@ -282,7 +282,7 @@ def main() -> None:
         ),
     ]
     text = __doc__.split("\n\n")[1] if __doc__ else ""
-    kind = "Tiny sizes (`--quick`): the numbers mean nothing." if config.quick else ""
+    kind = "Tiny sizes (`--quick`): which show that everything runs, not how fast." if config.quick else ""
     found = gpu_line()
     parts = [text, *filter(None, [kind, f"Device: {device}. {found}".strip()]), *tables]
     command = f"python -m experiments.benchmarks.device{' --quick' if config.quick else ''}"

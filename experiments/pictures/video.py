@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def record_episode(config: RunConfig[Any], agent: Hierarchy, path: Path, *, seed
         Exception: The environment cannot render here, or its frames do not make a video.
     """
     os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # no window opens; without a screen, pygame would report an error
-    env = make_envs(config, 1, render_mode="rgb_array")
+    drawn = replace(config, env_device=None, vectorization="sync")  # an environment on a device draws nothing
+    env = make_envs(drawn, 1, render_mode="rgb_array")
     fps = env.metadata.get("render_fps")
     fps = float(fps) if isinstance(fps, int | float) and 0 < fps < math.inf else 30.0
     skip = _skip(fps)  # MuJoCo draws without a GPU in 0.1 s: no picture is drawn that the GIF leaves out

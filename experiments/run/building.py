@@ -30,8 +30,10 @@ def build_agent(config: RunConfig[Any]) -> Hierarchy:
         ValueError: The environment or the device does not exist, or settings do not fit together.
     """
     device = torch.device(config.device)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"--device is {config.device!r}, but torch finds {torch.cuda.device_count()} GPUs here")
+    for flag, name in (("--device", config.device), ("--env-device", config.env_device or "cpu")):
+        wanted = torch.device(name)
+        if wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count():
+            raise ValueError(f"{flag} is {name!r}, but torch finds {torch.cuda.device_count()} GPUs here")
     torch.set_num_threads(config.threads)
     seed_globals(config.seed)
     task = make_task(config.environment, config.n_envs)

@@ -34,7 +34,7 @@ _PASSING = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 """Errors of a disk that may be gone when a run that has begun is tried again."""
 
 FREE = {
-    *("device", "env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
+    *("device", "env_device", "env_timeout", "fresh", "max_env_faults", "on_env_fault", "pictures", "tensorboard"),
     *("wandb", "wandb_group", "wandb_job_type", "wandb_name", "wandb_project", "wandb_tags"),
     *("trainer.checkpoint_every", "trainer.n_total_env_steps", "trainer.pictures_every", "trainer.stop_at_return"),
 }

@@ -32,6 +32,8 @@ def load(folder: Path, *, device: str | None = None, best: bool = False) -> tupl
     """
     config = from_json(folder / CONFIG)
     config = replace(config, device=device or config.device)
+    if device is not None and config.env_device is not None:
+        config = replace(config, env_device=device)
     agent = build_agent(config)
     path = folder / CHECKPOINTS
     state = checkpoints_of(folder).load(config.device, best=best, increments=False)

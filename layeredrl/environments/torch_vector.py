@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
+import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -11,6 +12,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 from torch import Tensor
 
+from layeredrl.environments.requests import masked, seeds_for
 from layeredrl.transfers import to_device, to_host
 
 
@@ -78,6 +80,7 @@ class HostVector(VectorEnv[Any, NDArray[Any], Any]):
     def __init__(self, env: TorchVectorEnv) -> None:
         self.env = env
         self.num_envs = env.num_envs
+        self._over, self._begun = np.ones(env.num_envs, bool), False
         self.metadata = {"autoreset_mode": AutoresetMode.DISABLED}
         self.single_observation_space, self.single_action_space = env.single_observation_space, env.single_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
@@ -100,18 +103,42 @@ class HostVector(VectorEnv[Any, NDArray[Any], Any]):
             raise ValueError(f"options has {', '.join(others)}, expected reset_mask alone: environments on a device")
         seeds: list[int] | None = None
         if seed is not None:
-            given = [seed + i for i in range(self.num_envs)] if isinstance(seed, int | np.integer) else list(seed)
-            if len(given) != self.num_envs or None in given:
+            given = seeds_for(self.num_envs, seed)
+            if None in given:
                 raise ValueError(f"seed is {seed}, expected a number, or one for each of {self.num_envs} environments")
-            seeds = [int(one) for one in given if one is not None]
-        mask = (options or {}).get("reset_mask")
-        there = None if mask is None else torch.as_tensor(mask, device=self.env.device)
-        (obs,) = to_host(self.env.reset(there, seeds=seeds))
+            seeds = [one for one in given if one is not None]
+        which = None
+        if options:
+            which = masked(self.num_envs, options)
+            if (self._over & ~options["reset_mask"]).any() and not self._begun:
+                raise gym.error.ResetNeeded("the first reset has a reset_mask, expected one of all environments")
+        mask = None if which is None else torch.as_tensor(options["reset_mask"], device=self.env.device)  # type: ignore[index]
+        (obs,) = to_host(self.env.reset(mask, seeds=seeds))
+        self._over[slice(None) if which is None else which] = False
+        self._begun = True
         return self._parts(obs), {}
 
     def step(self, actions: NDArray[Any]) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:
-        (there,) = to_device([actions.reshape(self.num_envs, -1)], self.env.device)
+        """Take a step in all environments.
+
+        Args:
+            actions: An element of the action space.
+
+        Raises:
+            ResetNeeded: An episode is over.
+            ValueError: Actions are of another shape, or not finite.
+        """
+        if self._over.any():
+            ids = np.flatnonzero(self._over).tolist()
+            raise gym.error.ResetNeeded(f"environments {ids} have no episode, expected a reset")
+        array = np.asarray(actions)
+        if array.shape != self.action_space.shape:
+            raise ValueError(f"actions have shape {array.shape}, expected {self.action_space.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError("actions are not finite")
+        (there,) = to_device([array.reshape(self.num_envs, -1)], self.env.device)
         obs, reward, terminated, truncated, *success = to_host(*(x for x in self.env.step(there) if x is not None))
+        self._over = np.logical_or(terminated, truncated)
         info = {"is_success": success[0], "_is_success": np.ones(self.num_envs, bool)} if success else {}
         return self._parts(obs), reward.astype(np.float64), terminated, truncated, info
 

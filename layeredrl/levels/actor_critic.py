@@ -86,14 +86,19 @@ class SquashedGaussianPolicy(SACPolicy):
         pass
 
     def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
-        """Actions and what tianshou adds to them, without checks of the distribution, for which a GPU would wait."""
+        """Actions and what tianshou adds to them; on a GPU without checks, for which it would wait."""
         (mean, std), hidden = self.actor(batch.obs, state=state, info=batch.info)
-        normal: Any = Normal(mean, std, validate_args=False)
+        normal: Any = Normal(mean, std, validate_args=mean.device.type == "cpu")
         dist: Any = Independent(normal, 1, validate_args=False)
         drawn = dist.mode if self.deterministic_eval and not self.is_within_training_step else dist.rsample()
         action = drawn.tanh()
         log_prob = correct_log_prob_gaussian_tanh(dist.log_prob(drawn).unsqueeze(-1), action)
         return Batch(logits=(mean, std), act=action, state=hidden, dist=dist, log_prob=log_prob)
+
+    @property
+    def explores_on_device(self) -> bool:
+        """True unless tianshou has to add a noise that was given."""
+        return self.exploration_noise is None
 
     def explore(self, action: Tensor) -> Tensor:
         """Return the actions themselves: they are drawn already."""
@@ -104,6 +109,12 @@ class DeterministicPolicy(ContinuousDeterministicPolicy):
     """Policy of TD3, without compilation as well."""
 
     _compile = staticmethod(SquashedGaussianPolicy._compile)
+
+    @property
+    def explores_on_device(self) -> bool:
+        """True unless tianshou has to add a noise of another kind."""
+        noise = self.exploration_noise
+        return noise is None or (type(noise) is GaussianNoise and not noise._mu)
 
     def explore(self, action: Tensor) -> Tensor:
         """Add the exploration noise to actions (n, A), on their device; tianshou's noise is an array."""

@@ -254,7 +254,7 @@ def log_prob(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> T
         raise TypeError(f"the policy is a {type(algorithm.policy).__name__}, expected SAC's: others have no density")
     (mean, std), _ = algorithm.policy.actor(inputs)
     squashed = action.clamp(-1 + 1e-6, 1 - 1e-6)
-    normal: Any = torch.distributions.Normal(mean, std, validate_args=False)  # a GPU would wait for the checks
+    normal: Any = torch.distributions.Normal(mean, std, validate_args=mean.device.type == "cpu")  # a GPU would wait
     density: Tensor = normal.log_prob(squashed.atanh()) - (1 - squashed.square()).log()
     return density.sum(-1)
 

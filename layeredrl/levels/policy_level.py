@@ -142,7 +142,7 @@ class PolicyLevel(Level):
         batch: Any = Batch(obs=inputs, info=Batch())
         with policy_within_training_step(policy):
             action = policy(batch).act
-        if isinstance(policy, SquashedGaussianPolicy | DeterministicPolicy):
+        if isinstance(policy, SquashedGaussianPolicy | DeterministicPolicy) and policy.explores_on_device:
             return policy.explore(action).clamp(-1, 1)
         noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
         return torch.as_tensor(noisy, dtype=torch.float32, device=self.device).clamp(-1, 1)

@@ -120,7 +120,8 @@ class RunningScale(nn.Module):
         Args:
             targets: Shape (N, S).
             state: States that the targets belong to, (N, S).
-            counted: True for the rows that count, (N,); fewer than two change nothing.
+            counted: True for the rows that count, (N,); fewer than two change nothing, and neither do rows of which one
+                is not finite.
         """
         if counted is None:
             counted = torch.ones((), dtype=torch.bool, device=targets.device).expand(len(targets))
@@ -130,12 +131,12 @@ class RunningScale(nn.Module):
         mean = targets.sum(0) / n.clamp(min=1)
         variance = torch.where(rows, targets - mean, 0.0).square_().sum(0) / (n - 1).clamp(min=1)
         mean_square, size = (x.square().sum(0) / n.clamp(min=1) for x in (targets, state))
-        # Weight of the new batch: 1 for the first, 0 if it is too small. A branch on a tensor would make a GPU wait.
-        enough = n >= 2
-        weight = torch.where(self.initialized, self.momentum, 1.0) * enough
-        self.initialized.logical_or_(enough)
+        # Weight of the new batch: 1 for the first, 0 if it does not count. A branch on a tensor would make a GPU wait.
+        counts = (n >= 2) & torch.stack([variance, mean_square, size]).isfinite().all()
+        weight = torch.where(self.initialized, self.momentum, 1.0) * counts
+        self.initialized.logical_or_(counts)
         for running, new in ((self.variance, variance), (self.mean_square, mean_square), (self.size, size)):
-            running.lerp_(new, weight.to(running.dtype))
+            running.lerp_(torch.where(counts, new, 0.0), weight.to(running.dtype))  # zero times infinity is NaN
         self.std.copy_(torch.where(self.initialized, self._scale(), self.std))
 
     def _scale(self) -> Tensor:

@@ -52,7 +52,7 @@ class Whitening(nn.Module):
 
     @torch.no_grad()
     def update(self, deltas: Tensor, *, decompose: bool = True) -> None:
-        """Update the covariance with displacements (N, S); fewer than two change nothing.
+        """Update the covariance with displacements (N, S); fewer than two, or such that are not finite, change nothing.
 
         Args:
             deltas: Displacements.
@@ -64,10 +64,11 @@ class Whitening(nn.Module):
         mean = deltas.mean(0)
         centered = deltas - mean
         covariance = centered.mT @ centered / (len(deltas) - 1)  # torch.cov makes a GPU wait
-        weight = torch.where(self.initialized, self.momentum, 1.0).to(self.covariance.dtype)
-        self.covariance.lerp_(covariance.to(self.covariance.dtype), weight)
-        self.mean.lerp_(mean.to(self.mean.dtype), weight)
-        self.initialized.fill_(True)
+        finite = covariance.isfinite().all()
+        weight = (torch.where(self.initialized, self.momentum, 1.0) * finite).to(self.covariance.dtype)
+        self.covariance.lerp_(torch.where(finite, covariance, 0.0).to(self.covariance.dtype), weight)
+        self.mean.lerp_(torch.where(finite, mean, 0.0).to(self.mean.dtype), weight)
+        self.initialized.logical_or_(finite)
         if decompose:
             self._decompose()
 

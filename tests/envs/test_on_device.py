@@ -1,5 +1,6 @@
 """Environments on a device against the single environments in numpy: the same seeds, the same transitions."""
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -16,6 +17,7 @@ from envs.on_device import CartPoles, Mazes, OnDevice, Pendulums, SwingUps
 from layeredrl.collector import Collector
 from layeredrl.environments import UnknownEnvironmentError, make_task, make_vector_env
 from layeredrl.randomness import seed_globals
+from tests.experiments.commands import run_evaluate, run_train
 from tests.fake_gpu import CUDA, FakeGPU
 
 N = 4
@@ -143,6 +145,39 @@ def test_a_step_of_the_vector_environment_is_one_copy_each_way() -> None:
         assert (len(events.syncs), len(events.copies)) == (1, 1), str(events)
 
 
+def test_episodes_begin_with_a_reset_and_end_with_one() -> None:
+    env = make_vector_env("Maze2D-Medium-v0", 3, vectorization="native", device="cpu", max_steps=2).unwrapped
+    still = np.zeros((3, 2), np.float32)
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(still)
+    with pytest.raises(gym.error.ResetNeeded, match="expected one of all"):
+        env.reset(options={"reset_mask": np.array([True, False, False])})
+    env.reset(seed=0)
+    for actions, message in ((still[:2], "shape"), (np.full((3, 2), np.nan, np.float32), "not finite")):
+        with pytest.raises(ValueError, match=message):
+            env.step(actions)
+    env.step(still)
+    assert env.step(still)[3].all()
+    env.reset(options={"reset_mask": np.array([True, False, True])})
+    with pytest.raises(gym.error.ResetNeeded, match=r"environments \[1\] have no episode"):
+        env.step(still)
+
+
+def test_a_run_with_environments_on_a_device_resumes_and_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    there = ("--env", "Maze2D-Simple-v0", "--n-envs", 2, "--vectorization", "native", "--env-device", "cpu")
+    common = ("sac", "--preset", "debug", "--no-tensorboard", *there, "--trainer.n-total-env-steps")
+    run_train(*common, 40, "--no-pictures", "--name", "r")
+    run_train(*common, 80, "--name", "r")
+    out = capsys.readouterr().out
+    assert "goes on at 40 of 80" in out
+    assert (tmp_path / "runs/r/policy.gif").exists()
+    run_evaluate("runs/r", "--episodes", 2, "--device", "cpu")
+    assert "return" in capsys.readouterr().out
+
+
 def test_an_agent_learns_the_same_in_both() -> None:
     observed = []
     for device in (None, "cpu"):
@@ -188,5 +223,5 @@ def test_bad_arguments_are_refused() -> None:
     env = make_vector_env("Maze2D-Simple-v0", 2, vectorization="native", device="cpu").unwrapped
     with pytest.raises(ValueError, match="options has start, expected reset_mask alone"):
         env.reset(options={"start": (1.5, 1.5)})
-    with pytest.raises(ValueError, match="expected a number, or one for each of 2 environments"):
+    with pytest.raises(ValueError, match="there are 1 seeds, expected 2"):
         env.reset(seed=[1])

@@ -60,6 +60,7 @@ AGENTS = {
     ("mbpo", "--env", "Pendulum-v1", "--imagination.bound", "macura"): 1,
     ("loop", "--env", "Pendulum-v1"): 1,
     ("tdmpc2",): 4,
+    ("sac", "--algorithm", "td3"): 1,
     ("goals", *MAZE): 4,
     ("splates", *MAZE): 4,
     ("random", "--env", "CartPole-v1"): 1,
@@ -67,7 +68,6 @@ AGENTS = {
 }
 """Agents of the quick tests, and their numbers of environments; slow tests have the other number."""
 SLOW_AGENTS = [
-    ("sac", "--algorithm", "td3"),
     ("pets", *_small("random_shooting")),
     ("dads", *MAZE),
     ("dads", *MAZE, "--importance-clip", "10"),

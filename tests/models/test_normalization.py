@@ -1,5 +1,6 @@
 """One rule for what hardly varies: steady, small and rare changes of targets, and inputs far from the data."""
 
+import copy
 from functools import partial
 
 import numpy as np
@@ -169,3 +170,21 @@ def test_a_move_that_is_large_only_beside_tiny_spreads_has_not_diverged():
     fit(model, transitions(state, state), FitConfig(epochs=1), generator=seeded())
     moved = torch.tensor([[0.0, 500.0]])
     assert not model.rollout(moved, moved[:, :0], torch.zeros(1, 5, 1)).diverged.any()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_batch_that_is_not_finite_changes_no_scale(bad):
+    scale = RunningScale(2, 0.1)
+    good, state = torch.randn(50, 2), torch.randn(50, 2)
+    scale.update(good, state)
+    before = copy.deepcopy(scale.state_dict())
+    wrong = good.clone()
+    wrong[3, 1] = bad
+    scale.update(wrong, state)
+    for name, value in scale.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    first = RunningScale(2, 0.1)
+    first.update(wrong, state)
+    assert not first.initialized
+    first.update(good, state)
+    torch.testing.assert_close(first.std, scale.std)
