@@ -45,7 +45,7 @@ class LatentConfig:
     n_bins: int = 101
     """Bins of rewards and values."""
     limit: float = 10.0
-    """The bins span [-limit, limit] in symlog space, sign(x) log(1 + |x|)."""
+    """The bins span [-limit, limit] in symlog space, sign(x) log(1 + abs(x))."""
     activation: Activation = "mish"
     """Activation; on a CPU, silu takes a third of the time of mish."""
     dropout: float = 0.01

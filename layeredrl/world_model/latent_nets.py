@@ -13,7 +13,7 @@ from layeredrl.models.stacked.layers import StackedLayerNorm, StackedLinear, sta
 
 
 def symlog(x: Tensor) -> Tensor:
-    """Logarithm of the size, with the sign kept: sign(x) log(1 + |x|)."""
+    """Logarithm of the size, with the sign kept: sign(x) log(1 + abs(x))."""
     return x.sign() * x.abs().log1p()
 
 
