@@ -23,7 +23,6 @@ from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import LatentConfig, LatentLearningConfig, LatentWorldModel
 from layeredrl.world_model.latent import SIZES
-from layeredrl.world_model.latent_nets import normed_mlp
 
 _SEARCH = {"n_samples": 64, "n_iterations": 3, "n_elites": 16}
 """Search of few candidates, for one core."""
@@ -111,7 +110,7 @@ class TDMPC2(Recipe):
 
     def make_encoder(self, n_observed: int, width: int) -> nn.Module:
         """The network from flat observations (..., O) to (..., S); a subclass may bring another one."""
-        return normed_mlp([n_observed, *self.latent.encoder_hidden, width], self.latent.activation)
+        return self.latent.make_encoder(n_observed, width)
 
 
 _CPU: dict[str, Any] = {

@@ -16,8 +16,10 @@ from experiments.benchmarks.machine import alternate
 from experiments.benchmarks.model import ACTION, STATE, box
 from experiments.report.tables import Cell
 from layeredrl.levels import GuidedLevel, LatentLevel, Level
+from layeredrl.planners import MPPI
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import LatentConfig
+from layeredrl.world_model.latent import Size
 
 
 class Products(NamedTuple):
@@ -70,20 +72,21 @@ def deciding(level: Level) -> Callable[[], None]:
     return decide
 
 
-def latent_level(size: str) -> LatentLevel:
+def latent_level(size: Size) -> LatentLevel:
     """The level of `tdmpc2` of a size, without terminations."""
     torch.manual_seed(0)
-    recipe = TDMPC2.preset(size, latent=LatentConfig.of(size, terminations=False))  # type: ignore[arg-type]
+    recipe = TDMPC2.preset(size, latent=LatentConfig.of(size))
     level = recipe.build(task(), torch.device("cpu"), seed=0).levels[0]
     assert isinstance(level, LatentLevel)
     return level
 
 
-def latent_rows(size: str, rounds: int) -> list[list[Cell]]:
+def latent_rows(size: Size, rounds: int) -> list[list[Cell]]:
     """Rows of the table: a decision and an update of `tdmpc2`."""
     level = latent_level(size)
     config, planner = level.world.config, level.planner
-    mppi = planner.config  # type: ignore[attr-defined]
+    assert isinstance(planner, MPPI)
+    mppi = planner.config
     s, joint, hidden, bins = config.latent_dim, config.latent_dim + ACTION, config.hidden, config.n_bins
     encoder, horizon = (STATE, *config.encoder_hidden, s), planner.horizon
     dynamics, heads, actor = (joint, *hidden, s), (joint, *hidden, bins), (s, *hidden, 2 * ACTION)

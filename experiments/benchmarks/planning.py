@@ -148,8 +148,7 @@ def main() -> None:
     for name, bound, seconds in zip(("float32", "bfloat16"), ("", "0.6"), times, strict=True):
         rows.append([f"{size}, {name}", bound, f"{seconds / reference:.2f} ({seconds:.2f} over {reference:.2f} s)"])
 
-    for size in ("tiny", "small"):
-        rows += latent_rows(size, 6 * config.rounds)
+    rows += latent_rows("tiny", 6 * config.rounds) + latent_rows("small", 6 * config.rounds)
     rows += guided_rows(6 * config.rounds)
     icem = ICEM(space, config_small)
     each = [median(alternate(Decider(wide, icem, n), rounds=4 * config.rounds)[0]) / n for n in config.n_envs]

@@ -11,7 +11,7 @@ from tianshou.algorithm.optim import TorchOptimizerFactory
 from tianshou.exploration import GaussianNoise
 from torch import Tensor, nn
 
-from layeredrl.levels.actor_critic import DeterministicPolicy, SquashedGaussianPolicy
+from layeredrl.levels.actors import DeterministicPolicy, SquashedGaussianPolicy
 from layeredrl.levels.off_policy import ActorCriticConfig, SACConfig, TD3Config
 from layeredrl.levels.stacked_mlp import mlp
 

@@ -107,15 +107,15 @@ class HostVector(VectorEnv[Any, NDArray[Any], Any]):
             if None in given:
                 raise ValueError(f"seed is {seed}, expected a number, or one for each of {self.num_envs} environments")
             seeds = [one for one in given if one is not None]
-        which = None
+        chosen = np.ones(self.num_envs, bool)
         if options:
-            which = masked(self.num_envs, options)
-            if (self._over & ~options["reset_mask"]).any() and not self._begun:
-                raise gym.error.ResetNeeded("the first reset has a reset_mask, expected one of all environments")
-        mask = None if which is None else torch.as_tensor(options["reset_mask"], device=self.env.device)  # type: ignore[index]
+            masked(self.num_envs, options)  # raises for anything but a mask
+            chosen = options["reset_mask"]
+        if not (self._begun or chosen.all()):
+            raise gym.error.ResetNeeded("the first reset has a reset_mask, expected one of all environments")
+        mask = None if chosen.all() else torch.as_tensor(chosen, device=self.env.device)
         (obs,) = to_host(self.env.reset(mask, seeds=seeds))
-        self._over[slice(None) if which is None else which] = False
-        self._begun = True
+        self._over[chosen], self._begun = False, True
         return self._parts(obs), {}
 
     def step(self, actions: NDArray[Any]) -> tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]:

@@ -11,54 +11,17 @@ from typing import Any, cast
 
 import torch
 from tianshou.algorithm.algorithm_base import TrainingStats
-from tianshou.algorithm.modelfree.ddpg import ActorCriticOffPolicyAlgorithm, ContinuousDeterministicPolicy
-from tianshou.algorithm.modelfree.sac import AutoAlpha, FixedAlpha, SACPolicy, correct_log_prob_gaussian_tanh
+from tianshou.algorithm.modelfree.ddpg import ActorCriticOffPolicyAlgorithm
+from tianshou.algorithm.modelfree.sac import AutoAlpha, FixedAlpha
 from tianshou.algorithm.optim import OptimizerFactory
 from tianshou.data import Batch
-from tianshou.exploration import GaussianNoise
 from torch import Tensor, nn
-from torch.distributions import Independent, Normal
 
 from layeredrl.levels.stacked_mlp import StackedMLP, Tape
 from layeredrl.levels.update_graphs import UpdateGraphs
-from layeredrl.models.fused_adam import FusedAdam
+from layeredrl.models.fused_adam import FusedAdam, skipped
 
 _EPS = torch.finfo(torch.float32).eps
-
-
-class GaussianActor(nn.Module):
-    """Actor of SAC: mean and logarithm of the standard deviation before squashing.
-
-    Args:
-        net: Single perceptron with outputs of width 2A.
-    """
-
-    def __init__(self, net: nn.Sequential) -> None:
-        super().__init__()
-        self.net = StackedMLP([net])
-
-    def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[tuple[Tensor, Tensor], Any]:
-        """Mean and standard deviation (n, A) before squashing, for inputs (n, I)."""
-        mean, log_std = self.net(obs)[0].chunk(2, -1)
-        return (mean, log_std.clamp(-20, 2).exp()), state
-
-
-class DeterministicActor(nn.Module):
-    """Actor of TD3.
-
-    Args:
-        net: Single perceptron with outputs of width A.
-    """
-
-    max_action = 1.0
-
-    def __init__(self, net: nn.Sequential) -> None:
-        super().__init__()
-        self.net = StackedMLP([net])
-
-    def forward(self, obs: Tensor, state: Any = None, info: Any = None) -> tuple[Tensor, Any]:
-        """Actions (n, A), for inputs (n, I)."""
-        return self.net(obs)[0].tanh(), state
 
 
 class Critics(nn.Module):
@@ -76,51 +39,6 @@ class Critics(nn.Module):
         """Values (2, n) of actions (n, A), for inputs (n, I)."""
         values: Tensor = self.net(torch.cat([obs, act], -1))
         return values[..., 0]
-
-
-class SquashedGaussianPolicy(SACPolicy):
-    """Policy of SAC. Does without tianshou's compilation of return functions, which takes seconds."""
-
-    @staticmethod
-    def _compile() -> None:
-        pass
-
-    def forward(self, batch: Any, state: Any = None, **kwargs: Any) -> Any:
-        """Actions and what tianshou adds to them; on a GPU without checks, for which it would wait."""
-        (mean, std), hidden = self.actor(batch.obs, state=state, info=batch.info)
-        normal: Any = Normal(mean, std, validate_args=mean.device.type == "cpu")
-        dist: Any = Independent(normal, 1, validate_args=False)
-        drawn = dist.mode if self.deterministic_eval and not self.is_within_training_step else dist.rsample()
-        action = drawn.tanh()
-        log_prob = correct_log_prob_gaussian_tanh(dist.log_prob(drawn).unsqueeze(-1), action)
-        return Batch(logits=(mean, std), act=action, state=hidden, dist=dist, log_prob=log_prob)
-
-    @property
-    def explores_on_device(self) -> bool:
-        """True unless tianshou has to add a noise that was given."""
-        return self.exploration_noise is None
-
-    def explore(self, action: Tensor) -> Tensor:
-        """Return the actions themselves: they are drawn already."""
-        return action
-
-
-class DeterministicPolicy(ContinuousDeterministicPolicy):
-    """Policy of TD3, without compilation as well."""
-
-    _compile = staticmethod(SquashedGaussianPolicy._compile)
-
-    @property
-    def explores_on_device(self) -> bool:
-        """True unless tianshou has to add a noise of another kind."""
-        noise = self.exploration_noise
-        return noise is None or (type(noise) is GaussianNoise and not noise._mu)
-
-    def explore(self, action: Tensor) -> Tensor:
-        """Add the exploration noise to actions (n, A), on their device; tianshou's noise is an array."""
-        if self.exploration_noise is None:
-            return action
-        return action + cast(GaussianNoise, self.exploration_noise)._sigma * torch.randn_like(action)
 
 
 class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
@@ -244,7 +162,7 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
 
     def _update_targets(self, norm: Tensor) -> None:
         slow, fast = self._lagged
-        weight = self.tau * (1 - _skipped(norm))
+        weight = self.tau * (1 - skipped(norm))
         torch._foreach_lerp_(slow, fast, cast(Any, [weight] * len(slow)))
 
     @cached_property
@@ -424,12 +342,7 @@ def _norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     return torch.stack(torch._foreach_norm([cast(Tensor, p.grad) for p in parameters])).sum()
 
 
-def _skipped(norm: Tensor) -> Tensor:
-    """Return 1 if the norm of gradients is not finite, else 0, as a number on the device."""
-    return (norm * 0).ne(0).float()  # fewer calls than `isfinite`: zero times infinity or NaN is NaN
-
-
 def _step(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
     """Take a step, unless the norm of the gradients is not finite."""
     assert isinstance(optimizer, FusedAdam)
-    optimizer.step_unless(_skipped(norm))
+    optimizer.step_unless(skipped(norm))

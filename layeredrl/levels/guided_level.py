@@ -116,9 +116,12 @@ class GuidedLevel(PlannerLevel):
         return self.policy.cpu_seconds
 
     def state_dict(self) -> dict[str, Any]:
-        own = {name: value for name, value in super().state_dict().items() if name != "learner"}
-        return own | {"policy": self.policy.state_dict()}
+        return {name: getattr(self, name) for name in _NUMBERS} | {"policy": self.policy.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict({**state, "learner": state["policy"]["learner"]})
+        for name in _NUMBERS:
+            setattr(self, name, state[name])
         self.policy.load_state_dict(state["policy"])
+
+
+_NUMBERS = ("n_total_env_steps", "n_failed_plans")  # the learner's state is the policy's

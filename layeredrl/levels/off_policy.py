@@ -23,16 +23,8 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.checks import require_counts, require_finite_number, require_number
-from layeredrl.levels.actor_critic import (
-    Critics,
-    DeterministicActor,
-    DeterministicPolicy,
-    GaussianActor,
-    SquashedGaussianPolicy,
-    StackedActorCritic,
-    StackedSAC,
-    StackedTD3,
-)
+from layeredrl.levels.actor_critic import Critics, StackedActorCritic, StackedSAC, StackedTD3
+from layeredrl.levels.actors import DeterministicActor, DeterministicPolicy, GaussianActor, SquashedGaussianPolicy
 from layeredrl.levels.stacked_mlp import mlp
 from layeredrl.models.fused_adam import FusedAdam
 from layeredrl.models.optimizer import restore_optimizer

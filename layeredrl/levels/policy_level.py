@@ -18,7 +18,7 @@ from layeredrl import action_spaces
 from layeredrl.checks import require_count, require_counts, require_number
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels import off_policy
-from layeredrl.levels.actor_critic import DeterministicPolicy, SquashedGaussianPolicy
+from layeredrl.levels.actors import DeterministicPolicy, SquashedGaussianPolicy
 from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
 from layeredrl.metrics import RunningMeans

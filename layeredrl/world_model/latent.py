@@ -67,6 +67,10 @@ class LatentConfig:
         if self.latent_dim % self.group:
             raise ValueError(f"latent_dim is {self.latent_dim}, expected a multiple of group, which is {self.group}")
 
+    def make_encoder(self, n_observed: int, width: int) -> nn.Module:
+        """The perceptron from flat observations (..., O) to (..., S), a `MakeEncoder`."""
+        return normed_mlp([n_observed, *self.encoder_hidden, width], self.activation)
+
     @classmethod
     def of(cls, size: Size, **others: Any) -> "LatentConfig":
         """Settings of a size: released, or fewer parameters for a CPU."""
@@ -107,12 +111,8 @@ class LatentEncoder(Encoder):
 
     def __init__(self, task: TaskSpec, config: LatentConfig, net: MakeEncoder | None = None) -> None:
         super().__init__(task)
-        width, self.state_dim, self.context_dim = task.observation_dim, config.latent_dim, 0
-        self.net: nn.Module
-        if net is None:
-            self.net = normed_mlp([width, *config.encoder_hidden, config.latent_dim], config.activation)
-        else:
-            self.net = net(width, config.latent_dim)
+        self.state_dim, self.context_dim = config.latent_dim, 0
+        self.net = (net or config.make_encoder)(task.observation_dim, config.latent_dim)
         self.simplex = simplicial(config.latent_dim, config.group)
 
     @torch.no_grad()

@@ -13,7 +13,7 @@ from tianshou.data import Batch
 from torch import Tensor, nn
 
 from layeredrl.checks import require_counts, require_number
-from layeredrl.models.fused_adam import FusedAdam
+from layeredrl.models.fused_adam import FusedAdam, skipped
 from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.randomness import derive_seed
 from layeredrl.world_model.latent import LatentWorldModel
@@ -124,7 +124,7 @@ class LatentLearner(nn.Module):
         self._update_target(norm)
         with torch.no_grad():
             world.pair.copy_(self._pair())
-        return metrics | policy_metrics | {"gradient_norm": norm, "skipped": _skipped(norm + policy_norm)}
+        return metrics | policy_metrics | {"gradient_norm": norm, "skipped": skipped(norm + policy_norm)}
 
     def _update_model(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor], Tensor]:
         """Returns the latent states (H + 1, n, S) that were rolled out, metrics, and the norm of the gradient."""
@@ -191,12 +191,12 @@ class LatentLearner(nn.Module):
             torch._foreach_mul_(gradients, shrunk)
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient
-            optimizer.step_unless(_skipped(norm))
+            optimizer.step_unless(skipped(norm))
         return norm
 
     @torch.no_grad()
     def _update_target(self, norm: Tensor) -> None:
-        rate = self.config.tau * (1 - _skipped(norm))
+        rate = self.config.tau * (1 - skipped(norm))
         slow: list[Tensor] = [*self.target.parameters()]
         fast: list[Tensor] = [*self.world.critics.parameters()]
         torch._foreach_lerp_(slow, fast, cast(Any, [rate] * len(slow)))
@@ -226,8 +226,3 @@ class LatentLearner(nn.Module):
             restore_optimizer(name, getattr(self, name), state[name])
         if state["device"] == self._generator.device.type:  # another device draws other numbers anyway
             self._generator.set_state(state["generator"].cpu())
-
-
-def _skipped(norm: Tensor) -> Tensor:
-    """Return 1 if the norm of a gradient is not finite, else 0, as a number on the device."""
-    return (norm * 0).ne(0).float()

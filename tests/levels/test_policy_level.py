@@ -15,7 +15,7 @@ from tianshou.data import Batch
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
-from layeredrl.levels.actor_critic import DeterministicPolicy
+from layeredrl.levels.actors import DeterministicPolicy
 from layeredrl.storage import Checkpoints
 from tests.recording import leaves
 
