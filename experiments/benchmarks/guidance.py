@@ -124,7 +124,7 @@ def latent_rows(size: Size, rounds: int) -> list[list[Cell]]:
 
 
 def guided_rows(rounds: int) -> list[list[Cell]]:
-    """Rows of the table: a decision of `loop`, over bare products and over one without guidance."""
+    """Rows of the table: a decision of `loop`, over one without guidance."""
     torch.manual_seed(0)
     recipe = LOOP()
     level = recipe.build(task(), torch.device("cpu"), seed=0).levels[0]
