@@ -74,9 +74,19 @@ def episode_returns(folder: Path) -> list[float]:
 
 
 def all_files(folder: Path) -> dict[Path, bytes | None]:
-    """Return the contents of all files below a folder, but for the log that W&B may still write; None for folders."""
-    paths = (path for path in folder.rglob("*") if path.name != "debug-internal.log")
-    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+    """Return the contents of all files below a folder; None for folders.
+
+    Inside a folder `wandb`, whose service writes on after a run's end, only the runs' folders count.
+    """
+    found: dict[Path, bytes | None] = {}
+    for path in folder.rglob("*"):
+        parts = path.relative_to(folder).parts
+        inside = parts[parts.index("wandb") + 1 :] if "wandb" in parts else ()
+        if not inside:
+            found[path] = path.read_bytes() if path.is_file() else None
+        elif len(inside) == 1 and path.is_dir():
+            found[path] = None
+    return found
 
 
 def newest(folder: Path) -> Path:
