@@ -18,6 +18,7 @@ from layeredrl.levels.level import Decision
 from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.skills.method import AtEnd, SkillMethod
+from layeredrl.transfers import to_device, to_host
 
 SAME_ACTION = 1e-6
 """Actions in [-1, 1] that differ by less are the same but for rounding."""
@@ -111,12 +112,11 @@ class SkillLevel(PolicyLevel):
         """
         if self.acts_at_random:
             return np.full(len(transitions.act), -transitions.act.shape[1] * math.log(2), np.float32)
-        rows = Batch(obs=transitions.obs, act=transitions.act, command=transitions.info.command)
-        rows.to_torch_(device=self.device)
-        inputs = self.inputs(rows.obs, rows.command)
-        log_prob = self.log_prob(inputs, rows.act)
-        without_noise = (self.best_action(inputs) - rows.act).abs().amax(-1) < SAME_ACTION
-        result: NDArray[np.float32] = torch.where(without_noise, torch.inf, log_prob).cpu().numpy()
+        asked = transitions.info.command
+        obs, act, *there = to_device([transitions.obs, transitions.act, *asked.values()], self.device)
+        inputs = self.inputs(obs, Batch(dict(zip(asked.get_keys(), there, strict=True))))
+        without_noise = (self.best_action(inputs) - act).abs().amax(-1) < SAME_ACTION
+        (result,) = to_host(torch.where(without_noise, torch.inf, self.log_prob(inputs, act)))
         return result
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
