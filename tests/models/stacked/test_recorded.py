@@ -20,7 +20,7 @@ from tests.fake_gpu import CUDA, FakeGPU
 from tests.models.networks import LinearNet, random_values
 from tests.models.reference import A, C, M, S, box, make_model
 
-N, H, CHOICES = 3, 4, 3
+N, H, CHOICES = 3, 2, 3
 
 
 @pytest.fixture
@@ -95,16 +95,10 @@ def require_replays(model: ProbabilisticEnsemble, *, deterministic: bool = False
     after = roll(model, 0, deterministic=deterministic)
     assert not torch.allclose(after.state.cpu(), before.state.cpu(), atol=0.01)
     agree(after, eager(model, 0, deterministic=deterministic))
-    model.load_state_dict({name: x.clone() for name, x in make_like(model).state_dict().items()})
+    state = model.state_dict()
+    model.load_state_dict({name: 1.1 * x if x.is_floating_point() else x.clone() for name, x in state.items()})
     agree(roll(model, 7, deterministic=deterministic), eager(model, 7, deterministic=deterministic))
     assert len(model.graphs) == 1
-
-
-def make_like(model: ProbabilisticEnsemble) -> ProbabilisticEnsemble:
-    space = box(A) if model.spaces.n_choices is None else Discrete(CHOICES)
-    other = make(model.n_modes, space, layer_norm=any("LayerNorm" in type(m).__name__ for m in model.modules()))
-    learn(other)
-    return other
 
 
 @pytest.mark.parametrize("n_modes", [1, 2])
