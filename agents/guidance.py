@@ -6,6 +6,7 @@ import torch
 
 from layeredrl.checks import require_counts, require_number
 from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig, SACConfig
+from layeredrl.levels.imagining_level import require_reward_scale
 from layeredrl.planners import Planner
 from layeredrl.world_model import Imagination, ImaginationConfig, ModelLearningConfig, WorldModelLearner
 
@@ -36,6 +37,7 @@ class GuidanceConfig:
         require_counts(self, n_proposals=0)
         require_number("noise", self.noise, 0, float("inf"))
         require_number("real_share", self.real_share, 0, 1)
+        require_reward_scale(self.reward_scale)
         if self.learning.replay_size != PolicyLearningConfig().replay_size:
             raise ValueError(
                 f"guidance.learning.replay_size is {self.learning.replay_size}, expected the default: "

@@ -17,6 +17,7 @@ from layeredrl.checks import require_number
 from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ImaginingLevel, PolicyLearningConfig, SACConfig
+from layeredrl.levels.imagining_level import require_reward_scale
 from layeredrl.models import FitConfig
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.task import TaskSpec
@@ -75,6 +76,7 @@ class MBPO(Recipe):
 
     def __post_init__(self) -> None:
         require_number("real_share", self.real_share, 0, 1)
+        require_reward_scale(self.reward_scale)
         for part, names in _UNUSED.items():
             for name in names:
                 given, usual = (getattr(settings, name) for settings in (getattr(self, part), _DEFAULTS[part]))
@@ -85,6 +87,10 @@ class MBPO(Recipe):
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
         small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+        # A policy that is certain early keeps to a leap that ends in a fall.
+        entropy = Choice("sac.target_entropy", -facts.action_dim / 2, "half of the actions")
+        if facts.ends_after is not None and not small:
+            entropy = Choice("sac.target_entropy", 0.0, "explore, for episodes end early")
         return [
             Choice("model.hidden", (64, 64) if small else (200, 200, 200), size),
             Choice("model.learning_rate", 2e-3, "few steps in each fit"),
@@ -99,7 +105,7 @@ class MBPO(Recipe):
             Choice("sac.hidden", (64, 64) if small else (128, 128), size),
             Choice("sac.learning_rate", 1e-3 if small else 5e-4, size),
             Choice("sac.initial_alpha", 0.1, "few steps"),
-            Choice("sac.target_entropy", -facts.action_dim / 2, "half of the actions"),
+            entropy,
             Choice("sac.critic_layer_norm", True, "many updates for each step"),
             Choice("learning.n_random_steps", 400 if small else 1000, size),
             Choice("learning.updates_per_transition", 10.0, "as many as a model is good for"),
@@ -132,10 +138,20 @@ class MBPO(Recipe):
         return Hierarchy([level], task, device)
 
 
-def _paper(n_steps: tuple[int, int], updates: int, target_entropy: float) -> dict[str, Any]:
-    """Settings of the released code; its ensemble stops early on a holdout, and uses the best five of seven members."""
+def _paper(n_states: int, n_steps: tuple[int, int], updates: int, target_entropy: float) -> dict[str, Any]:
+    """Settings of the released code; its ensemble stops early on a holdout, and uses the best five of seven members.
+
+    Its loss is 2 / D times ours for its D = S + 1 targets, the reward's included (it takes the mean over them and
+    leaves the factor 1/2 out), so that its penalties count D / 2 times as much here.
+    """
+    factor = (n_states + 1) / 2
     return {
-        "model": EnsembleConfig(n_models=7, weight_decay=(2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)),
+        "model": EnsembleConfig(
+            n_models=7,
+            weight_decay=tuple(factor * decay for decay in (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)),
+            bound_penalty=factor * 0.01,
+            normalize_targets=False,
+        ),
         "fitting": ModelLearningConfig(
             n_random_steps=5000,
             fit_every=250,
@@ -171,7 +187,7 @@ MBPO.presets = {
         "sac": SACConfig(hidden=(16,)),
         "learning": PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10, replay_size=10_000),
     },
-    "paper": _paper((1, 15), 20, -1.0),
-    "halfcheetah-paper": _paper((1, 1), 40, -3.0),
-    "walker2d-paper": _paper((1, 1), 20, -3.0),
+    "paper": _paper(11, (1, 15), 20, -1.0),
+    "halfcheetah-paper": _paper(17, (1, 1), 40, -3.0),
+    "walker2d-paper": _paper(17, (1, 1), 20, -3.0),
 }

@@ -61,7 +61,11 @@ def main() -> None:
             found = diagnose(world, env, actor, n_steps=n_steps, horizon=args.horizon, seed=args.seed)
             columns[policy] = {"n_total_env_steps": n_trained, **found.metrics()}
             found.draw(args.run, policy, title=f"{config.agent} on {config.env}, {policy} actions")
-        write_whole(args.run / DIAGNOSIS, json.dumps(columns, indent=2) + "\n")
+        numbers = {
+            policy: {key: None if math.isnan(value) else value for key, value in column.items()}  # JSON has no NaN
+            for policy, column in columns.items()
+        }
+        write_whole(args.run / DIAGNOSIS, json.dumps(numbers, indent=2) + "\n")
     except (Fault, OSError) as error:
         fail(error, FAULT)
     table = Table(

@@ -1,6 +1,7 @@
 """Read the folders of runs, also damaged or old ones, and group the runs that differ in their seeds only."""
 
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -155,7 +156,11 @@ def read_run(folder: Path) -> Run:
     run.summary = {key: str(value) for key, value in _mapping(run, SUMMARY).items()}
     run.code = {key: str(value) for key, value in _mapping(run, CODE).items()}
     run.diagnosis = {
-        policy: {key: float(value) for key, value in numbers.items() if isinstance(value, int | float)}
+        policy: {
+            key: math.nan if value is None else float(value)
+            for key, value in numbers.items()
+            if isinstance(value, int | float | None)
+        }
         for policy, numbers in _mapping(run, DIAGNOSIS).items()
         if isinstance(numbers, dict)
     }

@@ -56,6 +56,7 @@ class ImaginingLevel(PolicyLevel):
         if imagination.world is not learner.world:
             raise ValueError("the imagination's world model is another one, expected that of the learner")
         require_number("real_share", real_share, 0, 1)
+        require_reward_scale(reward_scale)
         task = learner.world.task
         self.standardizer = InputStandardizer(task.observation_dim, limit=MAX_INPUT).to(learner.device)
         super().__init__(
@@ -139,11 +140,16 @@ class ImaginingLevel(PolicyLevel):
         Values are those of targets, so that they include SAC's entropy bonus, which the rewards do not. Where an
         episode was truncated or is not over, the sum bootstraps with the value of its last state.
         """
-        ring = self.replay.buffer.rings[0]  # the first environment's rows come first
-        slots = np.arange(ring.n_added - min(len(ring), N_MEASURED), ring.n_added) % ring.maxsize
+        rings, first = self.replay.buffer.rings, 0  # each environment's rows after those of the one before
+        while not len(rings[first]):  # an environment may have failed so far
+            first += 1
+        ring = rings[first]
+        newest = np.arange(ring.n_added - min(len(ring), N_MEASURED), ring.n_added) % ring.maxsize
+        slots = newest + sum(x.maxsize for x in rings[:first])
         columns = self.replay.buffer.columns()
         obs, obs_next = (torch.as_tensor(columns[name][slots], device=self.device) for name in ("obs", "obs_next"))
-        value, value_next = (self._value(x).cpu().numpy() / (self.reward_scale or 1.0) for x in (obs, obs_next))
+        scale = 1.0 if self.reward_scale is None else self.reward_scale
+        value, value_next = (self._value(x).cpu().numpy() / scale for x in (obs, obs_next))
         over = columns["terminated"][slots] | columns["truncated"][slots]
         over[-1] = True
         rest = np.where(columns["terminated"][slots], 0.0, value_next)
@@ -191,6 +197,12 @@ N_MEASURED = 1000
 """Newest transitions by which the critics' bias is measured."""
 
 _PARTS = ("fits", "imagination", "updates")
+
+
+def require_reward_scale(reward_scale: float | None) -> None:
+    """Raise unless a factor of rewards is a positive number, or None."""
+    if reward_scale is not None:
+        require_number("reward_scale", reward_scale, 0, float("inf"), open_low=True)
 
 
 def _joined(real: Tensor, imagined: Tensor, n_updates: int) -> Tensor:

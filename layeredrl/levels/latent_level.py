@@ -1,6 +1,7 @@
 """A level that plans in a latent world model, and learns it (TD-MPC2, Hansen et al. 2024, arXiv 2310.16828)."""
 
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -52,7 +53,7 @@ class LatentLevel(PlannerLevel):
             exploration=ExplorationConfig(n_random_steps=config.n_random_steps, spread=spread),
             proposals=self.propose if n_proposals else None,
         )
-        self.config, self.n_proposals = config, n_proposals
+        self.config, self.n_proposals, self.max_failed_plans = config, n_proposals, config.max_failed_plans
         self.latent = LatentLearner(world, config, seed=seed)
         self.replay = Replay(config.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
         self.n_updates = self.last_report = 0
@@ -71,6 +72,13 @@ class LatentLevel(PlannerLevel):
         start, n_transitions = time.process_time(), self.replay.n_added
         if self._first is None:
             self._first, self.last_report = n_transitions, n_total_env_steps
+            if self.world.dynamics.ends is None and self.replay.column("terminated").any():
+                warnings.warn(
+                    "episodes terminate, but the latent model has no terminations, so that plans count rewards beyond "
+                    "the end; set latent.terminations",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
         at_first = self._first if self.config.first_updates is None else self.config.first_updates
         due = at_first + int(self.config.updates_per_transition * (n_transitions - self._first)) - self.n_updates
         for _ in range(due):
@@ -91,7 +99,7 @@ class LatentLevel(PlannerLevel):
 
     def _report_learning(self) -> dict[str, float]:
         self.last_report = self.n_total_env_steps
-        means = self._means.take()
+        means, self.n_failed_plans = self._means.take(), 0
         if means["skipped"] > self.config.max_skipped_share:
             raise NonFiniteError(
                 f"{means['skipped']:.0%} of the updates since the last report had gradients that are not finite, "

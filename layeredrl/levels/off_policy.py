@@ -258,10 +258,10 @@ def drawn_action(algorithm: OffPolicyAlgorithm, inputs: Tensor, generator: torch
     That is a sample of a stochastic policy, and the mean of a deterministic one with the noise it explores with.
     """
     outputs = algorithm.policy.actor(inputs)[0]
-    mean, std = outputs if isinstance(algorithm.policy, SACPolicy) else (outputs, _exploration_std(algorithm))
-    noise = std * torch.randn(mean.shape, generator=generator, device=mean.device)
-    action: Tensor = (mean + noise).tanh() if isinstance(algorithm.policy, SACPolicy) else (mean + noise).clamp(-1, 1)
-    return action
+    stochastic = isinstance(outputs, tuple)  # SAC's, and that of its relatives: a Gaussian before it is squashed
+    mean, std = outputs if stochastic else (outputs, _exploration_std(algorithm))
+    drawn: Tensor = mean + std * torch.randn(mean.shape, generator=generator, device=mean.device)
+    return drawn.tanh() if stochastic else drawn.clamp(-1, 1)
 
 
 def _exploration_std(algorithm: OffPolicyAlgorithm) -> float:
@@ -271,8 +271,8 @@ def _exploration_std(algorithm: OffPolicyAlgorithm) -> float:
 def lower_value(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> Tensor:
     """Lowest value by all critics, (n,), of actions (n, A), for inputs (n, I)."""
     values = algorithm.critic(inputs, action)
-    if isinstance(algorithm, StackedActorCritic):
-        return cast(Tensor, values.amin(0))
+    if isinstance(algorithm, StackedActorCritic) or values.ndim == 3:  # (K, n), and REDQ's (K, n, 1)
+        return cast(Tensor, values.amin(0)).flatten()
     twin = getattr(algorithm, "critic2", None)
     return cast(Tensor, values if twin is None else torch.minimum(values, twin(inputs, action))).flatten()
 

@@ -121,7 +121,7 @@ class PlannerLevel(Level):
         learning = None if learner is None else self._require_learner(learner)
         unlearned = 0 if learning is None else learning.n_random_steps
         self._n_random_steps = max(unlearned, self.exploration.n_random_steps)
-        self._max_failed_plans = -1 if learning is None else learning.max_failed_plans  # without a fit none may fail
+        self.max_failed_plans = -1 if learning is None else learning.max_failed_plans  # without a fit none may fail
         if learning is not None:
             self.replay = Replay(learning.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
 
@@ -265,7 +265,7 @@ class PlannerLevel(Level):
         """Warn that random actions replace failed plans; raise if that happened too often since the last fit."""
         reason = self._reason(found, obs, candidates, generator)
         self.n_failed_plans += count
-        if self.n_failed_plans > self._max_failed_plans:
+        if self.n_failed_plans > self.max_failed_plans:
             raise PlanningError(reason)
         warnings.warn(f"{reason}; random actions replace these plans", RuntimeWarning, stacklevel=4)
 

@@ -114,6 +114,8 @@ class LatentEncoder(Encoder):
         self.state_dim, self.context_dim = config.latent_dim, 0
         self.net = (net or config.make_encoder)(task.observation_dim, config.latent_dim)
         self.simplex = simplicial(config.latent_dim, config.group)
+        parameter = next(self.net.parameters(), torch.empty(0))
+        self.eval()(torch.zeros(1, task.observation_dim, device=parameter.device))  # raises for a net of another width
 
     @torch.no_grad()
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,6 +33,8 @@ class LatentLearningConfig:
     """Number of transitions kept, all environments together."""
     report_every: int = 1000
     """Environment steps between two reports of metrics."""
+    max_failed_plans: int = 10
+    """Largest number of plans between two reports that may fail while exploring; random actions replace them."""
     max_skipped_share: float = 0.1
     """Share of updates between two reports that may be skipped because a gradient is not finite; more is an error."""
     horizon: int = 3
@@ -62,6 +64,7 @@ class LatentLearningConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, n_random_steps=1, replay_size=1, report_every=1, horizon=1, batch_size=1)
+        require_counts(self, max_failed_plans=0)
         if self.first_updates is not None:
             require_counts(self, first_updates=0)
         require_number("updates_per_transition", self.updates_per_transition, 0, sys.float_info.max)
@@ -94,7 +97,7 @@ class LatentLearner(nn.Module):
         self.world, self.config = world, config
         self.target = copy.deepcopy(world.critics).requires_grad_(False).eval()
         self.register_buffer("value_scale", torch.ones((), device=world.dynamics.device))
-        encoder = [*world.encoder.parameters()]
+        encoder = [p for p in world.encoder.parameters() if p.requires_grad]  # a person's own may be frozen
         others = [p for part in (world.dynamics, world.reward_logits, world.critics) for p in part.parameters()]
         rate, fast = config.learning_rate, world.dynamics.device.type == "cuda"
         groups = [{"params": encoder, "lr": rate * config.encoder_rate}, {"params": others, "lr": rate}]
@@ -133,7 +136,9 @@ class LatentLearner(nn.Module):
             observed = world.encoder(batch.obs_next)[0]
             target = self._td_target(observed, batch)
         weight = self._weights(batch.valid)
+        world.encoder.train()
         states = [world.encoder.with_gradients(batch.obs[0])[0]]
+        world.encoder.eval()
         for action in batch.act.unbind(0):
             states.append(world.dynamics.next(states[-1], action))
         before, after = torch.stack(states[:-1]), torch.stack(states[1:])
@@ -170,7 +175,8 @@ class LatentLearner(nn.Module):
         values = world.scale.decode(world.critics(inputs, self._pair())).mean(0).view_as(log_prob)
         with torch.no_grad():
             low, high = values[0].quantile(self._percentiles).unbind()
-            self.value_scale.lerp_((high - low).clamp(min=1), config.tau)
+            spread = (high - low).clamp(min=1)
+            self.value_scale.lerp_(torch.where(spread.isfinite(), spread, self.value_scale), config.tau)
         gain = values / self.value_scale - config.entropy * n_actions * log_prob
         loss = -(self._weights(torch.cat([torch.ones_like(alive[:1]), alive])) * gain).sum()
         norm = self._step(loss, self.policy_optimizer, self._policy)
@@ -184,7 +190,7 @@ class LatentLearner(nn.Module):
 
     def _step(self, loss: Tensor, optimizer: FusedAdam, parameters: Sequence[nn.Parameter]) -> Tensor:
         """Take a step with a clipped gradient, none where it is not finite; returns its norm."""
-        gradients = torch.autograd.grad(loss, parameters)
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)  # an encoder may not use all
         with torch.no_grad():
             norm: Tensor = torch.stack(torch._foreach_norm(gradients)).norm()
             shrunk = (self.config.max_norm / norm.clamp(min=1e-6)).clamp(max=1)

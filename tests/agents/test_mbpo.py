@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from agents.mbpo import MBPO
+from layeredrl.environments.facts import TaskFacts
 from layeredrl.levels import ImaginingLevel
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.task import TaskSpec
@@ -55,6 +56,20 @@ def test_settings_reach_the_parts():
     dynamics = level.learner.dynamics
     assert dynamics.n_models == 3
     assert not dynamics.is_delta.any()
+
+
+@pytest.mark.parametrize(("state_dim", "ends_after", "expected"), [(11, 20.0, 0.0), (17, None, -1.0), (4, 20.0, -1.0)])
+def test_a_large_task_that_ends_early_is_explored_more(state_dim, ends_after, expected):
+    facts = TaskFacts(state_dim, 2, False, False, False, ends_after=ends_after)
+    assert {choice.name: choice.value for choice in MBPO.suited(facts)}["sac.target_entropy"] == expected
+
+
+def test_penalties_of_the_paper_count_for_its_own_loss():
+    """A mean over 12 targets without the factor 1/2, against half the sum."""
+    model = MBPO.preset("paper").model
+    assert model.weight_decay[0] == pytest.approx(6 * 2.5e-5)
+    assert model.bound_penalty == pytest.approx(6 * 0.01)
+    assert not model.normalize_targets
 
 
 def test_a_run_learns_and_is_evaluated(tmp_path, monkeypatch, capsys):

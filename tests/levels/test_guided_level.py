@@ -3,6 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tianshou.algorithm.modelfree.redq import REDQ, REDQPolicy
+from tianshou.algorithm.optim import AdamOptimizerFactory
+from tianshou.utils.net.common import EnsembleLinear, Net
+from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
 
 from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig, SACConfig, TD3Config
 from layeredrl.models import FitConfig
@@ -71,6 +75,36 @@ def test_plans_end_in_the_lower_critic_at_the_policys_action(algorithm):
         score = level.world.score(state[:, 0], torch.zeros(2, 3, 4, 2))
         level.world.objective.value = None
         assert not torch.equal(score, level.world.score(state[:, 0], torch.zeros(2, 3, 4, 2)))
+
+
+def redq():
+    """An algorithm of tianshou with an ensemble of critics and a stochastic policy that is none of SAC's."""
+
+    def ensemble(n_in, n_out):
+        return EnsembleLinear(4, n_in, n_out)
+
+    net = Net(state_shape=(2,), action_shape=(2,), hidden_sizes=(8,), concat=True, linear_layer=ensemble)
+    mean = Net(state_shape=(2,), hidden_sizes=(8,))
+    actor = ContinuousActorProbabilistic(preprocess_net=mean, action_shape=(2,), unbounded=True, conditioned_sigma=True)
+    return REDQ(
+        policy=REDQPolicy(actor=actor, action_space=ACTION),
+        policy_optim=AdamOptimizerFactory(),
+        critic=ContinuousCritic(preprocess_net=net, linear_layer=ensemble, flatten_input=False),
+        critic_optim=AdamOptimizerFactory(),
+        ensemble_size=4,
+        gamma=0.9,
+    )
+
+
+def test_an_ensemble_of_critics_guides_as_well():
+    level = make(algorithm=lambda **_: type("Built", (), {"build": lambda *_: redq()}))
+    train(level, 8)
+    state, context = torch.randn(2, 5, 2), torch.zeros(2, 5, 0)
+    inputs = level.policy.standardizer(state.view(-1, 2))
+    with torch.no_grad():
+        values = level.policy.algorithm.critic(inputs, level.policy.best_action(inputs))
+    torch.testing.assert_close(level.value(state, context), values.amin(0).view(2, 5) / 0.5)
+    assert act(level, True).action.abs().max() <= 1
 
 
 def test_the_first_proposal_is_the_policys_mean_along_the_means_of_a_member():

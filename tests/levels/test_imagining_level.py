@@ -131,6 +131,21 @@ def test_the_critics_bias_is_their_value_less_the_rewards_that_follow():
     assert bias == pytest.approx(float(value.mean()) - np.mean(totals), rel=1e-4)
 
 
+def test_the_critics_bias_is_that_of_the_first_environment_with_transitions():
+    level = make()
+    for i, row in enumerate(random_rows(12, seed=0)):
+        level.observe(row[1:], np.arange(1, E))
+        level.learn(E * (i + 1))
+    other = copy.deepcopy(level)
+    for row in random_rows(12, seed=0):
+        other.observe(row[1:2], np.zeros(1, int))
+    biases = []
+    for one in (level, other):
+        torch.manual_seed(0)
+        biases.append(one.critic_bias())
+    assert biases[0] == pytest.approx(biases[1])
+
+
 def test_reports_do_not_change_what_is_learned():
     learned = []
     for report_every in (6, 1000):
@@ -181,6 +196,9 @@ def test_bad_input():
         ImaginingLevel(copy.deepcopy(algorithm), ACTION, learner, Imagination(world, IMAGINATION, 0.5))
     with pytest.raises(ValueError, match=r"real_share is 1\.5"):
         ImaginingLevel(copy.deepcopy(algorithm), ACTION, learner, imagination, real_share=1.5)
+    for scale in (0.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"reward_scale is {scale}"):
+            ImaginingLevel(copy.deepcopy(algorithm), ACTION, learner, imagination, reward_scale=scale)
     online = WorldModelLearner(world, OnlineLearningConfig())
     with pytest.raises(TypeError, match="the learner's config is OnlineLearningConfig"):
         ImaginingLevel(copy.deepcopy(algorithm), ACTION, online, imagination)

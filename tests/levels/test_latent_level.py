@@ -9,6 +9,7 @@ import torch
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels import LatentLevel
+from layeredrl.levels.planner_level import PlanningError
 from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, RandomShooting, RandomShootingConfig
 from layeredrl.world_model import LatentLearningConfig
 from tests.world_model.latent_tasks import make_latent
@@ -18,8 +19,9 @@ LEARNING = LatentLearningConfig(n_random_steps=12, batch_size=8, report_every=6,
 MPPI_ = MPPI(ACTION, MPPIConfig(horizon=3, n_samples=8, n_iterations=2, n_elites=4, init_std=2.0, execute="sample"))
 
 
-def make(planner=MPPI_, config=LEARNING, **settings):
-    return LatentLevel(make_latent(noisy=False), planner, config, **{"n_proposals": 3} | settings)
+def make(planner=MPPI_, config=LEARNING, *, terminations=True, **settings):
+    world = make_latent(noisy=False, terminations=terminations)
+    return LatentLevel(world, planner, config, **{"n_proposals": 3} | settings)
 
 
 def train(level, n_steps, start=0):
@@ -134,6 +136,28 @@ def test_gradients_that_are_never_finite_are_an_error():
         next(level.world.encoder.parameters()).fill_(torch.nan)
     with pytest.raises(NonFiniteError, match=r"100% of the updates .* not finite, expected at most 10%"):
         train(level, 7)
+
+
+def test_plans_that_fail_now_and_then_are_replaced_by_random_actions():
+    level = make(config=replace(LEARNING, max_failed_plans=1))
+    train(level, 6)
+    level.world.objective.value = lambda state, context: state.new_full(state.shape[:-1], torch.nan)
+    with pytest.warns(RuntimeWarning, match="random actions replace these plans"):
+        assert act(level, True).action.abs().max() <= 1
+    with pytest.raises(PlanningError):
+        act(level, True)
+    train(level, 6, start=6)  # a report
+    with pytest.warns(RuntimeWarning, match="random actions replace these plans"):
+        act(level, True)
+
+
+def test_terminations_without_a_place_in_the_model_are_told():
+    level = make(terminations=False)
+    for row in random_rows(4, seed=0):
+        row.terminated = np.ones(E, bool)
+        level.observe(row, np.arange(E))
+    with pytest.warns(RuntimeWarning, match=r"latent model has no terminations, .* set latent\.terminations"):
+        level.learn(4 * E)
 
 
 def test_a_restored_level_goes_on_the_same():

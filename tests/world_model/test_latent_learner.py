@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from layeredrl.world_model import LatentLearner, LatentLearningConfig
 from tests.world_model.latent_tasks import make_latent, subsequences
 
 
-def make(noisy=True, **settings):
-    world = make_latent(noisy=noisy, dropout=0.0)
+def make(noisy=True, encoder=None, **settings):
+    world = make_latent(noisy=noisy, dropout=0.0, encoder=encoder)
     return LatentLearner(world, LatentLearningConfig(**settings), seed=1)
 
 
@@ -95,14 +96,37 @@ def test_an_update_draws_the_two_critics_that_plans_end_in_anew():
     assert all(a != b for a, b in pairs)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing():
+@pytest.mark.parametrize(("key", "value", "free"), [("rew", torch.nan, ("policy", "value_scale")), ("obs", 1e30, ())])
+def test_a_gradient_that_is_not_finite_changes_nothing(key, value, free):
+    """A reward that is not finite leaves the policy's own gradient finite; an absurd observation does not."""
     learner, batch = make(), subsequences()
     before = copy.deepcopy(learner.state_dict())
-    batch.rew[0, 0] = torch.nan
+    batch[key][0, 0] = value
     assert learner.update(batch)["skipped"] == 1
     for name, value in learner.state_dict().items():
-        if name not in ("world.pair", "value_scale"):
-            assert torch.equal(value, before[name]) or "policy" in name, name
+        if name != "world.pair" and not any(part in name for part in free):
+            assert torch.equal(value, before[name]), name
+    assert learner.update(subsequences())["skipped"] == 0
+
+
+def own_encoder(obs_dim, latent_dim):
+    """Has a frozen layer, one that nothing uses, and dropout."""
+    net = nn.Sequential(nn.Linear(obs_dim, 8).requires_grad_(False), nn.Dropout(0.5), nn.Linear(8, latent_dim))
+    net.register_module("unused", nn.Linear(2, 2))
+    net.forward = lambda obs: net[2](net[1](net[0](obs)))
+    return net
+
+
+def test_an_encoder_of_ones_own_learns_what_it_lets_learn():
+    learner = make(encoder=own_encoder)
+    net = learner.world.encoder.net
+    frozen, learned = net[0].weight.clone(), net[2].weight.clone()
+    seen = []
+    net[1].register_forward_hook(lambda module, *_: seen.append(module.training))
+    assert learner.update(subsequences())["skipped"] == 0
+    assert torch.equal(net[0].weight, frozen)
+    assert not torch.equal(net[2].weight, learned)
+    assert sorted(seen) == [False, True]  # targets without dropout, what learns with it
 
 
 def test_target_critics_follow_and_the_encoder_learns_more_slowly():

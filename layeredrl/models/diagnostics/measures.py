@@ -76,22 +76,28 @@ class OneStep:
     def metrics(self) -> dict[str, float]:
         """Metrics to log; names of single dimensions and members end in their index.
 
-        The overall R² (mean and minimum) leave out dimensions whose change does not vary; NaN if none varies.
+        The overall R² (mean and minimum) leave out dimensions whose change does not vary; NaN if none varies. A model
+        without a density has neither densities nor residuals nor coverage.
         """
         scores, expected, varies = self.mixture, self.levels.unsqueeze(-1), self.varies
         r2 = scores.r2[varies]
         result = {
-            "model/nll": self.nll,
             "model/r2": float(r2.mean()),
             "model/r2_min": float(r2.min()) if len(r2) else math.nan,
             "model/rmse": float(scores.rmse.square().mean().sqrt()),
-            "model/residual_mean": float(scores.residual_mean.mean()),
-            "model/residual_std": float(scores.residual_std.square().mean().sqrt()),
-            "model/calibration_error": float((scores.coverage - expected).abs().mean()),
         }
-        for level, share in zip(self.levels.tolist(), scores.coverage.mean(-1).tolist(), strict=True):
-            result[f"model/coverage_{100 * level:g}"] = share
-        for name in ("r2", "rmse", "nll", "residual_mean", "residual_std"):
+        names = ["r2", "rmse"]
+        if not math.isnan(self.nll):
+            names += ["nll", "residual_mean", "residual_std"]
+            result |= {
+                "model/nll": self.nll,
+                "model/residual_mean": float(scores.residual_mean.mean()),
+                "model/residual_std": float(scores.residual_std.square().mean().sqrt()),
+                "model/calibration_error": float((scores.coverage - expected).abs().mean()),
+            }
+            for level, share in zip(self.levels.tolist(), scores.coverage.mean(-1).tolist(), strict=True):
+                result[f"model/coverage_{100 * level:g}"] = share
+        for name in names:
             for i, value in enumerate(getattr(scores, name).tolist()):
                 result[f"model/{name}/state_{i}"] = value
             own = getattr(self.members, name)
@@ -248,7 +254,9 @@ class Disagreement:
     """Probability that a row off the distribution has the higher score; NaN without such data."""
 
     def metrics(self) -> dict[str, float]:
-        """Metrics to log; names of single dimensions end in their index."""
+        """Metrics to log; names of single dimensions end in their index. None for a model of one member."""
+        if self.rank_correlation.isnan().all():
+            return {}
         name = "model/disagreement/rank_correlation"
         result = {"model/disagreement/auroc": self.auroc, name: float(self.rank_correlation.mean())}
         for i, value in enumerate(self.rank_correlation.tolist()):

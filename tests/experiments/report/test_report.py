@@ -342,7 +342,7 @@ def test_pictures_numbers_and_the_newest_of_those_drawn_while_training(tmp_path)
         draw(run / "pictures" / f"skill-fan-{step:09d}.png")
     iio.imwrite(run / "policy.gif", np.arange(3 * 8 * 8 * 3, dtype=np.uint8).reshape(3, 8, 8, 3), loop=0)
     (run / "diagnosis.json").write_text(
-        '{"random": {"one_step/r2": 0.5}, "agent": {"one_step/r2": 0.25, "model/r2/x": NaN}}'
+        '{"random": {"one_step/r2": 0.5}, "agent": {"one_step/r2": 0.25, "model/r2/x": null}}'
     )
     (run / "code.json").write_text('{"layeredrl": "0.1 <b>"}')
     page = make_report(run)
