@@ -306,7 +306,7 @@ class LatentWorldModel(WorldModel):
     def value(self, state: Tensor, context: Tensor) -> Tensor:
         """Value (...) of latent states (..., S): mean of two critics, at the policy's most probable action."""
         rows = state.flatten(0, -2)
-        logits = self.critics(torch.cat([rows, self.policy(rows)[0]], -1), self.pair)
+        logits = self.critics(torch.cat([rows, self.policy.act(rows)], -1), self.pair)
         return self.scale.decode(logits).mean(0).view(state.shape[:-1])
 
     def propose(self, obs: Tensor, n_plans: int, horizon: int, generator: torch.Generator) -> Tensor:
@@ -325,7 +325,7 @@ class LatentWorldModel(WorldModel):
         shape, actions = (len(state), action_spaces.width(self.task.action_space)), []
         for step in range(horizon):
             noise = torch.randn(shape, generator=generator, device=state.device)
-            actions.append(self.policy(state, noise)[0])
+            actions.append(self.policy.act(state, noise))
             if step < horizon - 1:
                 state = self.dynamics.sample(state, state[..., :0], actions[-1])
         return torch.stack(actions, 1).view(-1, n_plans, horizon, shape[1])

@@ -171,23 +171,33 @@ class LatentPolicy(nn.Module):
         self.n_actions = action_dim
         self.net = Chain(*normed_mlp([*widths, 2 * action_dim], activation))
 
-    def forward(self, state: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, state: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions in (-1, 1), and the logarithm of their density.
 
         Args:
             state: Latent states, (..., S).
-            noise: Standard normal noise, (..., A); None for the most probable action.
+            noise: Standard normal noise, (..., A).
 
         Returns:
-            Actions (..., A), and log densities (...), zero without noise.
+            Actions (..., A), and log densities (...).
         """
-        mean, spread = self.net(state).chunk(2, -1)
-        if noise is None:
-            return mean.tanh(), mean.new_zeros(mean.shape[:-1])
-        log_std = LOWEST_LOG_STD + (HIGHEST_LOG_STD - LOWEST_LOG_STD) * (spread.tanh() + 1) / 2
+        mean, log_std = self._moments(state)
         action = torch.addcmul(mean, noise, log_std.exp()).tanh()
         density = -0.5 * noise.square() - log_std - 0.5 * math.log(2 * math.pi)
         return action, (density - (1 - action.square() + 1e-6).log()).sum(-1)
+
+    def act(self, state: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Actions (..., A) alone; without noise the most probable ones."""
+        if noise is None:
+            outputs: Tensor = self.net(state)
+            return outputs[..., : self.n_actions].tanh()
+        mean, log_std = self._moments(state)
+        return torch.addcmul(mean, noise, log_std.exp()).tanh()
+
+    def _moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and logarithm of the standard deviation before squashing, (..., A)."""
+        mean, spread = self.net(state).chunk(2, -1)
+        return mean, LOWEST_LOG_STD + (HIGHEST_LOG_STD - LOWEST_LOG_STD) * (spread.tanh() + 1) / 2
 
 
 LOWEST_LOG_STD, HIGHEST_LOG_STD = -10.0, 2.0

@@ -61,7 +61,7 @@ def test_proposals_follow_the_policy_through_the_model():
     generator = torch.Generator().manual_seed(1)
     state = world.encode(obs)[0].repeat_interleave(4, 0)
     for t in range(3):
-        expected = world.policy(state, torch.randn((12, 2), generator=generator))[0]
+        expected = world.policy.act(state, torch.randn((12, 2), generator=generator))
         torch.testing.assert_close(actions[:, :, t].flatten(0, 1), expected)
         state = world.dynamics.next(state, expected)
 

@@ -68,7 +68,8 @@ def test_policy_density_is_that_of_a_squashed_gaussian():
     torch.testing.assert_close(action, (mean + normal.stddev * noise).tanh())
     expected = squashed.log_prob(squashed.transforms[0](mean + normal.stddev * noise)).sum(-1)
     torch.testing.assert_close(log_prob, expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(policy(state)[0], mean.tanh())
+    assert torch.equal(policy.act(state, noise), action)
+    torch.testing.assert_close(policy.act(state), mean.tanh())
 
 
 def test_some_critics_answer_as_they_do_among_all():
