@@ -51,7 +51,7 @@ def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tens
         TypeError: An array is of another type.
     """
     for x in arrays:
-        if x.dtype.name not in _TYPES:
+        if x.dtype not in _ARRAY_TYPES:
             raise TypeError(f"an array has dtype {x.dtype}, expected one of {', '.join(_TYPES)}")
     if device.type == "cpu" or len(arrays) == 1:
         return [torch.as_tensor(x, device=device) for x in arrays]
@@ -71,3 +71,4 @@ _TYPES: dict[str, torch.dtype] = {
     for name in ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
 }
 _DTYPES = {dtype: np.dtype(name) for name, dtype in _TYPES.items()}
+_ARRAY_TYPES = frozenset(_DTYPES.values())  # the name of an array's type takes long to make

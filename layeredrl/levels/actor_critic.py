@@ -198,25 +198,26 @@ class StackedSAC(StackedActorCritic):
         n = len(rew)
         # The actor does not change before its own step, so that one pass serves both observations.
         outputs, tape = self.policy.actor.net.run(torch.cat([obs, obs_next]))
-        following, current = _Squashed(outputs[0, n:], noise[0]), _Squashed(outputs[0, :n], noise[1])
+        drawn = _Squashed(outputs[0], torch.cat([noise[1], noise[0]]))
+        (action, action_next), (log_prob, log_prob_next) = drawn.action.chunk(2), drawn.log_prob.chunk(2)
         alpha = self._alpha()
 
-        value = self._slow_value(obs_next, following.action) - alpha * following.log_prob
+        value = self._slow_value(obs_next, action_next) - alpha * log_prob_next
         target = rew + discount * value
         losses, norm = self._fit_critics(obs, act, target)
 
-        values, critic_tape = self.critic.net.run(torch.cat([obs, current.action], -1))
+        values, critic_tape = self.critic.net.run(torch.cat([obs, action], -1))
         lowest, which = values.min(0, keepdim=True)
-        loss = (alpha * current.log_prob - lowest[0, :, 0]).mean()
+        loss = (alpha * log_prob - lowest[0, :, 0]).mean()
         by_value = torch.zeros_like(values).scatter_(0, which, -1 / n)
         by_inputs = self.critic.net.input_gradient(by_value, critic_tape).sum(0)
         by_action = by_inputs[:, obs.shape[1] :]
-        norm = self._fit_actor(current.gradient(by_action, alpha / n), tape.rows(n), norm)
+        norm = self._fit_actor(drawn.gradient(by_action, alpha / n), tape.rows(n), norm)
 
         metrics = {"actor_loss": loss, "critic1_loss": losses[0], "critic2_loss": losses[1], "target": target.mean()}
         if isinstance(self.alpha, AutoAlpha):
             log_alpha = self.alpha._log_alpha
-            excess = -current.log_prob.mean() - self.alpha._target_entropy
+            excess = -log_prob.mean() - self.alpha._target_entropy
             log_alpha.grad = excess
             metrics["alpha_loss"] = log_alpha * excess
             norm = norm + excess.abs()
@@ -252,15 +253,17 @@ class _Squashed:
         """Log-probability of the action, (n,)."""
 
     def gradient(self, by_action: Tensor, by_log_prob: Tensor | float) -> Tensor:
-        """Gradient of a loss by the outputs, (n, 2A).
+        """Gradient of a loss of the first m actions by their outputs, (m, 2A).
 
         Args:
-            by_action: Gradient by the action at a fixed log-probability, (n, A).
+            by_action: Gradient by the action at a fixed log-probability, (m, A).
             by_log_prob: Gradient by each log-probability, a scalar.
         """
-        by_action = by_action + 2 * by_log_prob * self.action / (self._slope + _EPS)
-        by_mean = by_action * self._slope
-        by_log_std = (by_mean * self._offset - by_log_prob) * (self._bounded == self._log_std)
+        m = len(by_action)
+        slope, offset, inside = self._slope[:m], self._offset[:m], self._bounded[:m] == self._log_std[:m]
+        by_action = by_action + 2 * by_log_prob * self.action[:m] / (slope + _EPS)
+        by_mean = by_action * slope
+        by_log_std = (by_mean * offset - by_log_prob) * inside
         return torch.cat([by_mean, by_log_std], -1)
 
 

@@ -187,10 +187,9 @@ class PolicyLevel(Level):
 
     def draw(self, n: int) -> Batch:
         """Draw n transitions from the replay, relabelled; keys as in `Relabel`."""
-        rows, index = self.replay.sample(n)
-        columns = {name: rows[name] for name in ("obs", "obs_next", "act", "rew", "terminated")}
-        columns["duration"] = rows.info.duration
-        asked = rows.info.command if self.command_space is not None else Batch()
+        index, names = self.replay.sample_indices(n), ("obs", "obs_next", "act", "rew", "terminated", "info.duration")
+        columns = {name.removeprefix("info."): self.replay.column(name, index) for name in names}
+        asked = self.replay.column("info.command", index) if self.command_space is not None else Batch()
         there = to_device([*columns.values(), *asked.values()], self.device)
         columns = dict(zip(columns, there, strict=False))
         duration = columns["duration"]

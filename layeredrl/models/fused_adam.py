@@ -5,6 +5,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from layeredrl.models.optimizer import stored_as
+
 
 def skipped(norm: Tensor) -> Tensor:
     """Return 1 if the norm of a gradient is not finite, else 0, as a number on the device."""
@@ -40,7 +42,7 @@ class FusedAdam(torch.optim.Adam):
                 state["step"] = n_steps
             torch._fused_adam_(
                 parameters,
-                [cast(Tensor, p.grad) for p in parameters],
+                [stored_as(p, cast(Tensor, p.grad)) for p in parameters],
                 [state["exp_avg"] for state in states],
                 [state["exp_avg_sq"] for state in states],
                 [],

@@ -73,7 +73,8 @@ def step_if(condition: Tensor, optimizer: torch.optim.Optimizer) -> None:
 def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load a state after checking that it fits the parameters.
 
-    torch does not check the shapes, and a fused step with wrong ones would write out of bounds.
+    torch does not check the shapes, and a fused step with wrong ones would write out of bounds. Nor does it restore the
+    order in memory, which such a step takes to be that of the parameter.
 
     Args:
         name: Name of the optimiser, for error messages.
@@ -98,3 +99,12 @@ def restore_optimizer(name: str, optimizer: torch.optim.Optimizer, state: Mappin
             if key != "step" and not value.is_floating_point():
                 raise ValueError(f"{key} of {name} has dtype {value.dtype}, expected a floating type")
     optimizer.load_state_dict(dict(state))
+    for parameter, slots in optimizer.state.items():
+        for key, value in slots.items():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                slots[key] = stored_as(parameter, value)
+
+
+def stored_as(parameter: Tensor, x: Tensor) -> Tensor:
+    """Return a tensor of a parameter's shape in the parameter's order in memory: itself, or a copy."""
+    return x if x.stride() == parameter.stride() else torch.empty_like(parameter).copy_(x)

@@ -97,9 +97,13 @@ class Replay:
         Returns:
             The transitions, as they were added, and their indices (n,).
         """
-        # tianshou draws ring by ring: parts of the sample, as batches of several updates, would mix few environments.
-        indices = self.buffer.generators[0].permutation(self.buffer.sample_indices(n))
+        indices = self.sample_indices(n)
         return self.rows(indices), indices
+
+    def sample_indices(self, n: int) -> NDArray[np.int64]:
+        """Draw the indices (n,) of transitions as `sample` does."""
+        # tianshou draws ring by ring: parts of the sample, as batches of several updates, would mix few environments.
+        return self.buffer.generators[0].permutation(self.buffer.sample_indices(n))
 
     def sequences(self, n: int, length: int) -> tuple[Batch, NDArray[np.bool_]]:
         """Draw n sequences of transitions that follow each other, each within an episode, with replacement.
@@ -114,7 +118,7 @@ class Replay:
         Returns:
             The transitions, of shape (L, n, ...), and where they are no repetitions, (L, n).
         """
-        first = self.buffer.generators[0].permutation(self.buffer.sample_indices(n))
+        first = self.sample_indices(n)
         left, steps = self.steps_left(first), np.arange(length)[:, None]
         return self.rows(self.later(first, np.minimum(steps, left))), steps <= left
 

@@ -18,7 +18,15 @@ from layeredrl.models.model import Model
 from layeredrl.models.rollout import TOO_FAR
 from layeredrl.task import TaskSpec
 from layeredrl.world_model.encoders import Encoder
-from layeredrl.world_model.latent_nets import Activation, LatentCritics, LatentPolicy, TwoHot, normed_mlp, simplicial
+from layeredrl.world_model.latent_nets import (
+    Activation,
+    Chain,
+    LatentCritics,
+    LatentPolicy,
+    TwoHot,
+    normed_mlp,
+    simplicial,
+)
 from layeredrl.world_model.objective import Objective
 from layeredrl.world_model.world_model import WorldModel
 
@@ -69,7 +77,7 @@ class LatentConfig:
 
     def make_encoder(self, n_observed: int, width: int) -> nn.Module:
         """The perceptron from flat observations (..., O) to (..., S), a `MakeEncoder`."""
-        return normed_mlp([n_observed, *self.encoder_hidden, width], self.activation)
+        return Chain(*normed_mlp([n_observed, *self.encoder_hidden, width], self.activation))
 
     @classmethod
     def of(cls, size: Size, **others: Any) -> "LatentConfig":
@@ -148,7 +156,7 @@ class LatentDynamics(Model):
         super().__init__(device=device)
         width = config.latent_dim
         last = simplicial(width, config.group)
-        self.net = nn.Sequential(*normed_mlp([width + action_dim, *config.hidden, width], config.activation), *last)
+        self.net = Chain(*normed_mlp([width + action_dim, *config.hidden, width], config.activation), *last)
         self.ends = (
             normed_mlp([width, *config.hidden, 1], config.activation, zero=True) if config.terminations else None
         )
@@ -258,8 +266,8 @@ class LatentWorldModel(WorldModel):
             reward_hidden=None,
         )
         self.config, joint = config, width + n_actions
-        self.reward_logits = normed_mlp([joint, *config.hidden, config.n_bins], config.activation, zero=True)
         widths = [joint, *config.hidden, config.n_bins]
+        self.reward_logits = Chain(*normed_mlp(widths, config.activation, zero=True))
         self.critics = LatentCritics(widths, config.n_critics, config.activation, config.dropout)
         self.policy = LatentPolicy([width, *config.hidden], n_actions, config.activation)
         self.scale = TwoHot(config.n_bins, config.limit)
@@ -270,10 +278,37 @@ class LatentWorldModel(WorldModel):
         """Reward (...) of latent states (..., S) and actions (..., A); context and next state are not used."""
         return self.scale.decode(self.reward_logits(torch.cat([state, action], -1)))
 
+    @torch.no_grad()
+    def score(
+        self,
+        obs: Tensor,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        common_noise: bool = False,
+        exploring: bool = False,
+    ) -> Tensor:
+        """As `WorldModel.score`, without gradients; nothing is random, so that this loop is all of a rollout."""
+        n_envs, n_candidates, horizon = actions.shape[:3]
+        state, width = self.encode(obs)[0].repeat_interleave(n_candidates, 0), self.config.latent_dim
+        joint = state.new_empty(horizon, len(state), width + actions.shape[-1])
+        joint[..., width:] = actions.flatten(0, 1).transpose(0, 1)
+        weights = [state.new_ones(len(state))]  # discounted probability of being alive
+        for inputs in joint.unbind():
+            inputs[:, :width] = state
+            state = self.dynamics.net(inputs)
+            weights.append(weights[-1] * self.objective.discount)
+            if self.dynamics.ends is not None:
+                weights[-1] *= 1 - self.dynamics.term_prob(state)
+        rewards = self.scale.decode(self.reward_logits(joint.flatten(0, 1))).view(horizon, -1)
+        total = (torch.stack(weights[:-1]) * rewards).sum(0) + weights[-1] * self.value(state, state[:, :0])
+        # A state that is not finite makes the value so, too.
+        return total.masked_fill(~total.isfinite(), -torch.inf).view(n_envs, n_candidates)
+
     def value(self, state: Tensor, context: Tensor) -> Tensor:
         """Value (...) of latent states (..., S): mean of two critics, at the policy's most probable action."""
         rows = state.flatten(0, -2)
-        logits = self.critics(torch.cat([rows, self.policy(rows)[0]], -1), self.pair)
+        logits = self.critics(torch.cat([rows, self.policy.act(rows)], -1), self.pair)
         return self.scale.decode(logits).mean(0).view(state.shape[:-1])
 
     def propose(self, obs: Tensor, n_plans: int, horizon: int, generator: torch.Generator) -> Tensor:
@@ -292,7 +327,7 @@ class LatentWorldModel(WorldModel):
         shape, actions = (len(state), action_spaces.width(self.task.action_space)), []
         for step in range(horizon):
             noise = torch.randn(shape, generator=generator, device=state.device)
-            actions.append(self.policy(state, noise)[0])
+            actions.append(self.policy.act(state, noise))
             if step < horizon - 1:
                 state = self.dynamics.sample(state, state[..., :0], actions[-1])
         return torch.stack(actions, 1).view(-1, n_plans, horizon, shape[1])

@@ -162,7 +162,7 @@ class LatentLearner(nn.Module):
     def _td_target(self, observed: Tensor, batch: Batch) -> Tensor:
         """Targets (H, n) of the critics, given the encoded next observations (H, n, S)."""
         noise = self._noise(*batch.act.shape)
-        inputs = torch.cat([observed, self.world.policy(observed, noise)[0]], -1).flatten(0, 1)
+        inputs = torch.cat([observed, self.world.policy.act(observed, noise)], -1).flatten(0, 1)
         values = self.world.scale.decode(self.target(inputs, self._pair())).amin(0).view_as(batch.rew)
         return cast(Tensor, batch.rew + self.world.config.discount * ~batch.terminated * values)
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from layeredrl.models.fused_adam import FusedAdam
+from layeredrl.models.optimizer import restore_optimizer
 from tests.recording import leaves
 
 
@@ -72,3 +73,18 @@ def test_parameters_without_gradients_stay():
     optimizer.step()
     assert not torch.equal(parameters[0], before[0])
     assert torch.equal(parameters[1], before[1])
+
+
+def test_order_in_memory_does_not_matter():
+    """A parameter that is stored by columns, its gradients by rows, and the state of one that is stored by rows."""
+    (expected, e_other), standard = make()
+    (p, other), optimizer = make()
+    p.data = p.data.mT.contiguous().mT
+    for i in range(3):
+        for parameters in ((expected, e_other), (p, other)):
+            set_gradients(parameters, i)
+        standard.step()
+        optimizer.step()
+        restore_optimizer("optimizer", optimizer, copy.deepcopy(standard.state_dict()))
+        assert torch.equal(p, expected)
+        assert optimizer.state[p]["exp_avg"].stride() == p.stride() != expected.stride()

@@ -31,7 +31,16 @@ def test_score_is_the_discounted_reward_while_alive_and_the_value_of_two_critics
     with torch.no_grad():
         scores = world.score(obs, actions)
         expected = [[plain_score(world, obs[i], candidate) for candidate in actions[i]] for i in range(3)]
+        whole = super(type(world), world).score(obs, actions)
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scores, whole)
+
+
+def test_candidates_that_are_not_finite_score_minus_infinity():
+    world = make_latent()
+    actions = torch.zeros(1, 3, 4, 2)
+    actions[0, 1, 2] = torch.nan
+    assert world.score(torch.zeros(1, 2), actions).isfinite().tolist() == [[True, False, True]]
 
 
 def test_rollout_has_what_planners_and_pictures_read():
@@ -52,7 +61,7 @@ def test_proposals_follow_the_policy_through_the_model():
     generator = torch.Generator().manual_seed(1)
     state = world.encode(obs)[0].repeat_interleave(4, 0)
     for t in range(3):
-        expected = world.policy(state, torch.randn((12, 2), generator=generator))[0]
+        expected = world.policy.act(state, torch.randn((12, 2), generator=generator))
         torch.testing.assert_close(actions[:, :, t].flatten(0, 1), expected)
         state = world.dynamics.next(state, expected)
 

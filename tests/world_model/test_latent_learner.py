@@ -34,7 +34,7 @@ def test_losses_are_those_of_a_plain_loop():
                 continue
             joint, weight = torch.cat([state, batch.act[t, i]]), 0.5**t / 17  # of 18 steps, one is not valid
             observed = world.encoder(batch.obs_next[t, i])[0]
-            following = world.policy(observed, noise[t, i])[0]
+            following = world.policy.act(observed, noise[t, i])
             values = scale.decode(target(torch.cat([observed, following])[None]))[:, 0]
             goal = batch.rew[t, i] + 0.9 * (not batch.terminated[t, i]) * values[pair].min()
             state = world.dynamics.net(joint)
@@ -154,7 +154,7 @@ def test_it_learns_to_predict_and_to_act():
     assert last["reward_loss"] < 0.7 * first["reward_loss"]
     world, obs = learner.world, torch.randn(50, 2)
     with torch.no_grad():
-        action = world.policy(world.encode(obs)[0])[0]
+        action = world.policy.act(world.encode(obs)[0])
     assert action[:, 0].mean() > 0.3
 
 

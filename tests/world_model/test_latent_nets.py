@@ -1,5 +1,6 @@
 """Parts of a latent world model, against torch.distributions, dense formulas and members one by one."""
 
+import copy
 import math
 
 import pytest
@@ -8,11 +9,13 @@ from torch import distributions as d
 from torch import nn
 
 from layeredrl.world_model.latent_nets import (
+    Chain,
     LatentCritics,
     LatentPolicy,
     SimNorm,
     TwoHot,
     normed_mlp,
+    simplicial,
     symexp,
     symlog,
 )
@@ -65,7 +68,8 @@ def test_policy_density_is_that_of_a_squashed_gaussian():
     torch.testing.assert_close(action, (mean + normal.stddev * noise).tanh())
     expected = squashed.log_prob(squashed.transforms[0](mean + normal.stddev * noise)).sum(-1)
     torch.testing.assert_close(log_prob, expected, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(policy(state)[0], mean.tanh())
+    assert torch.equal(policy.act(state, noise), action)
+    torch.testing.assert_close(policy.act(state), mean.tanh())
 
 
 def test_some_critics_answer_as_they_do_among_all():
@@ -76,6 +80,11 @@ def test_some_critics_answer_as_they_do_among_all():
     x = torch.randn(7, 4)
     everyone = critics(x)
     torch.testing.assert_close(critics(x, torch.tensor([2, 0])), everyone[[2, 0]])
+    changed = copy.deepcopy(critics).double()  # whose parameters are others, and elsewhere in memory
+    for parameter in changed.parameters():
+        parameter.data.mul_(0.5)
+    torch.testing.assert_close(changed(x.double(), torch.tensor([1])), changed(x.double())[[1]])
+    assert not torch.allclose(changed(x.double()), everyone.double())
     first = nn.Sequential(*(nn.Identity() for _ in range(9)))
     for i, layer in enumerate(critics.layers.children()):  # the first member alone, as plain modules
         if hasattr(layer, "weight"):
@@ -92,3 +101,12 @@ def test_critics_and_other_heads_predict_nothing_at_first():
     x = torch.randn(6, 4)
     assert torch.equal(TwoHot(5).decode(LatentCritics([4, 8, 5], 2, "relu", 0.0)(x)), torch.zeros(2, 6))
     assert torch.equal(normed_mlp([4, 8, 1], "relu", zero=True)(x), torch.zeros(6, 1))
+
+
+@pytest.mark.parametrize("activation", ["mish", "silu", "relu"])
+def test_a_chain_is_the_same_with_and_without_gradients(activation):
+    chain, x = Chain(*normed_mlp([4, 8, 6], activation), *simplicial(6, 2)), torch.randn(5, 4)
+    expected, before = chain(x), x.clone()
+    with torch.no_grad():
+        torch.testing.assert_close(chain(x), expected.detach())
+    assert torch.equal(x, before)
