@@ -141,7 +141,7 @@ def test_gradients_that_are_never_finite_are_an_error():
 def test_plans_that_fail_now_and_then_are_replaced_by_random_actions():
     level = make(config=replace(LEARNING, max_failed_plans=1))
     train(level, 6)
-    level.world.objective.value = lambda state, context: state.new_full(state.shape[:-1], torch.nan)
+    level.world.value = lambda state, context: state.new_full(state.shape[:-1], torch.nan)
     with pytest.warns(RuntimeWarning, match="random actions replace these plans"):
         assert act(level, True).action.abs().max() <= 1
     with pytest.raises(PlanningError):
