@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +80,8 @@ class OnDevice(ABC):
             chosen = [True] * self.num_envs if mask is None else mask.tolist()
             rows = [self._seeded(s) if here else [0.0] * self.state_dim for s, here in zip(seeds, chosen, strict=True)]
             state = torch.tensor(rows, dtype=torch.float64, device=self.device)
+            if mask is None:
+                self._generator.manual_seed(seeds[0])  # else all runs would draw the same later episodes
         if mask is None:
             self._state, self._n_steps = state, torch.zeros_like(self._n_steps)
         else:
@@ -95,6 +97,25 @@ class OnDevice(ABC):
         reward, success = self._outcome(before, actions, self._state)
         over = self._n_steps >= self.max_episode_steps
         return Step(self._observation(self._state), reward, self._ends(self._state), over, success)
+
+    def state_dict(self) -> dict[str, Any]:
+        """States, steps and the generator of resets; see `TorchVectorEnv`."""
+        return {
+            "state": self._state.clone(),
+            "n_steps": self._n_steps.clone(),
+            "generator": self._generator.get_state(),
+            "device": self.device.type,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; another kind of device draws other resets."""
+        if state["state"].shape != self._state.shape:
+            shapes = tuple(state["state"].shape), tuple(self._state.shape)
+            raise ValueError(f"the state of the environments has shape {shapes[0]}; it should be {shapes[1]}")
+        self._state = state["state"].to(self.device, copy=True)
+        self._n_steps = state["n_steps"].to(self.device, copy=True)
+        if state["device"] == self.device.type:
+            self._generator.set_state(state["generator"].cpu())
 
     @abstractmethod
     def _seeded(self, seed: int) -> list[float]:

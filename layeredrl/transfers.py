@@ -40,16 +40,19 @@ def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
     return arrays
 
 
-def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> list[Tensor]:
     """Return arrays as tensors on a device, in one copy. Tensors on the CPU share the arrays' memory.
 
     Args:
-        arrays: Of any shapes, and of the types of `to_host`.
+        arrays: Of any shapes, and of the types of `to_host`; or all of them tensors on the device, which are returned.
         device: The device.
 
     Raises:
         TypeError: An array is of another type.
     """
+    there = [x for x in arrays if isinstance(x, Tensor)]
+    if there and len(there) == len(arrays):
+        return there
     for x in arrays:
         if x.dtype.name not in _TYPES:
             raise TypeError(f"an array has dtype {x.dtype}, expected one of {', '.join(_TYPES)}")

@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
 from layeredrl.metrics import RunningMeans
 from layeredrl.randomness import derive_seed
-from layeredrl.storage import Replay
+from layeredrl.storage import Replay, TensorReplay
 from layeredrl.transfers import to_device, to_host
 
 Inputs = Callable[[Tensor, Batch | None], Tensor]
@@ -163,6 +163,15 @@ class PolicyLevel(Level):
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         self.replay.add(transitions, env_ids)
+
+    @property
+    def host_only(self) -> str | None:
+        return None if self.relabel is None else f"relabel of {type(self).__name__} reads a replay in memory"
+
+    def keep_on_device(self) -> None:
+        host = self.replay
+        there = TensorReplay(host.size, host.n_envs, device=self.device, seed=host.seed)
+        self.replay = cast(Replay, there)  # it has all of its methods that are used here
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps

@@ -39,6 +39,7 @@ class Replay:
     def __init__(self, size: int, n_envs: int, *, seed: int = 0) -> None:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
+        self.size, self.n_envs, self.seed = size, n_envs, seed
         self.buffer = Rings(size, n_envs, seed)
         self._saved = [0] * n_envs  # number of transitions in checkpoints, by environment
         self._saved_layout: object = None
@@ -145,6 +146,11 @@ class Replay:
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of later transitions of the same episode for each index, (n,)."""
         return self.buffer.steps_left(indices)
+
+    def follows(self, indices: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return True where the transition `steps` later, at least 0, is stored and in the same episode."""
+        result: NDArray[np.bool_] = steps <= self.steps_left(indices)
+        return result
 
     def later(self, indices: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the indices (n,) of the transitions `steps` (n,) later, which are at most `steps_left`."""

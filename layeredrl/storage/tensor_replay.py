@@ -1,0 +1,163 @@
+"""Replay of the transitions of a level on the device of its environments."""
+
+from collections.abc import Mapping
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+import torch
+from tianshou.data import Batch
+from torch import Tensor
+
+from layeredrl.storage.tensor_ring import TensorRing
+
+_STATE_KEYS = {"ring", "n_envs", "episode", "together", "generator", "device"}
+
+
+class TensorReplay:
+    """Transitions of vectorised environments in one ring of tensors, in the order of time; `Replay` without copies.
+
+    Rows that are added together are those of as many environments. Adding and sampling are a fixed number of
+    operations, whatever the number of environments, and a GPU never waits for one.
+
+    Args:
+        size: Largest number of transitions of all environments together; new ones overwrite the oldest.
+        n_envs: Number of environments E.
+        device: Device of the transitions.
+        seed: Seed of the sampling.
+    """
+
+    def __init__(self, size: int, n_envs: int, *, device: torch.device, seed: int = 0) -> None:
+        if size < n_envs:
+            raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
+        self.n_envs, self.device = n_envs, device
+        self.ring = TensorRing(size // n_envs * n_envs, device)
+        self._episode = torch.zeros(n_envs, dtype=torch.int64, device=device)
+        self._together = True  # each `add` had all environments: rows of one are E apart
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.ring)
+
+    @property
+    def n_added(self) -> int:
+        """Number of transitions that were ever stored."""
+        return self.ring.n_added
+
+    def add(self, transitions: Batch, env_ids: Tensor) -> None:
+        """Store one transition for each of some environments.
+
+        Args:
+            transitions: Tensors with the keys of `Replay.add`, the environment first. Floats are stored as float32.
+            env_ids: Indices of their environments (n,), in ascending order.
+        """
+        columns = _columns(transitions, "")
+        columns["episode"] = self._episode[env_ids]
+        self.ring.add({name: x.float() if x.is_floating_point() else x for name, x in columns.items()})
+        done = (transitions.terminated | transitions.truncated).long()
+        if len(env_ids) == self.n_envs:
+            self._episode = self._episode + done
+        else:
+            self._episode = self._episode.index_add(0, env_ids, done)
+            self._together = False
+
+    def truncate(self, over: Tensor) -> None:
+        """End the running episodes of some environments, a mask (E,), after their newest transition."""
+        self._episode = self._episode + over
+
+    def sample(self, n: int) -> tuple[Batch, Tensor]:
+        """Draw n transitions uniformly, with replacement.
+
+        Returns:
+            The transitions, as they were added, and their indices (n,).
+        """
+        index = self.ring.draw(n, len(self.ring), self._generator)
+        return self.rows(index), index
+
+    def newest(self, n: int, share: float) -> Tensor:
+        """Draw the indices (n,) of transitions uniformly among the newest share, in (0, 1]."""
+        n_rounds = max(1, round(share * len(self.ring) / self.n_envs))
+        return self.ring.draw(n, min(n_rounds * self.n_envs, len(self.ring)), self._generator)
+
+    def rows(self, index: Tensor) -> Batch:
+        """Return the transitions at indices of any shape."""
+        nested: dict[str, Any] = {}
+        for name, column in self.ring.at(index).items():
+            *keys, last = name.split(".")
+            reduce(lambda part, key: part.setdefault(key, {}), keys, nested)[last] = column
+        return Batch(nested)
+
+    def column(self, name: str, index: Tensor | None = None) -> Any:
+        """Return one key of the transitions at some indices, by default of all in the order of time; see `Replay`."""
+        index = self.ring.places(len(self.ring)) if index is None else index
+        return reduce(getitem, name.split("."), self.rows(index))
+
+    def all(self) -> Batch:
+        """Return all transitions, in the order of time."""
+        if not len(self):
+            raise ValueError("the replay is empty, expected at least one transition")
+        return self.rows(self.ring.places(len(self.ring)))
+
+    def follows(self, index: Tensor, steps: Tensor) -> Tensor:
+        """Return True where the transition `steps` later, or earlier, is stored and in the same episode.
+
+        Args:
+            index: Indices of transitions; the result has their shape.
+            steps: Number of transitions of the same environment, negative for earlier ones; as `index` or a number.
+        """
+        self._require_together()
+        age = (self.ring.n_added - 1 - index) % self.ring.size
+        there = age - steps * self.n_envs
+        stored = (there >= 0) & (there < len(self.ring))
+        episode = self.ring.column("episode")
+        return stored & (episode[self.later(index, steps)] == episode[index])
+
+    def later(self, index: Tensor, steps: Tensor) -> Tensor:
+        """Return the indices of the transitions `steps` later, which `follows` says are there."""
+        self._require_together()
+        return (index + steps * self.n_envs) % self.ring.size
+
+    def _require_together(self) -> None:
+        if not self._together:
+            raise ValueError(
+                "transitions were added for some environments alone, expected all at once, as those of actions that "
+                "last for one step: the order of the others is not kept on a device"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a state for `Checkpoints.save`, with only the transitions that the last checkpoint lacks."""
+        return {
+            "ring": self.ring.state_dict(),
+            "n_envs": self.n_envs,
+            "episode": self._episode.clone(),
+            "together": self._together,
+            "generator": self._generator.get_state(),
+            "device": self.device.type,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of `Checkpoints.load` for `state_dict`.
+
+        Raises:
+            ValueError: It is the state of another kind of replay, or of another number of environments.
+        """
+        if state.keys() != _STATE_KEYS:
+            raise ValueError(
+                "the state is that of a replay in the memory of the host, expected one on a device: a run goes on "
+                "where its environments live"
+            )
+        if state["n_envs"] != self.n_envs:
+            raise ValueError(f"the replay's state is of {state['n_envs']} environments, expected {self.n_envs}")
+        self.ring.load_state_dict(state["ring"])
+        self._episode = state["episode"].to(self.device)
+        self._together = bool(state["together"])
+        if state["device"] == self.device.type:  # another device draws other numbers anyway
+            self._generator.set_state(state["generator"].cpu())
+
+
+def _columns(batch: Batch, prefix: str) -> dict[str, Tensor]:
+    """Tensors by name, nested ones with dots between the keys."""
+    found: dict[str, Tensor] = {}
+    for key, value in batch.items():
+        found |= _columns(value, f"{prefix}{key}.") if isinstance(value, Batch) else {prefix + key: value}
+    return found
