@@ -37,8 +37,7 @@ class TorchMoves:
         limits[:rows, :columns] = np.select([contacts == SOLID, contacts == CORNER], [np.inf, REACH * REACH], 0.0)
         limits[rows], limits[:, columns] = limits[rows - 1], limits[:, columns - 1]  # exactly at the edge of the world
         self._limits, self._width = torch.tensor(limits, device=device).flatten(), n + 1
-        self._low = torch.zeros(2, dtype=torch.float64, device=device)
-        self._high = torch.tensor(layout.size, dtype=torch.float64, device=device)
+        self._size = layout.size
         self._drift = torch.tensor(rules.drift, dtype=torch.float64, device=device) if any(rules.drift) else None
 
     def __call__(self, position: Tensor, velocity: Tensor) -> Tensor:
@@ -51,7 +50,9 @@ class TorchMoves:
         shift = velocity.double().clamp_(-1.0, 1.0).mul_(TAU)
         if self._drift is not None:
             shift += self._drift
-        target = shift.add_(position).clamp_(self._low, self._high)
+        target = shift.add_(position)
+        for along, size in zip(target.unbind(1), self._size, strict=True):
+            along.clamp_(0.0, size)
         ends = torch.stack((target.T, position.T), 1)  # (axis, target or position, n)
         part = torch.bucketize(ends, self._starts, right=True)
         inside = ends.frac_()

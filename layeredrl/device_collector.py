@@ -4,11 +4,12 @@ import math
 import warnings
 from collections.abc import Mapping
 from operator import index
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
+from numpy.typing import NDArray
 from torch import Tensor
 
 from layeredrl.action_spaces import choices, is_discrete, same
@@ -77,7 +78,9 @@ class DeviceCollector(EpisodeCollector):
         self._carry = self._levels.initial_carry(acting_seed)
         self._nothing = torch.zeros(self.n_envs, dtype=torch.float64, device=self.device)
         self._never = torch.zeros(self.n_envs, dtype=torch.bool, device=self.device)
-        self._over = self._never  # the episode of these has ended
+        self._over = self._succeeded = self._never  # the episode of these has ended
+        self._obs, self._returns, self._lengths = self._nothing, self._nothing, self._nothing.long()
+        self._n_steps = 0  # of the environments since their last common beginning
         self._n_over: int | None = 0  # their number; None if it was not read
         self._bounds = _bounds(agent.task.action_space)
         self._largest = torch.zeros(3, dtype=torch.float64, device=self.device)
@@ -111,21 +114,20 @@ class DeviceCollector(EpisodeCollector):
         if n_done is None and self.device.type == "cpu":
             n_done = int(self._over.sum())
         self._n_over = n_done
-        return self._finish(self._over) if n_done != 0 else self._due()
+        if n_done != 0:
+            self._finish(self._over)
+        return [] if self._n_steps % self.read_every else self._ended()
 
-    def _finish(self, over: Tensor) -> list[Episode]:
-        """Reset the counters of episodes that ended, a mask (E,); return those that are read now."""
+    def _finish(self, over: Tensor) -> None:
+        """Reset the counters of episodes that ended, a mask (E,)."""
         ends = _Ends(over, self._returns, self._lengths, self._succeeded)
         self._unread.append((self.n_total_env_steps, ends))
         self._returns = self._returns.masked_fill(over, 0.0)
         self._lengths = self._lengths.masked_fill(over, 0)
         self._succeeded = self._succeeded & ~over
-        return self._due()
 
-    def _due(self) -> list[Episode]:
-        """Episodes to return now, read from the device if it is time to."""
-        if self._n_steps % self.read_every:
-            return []
+    def _ended(self) -> list[Episode]:
+        """Episodes that ended and were not returned yet, read from the device."""
         self._settle()
         episodes, self._read = self._read, []
         return episodes
@@ -167,9 +169,7 @@ class DeviceCollector(EpisodeCollector):
         values = [self._step.obs, self._step.reward[:, None], self._actions][kind].double().cpu()
         shifted = values - self._bounds[0] if kind == 2 else values
         rows = (~(shifted.abs() <= limits[kind]).all(1)).nonzero()[:, 0].tolist()
-        where = (
-            f"of environment {rows[0]} is {shown(values[rows[0]].tolist())}" if rows else "of an environment was not"
-        )
+        row = f" {rows[0]} is {shown(values[rows[0]].tolist())}" if rows else "s was not valid"
         expected = f"one of {self.agent.task.action_space}" if kind == 2 else "finite numbers in float32"
         when = f"in one of the last {self.read_every} steps, " if self.read_every > 1 else ""
         raise Fault(f"the {names[kind]} of environment{row}, {when}expected {expected}")
@@ -190,7 +190,7 @@ class DeviceCollector(EpisodeCollector):
         self._over, self._n_over = self._never, 0
         self._returns, self._lengths = self._nothing, self._nothing.long()
         self._succeeded = self._never
-        self._n_steps = 0  # of the environments since here
+        self._n_steps = 0
         self._levels.reset(self._carry)
 
     def _begin_all(self) -> None:
@@ -207,9 +207,7 @@ class DeviceCollector(EpisodeCollector):
         self._abandon(long)
         self._over, self._n_over = self._over | long, None
         self._finish(long)
-        self._settle()
-        episodes, self._read = self._read, []
-        return episodes
+        return self._ended()
 
     def _abandon(self, over: Tensor) -> None:
         """End episodes whose rest is never observed, a mask (E,), as truncated."""
@@ -301,4 +299,5 @@ def _in_own_units(task: TaskSpec) -> spaces.Space[Any]:
     """Action space of a task in the environment's own units."""
     if is_discrete(task.action_space) or task.action_low is None or task.action_high is None:
         return task.action_space
-    return spaces.Box(task.action_low, task.action_high, dtype=task.action_low.dtype.type)
+    low, high = (cast(NDArray[np.float32], bound) for bound in (task.action_low, task.action_high))
+    return spaces.Box(low, high, dtype=low.dtype.type)

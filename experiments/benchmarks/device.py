@@ -28,8 +28,9 @@ from agents.recipe import Recipe
 from agents.splates import SPlaTESAgent
 from experiments.benchmarks.machine import machine_line, write_page
 from experiments.report.tables import Cell, Table
-from layeredrl.collector import Collector, Episode
+from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
+from layeredrl.episodes import Episode
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
 from layeredrl.models import ProbabilisticEnsemble

@@ -313,6 +313,10 @@ class PlannerLevel(Level):
         if self.replay is not None:
             self.replay.add(transitions, env_ids)
 
+    @property
+    def host_only(self) -> str | None:
+        return None if type(self) is PlannerLevel and self.replay is None else _LEARNS_ON_HOST.format(type(self).__name__)
+
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
         if self.learner is None or self.replay is None:
@@ -336,6 +340,9 @@ class PlannerLevel(Level):
         self.n_total_env_steps, self.n_failed_plans = state["n_total_env_steps"], state["n_failed_plans"]
         if self.learner is not None:
             self.learner.load_state_dict(state["learner"])
+
+
+_LEARNS_ON_HOST = "{} learns its world model from a replay in the memory of the host"
 
 
 def require_few(name: str, n_proposals: int, planner: Planner) -> None:

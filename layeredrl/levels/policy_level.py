@@ -138,23 +138,26 @@ class PolicyLevel(Level):
     @torch.no_grad()
     def exploring_action(self, inputs: Tensor) -> Tensor:
         """Actions of the policy with its noise, (n, A), for inputs (n, I)."""
-        policy = self.algorithm.policy
-        batch: Any = Batch(obs=inputs, info=Batch())
-        with policy_within_training_step(policy):
-            action = policy(batch).act
-        if isinstance(policy, SquashedGaussianPolicy | DeterministicPolicy) and policy.explores_on_device:
+        policy, action = self.algorithm.policy, self._act(inputs, explore=True)
+        if isinstance(policy, _OWN) and policy.explores_on_device:
             return policy.explore(action).clamp(-1, 1)
-        noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
+        noisy = policy.add_exploration_noise(action.cpu().numpy(), cast(Any, Batch(obs=inputs, info=Batch())))
         return torch.as_tensor(noisy, dtype=torch.float32, device=self.device).clamp(-1, 1)
 
     @torch.no_grad()
     def best_action(self, inputs: Tensor) -> Tensor:
         """Actions of the policy without noise, (n, A), for inputs (n, I)."""
+        return self._act(inputs, explore=False).clamp(-1, 1)
+
+    def _act(self, inputs: Tensor, *, explore: bool) -> Tensor:
+        """Actions of the policy before the noise that is added to them, (n, A)."""
         policy = self.algorithm.policy
+        if isinstance(policy, _OWN):
+            return policy.act(inputs, explore=explore)
         batch: Any = Batch(obs=inputs, info=Batch())
-        with policy_within_training_step(policy, enabled=False):
+        with policy_within_training_step(policy, enabled=explore):
             action: Tensor = policy(batch).act
-        return action.clamp(-1, 1)
+        return action
 
     @property
     def acts_at_random(self) -> bool:
@@ -303,6 +306,7 @@ class PolicyLevel(Level):
             setattr(self, name, state[name])
 
 
+_OWN = SquashedGaussianPolicy | DeterministicPolicy
 _NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first")
 _AT_ONCE = 8
 """Largest number of updates whose batches are drawn together; more would not fit into the cache."""

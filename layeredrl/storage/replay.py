@@ -87,6 +87,10 @@ class Replay:
             raise ValueError("the replay is empty, expected at least one transition")
         return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
 
+    def indices(self) -> NDArray[np.int64]:
+        """Indices of all transitions, in the order of `all`."""
+        return cast(NDArray[np.int64], self.buffer.sample_indices(0))
+
     @property
     def n_added(self) -> int:
         """Number of transitions that were ever stored."""

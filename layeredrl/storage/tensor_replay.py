@@ -1,5 +1,6 @@
 """Replay of the transitions of a level on the device of its environments."""
 
+import math
 from collections.abc import Mapping
 from functools import reduce
 from operator import getitem
@@ -11,7 +12,19 @@ from torch import Tensor
 
 from layeredrl.storage.tensor_ring import TensorRing
 
-_STATE_KEYS = {"ring", "n_envs", "episode", "together", "generator", "device"}
+_STATE_KEYS = {"ring", "n_envs", "layout", "episode", "together", "generator", "device"}
+_BLOCKS = {"floats": torch.float32, "integers": torch.int32}
+"""Columns are stored in two blocks, so that a row is added and read in two operations."""
+_TYPES = (
+    torch.float16,
+    torch.bfloat16,
+    torch.float32,
+    torch.float64,
+    torch.bool,
+    torch.uint8,
+    torch.int32,
+    torch.int64,
+)
 
 
 class TensorReplay:
@@ -33,6 +46,7 @@ class TensorReplay:
         self.n_envs, self.device = n_envs, device
         self.ring = TensorRing(size // n_envs * n_envs, device)
         self._episode = torch.zeros(n_envs, dtype=torch.int64, device=device)
+        self._layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}  # type and shape of the columns
         self._together = True  # each `add` had all environments: rows of one are E apart
         self._generator = torch.Generator(device).manual_seed(seed)
 
@@ -48,12 +62,21 @@ class TensorReplay:
         """Store one transition for each of some environments.
 
         Args:
-            transitions: Tensors with the keys of `Replay.add`, the environment first. Floats are stored as float32.
+            transitions: Tensors with the keys of `Replay.add`, the environment first. Floats are stored as float32,
+                integers as int32.
             env_ids: Indices of their environments (n,), in ascending order.
         """
         columns = _columns(transitions, "")
-        columns["episode"] = self._episode[env_ids]
-        self.ring.add({name: x.float() if x.is_floating_point() else x for name, x in columns.items()})
+        columns["episode"] = self._episode if len(env_ids) == self.n_envs else self._episode[env_ids]
+        if not self._layout:
+            self._layout = {name: (x.dtype, tuple(x.shape[1:])) for name, x in columns.items()}
+        if columns.keys() != self._layout.keys():
+            raise ValueError(f"transitions have {', '.join(columns)}, expected {', '.join(self._layout)}")
+        n, blocks = len(env_ids), {}
+        for block, dtype in _BLOCKS.items():
+            parts = [columns[name].to(dtype).view(n, -1) for name in self._in(block)]
+            blocks[block] = torch.cat(parts, 1)
+        self.ring.add(blocks)
         done = (transitions.terminated | transitions.truncated).long()
         if len(env_ids) == self.n_envs:
             self._episode = self._episode + done
@@ -82,21 +105,41 @@ class TensorReplay:
     def rows(self, index: Tensor) -> Batch:
         """Return the transitions at indices of any shape."""
         nested: dict[str, Any] = {}
-        for name, column in self.ring.at(index).items():
+        for name, values in self._unpacked(self.ring.at(index)).items():
             *keys, last = name.split(".")
-            reduce(lambda part, key: part.setdefault(key, {}), keys, nested)[last] = column
+            reduce(lambda part, key: part.setdefault(key, {}), keys, nested)[last] = values
         return Batch(nested)
+
+    def _in(self, block: str) -> list[str]:
+        """Names of the columns in a block."""
+        return [name for name, (dtype, _) in self._layout.items() if dtype.is_floating_point == (block == "floats")]
+
+    def _unpacked(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Columns by name, from rows of the blocks (..., W)."""
+        found: dict[str, Tensor] = {}
+        for block, rows in blocks.items():
+            names = self._in(block)
+            shapes = [self._layout[name][1] for name in names]
+            parts = torch.split(rows, [math.prod(shape) for shape in shapes], -1)
+            for name, shape, part in zip(names, shapes, parts, strict=True):
+                values = part[..., 0] if shape == () else part.reshape(*part.shape[:-1], *shape) if len(shape) > 1 else part
+                found[name] = values if block == "floats" else values.to(self._layout[name][0])
+        return {name: found[name] for name in self._layout}
 
     def column(self, name: str, index: Tensor | None = None) -> Any:
         """Return one key of the transitions at some indices, by default of all in the order of time; see `Replay`."""
-        index = self.ring.places(len(self.ring)) if index is None else index
+        index = self.indices() if index is None else index
         return reduce(getitem, name.split("."), self.rows(index))
 
     def all(self) -> Batch:
         """Return all transitions, in the order of time."""
         if not len(self):
             raise ValueError("the replay is empty, expected at least one transition")
-        return self.rows(self.ring.places(len(self.ring)))
+        return self.rows(self.indices())
+
+    def indices(self) -> Tensor:
+        """Indices of all transitions, in the order of time."""
+        return self.ring.places(len(self.ring))
 
     def follows(self, index: Tensor, steps: Tensor) -> Tensor:
         """Return True where the transition `steps` later, or earlier, is stored and in the same episode.
@@ -109,7 +152,7 @@ class TensorReplay:
         age = (self.ring.n_added - 1 - index) % self.ring.size
         there = age - steps * self.n_envs
         stored = (there >= 0) & (there < len(self.ring))
-        episode = self.ring.column("episode")
+        episode = self.ring.column("integers")[:, -1]  # it was added last
         return stored & (episode[self.later(index, steps)] == episode[index])
 
     def later(self, index: Tensor, steps: Tensor) -> Tensor:
@@ -129,6 +172,7 @@ class TensorReplay:
         return {
             "ring": self.ring.state_dict(),
             "n_envs": self.n_envs,
+            "layout": [(name, str(dtype), shape) for name, (dtype, shape) in self._layout.items()],
             "episode": self._episode.clone(),
             "together": self._together,
             "generator": self._generator.get_state(),
@@ -149,6 +193,8 @@ class TensorReplay:
         if state["n_envs"] != self.n_envs:
             raise ValueError(f"the replay's state is of {state['n_envs']} environments, expected {self.n_envs}")
         self.ring.load_state_dict(state["ring"])
+        types = {str(dtype): dtype for dtype in _TYPES}
+        self._layout = {name: (types[dtype], tuple(shape)) for name, dtype, shape in state["layout"]}
         self._episode = state["episode"].to(self.device)
         self._together = bool(state["together"])
         if state["device"] == self.device.type:  # another device draws other numbers anyway

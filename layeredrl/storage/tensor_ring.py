@@ -36,7 +36,7 @@ class TensorRing:
         """
         if not self._columns:
             shapes = {name: (self.size, *x.shape[1:]) for name, x in rows.items()}
-            self._columns = {name: rows[name].new_empty(shape, device=self.device) for name, shape in shapes.items()}
+            self._columns = {name: rows[name].new_zeros(shape, device=self.device) for name, shape in shapes.items()}
         if rows.keys() != self._columns.keys():
             raise ValueError(f"rows have {', '.join(rows)}, expected {', '.join(self._columns)}")
         n = len(next(iter(rows.values())))

@@ -250,7 +250,7 @@ class WorldModelLearner:
             True if there were enough transitions.
         """
         data = draw(N_STATISTICS)
-        if len(data.obs) < 2:
+        if int(data.get("n_whole", len(data.obs))) < 2:
             return False
         encoder = self.world.encoder
         if encoder.learned:

@@ -7,7 +7,7 @@ import torch
 
 from experiments.benchmarks import device
 from experiments.benchmarks.device import Clock, arrived, balanced, matrix_rate
-from layeredrl.collector import Episode
+from layeredrl.episodes import Episode
 from tests.experiments.commands import call
 
 
