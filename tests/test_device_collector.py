@@ -31,7 +31,7 @@ SAC_DEBUG = SAC.preset("debug")
 
 
 class Seeded:
-    """Environments on a device whose later resets have the seeds that a `Collector` draws, not numbers of the device."""
+    """Environments on a device whose later resets have the seeds that a `Collector` draws, none of the device."""
 
     def __init__(self, env: Any, seed: int) -> None:
         self.env = env
@@ -239,7 +239,7 @@ def test_numbers_that_are_not_finite_are_faults(wrong: dict[str, float], message
 def test_what_cannot_be_on_a_device_is_named() -> None:
     env = make_torch_vector_env("SwingUpPendulum-v0", 2)
     imagining = make_agent(MBPO.preset("debug"), "SwingUpPendulum-v0", 2)
-    with pytest.raises(TypeError, match="ImaginingLevel reads its replay .* use HostVector"):
+    with pytest.raises(TypeError, match=r"ImaginingLevel reads its replay .* use HostVector"):
         DeviceCollector(env, imagining, seed=0)
     assert host_only(make_agent(SAC_DEBUG, MAZE, 2)) is None
     with pytest.raises(ValueError, match="action space is Box"):

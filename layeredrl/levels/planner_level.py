@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from layeredrl.levels.level import Decision, Level
 from layeredrl.memory import replaced, where
 from layeredrl.planners import Plan, Planner
 from layeredrl.randomness import derive_seed, seed_from
-from layeredrl.storage import Replay
+from layeredrl.storage import Replay, TensorReplay
 from layeredrl.world_model import WorldModel
 from layeredrl.world_model.config import ModelLearningConfig
 from layeredrl.world_model.learner import WorldModelLearner
@@ -315,7 +315,11 @@ class PlannerLevel(Level):
 
     @property
     def host_only(self) -> str | None:
-        return None if type(self) is PlannerLevel and self.replay is None else _LEARNS_ON_HOST.format(type(self).__name__)
+        return None
+
+    def keep_on_device(self) -> None:
+        if self.replay is not None:
+            self.replay = cast(Replay, TensorReplay.like(self.replay, self.device))
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
@@ -340,9 +344,6 @@ class PlannerLevel(Level):
         self.n_total_env_steps, self.n_failed_plans = state["n_total_env_steps"], state["n_failed_plans"]
         if self.learner is not None:
             self.learner.load_state_dict(state["learner"])
-
-
-_LEARNS_ON_HOST = "{} learns its world model from a replay in the memory of the host"
 
 
 def require_few(name: str, n_proposals: int, planner: Planner) -> None:

@@ -34,7 +34,8 @@ Relabel = Callable[[Batch, Replay], Batch]
 
 Tensors, the transition first: `obs`, `obs_next` (n, O); `act` (n, A); `rew`, `discount` (n,), the latter to the power
 of the duration and zero where the episode terminated; `command` and `next_command`, as in `Level.act`, where there is
-a level above; `duration` (n,). And `index`, an array (n,): the transitions' indices in the replay.
+a level above; `duration` (n,). And `index`, an array (n,): the transitions' indices in the replay. An attribute `on_device`
+that is True says that it also takes a `TensorReplay`, whose indices are a tensor.
 """
 
 
@@ -169,12 +170,12 @@ class PolicyLevel(Level):
 
     @property
     def host_only(self) -> str | None:
-        return None if self.relabel is None else f"relabel of {type(self).__name__} reads a replay in memory"
+        if self.relabel is None or getattr(self.relabel, "on_device", False):
+            return None
+        return f"relabel of {type(self).__name__} reads a replay in the memory of the host"
 
     def keep_on_device(self) -> None:
-        host = self.replay
-        there = TensorReplay(host.size, host.n_envs, device=self.device, seed=host.seed)
-        self.replay = cast(Replay, there)  # it has all of its methods that are used here
+        self.replay = cast(Replay, TensorReplay.like(self.replay, self.device))  # it has all methods that are used here
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps

@@ -62,10 +62,11 @@ class SPlaTES(ModelBasedSkills):
         stored = replay.follows(index, left)
         ends = replay.later(index, left)
         last = replay.rows(ends)
-        whole = stored & (last.info.command.remaining == last.info.duration)  # not cut short by the episode's end
-        kept: dict[str, Any] = {"obs": last.info.command.obs, "act": last.info.command.action, "obs_next": last.obs_next}
+        command = last.info.command
+        whole = stored & (command.remaining == last.info.duration)  # not cut short by the end of the episode
+        kept: dict[str, Any] = {"obs": command.obs, "act": command.action, "obs_next": last.obs_next}
         if self.learner.reward is not None:
-            kept["rew"], known = _rewards(replay, ends, last.info.command.elapsed, self.duration)
+            kept["rew"], known = _rewards(replay, ends, command.elapsed, stored, self.duration)
             whole &= known
         if isinstance(whole, Tensor):
             return self._filled(kept, whole)
@@ -74,7 +75,7 @@ class SPlaTES(ModelBasedSkills):
 
     @staticmethod
     def _filled(kept: Mapping[str, Tensor], whole: Tensor) -> Batch:
-        """Put transitions that count, a mask (n,), in the place of the others, so that a GPU need not wait for a number.
+        """Put transitions that count, a mask (n,), in the place of the others: a GPU need not wait for their number.
 
         `n_whole` is the number of those that count.
         """
@@ -84,7 +85,7 @@ class SPlaTES(ModelBasedSkills):
         return Batch({name: values[places] for name, values in kept.items()} | {"n_whole": n_whole})
 
 
-def _rewards(replay: Replay, ends: Any, elapsed: Any, most: int) -> tuple[Any, Any]:
+def _rewards(replay: Replay, ends: Any, elapsed: Any, stored: Any, duration: int) -> tuple[Any, Any]:
     """Sums of the environment's rewards during skills.
 
     They are sums, not means, as a known reward of a coarse step is (`TaskSpec.coarse`). For actions that last several
@@ -94,18 +95,20 @@ def _rewards(replay: Replay, ends: Any, elapsed: Any, most: int) -> tuple[Any, A
         replay: Transitions of the skill policy.
         ends: Indices of the skills' last transitions, (n,).
         elapsed: Environment steps of the skills before these, (n,).
-        most: Largest number of transitions of a skill.
+        stored: True for transitions that are in the replay, (n,); the others do not count.
+        duration: Environment steps of a skill.
 
     Returns:
-        Sums (n,), and True where all transitions since the skill's start are still stored, (n,).
+        Sums in float32, (n,), and True where all transitions since the skill's start are still stored, (n,).
     """
     # All of a skill's actions but the last one last equally many steps.
     each = replay.column("info", replay.later(ends, -1 + 0 * ends)).duration
-    xp: Any = torch if isinstance(ends, Tensor) else np
     n_before = -(-elapsed // each.clip(1))
     known = replay.follows(replay.later(ends, -n_before), n_before)
-    back = xp.arange(most)
-    if isinstance(back, Tensor):
-        back = back.to(ends.device)
+    if isinstance(ends, Tensor):
+        back: Any = torch.arange(duration, device=ends.device)  # a GPU would wait for the longest one
+        rewards = replay.column("rew", replay.later(ends[:, None], -back))
+        return torch.where(back <= n_before[:, None], rewards, 0.0).sum(1), known
+    back = np.arange(int(n_before[known & stored].max(initial=0)) + 1)
     rewards = replay.column("rew", replay.later(ends[:, None], -back))
-    return xp.where(back <= n_before[:, None], rewards, 0).sum(1), known
+    return (rewards * (back <= n_before[:, None])).sum(1).astype(np.float32), known

@@ -10,6 +10,7 @@ import torch
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.storage.replay import Replay
 from layeredrl.storage.tensor_ring import TensorRing
 
 _STATE_KEYS = {"ring", "n_envs", "layout", "episode", "together", "generator", "device"}
@@ -49,6 +50,11 @@ class TensorReplay:
         self._layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}  # type and shape of the columns
         self._together = True  # each `add` had all environments: rows of one are E apart
         self._generator = torch.Generator(device).manual_seed(seed)
+
+    @classmethod
+    def like(cls, replay: Replay, device: torch.device) -> "TensorReplay":
+        """An empty replay with the settings of another one in the memory of the host."""
+        return cls(replay.size, replay.n_envs, device=device, seed=replay.seed)
 
     def __len__(self) -> int:
         return len(self.ring)
@@ -122,7 +128,7 @@ class TensorReplay:
             shapes = [self._layout[name][1] for name in names]
             parts = torch.split(rows, [math.prod(shape) for shape in shapes], -1)
             for name, shape, part in zip(names, shapes, parts, strict=True):
-                values = part[..., 0] if shape == () else part.reshape(*part.shape[:-1], *shape) if len(shape) > 1 else part
+                values = part.reshape(*part.shape[:-1], *shape)
                 found[name] = values if block == "floats" else values.to(self._layout[name][0])
         return {name: found[name] for name in self._layout}
 
@@ -154,6 +160,11 @@ class TensorReplay:
         stored = (there >= 0) & (there < len(self.ring))
         episode = self.ring.column("integers")[:, -1]  # it was added last
         return stored & (episode[self.later(index, steps)] == episode[index])
+
+    def steps_left(self, index: Tensor, most: int) -> Tensor:
+        """Return the number of later transitions of the same episode for each index (n,), counted up to `most`."""
+        steps = torch.arange(1, most + 1, device=index.device)
+        return self.follows(index[:, None], steps).sum(1)
 
     def later(self, index: Tensor, steps: Tensor) -> Tensor:
         """Return the indices of the transitions `steps` later, which `follows` says are there."""
