@@ -12,15 +12,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import envs  # noqa: F401  registers the tasks
+from agents.goals import Goals
 from agents.mbpo import MBPO
+from agents.pets import PETS
 from agents.random import Random
 from agents.sac import SAC
+from agents.splates import SPlaTESAgent
 from envs.on_device import Mazes
 from layeredrl.collector import Collector
 from layeredrl.device_collector import DeviceCollector, host_only
 from layeredrl.environments import TorchStep, make_task, make_torch_vector_env, make_vector_env
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels.forecasts import Forecasts, TensorForecasts
+from layeredrl.metrics import FiniteMeans
+from layeredrl.models.normalization import Moments
 from layeredrl.randomness import environment_and_acting_seeds, globals_state, restore_globals, seed_globals
 from layeredrl.storage import Checkpoints, TensorReplay
 from tests.fake_gpu import CUDA, FakeGPU
@@ -28,6 +34,8 @@ from tests.fake_gpu import CUDA, FakeGPU
 CPU = torch.device("cpu")
 MAZE = "Maze2D-Simple-v0"
 SAC_DEBUG = SAC.preset("debug")
+SPLATES_DEBUG = SPlaTESAgent.preset("debug")
+GOALS_DEBUG = Goals.preset("debug")
 
 
 class Seeded:
@@ -112,9 +120,10 @@ def test_discounted_rewards_of_actions_that_last_several_steps() -> None:
         np.testing.assert_allclose(values, rows[key], rtol=1e-6, atol=1e-6)
 
 
-def test_a_learning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("config", [SAC_DEBUG, SPLATES_DEBUG, GOALS_DEBUG], ids=["sac", "splates", "goals"])
+def test_a_learning_run_resumes_bit_for_bit(config: Any, tmp_path: Path) -> None:
     def make() -> tuple[Hierarchy, DeviceCollector]:
-        agent = make_agent(SAC_DEBUG, MAZE, 3)
+        agent = make_agent(config, MAZE, 3)
         return agent, DeviceCollector(make_torch_vector_env(MAZE, 3, max_steps=8), agent, seed=0)
 
     def run(agent: Hierarchy, collector: DeviceCollector, n: int) -> list[Any]:
@@ -122,7 +131,7 @@ def test_a_learning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
         for _ in range(n):
             seen += collector.step(explore=True)
             agent.learn(collector.n_total_env_steps)
-            seen.append(collector._obs.tolist())
+            seen.append((collector._obs.tolist(), collector.take_metrics()))
         return seen
 
     agent, collector = make()
@@ -135,7 +144,7 @@ def test_a_learning_run_resumes_bit_for_bit(tmp_path: Path) -> None:
     }
     Checkpoints(tmp_path).save(state, collector.n_total_env_steps)
     expected = run(agent, collector, 20)
-    assert agent.levels[0].n_updates > 20
+    assert agent.levels[-1].n_updates > 20
 
     agent, collector = make()
     state = Checkpoints(tmp_path).load(CPU)
@@ -248,6 +257,150 @@ def test_what_cannot_be_on_a_device_is_named() -> None:
         DeviceCollector(env, make_agent(SAC_DEBUG, "SwingUpPendulum-v0", 3), seed=0)
 
 
+# ------------------------------------------------------------------ several levels
+
+
+def stored(rows: Batch) -> set[tuple[float, ...]]:
+    """Transitions with their commands, as numbers."""
+    info = rows.info
+    parts = [rows.obs, rows.act, rows.rew, rows.terminated, rows.truncated, rows.obs_next, info.duration]
+    if "command" in info:
+        parts += [info.command[name] for name in ("action", "obs", "elapsed", "remaining")]
+    return as_set([np.asarray(part, np.float64).reshape(len(rows.obs), -1) for part in parts])
+
+
+def as_set(columns: list[np.ndarray]) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in np.concatenate(columns, 1).round(4).tolist()}
+
+
+def at_random(config: Any) -> Any:
+    """The settings with random actions and skills, and without learning."""
+    exploration = replace(config.exploration, n_random_steps=10**6)
+    policy = replace(config.policy, n_random_steps=10**6)
+    return replace(config, exploration=exploration, policy=policy)
+
+
+@pytest.mark.parametrize("skills", [{}, {"n_skills": 3, "state": ("observation",)}], ids=["continuous", "discrete"])
+def test_skills_are_stored_and_read_as_in_numpy(skills: dict[str, Any]) -> None:
+    """Skills of 4 steps, some of which the end of an episode of 7 cuts short."""
+    model = replace(SPLATES_DEBUG.skills, newest=1.0, n_first=10**6)
+    config = replace(at_random(SPLATES_DEBUG), skills=model, **skills)
+    (agent, collector), (other, there) = make_pair(config, MAZE, max_steps=7)
+    played(agent, collector, 24)
+    played(other, there, 24)
+    level, on_device = agent.levels[1], other.levels[1]
+    rows = stored(level.replay.all())
+    assert len(rows) == 72
+    assert stored(on_device.replay.all()) == rows
+
+    drawn = []
+    for one in (level, on_device):
+        segments = one.method.segments(one.replay, 3000, one.log_prob)
+        names = [name for name in ("obs", "act", "obs_next", "rew") if name in segments]
+        drawn.append(as_set([segments[name].double().reshape(len(segments.obs), -1).numpy() for name in names]))
+    assert ("rew" in segments) == bool(skills)
+    assert drawn[0] == drawn[1]
+    assert len(drawn[0]) == 3 * 3  # one whole skill in each episode
+
+
+def test_goals_of_hindsight_are_reached_later_under_the_same_command() -> None:
+    (_, _), (agent, collector) = make_pair(at_random(GOALS_DEBUG), MAZE, max_steps=7)
+    played(agent, collector, 24)
+    level = agent.levels[1]
+    hindsight, replay = level.relabel, level.replay
+    rows, index = replay.sample(500)
+    batch = Batch(rew=rows.rew, index=index, command=rows.info.command)
+    goals = hindsight._reached(batch, replay)
+    everything = replay.all()
+    reached = hindsight.goals.achieved(everything.obs_next)
+    later = set()
+    for i, goal in enumerate(goals):
+        (place,) = (replay.indices() == index[i]).nonzero()[:, 0].tolist()
+        steps, here = [], place
+        while here < len(everything.obs) and len(steps) < batch.command.remaining[i]:
+            steps.append(reached[here])
+            if everything.truncated[here]:
+                break
+            here += 3
+        (which,) = ((torch.stack(steps) - goal).abs().amax(1) < 1e-6).nonzero()[:1, 0].tolist()
+        later.add(which)
+    assert later == set(range(GOALS_DEBUG.duration))
+
+
+def test_transitions_of_a_fit_are_those_in_numpy() -> None:
+    config = PETS.preset("debug")
+    config = replace(config, learning=replace(config.learning, n_random_steps=10**6))
+    (agent, collector), (other, there) = make_pair(config, MAZE, max_steps=7)
+    played(agent, collector, 20)
+    played(other, there, 20)
+    host, found = (x.levels[0].learner.transitions(x.levels[0].replay) for x in (agent, other))
+    everything = torch.arange(60)
+    assert len(found) == len(host) == 60
+    names = ("obs", "act", "rew", "obs_next", "terminated", "last")
+    sets = [as_set([x.take(everything)[k].double().reshape(60, -1).numpy() for k in names]) for x in (host, found)]
+    assert sets[0] == sets[1]
+    ahead, follows = found.ahead(everything, 4)
+    rows = found.take(everything)
+    for i in range(60):
+        for k in range(1, 4):
+            inside = i + 3 * k < 60 and not any(rows.last[i + 3 * j] for j in range(k))
+            assert bool(follows[i, k]) == inside
+            assert not inside or int(ahead[i, k]) == i + 3 * k
+    for moments in (x.moments(lambda data: {"obs": Moments.of(data.obs)})["obs"] for x in (host, found)):
+        torch.testing.assert_close(moments.mean, rows.obs.double().mean(0), check_dtype=False)
+
+
+def test_budget_of_a_step_of_several_levels() -> None:
+    """One wait for the numbers of actions that ended, and at most two of a level that plans; no copy."""
+    with FakeGPU() as gpu:
+        agent = make_agent(SPLATES_DEBUG, MAZE, 3, CUDA)
+        collector = DeviceCollector(make_torch_vector_env(MAZE, 3, CUDA, max_steps=9), agent, seed=0, read_every=50)
+        for _ in range(14):
+            collector.step(explore=True)
+            agent.learn(collector.n_total_env_steps)
+        counts = []
+        for _ in range(6):
+            with gpu.counting() as events:
+                collector.step(explore=True)
+            counts.append(sum("stacked/graphs.py" not in event for event in events.syncs))  # captures happen once
+            assert events.copies == [], str(events)
+        assert min(counts) == 1
+        assert max(counts) <= 3
+        method = agent.levels[1].method
+        method.learner.config = replace(method.learner.config, report_every=10**6, refresh_every=10**6)
+        with gpu.counting() as events:
+            method.learn(agent.levels[1].replay, collector.n_total_env_steps + 24, agent.levels[1].log_prob)
+        assert events.copies == [], str(events)
+        assert all("_linalg_eigh" in event for event in events.syncs), str(events)
+
+
+def test_predicted_returns_are_settled_as_in_numpy() -> None:
+    host, there = Forecasts(5, 0.9), TensorForecasts(5, 0.9, CPU)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        ids = np.flatnonzero(rng.random(5) < 0.5)
+        predicted = np.where(rng.random(len(ids)) < 0.3, np.nan, rng.normal(size=len(ids))).astype(np.float32)
+        host.open(ids, predicted, 3)
+        there.open(torch.as_tensor(ids), torch.as_tensor(predicted), 3)
+        rewards, terminated, truncated = rng.normal(size=5), rng.random(5) < 0.1, rng.random(5) < 0.1
+        settled, *expected = host.step(np.arange(5), rewards, terminated, truncated)
+        done = torch.as_tensor(terminated | truncated)
+        found = there.step(torch.as_tensor(rewards), torch.as_tensor(terminated), done)
+        for a, b in zip(expected, found, strict=True):
+            assert b.isfinite().nonzero()[:, 0].tolist() == settled.tolist()
+            np.testing.assert_allclose(b[settled], a)
+
+
+def test_means_are_over_finite_values() -> None:
+    means = FiniteMeans()
+    means.add({"a": torch.tensor([1.0, torch.nan, 3.0]), "b": torch.full((2,), torch.nan)})
+    again = FiniteMeans()
+    again.load_state_dict(means.state_dict())
+    again.add({"a": torch.tensor([8.0])})
+    assert again.take() == {"a": 4.0}
+    assert again.take() == {}
+
+
 # ------------------------------------------------------------------ replay
 
 
@@ -285,6 +438,8 @@ def test_a_replay_keeps_the_newest_and_knows_what_follows() -> None:
     assert set(batch.rew.tolist()) == {2, 12, 3, 13, 4, 14, 5, 15}
     assert torch.equal(batch.obs_next, replay.column("obs_next", drawn))
     assert set(replay.rows(replay.newest(100, 0.5)).rew.tolist()) == {4, 14, 5, 15}
+    assert replay.steps_left(index, 5).tolist() == [2, 2, 1, 1, 0, 0, 0, 0]
+    assert replay.steps_left(index, 1).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     replay.truncate(torch.tensor([True, False]))
     replay.add(rows_of(6, 2), torch.arange(2))
     assert replay.follows(replay.indices()[-4:-2], one[:2]).tolist() == [False, True]

@@ -34,8 +34,8 @@ Relabel = Callable[[Batch, Replay], Batch]
 
 Tensors, the transition first: `obs`, `obs_next` (n, O); `act` (n, A); `rew`, `discount` (n,), the latter to the power
 of the duration and zero where the episode terminated; `command` and `next_command`, as in `Level.act`, where there is
-a level above; `duration` (n,). And `index`, an array (n,): the transitions' indices in the replay. An attribute `on_device`
-that is True says that it also takes a `TensorReplay`, whose indices are a tensor.
+a level above; `duration` (n,). And `index`, an array (n,): the transitions' indices in the replay. An attribute
+`on_device` that is True says that it also takes a `TensorReplay`, whose indices are a tensor.
 """
 
 

@@ -5,7 +5,7 @@ it began; so a skill policy gains by correcting perturbations. The planner uses 
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -105,9 +105,10 @@ def _rewards(replay: Replay, ends: Any, elapsed: Any, stored: Any, duration: int
     each = replay.column("info", replay.later(ends, -1 + 0 * ends)).duration
     n_before = -(-elapsed // each.clip(1))
     known = replay.follows(replay.later(ends, -n_before), n_before)
+    back: Any
     if isinstance(ends, Tensor):
-        back: Any = torch.arange(duration, device=ends.device)  # a GPU would wait for the longest one
-        rewards = replay.column("rew", replay.later(ends[:, None], -back))
+        back = torch.arange(duration, device=ends.device)  # a GPU would wait for the longest one
+        rewards = replay.column("rew", replay.later(cast(Any, ends)[:, None], -back))
         return torch.where(back <= n_before[:, None], rewards, 0.0).sum(1), known
     back = np.arange(int(n_before[known & stored].max(initial=0)) + 1)
     rewards = replay.column("rew", replay.later(ends[:, None], -back))
