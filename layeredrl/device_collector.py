@@ -225,6 +225,7 @@ class DeviceCollector(EpisodeCollector):
             "n_total_env_steps": self.n_total_env_steps,
             "n_steps": self._n_steps,
             "n_reports": self._n_reports,
+            "n_over": self._n_over,  # decides whether a reset is drawn
             "env_rng": self._env_rng.bit_generator.state,
             "env": self.env.state_dict(),
             "carry": self._carry.state_dict(),
@@ -245,7 +246,7 @@ class DeviceCollector(EpisodeCollector):
                 raise ValueError(f"the collector's {name} has shape {tuple(saved.shape)}, expected {tuple(shape)}")
             setattr(self, f"_{name}", saved.to(self.device))
         self.n_total_env_steps, self._n_steps = index(state["n_total_env_steps"]), index(state["n_steps"])
-        self._n_reports, self._n_over = index(state["n_reports"]), None
+        self._n_reports, self._n_over = index(state["n_reports"]), state["n_over"]
         self._env_rng.bit_generator.state = state["env_rng"]
         self._carry.load_state_dict(state["carry"])
         self._read, self._unread = [Episode(*row) for row in state["unread"]], []

@@ -32,7 +32,7 @@ from layeredrl.storage import Checkpoints, TensorReplay
 from tests.fake_gpu import CUDA, FakeGPU
 
 CPU = torch.device("cpu")
-MAZE = "Maze2D-Simple-v0"
+MAZE, MEDIUM = "Maze2D-Simple-v0", "Maze2D-Medium-v0"
 SAC_DEBUG = SAC.preset("debug")
 SPLATES_DEBUG = SPlaTESAgent.preset("debug")
 GOALS_DEBUG = Goals.preset("debug")
@@ -120,11 +120,19 @@ def test_discounted_rewards_of_actions_that_last_several_steps() -> None:
         np.testing.assert_allclose(values, rows[key], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("config", [SAC_DEBUG, SPLATES_DEBUG, GOALS_DEBUG], ids=["sac", "splates", "goals"])
-def test_a_learning_run_resumes_bit_for_bit(config: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("config", "env_id", "settings"),
+    [
+        (SAC_DEBUG, "SwingUpPendulum-v0", {"max_episode_steps": 8}),
+        (SPLATES_DEBUG, MEDIUM, {"max_steps": 8}),
+        (GOALS_DEBUG, MEDIUM, {"max_steps": 8}),
+    ],
+    ids=["sac", "splates", "goals"],
+)
+def test_a_learning_run_resumes_bit_for_bit(config: Any, env_id: str, settings: dict[str, Any], tmp_path: Path) -> None:
     def make() -> tuple[Hierarchy, DeviceCollector]:
-        agent = make_agent(config, MAZE, 3)
-        return agent, DeviceCollector(make_torch_vector_env(MAZE, 3, max_steps=8), agent, seed=0)
+        agent = make_agent(config, env_id, 3)
+        return agent, DeviceCollector(make_torch_vector_env(env_id, 3, **settings), agent, seed=0)
 
     def run(agent: Hierarchy, collector: DeviceCollector, n: int) -> list[Any]:
         seen: list[Any] = []
