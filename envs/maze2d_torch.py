@@ -51,19 +51,21 @@ class TorchMoves:
         if self._drift is not None:
             shift += self._drift
         target = shift.add_(position)
-        for along, size in zip(target.unbind(1), self._size, strict=True):
-            along.clamp_(0.0, size)
+        if self._size[0] == self._size[1]:
+            target.clamp_(0.0, self._size[0])
+        else:
+            for along, size in zip(target.unbind(1), self._size, strict=True):
+                along.clamp_(0.0, size)
         ends = torch.stack((target.T, position.T), 1)  # (axis, target or position, n)
         part = torch.bucketize(ends, self._starts, right=True)
-        inside = ends.frac_()
-        to_side = torch.minimum(inside, 1.0 - inside).square_()
+        to_side = ends.sub_(ends.round()).square_()  # squared distances to the nearest sides of the cell
         # All four combinations of the coordinates: (y of target or position, x of target or position, n).
         to_corner = to_side[1, :, None] + to_side[0, None]
         place = (part[1] * self._width)[:, None] + part[0, None]
         touches = to_corner < self._limits.take(place)
         whole, x_alone, y_alone = touches[0, 0], touches[1, 0], touches[0, 1]
         # Where the whole move is blocked, x alone; else y alone; else none.
-        stays = torch.stack((whole & x_alone, whole & (x_alone <= y_alone)), 1)
+        stays = torch.stack((x_alone, x_alone <= y_alone), 1).logical_and_(whole[:, None])
         return torch.where(stays, position, target)
 
 

@@ -134,6 +134,8 @@ class DeviceCollector(EpisodeCollector):
 
     def _settle(self) -> None:
         """Read from the device, in one copy, the episodes that ended, and raise if a number is not finite."""
+        if self.device.type == "cpu" and not self._unread:
+            return
         values = iter(to_host(self._largest, *(x for _, ends in self._unread for x in ends)))
         self._require_finite(next(values).tolist())
         for n_total_env_steps, _ in self._unread:
@@ -151,11 +153,15 @@ class DeviceCollector(EpisodeCollector):
         self._unread = []
 
     def _look(self, step: TorchStep, actions: Tensor) -> None:
-        """Note the largest numbers of a step; NaN where there is one."""
+        """Note the largest numbers of a step, NaN where there is one; on a CPU, raise at once."""
         self._step, self._actions = step, actions
-        sizes = [step.obs, step.reward.float(), actions.float() - self._bounds[0]]
-        largest = torch.stack([torch.linalg.vector_norm(x, math.inf) for x in sizes])
-        self._largest = torch.maximum(self._largest, largest.double())
+        shifted = actions - self._bounds[0] if self._bounds[0] else actions
+        sizes = [step.obs, step.reward, shifted if shifted.is_floating_point() else shifted.float()]
+        largest = [torch.linalg.vector_norm(x, math.inf) for x in sizes]
+        if self.device.type == "cpu":
+            self._require_finite([float(x) for x in largest])
+        else:
+            self._largest = torch.maximum(self._largest, torch.stack([x.double() for x in largest]))
 
     def _require_finite(self, largest: list[float]) -> None:
         """Raise if observations or rewards were not finite in float32, or an action was not in the action space."""

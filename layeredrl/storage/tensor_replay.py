@@ -78,17 +78,30 @@ class TensorReplay:
             self._layout = {name: (x.dtype, tuple(x.shape[1:])) for name, x in columns.items()}
         if columns.keys() != self._layout.keys():
             raise ValueError(f"transitions have {', '.join(columns)}, expected {', '.join(self._layout)}")
-        n, blocks = len(env_ids), {}
-        for block, dtype in _BLOCKS.items():
-            parts = [columns[name].to(dtype).view(n, -1) for name in self._in(block)]
-            blocks[block] = torch.cat(parts, 1)
-        self.ring.add(blocks)
-        done = (transitions.terminated | transitions.truncated).long()
+        n = len(env_ids)
+        places = self.ring.reserve(n)
+        if places is None:
+            widths = {block: sum(math.prod(self._layout[name][1]) for name in self._in(block)) for block in _BLOCKS}
+            places = {block: self._episode.new_zeros(n, widths[block], dtype=_BLOCKS[block]) for block in _BLOCKS}
+            self._write(columns, places)
+            self.ring.add(places)
+        else:
+            self._write(columns, places)
+        done = transitions.terminated | transitions.truncated
         if len(env_ids) == self.n_envs:
             self._episode = self._episode + done
         else:
-            self._episode = self._episode.index_add(0, env_ids, done)
+            self._episode = self._episode.index_add(0, env_ids, done.long())
             self._together = False
+
+    def _write(self, columns: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
+        """Write columns into rows of the blocks (n, W)."""
+        starts = dict.fromkeys(_BLOCKS, 0)
+        for name, (dtype, shape) in self._layout.items():
+            block = "floats" if dtype.is_floating_point else "integers"
+            start, stop = starts[block], starts[block] + math.prod(shape)
+            starts[block] = stop
+            places[block][:, start:stop] = columns[name].reshape(-1, stop - start)
 
     def truncate(self, over: Tensor) -> None:
         """End the running episodes of some environments, a mask (E,), after their newest transition."""

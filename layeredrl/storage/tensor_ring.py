@@ -50,6 +50,17 @@ class TensorRing:
                 column[: n - first - head] = values[head:]
         self.n_added += n
 
+    def reserve(self, n: int) -> dict[str, Tensor] | None:
+        """Count n rows as added, and return the columns' places (n, ...) for them, to be written.
+
+        None, and nothing is counted, if there are no columns yet, or if the places are not next to each other.
+        """
+        start = self.n_added % self.size
+        if not self._columns or start + n > self.size:
+            return None
+        self.n_added += n
+        return {name: column[start : start + n] for name, column in self._columns.items()}
+
     def sample(self, n: int, newest: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw n rows; see `draw`."""
         return self.at(self.draw(n, newest, generator))
