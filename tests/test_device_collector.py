@@ -28,7 +28,7 @@ from layeredrl.levels.forecasts import Forecasts, TensorForecasts
 from layeredrl.metrics import FiniteMeans
 from layeredrl.models.normalization import Moments
 from layeredrl.randomness import environment_and_acting_seeds, globals_state, restore_globals, seed_globals
-from layeredrl.storage import Checkpoints, TensorReplay
+from layeredrl.storage import Checkpoints, Replay, TensorReplay
 from tests.fake_gpu import CUDA, FakeGPU
 
 CPU = torch.device("cpu")
@@ -459,6 +459,18 @@ def test_rows_of_some_environments_have_no_known_successors() -> None:
     assert replay.all().rew.tolist() == [10]
     with pytest.raises(ValueError, match="for some environments alone, expected all at once"):
         replay.follows(replay.indices(), torch.ones(1, dtype=torch.int64))
+
+
+def test_a_replay_takes_the_place_of_an_empty_one() -> None:
+    host = Replay(8, 2, seed=3)
+    there = TensorReplay.like(host, CPU)
+    assert (there.ring.size, there.n_envs) == (8, 2)
+    assert TensorReplay.like(there, CPU) is there
+    row = {name: np.zeros((1, 1), np.float32) for name in ("obs", "act", "obs_next")}
+    over = {name: np.zeros(1, bool) for name in ("terminated", "truncated")}
+    host.add(Batch(**row, **over, rew=np.zeros(1), info=Batch()), np.arange(1))
+    with pytest.raises(ValueError, match="has 1 transitions, expected none"):
+        TensorReplay.like(host, CPU)
 
 
 def test_a_state_of_another_replay_is_refused() -> None:

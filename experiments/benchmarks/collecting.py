@@ -48,7 +48,7 @@ PHASES = {
     "random actions": (True, 0),
     "SAC acts": (False, 0),
     "SAC acts, 1 update": (False, 1),
-    "8 updates": (False, 8),
+    "SAC acts, 8 updates": (False, 8),
 }
 """Whether actions are random, and the number of updates in a step of all mazes."""
 

@@ -52,8 +52,12 @@ class TensorReplay:
         self._generator = torch.Generator(device).manual_seed(seed)
 
     @classmethod
-    def like(cls, replay: Replay, device: torch.device) -> "TensorReplay":
-        """An empty replay with the settings of another one in the memory of the host."""
+    def like(cls, replay: "Replay | TensorReplay", device: torch.device) -> "TensorReplay":
+        """A replay with the settings of an empty one in the memory of the host; one on a device is returned itself."""
+        if isinstance(replay, TensorReplay):
+            return replay
+        if len(replay):
+            raise ValueError(f"the replay in the memory of the host has {len(replay)} transitions, expected none")
         return cls(replay.size, replay.n_envs, device=device, seed=replay.seed)
 
     def __len__(self) -> int:
