@@ -1,7 +1,6 @@
 """Environments of a JAX simulator, such as Brax or MuJoCo Playground, which share their memory with torch by DLPack."""
 
 from collections.abc import Mapping, Sequence
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -141,7 +140,8 @@ class JaxVector:
             self._generator.set_state(state["generator"].cpu())
 
 
-def _jax() -> ModuleType:
+def _jax() -> Any:
+    """The module, which is imported only here."""
     try:
         import jax
         import jax.dlpack
