@@ -358,14 +358,24 @@ def test_transitions_of_a_fit_are_those_in_numpy() -> None:
         torch.testing.assert_close(moments.mean, rows.obs.double().mean(0), check_dtype=False)
 
 
-def test_budget_of_a_step_of_several_levels() -> None:
-    """One wait for the numbers of actions that ended, and at most two of a level that plans; no copy."""
+def learning(device: torch.device, n_steps: int) -> tuple[Hierarchy, DeviceCollector, list[Any]]:
+    """SPlaTES after some steps, and its actions."""
+    agent = make_agent(SPLATES_DEBUG, MAZE, 3, device)
+    env = make_torch_vector_env(MAZE, 3, device, max_steps=9)
+    collector, actions = DeviceCollector(env, agent, seed=0, read_every=50), []
+    for _ in range(n_steps):
+        collector.step(explore=True)
+        actions.append(collector._carry.levels[-1].action.tolist())
+        agent.learn(collector.n_total_env_steps)
+    return agent, collector, actions
+
+
+def test_several_levels_on_a_gpu() -> None:
+    """They do what they do on a CPU; a step waits for the numbers of actions that ended, and twice in planning."""
+    _, _, expected = learning(CPU, 14)
     with FakeGPU() as gpu:
-        agent = make_agent(SPLATES_DEBUG, MAZE, 3, CUDA)
-        collector = DeviceCollector(make_torch_vector_env(MAZE, 3, CUDA, max_steps=9), agent, seed=0, read_every=50)
-        for _ in range(14):
-            collector.step(explore=True)
-            agent.learn(collector.n_total_env_steps)
+        agent, collector, actions = learning(CUDA, 14)
+        np.testing.assert_allclose(actions, expected, rtol=1e-4, atol=1e-4)
         counts = []
         for _ in range(6):
             with gpu.counting() as events:
@@ -374,10 +384,13 @@ def test_budget_of_a_step_of_several_levels() -> None:
             assert events.copies == [], str(events)
         assert min(counts) == 1
         assert max(counts) <= 3
-        method = agent.levels[1].method
-        method.learner.config = replace(method.learner.config, report_every=10**6, refresh_every=10**6)
+        skills = agent.levels[1]
+        learner = skills.method.learner
+        learner.config = replace(learner.config, report_every=10**6, refresh_every=10**6)
+        n_updates = learner.n_updates
         with gpu.counting() as events:
-            method.learn(agent.levels[1].replay, collector.n_total_env_steps + 24, agent.levels[1].log_prob)
+            skills.method.learn(skills.replay, collector.n_total_env_steps + 24, skills.log_prob)
+        assert learner.n_updates > n_updates
         assert events.copies == [], str(events)
         assert all("_linalg_eigh" in event for event in events.syncs), str(events)
 

@@ -112,7 +112,7 @@ class JaxVector:
 
     def _here(self, array: Any) -> Tensor:
         """An array of JAX as a tensor in the same memory."""
-        return torch.from_dlpack(array)
+        return torch.utils.dlpack.from_dlpack(array)
 
     def _there(self, tensor: Tensor) -> Any:
         """A tensor as an array of JAX in the same memory."""
