@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +27,7 @@ from envs.cartpole_swingup import CartPoleSwingUp
 from envs.maze2d import observation_space_of
 from envs.maze2d_layouts import Layout, find_layout
 from envs.maze2d_rules import SUCCESS_DISTANCE, MazeRules
+from envs.maze2d_torch import TorchMoves
 from envs.pendulum import GRAVITY, MAX_SPEED, MAX_TORQUE
 from envs.pendulum import TAU as PENDULUM_TAU
 
@@ -69,6 +70,7 @@ class OnDevice(ABC):
         self._generator = torch.Generator(self.device).manual_seed(seed)
         self._state = torch.zeros(num_envs, self.state_dim, dtype=torch.float64, device=self.device)
         self._n_steps = torch.zeros(num_envs, dtype=torch.int64, device=self.device)
+        self._nowhere = torch.zeros(num_envs, dtype=torch.bool, device=self.device)
 
     def reset(self, mask: Tensor | None = None, *, seeds: Sequence[int] | None = None) -> Tensor:
         """Begin episodes; see `TorchVectorEnv`."""
@@ -78,6 +80,8 @@ class OnDevice(ABC):
             chosen = [True] * self.num_envs if mask is None else mask.tolist()
             rows = [self._seeded(s) if here else [0.0] * self.state_dim for s, here in zip(seeds, chosen, strict=True)]
             state = torch.tensor(rows, dtype=torch.float64, device=self.device)
+            if mask is None:
+                self._generator.manual_seed(seeds[0])  # else all runs would draw the same later episodes
         if mask is None:
             self._state, self._n_steps = state, torch.zeros_like(self._n_steps)
         else:
@@ -90,13 +94,28 @@ class OnDevice(ABC):
         before = self._state
         self._state = self._after(before, actions)
         self._n_steps = self._n_steps + 1
-        return Step(
-            self._observation(self._state),
-            self._reward(before, actions, self._state),
-            self._ends(self._state),
-            self._n_steps >= self.max_episode_steps,
-            self._success(self._state),
-        )
+        reward, success = self._outcome(before, actions, self._state)
+        over = self._n_steps >= self.max_episode_steps
+        return Step(self._observation(self._state), reward, self._ends(self._state), over, success)
+
+    def state_dict(self) -> dict[str, Any]:
+        """States, steps and the generator of resets; see `TorchVectorEnv`."""
+        return {
+            "state": self._state.clone(),
+            "n_steps": self._n_steps.clone(),
+            "generator": self._generator.get_state(),
+            "device": self.device.type,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned; another kind of device draws other resets."""
+        if state["state"].shape != self._state.shape:
+            shapes = tuple(state["state"].shape), tuple(self._state.shape)
+            raise ValueError(f"the state of the environments has shape {shapes[0]}; it should be {shapes[1]}")
+        self._state = state["state"].to(self.device, copy=True)
+        self._n_steps = state["n_steps"].to(self.device, copy=True)
+        if state["device"] == self.device.type:
+            self._generator.set_state(state["generator"].cpu())
 
     @abstractmethod
     def _seeded(self, seed: int) -> list[float]:
@@ -111,8 +130,8 @@ class OnDevice(ABC):
         """Next states (E, S)."""
 
     @abstractmethod
-    def _reward(self, before: Tensor, actions: Tensor, after: Tensor) -> Tensor:
-        """Rewards (E,)."""
+    def _outcome(self, before: Tensor, actions: Tensor, after: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Rewards (E,), and True where the goal is reached, (E,); None if there is none."""
 
     def _observation(self, state: Tensor) -> Tensor:
         """Flat observations (E, O)."""
@@ -120,11 +139,7 @@ class OnDevice(ABC):
 
     def _ends(self, state: Tensor) -> Tensor:
         """True where a state ends the episode, (E,)."""
-        return torch.zeros(self.num_envs, dtype=torch.bool, device=self.device)
-
-    def _success(self, state: Tensor) -> Tensor | None:
-        """True where the goal is reached, (E,); None if there is none."""
-        return None
+        return self._nowhere
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self._generator, device=self.device, dtype=torch.float64)
@@ -162,6 +177,7 @@ class Mazes(OnDevice):
         super().__init__(num_envs, device=device, max_episode_steps=steps, seed=seed)
         pairs = [(s, g) for s in self.layout.starts for g in [x for x in self.layout.goals if x != s] or [s]]
         self._pairs = torch.tensor([[*s, *g] for s, g in pairs], dtype=torch.float64, device=self.device)
+        self._moves = TorchMoves(self.rules, self.device)
 
     def _seeded(self, seed: int) -> list[float]:
         start, goal = self.layout.draw(seeding.np_random(seed)[0], None, None)
@@ -172,25 +188,17 @@ class Mazes(OnDevice):
         return self._pairs[index]
 
     def _after(self, state: Tensor, actions: Tensor) -> Tensor:
-        return torch.cat([self.rules.dynamics_function(state[:, :2], None, actions.double()), state[:, 2:]], 1)
+        return torch.cat([self._moves(state[:, :2], actions), state[:, 2:]], 1)
 
-    def _reward(self, before: Tensor, actions: Tensor, after: Tensor) -> Tensor:
-        distance = self._distance(after)
-        if self.rules.reward_type == "sparse":
-            return (distance < SUCCESS_DISTANCE).double()
-        return -distance / self.layout.diameter
-
-    def _success(self, state: Tensor) -> Tensor:
-        return self._distance(state) < SUCCESS_DISTANCE
+    def _outcome(self, before: Tensor, actions: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+        offset = after[:, :2] - after[:, 2:]
+        x, y = offset.square_().unbind(1)
+        distance = (x + y).sqrt_()
+        reached = distance < SUCCESS_DISTANCE
+        return reached.double() if self.rules.reward_type == "sparse" else distance / -self.layout.diameter, reached
 
     def _observation(self, state: Tensor) -> Tensor:
-        obs = state.float()
-        return torch.cat([obs, obs[:, :2]], 1)
-
-    @staticmethod
-    def _distance(state: Tensor) -> Tensor:
-        x, y = (state[:, :2] - state[:, 2:]).unbind(1)
-        return (x * x + y * y).sqrt()
+        return torch.cat([state, state[:, :2]], 1).float()
 
 
 def _symmetric(high: NDArray[np.float32]) -> spaces.Box:
@@ -216,8 +224,8 @@ class CartPoles(OnDevice):
         x_acc, theta_acc = accelerations(CARTPOLE_FORCE * actions[:, 0].double(), theta_dot, theta.sin(), theta.cos())
         return state + TAU * torch.stack([x_dot, x_acc, theta_dot, theta_acc], 1)
 
-    def _reward(self, before: Tensor, actions: Tensor, after: Tensor) -> Tensor:
-        return torch.ones_like(after[:, 0])
+    def _outcome(self, before: Tensor, actions: Tensor, after: Tensor) -> tuple[Tensor, None]:
+        return torch.ones_like(after[:, 0]), None
 
     def _ends(self, state: Tensor) -> Tensor:
         return cartpole_ends(state, None, state, state)
@@ -235,8 +243,8 @@ class SwingUps(CartPoles):
         x_dot, theta_dot = x_dot + SWINGUP_TAU * x_acc, theta_dot + SWINGUP_TAU * theta_acc
         return torch.stack([x + SWINGUP_TAU * x_dot, x_dot, theta + SWINGUP_TAU * theta_dot, theta_dot], 1)
 
-    def _reward(self, before: Tensor, actions: Tensor, after: Tensor) -> Tensor:
-        return CartPoleSwingUp.reward_function(after, after, actions, self._shown(after))
+    def _outcome(self, before: Tensor, actions: Tensor, after: Tensor) -> tuple[Tensor, None]:
+        return CartPoleSwingUp.reward_function(after, after, actions, self._shown(after)), None
 
     def _ends(self, state: Tensor) -> Tensor:
         return CartPoleSwingUp.termination_function(state, state, state, state)
@@ -272,11 +280,11 @@ class Pendulums(OnDevice):
         theta_dot = theta_dot.clamp(-MAX_SPEED, MAX_SPEED)
         return torch.stack([theta + theta_dot * PENDULUM_TAU, theta_dot], 1)
 
-    def _reward(self, before: Tensor, actions: Tensor, after: Tensor) -> Tensor:
+    def _outcome(self, before: Tensor, actions: Tensor, after: Tensor) -> tuple[Tensor, None]:
         theta, theta_dot = before.unbind(1)
         theta = torch.remainder(theta + math.pi, 2 * math.pi) - math.pi
         effort = (0.001 * self._torque(actions).square()).double()
-        return -(theta.square() + 0.1 * theta_dot.square() + effort)
+        return -(theta.square() + 0.1 * theta_dot.square() + effort), None
 
     def _observation(self, state: Tensor) -> Tensor:
         theta, theta_dot = state.unbind(1)

@@ -45,7 +45,7 @@ def main() -> None:
             require_wandb(config)
             agent = build_agent(config)
             collector = make_collector(config, agent)
-            at_end.callback(collector.env.close)
+            at_end.callback(collector.close)
             folder = at_end.enter_context(open_folder(config))
             for facts in known:
                 write_whole(folder / FACTS, as_json(facts))

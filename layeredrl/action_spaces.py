@@ -108,15 +108,12 @@ def uniform(space: spaces.Space[Any], lead: Sequence[int], generator: torch.Gene
     assert isinstance(space, spaces.Box)
     if not space.is_bounded():
         raise ValueError(f"action space is {space}, expected bounds to draw uniformly between")
-    low, high = (_bound(x, device) for x in (space.low, space.high))
-    return low + (high - low) * torch.rand((*lead, a), generator=generator, device=device)
-
-
-def _bound(values: NDArray[Any], device: torch.device) -> Tensor:
-    """Return bounds (A,) as a tensor on a device, without a copy where all are the same."""
-    if len(values) and (values == values[0]).all():
-        return torch.full(values.shape, float(values[0]), device=device)
-    return torch.as_tensor(values, dtype=torch.float32, device=device)
+    low, high = (np.asarray(x, np.float32) for x in (space.low, space.high))
+    drawn = torch.rand((*lead, a), generator=generator, device=device)
+    if a and (low == low[0]).all() and (high == high[0]).all():  # numbers need no copy to a device
+        return drawn.mul_(float(high[0] - low[0])).add_(float(low[0]))
+    bottom, top = (torch.as_tensor(x, device=device) for x in (low, high))
+    return bottom + (top - bottom) * drawn
 
 
 def features(space: spaces.Space[Any], actions: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

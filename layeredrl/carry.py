@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from tianshou.data import Batch
-from torch import Tensor
 
+from layeredrl import memory as memories
 from layeredrl.levels.forecasts import Forecasts
+from layeredrl.memory import require_shape
 
 
 @dataclass
@@ -35,16 +36,16 @@ class LevelCarry:
     def state_dict(self) -> dict[str, Any]:
         """The whole state, as tensors."""
         return {
-            "memory": _to_dict(self.memory),
+            "memory": memories.state_of(self.memory),
             "forecasts": self.forecasts.state_dict(),
             **{name: torch.from_numpy(getattr(self, name).copy()) for name in _ARRAYS},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        _restore("memory", self.memory, state["memory"])
+        memories.restore(self.memory, state["memory"])
         for name in _ARRAYS:
-            _require_shape(name, state[name], getattr(self, name).shape)
+            require_shape(name, state[name], getattr(self, name).shape)
             getattr(self, name)[:] = state[name].cpu().numpy()
         self.forecasts.load_state_dict(state["forecasts"])
 
@@ -90,25 +91,3 @@ class Carry:
         self.unobserved[:] = False  # a step that was not observed is taken again
         if state["device"] == self.generator.device.type:
             self.generator.set_state(state["generator"].cpu())
-
-
-def _require_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if value.shape != shape:
-        raise ValueError(f"the carry's {name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-
-
-def _to_dict(memory: Batch) -> dict[str, Any]:
-    """A copy of a memory as nested dicts of tensors."""
-    return {key: _to_dict(x) if isinstance(x, Batch) else x.clone() for key, x in memory.items()}
-
-
-def _restore(name: str, memory: Batch, state: Mapping[str, Any]) -> None:
-    """Replace the tensors of a memory by those of `_to_dict`, on the same devices."""
-    if set(state) != set(memory.get_keys()):
-        raise ValueError(f"the carry's {name} holds {sorted(state)}, expected {sorted(memory.get_keys())}")
-    for key, value in state.items():
-        if isinstance(memory[key], Batch):
-            _restore(f"{name}.{key}", memory[key], value)
-        else:
-            _require_shape(f"{name}.{key}", value, memory[key].shape)
-            memory[key] = value.to(memory[key].device, copy=True)

@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from operator import index
 from typing import Any
@@ -15,34 +14,18 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 
 from layeredrl.action_spaces import choices, same, to_env
-from layeredrl.checks import require_count
 from layeredrl.environments.action_repeat import FRAMES_KEY
 from layeredrl.environments.answers import LARGEST, shown
 from layeredrl.environments.infos import add_info, successes
 from layeredrl.environments.pool import EnvPool
 from layeredrl.environments.running_episodes import RunningEpisodes
+from layeredrl.episodes import Episode, EpisodeCollector, warn_of_cut
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.randomness import environment_and_acting_seeds
 
 
-@dataclass(frozen=True)
-class Episode:
-    """A finished episode."""
-
-    env_id: int
-    """Index of the environment."""
-    episode_return: float
-    """Undiscounted sum of its rewards."""
-    length: int
-    """Environment steps."""
-    n_total_env_steps: int
-    """Environment steps that the Collector had taken when the episode ended."""
-    success: bool | None = None
-    """True if the environment reported success in any of its steps; None if it never reported success or failure."""
-
-
-class Collector:
+class Collector(EpisodeCollector):
     """Lets an agent act in vector environments, in any of gymnasium's three autoreset modes.
 
     It resets environments that do not reset themselves, with a new seed for every episode.
@@ -104,14 +87,6 @@ class Collector:
         return means | {name: float(count) for name, count in counts.items() if count}
 
     def step(self, *, explore: bool) -> list[Episode]:
-        """Take one step in every environment.
-
-        Args:
-            explore: If True, the agent explores; if False, it acts as well as it can.
-
-        Returns:
-            The episodes that ended, in the order of the environments.
-        """
         self._begin_due()
         self._carry.unobserved[:] = False  # if the last step raised, no environment's action counts as carried out
         actions = self.agent.act(self._obs, self._carry, explore=explore)
@@ -181,53 +156,15 @@ class Collector:
         """Reset the counters of the running episodes of some environments."""
         self._returns[env_ids], self._lengths[env_ids], self._succeeded[env_ids] = 0.0, 0, np.nan
 
-    def collect_episodes(
-        self,
-        n: int,
-        *,
-        explore: bool = False,
-        max_steps: int = 5_000,
-        stop: Callable[[], bool] = lambda: False,
-    ) -> list[Episode]:
-        """Play n episodes from their beginning.
-
-        Every environment plays an equal share, and further episodes are dropped: the first n to end in any
-        environment would be the shortest.
-
-        Args:
-            n: Number of episodes.
-            explore: If True, the agent explores.
-            max_steps: Environment steps after which an episode is cut off, with a warning; it counts as truncated.
-            stop: Called before every step; playing ends once it returns True.
-
-        Returns:
-            The episodes; none if `stop` returned True.
-        """
-        require_count("max_steps", max_steps)
-        shares = [n // self.n_envs + (i < n % self.n_envs) for i in range(self.n_envs)]
-        episodes: list[Episode] = []
+    def _begin_all(self) -> None:
         if self._lengths.any() or self._resetting.any():
             self._begin()
-        while len(episodes) < n:
-            if stop():
-                return []
-            for episode in [*self.step(explore=explore), *self._cut_off(max_steps)]:
-                if shares[episode.env_id] > 0:
-                    shares[episode.env_id] -= 1
-                    episodes.append(episode)
-        return episodes
 
     def _cut_off(self, max_steps: int) -> list[Episode]:
-        """End the episodes that have taken `max_steps` steps, as truncated."""
         long = np.flatnonzero(self._lengths >= max_steps)
         if not len(long):
             return []
-        warnings.warn(
-            f"an episode of an evaluation had not ended after {max_steps} steps; it is cut off there, and its return "
-            "counts as it is",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        warn_of_cut(max_steps)
         self.agent.abandon(self._carry, long, learn=self.learn)
         episodes = self._finish(long)
         if self.mode == AutoresetMode.DISABLED:
@@ -311,6 +248,9 @@ class Collector:
         self.n_abandoned += len(env_ids)
         for reason in reasons:
             warnings.warn(f"an episode is closed as truncated: {reason}", RuntimeWarning, stacklevel=3)
+
+    def close(self) -> None:
+        self.env.close()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state between two steps, with the environments as seeds and actions."""

@@ -14,6 +14,7 @@ from layeredrl import action_spaces
 from layeredrl.carry import Carry, LevelCarry
 from layeredrl.levels import Decision, Level
 from layeredrl.levels.forecasts import Forecasts
+from layeredrl.memory import write
 from layeredrl.task import TaskSpec
 from layeredrl.transfers import to_device, to_host
 
@@ -155,21 +156,10 @@ class Hierarchy:
         if (i, "action") in inputs:
             command = Batch({name: inputs[i, name] for name in _COMMAND})
             if (i, "changed") in inputs:
-                _write(command, inputs[i, "changed"], cast(_Decided, fresh).command)
+                write(command, inputs[i, "changed"], cast(_Decided, fresh).command)
         memory = own.memory if everywhere or not own.memory.get_keys() else own.memory[rows]
         decision = level.act(obs, command, memory, explore=explore, generator=carry.generator)
-        if (decision.duration < 1).any():
-            raise ValueError(
-                f"{type(level).__name__} decided for a duration of {decision.duration}, expected at least 1 everywhere"
-            )
-        shape, dtype = (len(due), *own.action.shape[1:]), _KINDS[own.action.dtype.kind]
-        given = decision.action.dtype
-        is_kind = given.is_floating_point if dtype.is_floating_point else given in _INTEGERS
-        if decision.action.shape != shape or not is_kind:
-            raise ValueError(
-                f"{type(level).__name__} decided for actions of shape {tuple(decision.action.shape)} and type "
-                f"{decision.action.dtype}, expected {shape} and {dtype}"
-            )
+        action = require_valid(level, decision, _KINDS[own.action.dtype.kind], (len(due), *own.action.shape[1:]))
         remaining = decision.duration
         if i:
             left = carry.levels[i - 1].remaining.copy()
@@ -177,10 +167,10 @@ class Hierarchy:
                 left[fresh.env_ids] = fresh.remaining
             remaining = np.minimum(remaining, left[due])
         command = Batch(
-            action=decision.action.to(dtype),
+            action=action,
             obs=obs,
             elapsed=torch.zeros(len(due), dtype=torch.int64, device=obs.device),
-            remaining=_filled(remaining, obs.device),
+            remaining=filled(remaining, obs.device),
         )
         return _Decided(i, due, rows, decision, remaining, command)
 
@@ -198,11 +188,11 @@ class Hierarchy:
             if len(due) == len(own.remaining):
                 own.memory = decision.memory
             elif own.memory.get_keys():
-                _write(own.memory, rows, decision.memory)
+                write(own.memory, rows, decision.memory)
             if decision.forecast is not None:
                 own.forecasts.open(due, next(values), decision.forecast_steps)
             metrics = {name: (due, next(values)) for name in decision.metrics}
-            carry.metrics |= self._named(i, metrics)
+            carry.metrics |= self.named(i, metrics)
 
     def observe(self, step: Batch, env_ids: NDArray[np.int64], carry: Carry, *, learn: bool) -> None:
         """Process one step of some of the environments; updates the carry.
@@ -224,7 +214,7 @@ class Hierarchy:
             if len(settled):
                 names = ("plan/predicted_return", "plan/achieved_return")
                 metrics = dict(zip(names, returns, strict=True))
-                carry.metrics |= {name: (settled, values) for name, values in self._named(i, metrics).items()}
+                carry.metrics |= {name: (settled, values) for name, values in self.named(i, metrics).items()}
             ended = done | (own.remaining[env_ids] == 0)
             ids = env_ids[ended]
             if not learn or not len(ids):
@@ -258,7 +248,7 @@ class Hierarchy:
             own.reward[env_ids] = 0.0
             own.forecasts.drop(env_ids)
             if rows is not None and own.memory.get_keys():
-                _write(own.memory, rows, level.initial_memory(len(env_ids)))
+                write(own.memory, rows, level.initial_memory(len(env_ids)))
 
     def abandon(self, carry: Carry, env_ids: NDArray[np.int64], *, learn: bool) -> None:
         """End episodes whose rest is never observed; their stored transitions, if any, end truncated."""
@@ -274,10 +264,10 @@ class Hierarchy:
         """
         metrics: dict[str, float] = {}
         for i, level in enumerate(self.levels):
-            metrics |= self._named(i, level.learn(n_total_env_steps))
+            metrics |= self.named(i, level.learn(n_total_env_steps))
         return metrics
 
-    def _named(self, i: int, metrics: Mapping[str, M]) -> dict[str, M]:
+    def named(self, i: int, metrics: Mapping[str, M]) -> dict[str, M]:
         """Metrics of level i, beginning with its name where another level's could have the same names."""
         return {f"{self.names[i]}/{name}": x for name, x in metrics.items()} if self._shares_metrics[i] else {**metrics}
 
@@ -370,17 +360,31 @@ _Inputs = dict[tuple[int, str], Tensor]
 where the level above decides anew."""
 
 
-def _filled(values: NDArray[np.int64], device: torch.device) -> Tensor:
+def require_valid(level: Level, decision: Decision, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
+    """Return the actions of a decision in the carry's type; raise for another shape, kind or duration.
+
+    Args:
+        level: The level that decided.
+        decision: Its decision in n environments.
+        dtype: Type of its actions.
+        shape: Their shape, (n, A).
+    """
+    if (decision.duration < 1).any():
+        raise ValueError(
+            f"{type(level).__name__} decided for a duration of {decision.duration}, expected at least 1 everywhere"
+        )
+    given = decision.action.dtype
+    is_kind = given.is_floating_point if dtype.is_floating_point else given in _INTEGERS
+    if decision.action.shape != shape or not is_kind:
+        raise ValueError(
+            f"{type(level).__name__} decided for actions of shape {tuple(decision.action.shape)} and type "
+            f"{decision.action.dtype}, expected {shape} and {dtype}"
+        )
+    return decision.action.to(dtype)
+
+
+def filled(values: NDArray[np.int64], device: torch.device) -> Tensor:
     """Return integers (n,) on a device, without a copy where all are the same."""
     if len(values) and (values == values[0]).all():
         return torch.full(values.shape, int(values[0]), dtype=torch.int64, device=device)
     return torch.as_tensor(values, device=device)
-
-
-def _write(memory: Batch, rows: Tensor, values: Batch) -> None:
-    """Overwrite rows of a memory, which may be nested."""
-    for key in memory.get_keys():
-        if isinstance(memory[key], Batch):
-            _write(memory[key], rows, values[key])
-        else:
-            memory[key][rows] = values[key]

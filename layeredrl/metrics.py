@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from layeredrl.transfers import to_host
@@ -45,3 +46,32 @@ class RunningMeans:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._sums, self._counts = dict(state["sums"]), dict(state["counts"])
+
+
+class FiniteMeans:
+    """Means of metrics over the environments in which they are finite, summed on a device."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}  # sum and number of the finite values, (2,)
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Add values (n,) of each metric; those that are not finite do not count."""
+        for name, values in metrics.items():
+            finite = values.isfinite()
+            both = torch.stack([torch.where(finite, values, 0.0).sum(dtype=torch.float64), finite.sum().double()])
+            self._sums[name] = self._sums[name] + both if name in self._sums else both
+
+    def take(self) -> dict[str, float]:
+        """Return the means since the last call, and begin anew; metrics without a finite value are left out."""
+        read = zip(self._sums, to_host(*self._sums.values()) if self._sums else (), strict=True)
+        means = {name: float(total / count) for name, (total, count) in read if count}
+        self._sums = {}
+        return means
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sums since the last report."""
+        return dict(self._sums)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what `state_dict` returned."""
+        self._sums = {name: x.clone() for name, x in state.items()}

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from layeredrl.checks import require_counts
-from layeredrl.collector import Collector, Episode
+from layeredrl.episodes import Episode, EpisodeCollector
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger
@@ -71,7 +71,7 @@ class Trainer:
     def __init__(
         self,
         agent: Hierarchy,
-        collector: Collector,
+        collector: EpisodeCollector,
         logger: Logger,
         config: TrainerConfig,
         *,

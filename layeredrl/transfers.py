@@ -40,29 +40,33 @@ def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
     return arrays
 
 
-def to_device(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
+def to_device(arrays: Sequence[NDArray[Any] | Tensor], device: torch.device) -> list[Tensor]:
     """Return arrays as tensors on a device, in one copy. Tensors on the CPU share the arrays' memory.
 
     Args:
-        arrays: Of any shapes, and of the types of `to_host`.
+        arrays: Of any shapes, and of the types of `to_host`; or all of them tensors on the device, which are returned.
         device: The device.
 
     Raises:
         TypeError: An array is of another type.
     """
-    for x in arrays:
+    there = [x for x in arrays if isinstance(x, Tensor)]
+    if there and len(there) == len(arrays):
+        return there
+    here = [np.asarray(x) for x in arrays]
+    for x in here:
         if x.dtype not in _ARRAY_TYPES:
             raise TypeError(f"an array has dtype {x.dtype}, expected one of {', '.join(_TYPES)}")
-    if device.type == "cpu" or len(arrays) == 1:
-        return [torch.as_tensor(x, device=device) for x in arrays]
-    starts = np.cumsum([0, *(-(-x.nbytes // _ALIGNMENT) * _ALIGNMENT for x in arrays)])
+    if device.type == "cpu" or len(here) == 1:
+        return [torch.as_tensor(x, device=device) for x in here]
+    starts = np.cumsum([0, *(-(-x.nbytes // _ALIGNMENT) * _ALIGNMENT for x in here)])
     packed = np.empty(starts[-1], np.uint8)
-    for x, start in zip(arrays, starts, strict=False):
+    for x, start in zip(here, starts, strict=False):
         packed[start : start + x.nbytes] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
-    there = torch.as_tensor(packed, device=device)
+    whole = torch.as_tensor(packed, device=device)
     return [
-        there[start : start + x.nbytes].view(_TYPES[x.dtype.name]).view(x.shape)
-        for x, start in zip(arrays, starts, strict=False)
+        whole[start : start + x.nbytes].view(_TYPES[x.dtype.name]).view(x.shape)
+        for x, start in zip(here, starts, strict=False)
     ]
 
 

@@ -9,8 +9,9 @@ import pytest
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from tianshou.data import Batch
 
-from layeredrl.collector import Collector, Episode
+from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
+from layeredrl.episodes import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import RandomLevel

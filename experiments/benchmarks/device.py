@@ -3,7 +3,7 @@
 Wall-clock time, with the device synchronised before and after; a measurement repeats for some seconds after a warm-up,
 which includes the captures of CUDA graphs. The matrix rate is that of the device's own products of large square
 matrices in the same type, and the bare products are the `torch.bmm` calls of a rollout's networks, with nothing between
-them. Environments run on the CPU.
+them. The cart-pole runs on the CPU, the mazes on the device.
 """
 
 import shutil
@@ -26,10 +26,13 @@ import envs  # noqa: F401  registers the tasks
 from agents.pets import PETS
 from agents.recipe import Recipe
 from agents.splates import SPlaTESAgent
+from experiments.benchmarks.collecting import COLUMNS, CollectingBenchmark, rows
 from experiments.benchmarks.machine import machine_line, write_page
 from experiments.report.tables import Cell, Table
-from layeredrl.collector import Collector, Episode
-from layeredrl.environments import make_task, make_vector_env
+from layeredrl.collector import Collector
+from layeredrl.device_collector import DeviceCollector
+from layeredrl.environments import make_task, make_torch_vector_env, make_vector_env
+from layeredrl.episodes import Episode, EpisodeCollector
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
 from layeredrl.models import ProbabilisticEnsemble
@@ -211,21 +214,24 @@ def updates(clock: Clock, sizes: Sizes) -> list[list[Cell]]:
 
 
 def train(
-    config: Recipe, env_id: str, n_envs: int, device: torch.device, *, limit: float, native: bool, done: Callable
+    config: Recipe, env_id: str, n_envs: int, device: torch.device, *, limit: float, there: bool, done: Callable
 ) -> list[Cell]:
     """Train an agent from its start until it is done; return environment steps, seconds, their ratio, and success."""
     seed_globals(0)
     agent: Hierarchy = config.build(make_task(env_id, n_envs), device, seed=0)
-    env = make_vector_env(env_id, n_envs, vectorization="native" if native else "sync")
+    collector: EpisodeCollector
+    if there:
+        collector = DeviceCollector(make_torch_vector_env(env_id, n_envs, device), agent, seed=0)
+    else:
+        collector = Collector(make_vector_env(env_id, n_envs), agent, seed=0)
     start, episodes, solved = time.perf_counter(), [], False
     try:
-        collector = Collector(env, agent, seed=0)
         while not solved and time.perf_counter() - start < limit:
             episodes += collector.step(explore=True)
             agent.learn(collector.n_total_env_steps)
             solved = done(episodes)
     finally:
-        env.close()
+        collector.close()
     seconds = time.perf_counter() - start
     steps = collector.n_total_env_steps
     return [steps, seconds, steps / seconds, "yes" if solved else "no"]
@@ -258,10 +264,12 @@ def main() -> None:
     clock = Clock(device, 0.01 if config.quick else config.seconds)
     limit = 0.5 if config.quick else config.limit
     preset = "debug" if config.quick else "demo"
-    cartpole = train(PETS.preset(preset), "ContinuousCartPole-v0", 1, device, limit=limit, native=False, done=balanced)
+    cartpole = train(PETS.preset(preset), "ContinuousCartPole-v0", 1, device, limit=limit, there=False, done=balanced)
     maze = train(
-        SPlaTESAgent.preset(preset), "Maze2D-Medium-v0", sizes.n_mazes, device, limit=limit, native=True, done=arrived
+        SPlaTESAgent.preset(preset), "Maze2D-Medium-v0", sizes.n_mazes, device, limit=limit, there=True, done=arrived
     )
+    turns = {"n_turns": 2, "n_steps": 4} if config.quick else {}
+    collecting = rows(CollectingBenchmark(config.device, sizes.n_mazes, **turns))
     tables = [
         Table(
             "rollouts",
@@ -271,6 +279,7 @@ def main() -> None:
         ),
         Table("plans", "Plans of iCEM", ("what", "ms", "plans/s"), plans(clock, sizes)),
         Table("updates", "Policy updates", ("what", "ms", "updates/s"), updates(clock, sizes)),
+        Table("collecting", "Collecting in mazes", COLUMNS, collecting),
         Table(
             "training",
             "Training",

@@ -68,7 +68,7 @@ class SkillPictures:
         replay = levels[-1].replay if levels else None
         if not replay:
             return None
-        indices = replay.buffer.sample_indices(0)  # all of them, without a random draw
+        indices = replay.indices()  # all of them, without a random draw
         some = indices[np.linspace(0, len(indices) - 1, min(len(indices), MAX_STATES)).astype(np.int64)]
         states = states_of(self.agent)
         obs = torch.as_tensor(replay.column("obs_next", some), device=self.agent.device)

@@ -13,7 +13,9 @@ from experiments.run.config import RunConfig, to_dict
 from experiments.run.flags import as_typed
 from experiments.run.folder import METRICS, WANDB_ID, write_whole
 from layeredrl.collector import Collector
-from layeredrl.environments import EnvConfig, make_env, make_task, make_vector_env
+from layeredrl.device_collector import DeviceCollector, host_only
+from layeredrl.environments import EnvConfig, make_env, make_task, make_torch_vector_env, make_vector_env
+from layeredrl.episodes import EpisodeCollector
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels.goals import ACHIEVED_KEY
 from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
@@ -60,17 +62,28 @@ def require_wandb(config: RunConfig[Any]) -> None:
         raise ValueError(f"W&B refuses an environment variable WANDB_...: {reason}") from error
 
 
-def make_collector(config: RunConfig[Any], agent: Hierarchy) -> Collector:
-    """Build the collector that trains the agent."""
+def make_collector(config: RunConfig[Any], agent: Hierarchy) -> EpisodeCollector:
+    """Build the collector that trains the agent, on the device of its environments if it can learn there."""
+    if config.env_device is not None:
+        reason = host_only(agent)
+        if config.env_device != config.device:
+            reason = f"the agent is on {config.device}"
+        if reason is None:
+            env = make_torch_vector_env(_imported(config), config.n_envs, config.env_device)
+            return DeviceCollector(env, agent, seed=config.seed)
+        print(f"Observations of the environments on {config.env_device} go through the host: {reason}")
     return Collector(make_envs(config, config.n_envs), agent, seed=config.seed)
+
+
+def _imported(config: RunConfig[Any]) -> EnvConfig:
+    """Recipe of the environments; a process that is not forked from this one has to import them."""
+    return config.environment if ":" in config.env else replace(config.environment, id=f"envs:{config.env}")
 
 
 def make_envs(config: RunConfig[Any], n_envs: int, **kwargs: Any) -> VectorEnv[Any, Any, Any]:
     """Build environments of a run, with its settings for faults."""
-    # A process that is not forked from this one has to import the environments.
-    env = config.environment if ":" in config.env else replace(config.environment, id=f"envs:{config.env}")
     return make_vector_env(
-        env,
+        _imported(config),
         n_envs,
         vectorization=config.vectorization,
         device=config.env_device,

@@ -17,8 +17,8 @@ from experiments.run.building import can_render
 from experiments.run.config import RunConfig
 from experiments.run.folder import CHECKPOINTS, CONFIG, METRICS, PICTURES, SUMMARY, write_whole
 from experiments.run.held_out import collect_held_out, world_model_of
-from layeredrl.collector import Episode
 from layeredrl.environments.registration import with_own_extra
+from layeredrl.episodes import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.loggers import Logger, closing_table

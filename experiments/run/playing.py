@@ -15,8 +15,9 @@ from torch import Tensor
 from experiments.run.building import make_envs
 from experiments.run.config import RunConfig
 from layeredrl.action_spaces import to_env
-from layeredrl.collector import Collector, Episode
+from layeredrl.collector import Collector
 from layeredrl.environments import UnknownEnvironmentError
+from layeredrl.episodes import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 

@@ -9,6 +9,7 @@ from layeredrl.environments.making import (
     make_env,
     make_facts,
     make_task,
+    make_torch_vector_env,
     make_unscaled_env,
     make_vector_env,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "make_env",
     "make_facts",
     "make_task",
+    "make_torch_vector_env",
     "make_unscaled_env",
     "make_vector_env",
 ]

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,17 @@ def require_finite(space: spaces.Space[Any], obs: Any, name: str = "observation"
         first = tuple(np.argwhere(~_finite(obs))[0].tolist())
         where = f", at {list(first)} {obs[first]}" if obs.size > 8 else ""
         raise Failure(f"returned the {name} {shown(obs)}{where}, expected finite numbers in float32")
+
+
+@contextlib.contextmanager
+def as_faults(call: str) -> Iterator[None]:
+    """Turn any error of a call to environments that step all at once into a `Fault`, so that a run saves and ends."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit and panics of code in Rust are no `Exception`
+        raise Fault(f"{call} of the environments raised {type(error).__name__}: {shown(str(error))}") from error
 
 
 def number(reward: Any) -> float:

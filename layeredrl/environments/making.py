@@ -1,11 +1,9 @@
 """Factories of environments, vector environments and tasks."""
 
-import contextlib
 import difflib
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -22,15 +20,14 @@ from layeredrl.action_spaces import Rescaling, unit_box
 from layeredrl.checks import require_choice
 from layeredrl.environments import headless
 from layeredrl.environments.action_repeat import ActionRepeat
-from layeredrl.environments.answers import shown
+from layeredrl.environments.answers import as_faults, shown
 from layeredrl.environments.config import EnvConfig
 from layeredrl.environments.facts import TaskFacts, read_facts
 from layeredrl.environments.known import without_contradicted
 from layeredrl.environments.names import observation_names
 from layeredrl.environments.pool import EnvPool, OnFault
 from layeredrl.environments.registration import register_needed, with_own_extra
-from layeredrl.environments.torch_vector import HostVector
-from layeredrl.faults import Fault
+from layeredrl.environments.torch_vector import HostVector, TorchVectorEnv
 from layeredrl.task import TaskSpec, check_action_box
 
 Vectorization = Literal["sync", "async", "native"]
@@ -193,38 +190,22 @@ class _Native(VectorWrapper):
     """A vector environment whose errors become faults, so that a run saves before it ends."""
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        with _faults("reset"):
+        with as_faults("reset"):
             return self.env.reset(seed=seed, options=options)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        with _faults("step"):
+        with as_faults("step"):
             return self.env.step(actions)
 
 
-@contextlib.contextmanager
-def _faults(call: str) -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit and panics of code in Rust are no `Exception`
-        raise Fault(f"{call} of the environments raised {type(error).__name__}: {shown(str(error))}") from error
-
-
 def _make_native(config: EnvConfig, n_envs: int, device: torch.device | str | None) -> VectorEnv[Any, Any, Any]:
-    single = _make_unscaled(config)  # an unknown id raises with a hint, and the id's module is imported
-    path = vars(type(single.unwrapped)).get("torch_vector_env")  # a subclass may have other physics
-    single.close()
+    _make_unscaled(config).close()  # an unknown id raises with a hint, and the id's module is imported
     spec = gym.spec(config.id.rpartition(":")[2])
     try:
         if device is None:
             env = _registered(config, spec, n_envs)
-        elif path is None:
-            raise UnknownEnvironmentError(f"environment {config.id!r} has no torch_vector_env to live on a device")
         else:
-            limit = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
-            settings = {**limit, **spec.kwargs, **config.kwargs, "device": device}
-            env = HostVector(_class_at(path)(n_envs, **settings))
+            env = HostVector(make_torch_vector_env(config, n_envs, device))
     except (KeyboardInterrupt, UnknownEnvironmentError):
         raise
     except BaseException as error:
@@ -235,6 +216,40 @@ def _make_native(config: EnvConfig, n_envs: int, device: torch.device | str | No
         if space != unit_box(space.shape):
             env = _RescaledVector(env)
     return env
+
+
+def make_torch_vector_env(
+    env: str | EnvConfig, n_envs: int = 1, device: torch.device | str = "cpu", **kwargs: Any
+) -> TorchVectorEnv:
+    """Make parallel instances of an environment on a device, for a `DeviceCollector`; actions in their own units.
+
+    Args:
+        env: An id registered with gymnasium, or the recipe of an environment, without wrappers or repeated actions.
+        n_envs: Number of instances.
+        device: Their device.
+        **kwargs: Arguments of the environments.
+
+    Raises:
+        UnknownEnvironmentError: The environment is not registered, or has no `torch_vector_env`.
+    """
+    config = EnvConfig.of(env, **kwargs)
+    if config.is_changed:
+        raise ValueError("wrappers and action_repeat change single environments, expected none on a device")
+    single = _make_unscaled(config)
+    path = vars(type(single.unwrapped)).get("torch_vector_env")  # a subclass may have other physics
+    single.close()
+    if path is None:
+        raise UnknownEnvironmentError(f"environment {config.id!r} has no torch_vector_env to live on a device")
+    spec = gym.spec(config.id.rpartition(":")[2])
+    limit = {} if spec.max_episode_steps is None else {"max_episode_steps": spec.max_episode_steps}
+    settings = {**limit, **spec.kwargs, **config.kwargs, "device": device}
+    try:
+        made: TorchVectorEnv = _class_at(path)(n_envs, **settings)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise UnknownEnvironmentError(f"the vector environment of {_cannot_be_made(config.id, error)}") from error
+    return made
 
 
 def _registered(config: EnvConfig, spec: EnvSpec, n_envs: int) -> VectorEnv[Any, Any, Any]:

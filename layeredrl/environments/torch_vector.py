@@ -1,6 +1,6 @@
 """Environments that live on a device and are stepped together, as tensors."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
@@ -34,6 +34,8 @@ class TorchStep(NamedTuple):
 class TorchVectorEnv(Protocol):
     """E environments on a device. None resets itself: those whose episode has ended are reset before the next step.
 
+    Tensors that were returned are not written again. A method `close()` is called at the end, if there is one.
+
     Attributes:
         num_envs: Number of environments E.
         device: Their device.
@@ -65,6 +67,14 @@ class TorchVectorEnv(Protocol):
         Args:
             actions: In the environment's own units, (E, A), or integers (E, 1).
         """
+        ...
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Everything that the next steps depend on, as tensors and numbers; None if it cannot be had."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         ...
 
 

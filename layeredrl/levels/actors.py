@@ -65,6 +65,14 @@ class SquashedGaussianPolicy(SACPolicy):
         log_prob = correct_log_prob_gaussian_tanh(dist.log_prob(drawn).unsqueeze(-1), action)
         return Batch(logits=(mean, std), act=action, state=hidden, dist=dist, log_prob=log_prob)
 
+    def act(self, inputs: Tensor, *, explore: bool) -> Tensor:
+        """Actions (n, A) of `forward` for inputs (n, I), without all else that it returns."""
+        (mean, std), _ = self.actor(inputs)
+        if self.deterministic_eval and not explore:
+            return cast(Tensor, mean.tanh())
+        noise = torch.empty_like(mean).normal_()  # as `Normal.rsample` draws it
+        return cast(Tensor, (mean + noise * std).tanh())
+
     @property
     def explores_on_device(self) -> bool:
         """True unless tianshou has to add a noise that was given."""
@@ -79,6 +87,11 @@ class DeterministicPolicy(ContinuousDeterministicPolicy):
     """Policy of TD3, without compilation as well."""
 
     _compile = staticmethod(SquashedGaussianPolicy._compile)
+
+    def act(self, inputs: Tensor, *, explore: bool) -> Tensor:
+        """Actions (n, A) for inputs (n, I), before the exploration noise."""
+        del explore
+        return cast(Tensor, self.actor(inputs)[0])
 
     @property
     def explores_on_device(self) -> bool:

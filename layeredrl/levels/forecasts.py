@@ -1,6 +1,7 @@
-"""Predicted returns, compared with the achieved ones."""
+"""Predicted returns, compared with the achieved ones: on the host, and on a device."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,3 +70,66 @@ class Forecasts:
 
 
 _STATE = ("predicted", "achieved", "weight", "remaining")
+
+
+class TensorForecasts:
+    """`Forecasts` of environments on a device.
+
+    Args:
+        n_envs: Number of environments E.
+        discount: Discount per environment step of the predicted returns.
+        device: Device of the environments.
+    """
+
+    def __init__(self, n_envs: int, discount: float, device: torch.device) -> None:
+        self.discount, self.in_use = discount, False
+        self.predicted = torch.zeros(n_envs, dtype=torch.float64, device=device)
+        self.achieved, self.weight = torch.zeros_like(self.predicted), torch.ones_like(self.predicted)
+        self.remaining = torch.zeros(n_envs, dtype=torch.int64, device=device)
+
+    def open(self, rows: Any, predicted: Tensor, n_steps: int) -> None:
+        """Add predictions (n,) for some environments, NaN for none; a pending one is kept.
+
+        Args:
+            rows: Index of tensors of all environments: indices (n,), or a slice.
+            predicted: Predicted returns, (n,).
+            n_steps: Environment steps of which they are the return.
+        """
+        self.in_use = True
+        waiting = self.remaining[rows]
+        fresh = predicted.isfinite() & (waiting == 0)
+        for name, value in (("predicted", predicted.double()), ("achieved", 0.0), ("weight", 1.0)):
+            column = getattr(self, name)
+            column[rows] = torch.where(fresh, value, column[rows])
+        self.remaining[rows] = torch.where(fresh, n_steps, waiting)
+
+    def step(self, reward: Tensor, terminated: Tensor, done: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Process a step of all environments, tensors (E,); see `Forecasts.step`.
+
+        Returns:
+            Predicted and achieved returns, (E,) each, NaN where no prediction is settled; None if there never was one.
+        """
+        if not self.in_use:
+            return None
+        waiting = self.remaining > 0
+        self.achieved += torch.where(waiting, self.weight * reward, 0.0)
+        self.weight *= self.discount
+        self.remaining -= waiting.long()
+        settled = waiting & (terminated | (self.remaining == 0))
+        self.remaining.masked_fill_(done, 0)
+        return torch.where(settled, self.predicted, torch.nan), torch.where(settled, self.achieved, torch.nan)
+
+    def drop(self, over: Tensor | None) -> None:
+        """Forget the predictions of some environments, a mask (E,); None for all."""
+        if self.in_use:
+            self.remaining.masked_fill_(self.remaining >= 0 if over is None else over, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The pending predictions."""
+        return {name: getattr(self, name).clone() for name in _STATE} | {"in_use": self.in_use}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name in _STATE:
+            getattr(self, name).copy_(state[name])
+        self.in_use = bool(state["in_use"])

@@ -15,7 +15,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.checks import require_choice, require_count, require_number
-from layeredrl.storage import Replay
+from layeredrl.storage import Replay, TensorReplay
 from layeredrl.task import GOAL_KEY, TaskSpec
 from layeredrl.world_model import Encoder
 
@@ -113,6 +113,8 @@ class Hindsight:
         require_number("tolerance", tolerance, 0, math.inf)
         self.goals, self.share, self.reward, self.tolerance = goals, share, reward, tolerance
 
+    on_device = True
+
     def __call__(self, batch: Batch, replay: Replay) -> Batch:
         """Change a batch, as `Relabel` says."""
         chosen = torch.rand(len(batch.rew), device=batch.rew.device) < self.share
@@ -126,6 +128,10 @@ class Hindsight:
     def _reached(self, batch: Batch, replay: Replay) -> Tensor:
         """Goals (n, G) that were reached after each transition, or later before its command ended."""
         index = batch.index  # the replay's own numbers: a GPU would wait for those of the batch
+        if isinstance(replay, TensorReplay):  # actions that last several steps are refused there
+            left = torch.minimum(replay.steps_left(index, self.goals.duration), batch.command.remaining - 1)
+            steps = (torch.rand(len(index), device=index.device) * (left + 1)).long()
+            return self.goals.achieved(replay.column("obs_next", replay.later(index, torch.minimum(steps, left))))
         if (replay.column("info.duration", index) != 1).any():
             raise ValueError("actions of the policy last for several environment steps, expected one for hindsight")
         left = np.minimum(replay.steps_left(index), replay.column("info.command.remaining", index) - 1)

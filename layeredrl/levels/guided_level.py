@@ -104,6 +104,10 @@ class GuidedLevel(PlannerLevel):
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         self.policy.observe(transitions, env_ids)
 
+    @property
+    def host_only(self) -> str | None:
+        return f"{type(self).__name__} reads its replay in the memory of the host"
+
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
         metrics = self.policy.learn(n_total_env_steps)

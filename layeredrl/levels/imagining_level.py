@@ -76,6 +76,10 @@ class ImaginingLevel(PolicyLevel):
         self._spent = dict.fromkeys(_PARTS, 0.0)
 
     @property
+    def host_only(self) -> str | None:
+        return f"{type(self).__name__} reads its replay in the memory of the host"
+
+    @property
     def acts_at_random(self) -> bool:
         return super().acts_at_random or not self.learner.last_fit
 

@@ -65,6 +65,10 @@ class LatentLevel(PlannerLevel):
         """Suggest the policy's sequences; see `Proposals`."""
         return self.world.propose(obs, self.n_proposals, self.planner.horizon, generator)
 
+    @property
+    def host_only(self) -> str | None:
+        return f"{type(self).__name__} reads its replay in the memory of the host"
+
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
         if n_total_env_steps < self.config.n_random_steps or not self.replay:

@@ -90,6 +90,19 @@ class Level(ABC):
         if self.replay is not None:
             self.replay.truncate(env_ids)
 
+    @property
+    def host_only(self) -> str | None:
+        """Reason why transitions of environments on a device cannot stay there; None if they can."""
+        if self.replay is None and type(self).observe is Level.observe:
+            return None
+        return f"{type(self).__name__} keeps its transitions in the memory of the host"
+
+    def keep_on_device(self) -> None:  # noqa: B027  optional
+        """Keep transitions on the level's device from now on, where `host_only` is None.
+
+        `observe` then gets tensors, for one transition of each of some environments.
+        """
+
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         """Learn from observed transitions, if learning is due.
 

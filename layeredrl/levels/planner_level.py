@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from layeredrl import action_spaces
 from layeredrl.checks import require_count, require_counts, require_number
 from layeredrl.faults import Fault
 from layeredrl.levels.level import Decision, Level
+from layeredrl.memory import replaced, where
 from layeredrl.planners import Plan, Planner
 from layeredrl.randomness import derive_seed, seed_from
-from layeredrl.storage import Replay
+from layeredrl.storage import Replay, TensorReplay
 from layeredrl.world_model import WorldModel
 from layeredrl.world_model.config import ModelLearningConfig
 from layeredrl.world_model.learner import WorldModelLearner
@@ -160,7 +161,7 @@ class PlannerLevel(Level):
         change = torch.rand(len(obs), generator=generator, device=self.device)
         at_random = torch.where(memory.random, change >= self.exploration.to_plan, change < self.exploration.to_random)
         # A plan that was not followed is no warm start of the next one.
-        memory = _where(at_random, self.initial_memory(len(obs)), memory)
+        memory = where(at_random, self.initial_memory(len(obs)), memory)
         memory.random = at_random
         rows: Any = (~at_random).nonzero()[:, 0]
         if not len(rows):
@@ -187,7 +188,7 @@ class PlannerLevel(Level):
         return Decision(
             action,
             self._durations(n),
-            _replaced(memory, rows, planned.memory),
+            replaced(memory, rows, planned.memory),
             {name: nothing.index_copy(0, rows, value.float()) for name, value in planned.metrics.items()},
         )
 
@@ -274,7 +275,7 @@ class PlannerLevel(Level):
         n, found = len(plan.found), plan.found
         drawn = action_spaces.uniform(self.action_space, (n, self.planner.horizon), generator)
         actions = torch.where(found[:, None, None], plan.actions, drawn)
-        return actions, _where(found, plan.warm_start, self.planner.initial_warm_start(n, self.device))
+        return actions, where(found, plan.warm_start, self.planner.initial_warm_start(n, self.device))
 
     def _report(
         self, plan: Plan, actions: Tensor, obs: Tensor, generator: torch.Generator
@@ -312,6 +313,14 @@ class PlannerLevel(Level):
         if self.replay is not None:
             self.replay.add(transitions, env_ids)
 
+    @property
+    def host_only(self) -> str | None:
+        return None
+
+    def keep_on_device(self) -> None:
+        if self.replay is not None:
+            self.replay = cast(Replay, TensorReplay.like(self.replay, self.device))
+
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
         if self.learner is None or self.replay is None:
@@ -343,27 +352,3 @@ def require_few(name: str, n_proposals: int, planner: Planner) -> None:
     own = getattr(getattr(planner, "config", None), "n_samples", None)
     if own is not None and n_proposals > own:
         raise ValueError(f"{name} is {n_proposals}, expected at most as many as the planner's own candidates, {own}")
-
-
-def _replaced(memory: Batch, rows: Tensor, values: Batch) -> Batch:
-    """Return a copy of a memory, which may be nested, with other values in some of its rows (m,)."""
-    result = Batch()
-    for key in memory.get_keys():
-        if isinstance(memory[key], Batch):
-            result[key] = _replaced(memory[key], rows, values[key])
-        else:
-            result[key] = memory[key].clone()
-            result[key][rows] = values[key]
-    return result
-
-
-def _where(condition: Tensor, values: Batch, others: Batch) -> Batch:
-    """Choose between two memories, which may be nested, by environment (n,)."""
-    result = Batch()
-    for key in values.get_keys():
-        if isinstance(values[key], Batch):
-            result[key] = _where(condition, values[key], others[key])
-        else:
-            shape = -1, *[1] * (values[key].ndim - 1)
-            result[key] = torch.where(condition.view(shape), values[key], others[key])
-    return result

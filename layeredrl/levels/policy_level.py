@@ -4,7 +4,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from layeredrl.levels.level import Decision, Level
 from layeredrl.levels.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
 from layeredrl.metrics import RunningMeans
 from layeredrl.randomness import derive_seed
-from layeredrl.storage import Replay
+from layeredrl.storage import Replay, TensorReplay
 from layeredrl.transfers import to_device, to_host
 
 Inputs = Callable[[Tensor, Batch | None], Tensor]
@@ -34,7 +34,8 @@ Relabel = Callable[[Batch, Replay], Batch]
 
 Tensors, the transition first: `obs`, `obs_next` (n, O); `act` (n, A); `rew`, `discount` (n,), the latter to the power
 of the duration and zero where the episode terminated; `command` and `next_command`, as in `Level.act`, where there is
-a level above; `duration` (n,). And `index`, an array (n,): the transitions' indices in the replay.
+a level above; `duration` (n,). And `index`, an array (n,): the transitions' indices in the replay. An attribute
+`on_device` that is True says that it also takes a `TensorReplay`, whose indices are a tensor.
 """
 
 
@@ -138,23 +139,26 @@ class PolicyLevel(Level):
     @torch.no_grad()
     def exploring_action(self, inputs: Tensor) -> Tensor:
         """Actions of the policy with its noise, (n, A), for inputs (n, I)."""
-        policy = self.algorithm.policy
-        batch: Any = Batch(obs=inputs, info=Batch())
-        with policy_within_training_step(policy):
-            action = policy(batch).act
-        if isinstance(policy, SquashedGaussianPolicy | DeterministicPolicy) and policy.explores_on_device:
+        policy, action = self.algorithm.policy, self._act(inputs, explore=True)
+        if isinstance(policy, _OWN) and policy.explores_on_device:
             return policy.explore(action).clamp(-1, 1)
-        noisy = policy.add_exploration_noise(action.cpu().numpy(), batch)
+        noisy = policy.add_exploration_noise(action.cpu().numpy(), cast(Any, Batch(obs=inputs, info=Batch())))
         return torch.as_tensor(noisy, dtype=torch.float32, device=self.device).clamp(-1, 1)
 
     @torch.no_grad()
     def best_action(self, inputs: Tensor) -> Tensor:
         """Actions of the policy without noise, (n, A), for inputs (n, I)."""
+        return self._act(inputs, explore=False).clamp(-1, 1)
+
+    def _act(self, inputs: Tensor, *, explore: bool) -> Tensor:
+        """Actions of the policy before the noise that is added to them, (n, A)."""
         policy = self.algorithm.policy
+        if isinstance(policy, _OWN):
+            return policy.act(inputs, explore=explore)
         batch: Any = Batch(obs=inputs, info=Batch())
-        with policy_within_training_step(policy, enabled=False):
+        with policy_within_training_step(policy, enabled=explore):
             action: Tensor = policy(batch).act
-        return action.clamp(-1, 1)
+        return action
 
     @property
     def acts_at_random(self) -> bool:
@@ -163,6 +167,15 @@ class PolicyLevel(Level):
 
     def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
         self.replay.add(transitions, env_ids)
+
+    @property
+    def host_only(self) -> str | None:
+        if self.relabel is None or getattr(self.relabel, "on_device", False):
+            return None
+        return f"relabel of {type(self).__name__} reads a replay in the memory of the host"
+
+    def keep_on_device(self) -> None:
+        self.replay = cast(Replay, TensorReplay.like(self.replay, self.device))  # it has all methods that are used here
 
     def learn(self, n_total_env_steps: int) -> dict[str, float]:
         self.n_total_env_steps = n_total_env_steps
@@ -187,9 +200,13 @@ class PolicyLevel(Level):
 
     def draw(self, n: int) -> Batch:
         """Draw n transitions from the replay, relabelled; keys as in `Relabel`."""
-        index, names = self.replay.sample_indices(n), ("obs", "obs_next", "act", "rew", "terminated", "info.duration")
-        columns = {name.removeprefix("info."): self.replay.column(name, index) for name in names}
-        asked = self.replay.column("info.command", index) if self.command_space is not None else Batch()
+        names = ["obs", "obs_next", "act", "rew", "terminated", "info.duration"]
+        if self.command_space is not None:
+            names.append("info.command")
+        index = self.replay.sample_indices(n)
+        found = self.replay.columns(names, index)
+        columns = {name.removeprefix("info."): x for name, x in zip(names, found, strict=True)}
+        asked = columns.pop("command", Batch())
         there = to_device([*columns.values(), *asked.values()], self.device)
         columns = dict(zip(columns, there, strict=False))
         duration = columns["duration"]
@@ -293,6 +310,7 @@ class PolicyLevel(Level):
             setattr(self, name, state[name])
 
 
+_OWN = SquashedGaussianPolicy | DeterministicPolicy
 _NUMBERS = ("n_total_env_steps", "last_report", "n_updates", "n_skipped", "_first")
 _AT_ONCE = 8
 """Largest number of updates whose batches are drawn together; more would not fit into the cache."""

@@ -7,7 +7,6 @@ for its duration, and the model predicts all its steps.
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from tianshou.data import Batch
 from torch import Tensor
@@ -34,6 +33,7 @@ class DADS(ModelBasedSkills):
     """
 
     at_end = "same"
+    on_device = True
 
     def __init__(self, *args: Any, importance_clip: float = 1.0, **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -54,14 +54,15 @@ class DADS(ModelBasedSkills):
     def segments(self, replay: Replay, n: int, log_prob: LogProb) -> Batch:
         rows = replay.rows(replay.newest(n, self.config.newest))
         columns = {"obs": rows.obs, "act": rows.info.command.action, "obs_next": rows.obs_next}
-        columns["rew"] = rows.rew.astype(np.float32)
+        columns["rew"] = rows.rew
         if self.keeps_log_prob:  # also what importance weights are computed from
             command = rows.info.command
             columns |= {"action": rows.act, "behaviour": rows.info.log_prob}
             columns |= {name: command[name] for name in _COMMAND}
             columns["start"] = command.obs
         there = dict(zip(columns, to_device([*columns.values()], self.dynamics.device), strict=True))
-        segments = Batch({name: there[name] for name in ("obs", "act", "obs_next", "rew")})
+        segments = Batch({name: there[name] for name in ("obs", "act", "obs_next")})
+        segments.rew = there["rew"].float()
         if self.keeps_log_prob:
             command = Batch(action=segments.act, obs=there["start"])
             command.update({name: there[name] for name in _COMMAND})

@@ -55,6 +55,7 @@ class DIAYN(SkillMethod):
     """
 
     at_end = "same"
+    on_device = True
 
     def __init__(
         self,

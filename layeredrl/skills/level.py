@@ -100,6 +100,13 @@ class SkillLevel(PolicyLevel):
             transitions.info.log_prob = self._behaviour_log_prob(transitions)
         super().observe(transitions, env_ids)
 
+    @property
+    def host_only(self) -> str | None:
+        method = self.method
+        if method.on_device and not method.keeps_log_prob:
+            return None
+        return f"{type(method).__name__} learns from a replay in the memory of the host"
+
     @torch.no_grad()
     def log_prob(self, inputs: Tensor, action: Tensor) -> Tensor:
         """Log-probability (n,) of actions (n, A) under the current policy, for inputs (n, I)."""

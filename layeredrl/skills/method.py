@@ -32,6 +32,7 @@ class SkillMethod(ABC):
         world: World model over skills that a planner uses; None if the method has no model.
         keeps_log_prob: If True, transitions are stored with `info.log_prob`, the log-probability of the action under
             the behaviour policy.
+        on_device: If True, `learn` also takes a `TensorReplay`, whose transitions are on a device.
     """
 
     space: spaces.Box | spaces.Discrete
@@ -40,6 +41,7 @@ class SkillMethod(ABC):
     n_inputs: int
     world: WorldModel | None = None
     keeps_log_prob: bool = False
+    on_device: bool = False
 
     @abstractmethod
     def inputs(self, obs: Tensor, command: Batch | None) -> Tensor:

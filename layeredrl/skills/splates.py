@@ -4,10 +4,11 @@ A skill is rewarded for the information of its outcome, the state at its end, ab
 it began; so a skill policy gains by correcting perturbations. The planner uses the same model of outcomes.
 """
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Literal, cast
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 from tianshou.data import Batch
 from torch import Tensor
 
@@ -33,6 +34,7 @@ class SPlaTES(ModelBasedSkills):
     """
 
     at_end = "fresh"
+    on_device = True
 
     def __init__(self, *args: Any, form: Literal["difference", "end"] = "difference", **settings: Any) -> None:
         super().__init__(*args, **settings)
@@ -57,23 +59,33 @@ class SPlaTES(ModelBasedSkills):
         info = replay.column("info", index)
         # Transitions until the skill's end: the policy's actions may last several steps, the last one fewer.
         left = -((info.duration - info.command.remaining) // info.duration)
-        stored = left <= replay.steps_left(index)
-        ends = replay.later(index[stored], left[stored])
+        stored = replay.follows(index, left)
+        ends = replay.later(index, left)
         last = replay.rows(ends)
-        whole = last.info.command.remaining == last.info.duration  # not cut short by the end of the episode
-        kept: dict[str, NDArray[Any]] = {}
+        command = last.info.command
+        whole = stored & (command.remaining == last.info.duration)  # not cut short by the end of the episode
+        kept: dict[str, Any] = {"obs": command.obs, "act": command.action, "obs_next": last.obs_next}
         if self.learner.reward is not None:
-            rewards, known = _rewards(replay, ends, last.info.command.elapsed)
+            kept["rew"], known = _rewards(replay, ends, command.elapsed, stored, self.duration)
             whole &= known
-            kept["rew"] = rewards[whole].astype(np.float32)
-        last = last[whole]
-        kept |= {"obs": last.info.command.obs, "act": last.info.command.action, "obs_next": last.obs_next}
+        if isinstance(whole, Tensor):
+            return self._filled(kept, whole)
+        kept = {name: values[whole] for name, values in kept.items()}
         return Batch(dict(zip(kept, to_device([*kept.values()], self.dynamics.device), strict=True)))
 
+    @staticmethod
+    def _filled(kept: Mapping[str, Tensor], whole: Tensor) -> Batch:
+        """Put transitions that count, a mask (n,), in the place of the others: a GPU need not wait for their number.
 
-def _rewards(
-    replay: Replay, ends: NDArray[np.int64], elapsed: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        `n_whole` is the number of those that count.
+        """
+        n_whole = whole.sum()
+        order = whole.logical_not().to(torch.uint8).argsort(stable=True)
+        places = order[torch.arange(len(whole), device=whole.device) % n_whole.clamp(min=1)]
+        return Batch({name: values[places] for name, values in kept.items()} | {"n_whole": n_whole})
+
+
+def _rewards(replay: Replay, ends: Any, elapsed: Any, stored: Any, duration: int) -> tuple[Any, Any]:
     """Sums of the environment's rewards during skills.
 
     They are sums, not means, as a known reward of a coarse step is (`TaskSpec.coarse`). For actions that last several
@@ -83,14 +95,21 @@ def _rewards(
         replay: Transitions of the skill policy.
         ends: Indices of the skills' last transitions, (n,).
         elapsed: Environment steps of the skills before these, (n,).
+        stored: True for transitions that are in the replay, (n,); the others do not count.
+        duration: Environment steps of a skill.
 
     Returns:
-        Sums (n,), and True where all transitions since the skill's start are still stored, (n,).
+        Sums in float32, (n,), and True where all transitions since the skill's start are still stored, (n,).
     """
     # All of a skill's actions but the last one last equally many steps.
-    each = replay.column("info", replay.later(ends, np.array(-1))).duration
-    n_before = -(-elapsed // np.maximum(each, 1))
-    known = replay.steps_left(replay.later(ends, -n_before)) >= n_before
-    back = np.arange(int(n_before[known].max(initial=0)) + 1)
+    each = replay.column("info", replay.later(ends, -1 + 0 * ends)).duration
+    n_before = -(-elapsed // each.clip(1))
+    known = replay.follows(replay.later(ends, -n_before), n_before)
+    back: Any
+    if isinstance(ends, Tensor):
+        back = torch.arange(duration, device=ends.device)  # a GPU would wait for the longest one
+        rewards = replay.column("rew", replay.later(cast(Any, ends)[:, None], -back))
+        return torch.where(back <= n_before[:, None], rewards, 0.0).sum(1), known
+    back = np.arange(int(n_before[known & stored].max(initial=0)) + 1)
     rewards = replay.column("rew", replay.later(ends[:, None], -back))
-    return (rewards * (back <= n_before[:, None])).sum(1), known
+    return (rewards * (back <= n_before[:, None])).sum(1).astype(np.float32), known

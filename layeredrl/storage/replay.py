@@ -1,6 +1,6 @@
 """Replay of the transitions of a level."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any, cast
@@ -39,6 +39,7 @@ class Replay:
     def __init__(self, size: int, n_envs: int, *, seed: int = 0) -> None:
         if size < n_envs:
             raise ValueError(f"size is {size}, expected at least one transition for each of {n_envs} environments")
+        self.size, self.n_envs, self.seed = size, n_envs, seed
         self.buffer = Rings(size, n_envs, seed)
         self._saved = [0] * n_envs  # number of transitions in checkpoints, by environment
         self._saved_layout: object = None
@@ -85,6 +86,10 @@ class Replay:
         if not len(self):
             raise ValueError("the replay is empty, expected at least one transition")
         return cast(Batch, self.buffer[self.buffer.sample_indices(0)])
+
+    def indices(self) -> NDArray[np.int64]:
+        """Indices of all transitions, in the order of `all`."""
+        return cast(NDArray[np.int64], self.buffer.sample_indices(0))
 
     @property
     def n_added(self) -> int:
@@ -146,9 +151,18 @@ class Replay:
         column: Any = reduce(getitem, name.split("."), self.buffer._meta)
         return column[self.buffer.sample_indices(0) if indices is None else indices]
 
+    def columns(self, names: Sequence[str], indices: NDArray[np.int64]) -> list[Any]:
+        """Return some keys of the transitions at indices of any shape, as `column` does."""
+        return [self.column(name, indices) for name in names]
+
     def steps_left(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the number of later transitions of the same episode for each index, (n,)."""
         return self.buffer.steps_left(indices)
+
+    def follows(self, indices: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return True where the transition `steps` later, at least 0, is stored and in the same episode."""
+        result: NDArray[np.bool_] = steps <= self.steps_left(indices)
+        return result
 
     def later(self, indices: NDArray[np.int64], steps: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the indices (n,) of the transitions `steps` (n,) later, which are at most `steps_left`."""

@@ -36,7 +36,7 @@ class TensorRing:
         """
         if not self._columns:
             shapes = {name: (self.size, *x.shape[1:]) for name, x in rows.items()}
-            self._columns = {name: rows[name].new_empty(shape, device=self.device) for name, shape in shapes.items()}
+            self._columns = {name: rows[name].new_zeros(shape, device=self.device) for name, shape in shapes.items()}
         if rows.keys() != self._columns.keys():
             raise ValueError(f"rows have {', '.join(rows)}, expected {', '.join(self._columns)}")
         n = len(next(iter(rows.values())))
@@ -46,11 +46,27 @@ class TensorRing:
         for name, column in self._columns.items():
             values = rows[name][first:]
             column[start : start + head] = values[:head]
-            column[: n - first - head] = values[head:]
+            if head < n - first:
+                column[: n - first - head] = values[head:]
         self.n_added += n
 
+    def reserve(self, n: int) -> dict[str, Tensor] | None:
+        """Count n rows as added, and return the columns' places (n, ...) for them, to be written.
+
+        None, and nothing is counted, if there are no columns yet, or if the places are not next to each other.
+        """
+        start = self.n_added % self.size
+        if not self._columns or start + n > self.size:
+            return None
+        self.n_added += n
+        return {name: column[start : start + n] for name, column in self._columns.items()}
+
     def sample(self, n: int, newest: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Draw n rows, with replacement, from the newest ones, uniformly.
+        """Draw n rows; see `draw`."""
+        return self.at(self.draw(n, newest, generator))
+
+    def draw(self, n: int, newest: int, generator: torch.Generator) -> Tensor:
+        """Draw the places (n,) of rows, with replacement, from the newest ones, uniformly.
 
         Args:
             n: Number of rows.
@@ -60,13 +76,23 @@ class TensorRing:
         if not 0 < newest <= len(self):
             raise ValueError(f"newest is {newest}, expected a number of rows from 1 to {len(self)}")
         age = torch.randint(newest, (n,), generator=generator, device=self.device)
-        places = (self.n_added - 1 - age) % self.size
+        return (self.n_added - 1 - age) % self.size
+
+    def at(self, places: Tensor) -> dict[str, Tensor]:
+        """Rows at places of any shape."""
         return {name: column[places] for name, column in self._columns.items()}
+
+    def column(self, name: str) -> Tensor:
+        """The whole column, (size, ...), of which places without a row hold anything."""
+        return self._columns[name]
+
+    def places(self, newest: int) -> Tensor:
+        """Places (newest,) of the newest rows, in the order in which they were added."""
+        return torch.arange(self.n_added - newest, self.n_added, device=self.device) % self.size
 
     def rows(self, first: int, stop: int) -> dict[str, Tensor]:
         """Rows with the numbers from `first` to `stop`, counted from the first one ever added; they must be there."""
-        places = torch.arange(first, stop, device=self.device) % self.size
-        return {name: column[places] for name, column in self._columns.items()}
+        return self.at(torch.arange(first, stop, device=self.device) % self.size)
 
     def state_dict(self, newest: int | None = None) -> dict[str, Any]:
         """Return a state for `Checkpoints.save`, with only the rows that the last checkpoint lacks.

@@ -15,10 +15,16 @@ from layeredrl.models.fitting import fit
 from layeredrl.models.normalization import Moments
 from layeredrl.models.optimizer import restore_optimizer
 from layeredrl.randomness import derive_seed, seed_from
-from layeredrl.storage import Replay
+from layeredrl.storage import Replay, TensorReplay
 from layeredrl.world_model.config import ModelLearningConfig, OnlineLearningConfig, share_of_span
 from layeredrl.world_model.reward import RewardLearner
-from layeredrl.world_model.transitions import BatchTransitions, ReplayTransitions, Transitions, chunks
+from layeredrl.world_model.transitions import (
+    BatchTransitions,
+    ReplayTransitions,
+    TensorTransitions,
+    Transitions,
+    chunks,
+)
 from layeredrl.world_model.value import ValueLearner
 from layeredrl.world_model.world_model import WorldModel
 
@@ -98,11 +104,15 @@ class WorldModelLearner:
         since = self.n_total_env_steps - self.last_fit
         return self.n_total_env_steps >= config.n_random_steps and (not self.last_fit or since >= config.fit_every)
 
-    def transitions(self, replay: Replay, duration: int = 1) -> ReplayTransitions:
+    def transitions(self, replay: Replay | TensorReplay, duration: int = 1) -> Transitions:
         """All transitions of a replay that lasted for `duration` environment steps or ended their episode, for `fit`.
 
         Only what is new since the last call is read, unless the replay has loaded a state.
         """
+        if isinstance(replay, TensorReplay):
+            there = TensorTransitions(replay, duration)
+            there.update()
+            return there
         known = self._transitions
         device = self.device
         if known is None or known.replay is not replay or (known.duration, known.device) != (duration, device):
@@ -250,7 +260,7 @@ class WorldModelLearner:
             True if there were enough transitions.
         """
         data = draw(N_STATISTICS)
-        if len(data.obs) < 2:
+        if int(data.get("n_whole", len(data.obs))) < 2:
             return False
         encoder = self.world.encoder
         if encoder.learned:

@@ -11,7 +11,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.models.normalization import CHUNK, Moments, merged
-from layeredrl.storage import Replay
+from layeredrl.storage import Replay, TensorReplay
 
 GROWTH = 1.125
 """Factor by which the room for rows on a device grows: all rows are then copied anew, eight times in their life."""
@@ -242,6 +242,44 @@ class ReplayTransitions:
         used = slots < stop if self._whole is None else (slots < stop) & self._whole[:, slice(*block)]
         first = self._room * torch.arange(len(stop), device=self.device).unsqueeze(-1)
         return (first + slots)[used]
+
+
+class TensorTransitions:
+    """The transitions of a replay on a device, as of the last `update`, in the order of time; see `ReplayTransitions`.
+
+    Args:
+        replay: Replay with the key `info.duration`.
+        duration: Environment steps for which an action should last.
+    """
+
+    def __init__(self, replay: TensorReplay, duration: int) -> None:
+        self.replay, self.duration, self.device = replay, duration, replay.device
+
+    def update(self) -> None:
+        """Bring the transitions up to date with the replay."""
+        self._places = self.replay.indices()
+        if self.duration != 1:
+            rows = self.replay.rows(self._places)
+            self._places = self._places[(rows.info.duration == self.duration) | rows.terminated]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def take(self, index: Tensor) -> Batch:
+        rows = self.replay.rows(self._places[index])
+        kept = {name: rows[name] for name in ("obs", "obs_next", "act", "rew", "terminated")}
+        return Batch(kept, last=rows.terminated | rows.truncated)
+
+    def ahead(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
+        if self.duration != 1:  # some in between are missing
+            return alone(index)
+        steps = torch.arange(n, device=index.device)
+        follows = self.replay.follows(self._places[index].unsqueeze(-1), steps)
+        ahead = index.unsqueeze(-1) + steps * self.replay.n_envs
+        return ahead.clamp(max=len(self) - 1), follows
+
+    def moments(self, of: MomentsOf) -> dict[str, Moments]:
+        return merged([of(self.take(index)) for index in chunks(len(self), self.device)])
 
 
 def alone(index: Tensor) -> tuple[Tensor, Tensor]:

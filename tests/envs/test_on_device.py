@@ -1,5 +1,6 @@
 """Environments on a device against the single environments in numpy: the same seeds, the same transitions."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import envs  # noqa: F401  registers the tasks
 from agents.sac import SAC
 from envs.maze2d import Maze2D
 from envs.on_device import CartPoles, Mazes, OnDevice, Pendulums, SwingUps
+from experiments.run.building import build_agent, make_collector
+from experiments.run.config import parse
 from layeredrl.collector import Collector
+from layeredrl.device_collector import DeviceCollector
 from layeredrl.environments import UnknownEnvironmentError, make_task, make_vector_env
 from layeredrl.randomness import seed_globals
 from tests.experiments.commands import run_evaluate, run_train
@@ -178,6 +182,36 @@ def test_a_run_with_environments_on_a_device_resumes_and_is_evaluated(
     assert (tmp_path / "runs/r/policy.gif").exists()
     run_evaluate("runs/r", "--episodes", 2, "--device", "cpu")
     assert "return" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("agent", "device", "reason"),
+    [("sac", "cpu", ""), ("mbpo", "cpu", "ImaginingLevel reads its replay"), ("sac", "cuda", "the agent is on cpu")],
+)
+def test_the_command_says_why_observations_go_through_the_host(
+    agent: str, device: str, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    args = [
+        agent,
+        "--preset",
+        "debug",
+        "--env",
+        "SwingUpPendulum-v0",
+        "--vectorization",
+        "native",
+        "--env-device",
+        "cpu",
+    ]
+    config = parse(args, lambda *_: None)
+    built = build_agent(config)
+    config = replace(config, env_device=device)
+    if device == "cuda":
+        with FakeGPU():
+            collector = make_collector(config, built)
+    else:
+        collector = make_collector(config, built)
+    assert isinstance(collector, Collector if reason else DeviceCollector)
+    assert reason in capsys.readouterr().out
 
 
 def test_an_agent_learns_the_same_in_both() -> None:

@@ -7,7 +7,7 @@ import torch
 
 from experiments.benchmarks import device
 from experiments.benchmarks.device import Clock, arrived, balanced, matrix_rate
-from layeredrl.collector import Episode
+from layeredrl.episodes import Episode
 from tests.experiments.commands import call
 
 
@@ -23,6 +23,8 @@ def test_the_quick_mode_measures_everything(tmp_path: Path) -> None:
         "1 environments",
         "2 environments",
         "SAC, eager",
+        "random actions",
+        "SAC acts, 8 updates",
     ):
         assert all(float(cell) > 0 for cell in values[name])
     trained = {name: cells for name, cells in values.items() if cells[-1] in ("yes", "no")}
