@@ -272,6 +272,11 @@ class Collector(EpisodeCollector):
         The running episodes are replayed from their seeds. If a replay ends in another observation, the environment
         is not deterministic: the episode is closed as truncated, with a warning, and another one begins.
         """
+        if "env" in state:
+            raise ValueError(
+                "the collector's state is that of environments on a device, expected one of environments in the memory "
+                "of the host: a run goes on where its environments live"
+            )
         for name in _ARRAYS:
             array, saved = getattr(self, f"_{name}"), state[name].cpu().numpy()
             if saved.shape != array.shape:

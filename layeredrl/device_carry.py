@@ -1,8 +1,7 @@
 """Running an agent's levels where observations, actions and transitions stay on a device.
 
 `Hierarchy.act` and `observe` on tensors: the same decisions and transitions, without a copy from the host, and without
-a loop over environments. Tensors of the carry are replaced, never written, so that a level that raises leaves them as
-they were.
+a loop over environments. The carry changes once all levels have decided, so that one that raises leaves it as it was.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,11 +17,12 @@ from layeredrl import memory as memories
 from layeredrl.hierarchy import Hierarchy, filled, require_valid
 from layeredrl.levels import Level
 from layeredrl.levels.forecasts import TensorForecasts
+from layeredrl.levels.level import Decision
 from layeredrl.metrics import FiniteMeans
 
 
 class Outcome(Protocol):
-    """What a step of E environments led to; see `TorchStep`."""
+    """Result of a step of E environments; see `TorchStep`."""
 
     @property
     def obs(self) -> Tensor: ...
@@ -156,9 +156,19 @@ class DeviceHierarchy:
             explore: True to collect experience, False to act as well as possible.
         """
         decided: list[TensorLevelCarry] = []
+        made: list[tuple[int, Any, Decision]] = []
         for i, n in enumerate(carry.n_due):
-            decided.append(self._decide(i, n, obs, decided, carry, explore=explore) if n else carry.levels[i])
-        carry.levels = decided
+            own = carry.levels[i]
+            if n:
+                own, rows, decision = self._decide(i, n, obs, decided, carry, explore=explore)
+                made.append((i, rows, decision))
+            decided.append(own)
+        for i, rows, decision in made:
+            if decision.forecast is not None:
+                decided[i].forecasts.open(rows, decision.forecast, decision.forecast_steps)
+            carry.means.add(self.agent.named(i, decision.metrics))
+        # If the environments fail now, nothing is due: the same actions are tried again.
+        carry.levels, carry.n_due = decided, [0] * len(decided)
         return decided[-1].action
 
     def _decide(
@@ -170,8 +180,12 @@ class DeviceHierarchy:
         carry: TensorCarry,
         *,
         explore: bool,
-    ) -> TensorLevelCarry:
-        """Let level i decide in the n environments that are due; `above` are the levels above after their decisions."""
+    ) -> tuple[TensorLevelCarry, Any, Decision]:
+        """Let level i decide in the n environments that are due; `above` are the levels above after their decisions.
+
+        Returns:
+            The level's carry after its decision, the rows (n,) in which it decided, and the decision.
+        """
         level, own, everywhere = self.agent.levels[i], carry.levels[i], n == self.n_envs
         rows: Any = slice(None) if everywhere else _first(own.remaining == 0, n)
         command = _command(above[-1], rows) if above else None
@@ -182,11 +196,8 @@ class DeviceHierarchy:
         remaining = self._one if lasts_one else filled(decision.duration, self.device)
         if above and not lasts_one:
             remaining = torch.minimum(remaining, above[-1].remaining[rows])
-        if decision.forecast is not None:
-            own.forecasts.open(rows, decision.forecast, decision.forecast_steps)
-        carry.means.add(self.agent.named(i, decision.metrics))
         if everywhere:
-            return replace(
+            changed = replace(
                 own,
                 memory=decision.memory,
                 action=action,
@@ -196,7 +207,8 @@ class DeviceHierarchy:
                 reward=self._nothing,
                 lasts_one=lasts_one,
             )
-        return TensorLevelCarry(
+            return changed, rows, decision
+        changed = TensorLevelCarry(
             memory=memories.replaced(own.memory, rows, decision.memory),
             action=own.action.index_copy(0, rows, action),
             obs=own.obs.index_copy(0, rows, obs[rows]),
@@ -205,6 +217,7 @@ class DeviceHierarchy:
             reward=own.reward.index_fill(0, rows, 0.0),
             forecasts=own.forecasts,
         )
+        return changed, rows, decision
 
     def observe(self, step: Outcome, carry: TensorCarry, *, learn: bool) -> int | None:
         """Process one step of all environments; updates the carry. See `Hierarchy.observe`.
@@ -229,7 +242,7 @@ class DeviceHierarchy:
                 carry.means.add(self.agent.named(i, dict(zip(names, settled, strict=True))))
         ended = [None if own.lasts_one else done | (own.remaining == 0) for own in carry.levels]
         masks = [mask for mask in ended if mask is not None]
-        n_done = None
+        n_done, carry.n_due = None, [self.n_envs] * len(ended)
         if masks:
             *numbers, n_done = torch.stack([*masks, done]).sum(1).tolist()
             counts = iter(numbers)

@@ -4,15 +4,15 @@ import math
 import warnings
 from collections.abc import Mapping
 from operator import index
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from gymnasium import spaces
-from numpy.typing import NDArray
 from torch import Tensor
 
-from layeredrl.action_spaces import choices, is_discrete, same
+from layeredrl.action_spaces import choices, same
+from layeredrl.checks import require_count
 from layeredrl.device_carry import DeviceHierarchy
 from layeredrl.environments.answers import LARGEST, as_faults, shown
 from layeredrl.environments.torch_vector import TorchStep, TorchVectorEnv
@@ -20,8 +20,7 @@ from layeredrl.episodes import Episode, EpisodeCollector, warn_of_cut
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.randomness import environment_and_acting_seeds
-from layeredrl.task import TaskSpec
-from layeredrl.transfers import to_host
+from layeredrl.transfers import same_device, to_host
 
 READ_EVERY = 16
 """Steps from one read of finished episodes from a GPU to the next."""
@@ -58,6 +57,8 @@ class DeviceCollector(EpisodeCollector):
         self, env: TorchVectorEnv, agent: Hierarchy, *, seed: int, learn: bool = True, read_every: int | None = None
     ) -> None:
         _require_fit(env, agent, learn)
+        if read_every is not None:
+            require_count("read_every", read_every)
         if learn:
             reason = host_only(agent)
             if reason is not None:
@@ -84,6 +85,7 @@ class DeviceCollector(EpisodeCollector):
         self._n_over: int | None = 0  # their number; None if it was not read
         self._bounds = _bounds(agent.task.action_space)
         self._largest = torch.zeros(3, dtype=torch.float64, device=self.device)
+        self._broken: Fault | None = None
         self._unread: list[tuple[int, _Ends]] = []  # with the number of environment steps
         self._read: list[Episode] = []  # by `state_dict`, not yet returned
         self._begin()
@@ -163,6 +165,19 @@ class DeviceCollector(EpisodeCollector):
         else:
             self._largest = torch.maximum(self._largest, torch.stack([x.double() for x in largest]))
 
+    def _look_at_reset(self) -> None:
+        """Note the largest number of the observations that episodes begin with; on a CPU, raise if it is not finite."""
+        largest = torch.linalg.vector_norm(self._obs, math.inf).double()
+        if self.device.type != "cpu":
+            self._largest[0] = torch.maximum(self._largest[0], largest)
+        elif not float(largest) <= LARGEST:
+            row = int((~(self._obs.abs() <= LARGEST).all(1)).nonzero()[0, 0])
+            self._broken = Fault(
+                f"the first observation of environment {row} is {shown(self._obs[row].tolist())}, expected finite "
+                "numbers in float32"
+            )
+            raise self._broken
+
     def _require_finite(self, largest: list[float]) -> None:
         """Raise if observations or rewards were not finite in float32, or an action was not in the action space."""
         limits = LARGEST, LARGEST, self._bounds[1]
@@ -170,7 +185,6 @@ class DeviceCollector(EpisodeCollector):
         wrong = [i for i, (x, limit) in enumerate(zip(largest, limits, strict=True)) if not x <= limit]
         if not wrong:
             return
-        self._largest = torch.zeros_like(self._largest)
         kind = wrong[-1]  # an action first: the others follow from it
         values = [self._step.obs, self._step.reward[:, None], self._actions][kind].double().cpu()
         shifted = values - self._bounds[0] if kind == 2 else values
@@ -178,7 +192,8 @@ class DeviceCollector(EpisodeCollector):
         row = f" {rows[0]} is {shown(values[rows[0]].tolist())}" if rows else "s was not valid"
         expected = f"one of {self.agent.task.action_space}" if kind == 2 else "finite numbers in float32"
         when = f"in one of the last {self.read_every} steps, " if self.read_every > 1 else ""
-        raise Fault(f"the {names[kind]} of environment{row}, {when}expected {expected}")
+        self._broken = Fault(f"the {names[kind]} of environment{row}, {when}expected {expected}")
+        raise self._broken
 
     def _begin_due(self) -> None:
         """Begin episodes where the last one ended; a step later, so that an error of a reset loses no step."""
@@ -187,6 +202,7 @@ class DeviceCollector(EpisodeCollector):
         with as_faults("reset"):
             self._obs = self.env.reset(self._over)
         self._over, self._n_over = self._never, 0
+        self._look_at_reset()
 
     def _begin(self) -> None:
         """Begin episodes in all environments, as a `Collector` with the same seed does."""
@@ -198,8 +214,10 @@ class DeviceCollector(EpisodeCollector):
         self._succeeded = self._never
         self._n_steps = 0
         self._levels.reset(self._carry)
+        self._look_at_reset()
 
     def _begin_all(self) -> None:
+        self._unread, self._read = [], []  # episodes from before
         if self._n_steps:
             self._begin()
 
@@ -225,7 +243,13 @@ class DeviceCollector(EpisodeCollector):
         self._carry.n_due = [int((own.remaining == 0).sum()) for own in self._carry.levels]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state between two steps, with that of the environments."""
+        """Return the state between two steps, with that of the environments.
+
+        Raises:
+            Fault: A number was not finite, so that the steps since the last state are not to be kept.
+        """
+        if self._broken is not None:
+            raise self._broken
         self._settle()
         return {
             "n_total_env_steps": self.n_total_env_steps,
@@ -241,6 +265,7 @@ class DeviceCollector(EpisodeCollector):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the result of `state_dict`."""
+        self._broken = None
         if "env" not in state:
             raise ValueError(
                 "the collector's state is that of environments in the memory of the host, expected one of "
@@ -290,21 +315,13 @@ def _bounds(space: spaces.Space[Any]) -> tuple[float, float]:
 def _require_fit(env: TorchVectorEnv, agent: Hierarchy, learn: bool) -> None:
     """Raise unless an agent can act in the environments, and learn if it should."""
     task, device = agent.task, torch.device(env.device)
-    if device.type != agent.device.type or (device.index or 0) != (agent.device.index or 0):
+    if not same_device(device, agent.device):
         raise ValueError(f"the environments' device is {device}, expected the agent's, {agent.device}")
     for name, has, wants in (
-        ("action", env.single_action_space, _in_own_units(task)),
+        ("action", env.single_action_space, task.own_action_space),
         ("observation", env.single_observation_space, task.observation_space),
     ):
         if not same(has, wants):
             raise ValueError(f"the environments' {name} space is {has}, expected the agent's, {wants}")
     if learn and env.num_envs != task.n_envs:
         raise ValueError(f"there are {env.num_envs} environments, expected {task.n_envs}, as the agent's task says")
-
-
-def _in_own_units(task: TaskSpec) -> spaces.Space[Any]:
-    """Action space of a task in the environment's own units."""
-    if is_discrete(task.action_space) or task.action_low is None or task.action_high is None:
-        return task.action_space
-    low, high = (cast(NDArray[np.float32], bound) for bound in (task.action_low, task.action_high))
-    return spaces.Box(low, high, dtype=low.dtype.type)

@@ -20,7 +20,6 @@ from layeredrl.environments import EnvConfig, make_unscaled_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.lab import make_importable
 from layeredrl.randomness import environment_and_acting_seeds, fork_globals
-from layeredrl.task import TaskSpec
 
 
 def load(folder: Path | str, *, device: str | None = None, best: bool = False, seed: int = 0) -> "Policy":
@@ -71,7 +70,7 @@ class Policy:
     def __init__(self, agent: Hierarchy, *, seed: int = 0, env: EnvConfig | None = None) -> None:
         require_count("seed", seed, 0)
         self.agent, self.observation_space = agent, agent.task.observation_space
-        self.action_space = _own_action_space(agent.task)
+        self.action_space = agent.task.own_action_space
         self._rescaling = Rescaling(self.action_space) if isinstance(self.action_space, spaces.Box) else None
         _, acting_seed = environment_and_acting_seeds(seed)
         self._generator = torch.Generator(agent.device).manual_seed(acting_seed)
@@ -160,16 +159,6 @@ class Policy:
             step = Batch(rew=np.zeros(len(ids)), terminated=running, truncated=running, obs_next=flat[ids])
             self.agent.observe(step, ids, carry, learn=False)
         return self.agent.act(flat, carry, explore=False)
-
-
-def _own_action_space(task: TaskSpec) -> spaces.Space[Any]:
-    """Return the action space of one environment in its own units."""
-    if task.action_low is None or task.action_high is None:
-        return task.action_space
-    low: NDArray[Any] = task.action_low
-    high: NDArray[Any] = task.action_high
-    dtype: Any = low.dtype
-    return spaces.Box(low, high, dtype=dtype)
 
 
 def _as_batch(obs: Any, space: spaces.Box | spaces.Dict) -> tuple[Any, bool]:

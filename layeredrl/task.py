@@ -160,6 +160,14 @@ class TaskSpec:
         unit = action_spaces.unit_box(action_space.shape)
         return replace(spec, action_space=unit, action_low=action_space.low, action_high=action_space.high)
 
+    @property
+    def own_action_space(self) -> spaces.Space[Any]:
+        """Action space of one environment in its own units."""
+        if self.action_low is None or self.action_high is None:
+            return self.action_space
+        dtype: Any = self.action_low.dtype
+        return spaces.Box(np.asarray(self.action_low), np.asarray(self.action_high), dtype=dtype)
+
     def coarse(self, action_space: spaces.Space[Any], duration: int, *, known: bool = True) -> "TaskSpec":
         """Return the task of a higher level, each of whose actions lasts some environment steps.
 

@@ -12,6 +12,11 @@ _ALIGNMENT = 8
 """Bytes of the largest number: each array begins at a multiple of it."""
 
 
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """Return True for the same device; one without an index is the first of its kind."""
+    return one.type == other.type and (one.index or 0) == (other.index or 0)
+
+
 def to_host(*tensors: Tensor) -> list[NDArray[Any]]:
     """Return tensors as arrays: those of a GPU in one copy, those on the CPU as views of their memory.
 

@@ -24,6 +24,7 @@ from layeredrl.device_collector import DeviceCollector, host_only
 from layeredrl.environments import TorchStep, make_task, make_torch_vector_env, make_vector_env
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
+from layeredrl.levels import PolicyLevel
 from layeredrl.levels.forecasts import Forecasts, TensorForecasts
 from layeredrl.metrics import FiniteMeans
 from layeredrl.models.normalization import Moments
@@ -96,8 +97,8 @@ def by_environment(rows: Batch, n_envs: int) -> dict[str, np.ndarray]:
 def test_transitions_and_episodes_are_those_in_numpy(env_id: str, settings: dict[str, Any]) -> None:
     never = replace(SAC_DEBUG, learning=replace(SAC_DEBUG.learning, n_random_steps=60, updates_per_transition=0.0))
     (agent, collector), (other, there) = make_pair(never, env_id, **settings)
-    expected, found = played(agent, collector, 40), played(other, there, 40)  # random actions, then the policy's
-    assert len(expected) > 3 or env_id.startswith("Cont")
+    expected, found = played(agent, collector, 60), played(other, there, 60)  # random actions, then the policy's
+    assert len(expected) > 3
     for a, b in zip(expected, found, strict=True):
         assert replace(a, episode_return=0.0) == replace(b, episode_return=0.0)
         assert a.episode_return == pytest.approx(b.episode_return, rel=1e-5)
@@ -222,6 +223,17 @@ def test_episodes_are_played_from_their_beginning_and_cut_off() -> None:
     assert collector.collect_episodes(3, stop=lambda: True) == []
 
 
+def test_episodes_that_ended_before_are_not_counted() -> None:
+    agent = make_agent(Random(), MAZE, 2)
+    env = make_torch_vector_env(MAZE, 2, max_steps=6)
+    collector = DeviceCollector(env, agent, seed=0, learn=False, read_every=16)
+    for _ in range(7):
+        assert collector.step(explore=False) == []
+    assert all(episode.n_total_env_steps > 14 for episode in collector.collect_episodes(4))
+    with pytest.raises(ValueError, match="read_every is 0"):
+        DeviceCollector(env, agent, seed=0, read_every=0)
+
+
 class Broken(Mazes):
     """Mazes that return another observation or reward at some step."""
 
@@ -251,6 +263,51 @@ def test_numbers_that_are_not_finite_are_faults(wrong: dict[str, float], message
     env.wrong = wrong
     with pytest.raises(Fault, match=message):
         collector.step(explore=True)
+    with pytest.raises(Fault, match=message):  # what came after the last checkpoint is not to be kept
+        collector.state_dict()
+
+
+def test_a_reset_that_is_not_finite_is_a_fault() -> None:
+    class Unknown(Mazes):
+        def reset(self, *args: Any, **kwargs: Any) -> Tensor:
+            return super().reset(*args, **kwargs) * torch.tensor([[1.0], [np.nan]])
+
+    with pytest.raises(Fault, match=r"the first observation of environment 1 is .*nan"):
+        DeviceCollector(Unknown(2, "simple"), make_agent(Random(), MAZE, 2), seed=0)
+
+
+def test_a_step_that_failed_is_tried_again_with_the_same_actions() -> None:
+    class Failing(Mazes):
+        fails = False
+
+        def step(self, actions: Tensor) -> Any:
+            if self.fails:
+                raise OSError("the simulator is gone")
+            return super().step(actions)
+
+    collectors = []
+    for fails in (False, True):
+        agent = make_agent(SPLATES_DEBUG, MAZE, 4)
+        env = Failing(4, "simple")
+        collector = DeviceCollector(env, agent, seed=0)
+        collector._levels.reset(collector._carry, torch.tensor([True, False, True, False]))
+        seed_globals(1)
+        for i in range(6):
+            if i == 2:  # skills have begun at different steps
+                over = torch.tensor([True, False, False, False])
+                collector._levels.reset(collector._carry, over)
+                collector._carry.n_due = [int((own.remaining == 0).sum()) for own in collector._carry.levels]
+            env.fails = fails and i == 3
+            if env.fails:
+                with pytest.raises(Fault, match="the simulator is gone"):
+                    collector.step(explore=True)
+                env.fails = False
+            collector.step(explore=True)
+        collectors.append(collector)
+    for own, other in zip(*(collector._carry.levels for collector in collectors), strict=True):
+        assert torch.equal(own.remaining, other.remaining)
+        assert torch.equal(own.action, other.action)
+    assert torch.equal(collectors[0]._obs, collectors[1]._obs)
 
 
 def test_what_cannot_be_on_a_device_is_named() -> None:
@@ -259,6 +316,17 @@ def test_what_cannot_be_on_a_device_is_named() -> None:
     with pytest.raises(TypeError, match=r"ImaginingLevel reads its replay .* use HostVector"):
         DeviceCollector(env, imagining, seed=0)
     assert host_only(make_agent(SAC_DEBUG, MAZE, 2)) is None
+
+    class Own(PolicyLevel):
+        def observe(self, transitions: Batch, env_ids: Any) -> None:
+            super().observe(transitions, env_ids)
+
+    own = make_agent(SAC_DEBUG, MAZE, 2)
+    own.levels[0].__class__ = Own
+    assert host_only(own) == "Own keeps its transitions in the memory of the host"
+    slow = make_agent(GOALS_DEBUG, MAZE, 2)
+    slow.levels[-1].duration = 2
+    assert "actions of PolicyLevel last for 2 steps" in str(host_only(slow))
     with pytest.raises(ValueError, match="action space is Box"):
         DeviceCollector(env, make_agent(SAC_DEBUG, MAZE, 2), seed=0)
     with pytest.raises(ValueError, match="there are 2 environments, expected 3"):

@@ -291,7 +291,8 @@ def main() -> None:
         ),
     ]
     text = __doc__.split("\n\n")[1] if __doc__ else ""
-    kind = "Tiny sizes (`--quick`): which show that everything runs, not how fast." if config.quick else ""
+    quick = "Tiny sizes (`--quick`), which show that everything runs, not how fast; not measured on a GPU yet."
+    kind = quick if config.quick else ""
     found = gpu_line()
     parts = [text, *filter(None, [kind, f"Device: {device}. {found}".strip()]), *tables]
     command = f"python -m experiments.benchmarks.device{' --quick' if config.quick else ''}"

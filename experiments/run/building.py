@@ -20,6 +20,7 @@ from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels.goals import ACHIEVED_KEY
 from layeredrl.loggers import ConsoleLogger, CsvLogger, Logger, LoggerList, TensorBoardLogger, WandbLogger
 from layeredrl.randomness import seed_globals
+from layeredrl.transfers import same_device
 
 GOAL_ENVIRONMENT = "Maze2D-Medium-v0"
 """An environment with goals, on which every agent works."""
@@ -66,7 +67,7 @@ def make_collector(config: RunConfig[Any], agent: Hierarchy) -> EpisodeCollector
     """Build the collector that trains the agent, on the device of its environments if it can learn there."""
     if config.env_device is not None:
         reason = host_only(agent)
-        if config.env_device != config.device:
+        if not same_device(torch.device(config.env_device), torch.device(config.device)):
             reason = f"the agent is on {config.device}"
         if reason is None:
             env = make_torch_vector_env(_imported(config), config.n_envs, config.env_device)

@@ -17,7 +17,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
 from layeredrl.action_spaces import Rescaling, unit_box
-from layeredrl.checks import require_choice
+from layeredrl.checks import require_choice, require_count
 from layeredrl.environments import headless
 from layeredrl.environments.action_repeat import ActionRepeat
 from layeredrl.environments.answers import as_faults, shown
@@ -231,7 +231,9 @@ def make_torch_vector_env(
 
     Raises:
         UnknownEnvironmentError: The environment is not registered, or has no `torch_vector_env`.
+        ValueError: The recipe has wrappers or repeated actions, or n_envs is less than 1.
     """
+    require_count("n_envs", n_envs)
     config = EnvConfig.of(env, **kwargs)
     if config.is_changed:
         raise ValueError("wrappers and action_repeat change single environments, expected none on a device")

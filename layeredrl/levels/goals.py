@@ -128,7 +128,7 @@ class Hindsight:
     def _reached(self, batch: Batch, replay: Replay) -> Tensor:
         """Goals (n, G) that were reached after each transition, or later before its command ended."""
         index = batch.index  # the replay's own numbers: a GPU would wait for those of the batch
-        if isinstance(replay, TensorReplay):  # actions that last several steps are refused there
+        if isinstance(replay, TensorReplay):  # its level's actions last for one step
             left = torch.minimum(replay.steps_left(index, self.goals.duration), batch.command.remaining - 1)
             steps = (torch.rand(len(index), device=index.device) * (left + 1)).long()
             return self.goals.achieved(replay.column("obs_next", replay.later(index, torch.minimum(steps, left))))

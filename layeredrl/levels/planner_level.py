@@ -315,7 +315,7 @@ class PlannerLevel(Level):
 
     @property
     def host_only(self) -> str | None:
-        return None
+        return None if type(self).observe is PlannerLevel.observe else super().host_only
 
     def keep_on_device(self) -> None:
         if self.replay is not None:

@@ -170,8 +170,13 @@ class PolicyLevel(Level):
 
     @property
     def host_only(self) -> str | None:
-        if self.relabel is None or getattr(self.relabel, "on_device", False):
+        if type(self).observe is not PolicyLevel.observe:
+            return super().host_only
+        if self.relabel is None:
             return None
+        if getattr(self.relabel, "on_device", False):
+            lasts = f"actions of {type(self).__name__} last for {self.duration} steps, and its batches are relabelled"
+            return lasts if self.duration != 1 else None
         return f"relabel of {type(self).__name__} reads a replay in the memory of the host"
 
     def keep_on_device(self) -> None:

@@ -77,11 +77,13 @@ class SPlaTES(ModelBasedSkills):
     def _filled(kept: Mapping[str, Tensor], whole: Tensor) -> Batch:
         """Put transitions that count, a mask (n,), in the place of the others: a GPU need not wait for their number.
 
-        `n_whole` is the number of those that count.
+        `n_whole` is the number of those that count. If none does, a GPU learns from one that does not.
         """
         n_whole = whole.sum()
         order = whole.logical_not().to(torch.uint8).argsort(stable=True)
         places = order[torch.arange(len(whole), device=whole.device) % n_whole.clamp(min=1)]
+        if places.device.type == "cpu" and not n_whole:
+            places = places[:0]
         return Batch({name: values[places] for name, values in kept.items()} | {"n_whole": n_whole})
 
 

@@ -237,6 +237,11 @@ class Replay:
 
     def _require_fit(self, state: Mapping[str, Any]) -> None:
         """Raise unless the state is that of a replay with the same sizes and columns."""
+        if "ring" in state:
+            raise ValueError(
+                "the state is that of a replay on a device, expected one in the memory of the host: a run goes on "
+                "where its environments live"
+            )
         if state.keys() != _STATE_KEYS:
             raise ValueError(f"the replay's state has the keys {_listed(state)}, expected {_listed(_STATE_KEYS)}")
         rings, ring_size = self.buffer.rings, self.buffer.rings[0].maxsize

@@ -79,6 +79,9 @@ class TensorReplay:
         columns = _columns(transitions, "")
         columns["episode"] = self._episode if len(env_ids) == self.n_envs else self._episode[env_ids]
         if not self._layout:
+            for name, x in columns.items():
+                if x.dtype not in _TYPES:
+                    raise TypeError(f"{name} has dtype {x.dtype}, expected one of {', '.join(map(str, _TYPES))}")
             self._layout = {name: (x.dtype, tuple(x.shape[1:])) for name, x in columns.items()}
         if columns.keys() != self._layout.keys():
             raise ValueError(f"transitions have {', '.join(columns)}, expected {', '.join(self._layout)}")
@@ -115,7 +118,7 @@ class TensorReplay:
         """Draw n transitions uniformly, with replacement.
 
         Returns:
-            The transitions, as they were added, and their indices (n,).
+            The transitions, floats as float32 and other types as they were added, and their indices (n,).
         """
         index = self.sample_indices(n)
         return self.rows(index), index

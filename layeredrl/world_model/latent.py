@@ -123,6 +123,7 @@ class LatentEncoder(Encoder):
         self.net = (net or config.make_encoder)(task.observation_dim, config.latent_dim)
         self.simplex = simplicial(config.latent_dim, config.group)
         parameter = next(self.net.parameters(), torch.empty(0))
+        self.simplex.to(parameter.device)
         self.eval()(torch.zeros(1, task.observation_dim, device=parameter.device))  # raises for a net of another width
 
     @torch.no_grad()

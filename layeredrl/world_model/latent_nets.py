@@ -104,7 +104,7 @@ class Chain(nn.Sequential):
     """Layers, one after the other, of which each activation follows another layer.
 
     Without gradients the layers' functions are called directly: a decision runs hundreds of layers on few rows, and
-    calls of modules would take a tenth of its time.
+    calls of modules would take a tenth of its time. Layers must not be replaced, and hooks have no effect there.
     """
 
     def __init__(self, *layers: nn.Module) -> None:

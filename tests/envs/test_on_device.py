@@ -211,7 +211,9 @@ def test_the_command_says_why_observations_go_through_the_host(
     else:
         collector = make_collector(config, built)
     assert isinstance(collector, Collector if reason else DeviceCollector)
-    assert reason in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert reason in out
+    assert ("go through the host" in out) == bool(reason)
 
 
 def test_an_agent_learns_the_same_in_both() -> None:
