@@ -50,7 +50,7 @@ PHASES = {
     "SAC acts, 1 update": (False, 1),
     "SAC acts, 8 updates": (False, 8),
 }
-"""Whether actions are random, and the number of updates in a step of all mazes."""
+"""Phases by name: (random actions, updates in a step of all mazes)."""
 
 
 def make(path: str, phase: str, n_envs: int, device: torch.device) -> EpisodeCollector:

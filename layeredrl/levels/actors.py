@@ -66,7 +66,7 @@ class SquashedGaussianPolicy(SACPolicy):
         return Batch(logits=(mean, std), act=action, state=hidden, dist=dist, log_prob=log_prob)
 
     def act(self, inputs: Tensor, *, explore: bool) -> Tensor:
-        """Actions (n, A) of `forward` for inputs (n, I), without all else that it returns."""
+        """Actions (n, A) of `forward` for inputs (n, I), without distribution and log-probability."""
         (mean, std), _ = self.actor(inputs)
         if self.deterministic_eval and not explore:
             return cast(Tensor, mean.tanh())

@@ -53,7 +53,7 @@ class Line:
 
 @pytest.fixture
 def jax(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """What the adapter uses of JAX, in torch."""
+    """The part of JAX that the adapter uses, in torch."""
     made: Any = ModuleType("jax")
     made.jit, made.vmap = lambda function: function, torch.vmap
     made.random = SimpleNamespace(PRNGKey=lambda number: number)
