@@ -14,7 +14,7 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl import memory as memories
-from layeredrl.hierarchy import Hierarchy, filled, require_valid
+from layeredrl.hierarchy import Hierarchy, command_of, filled, require_valid
 from layeredrl.levels import Level
 from layeredrl.levels.forecasts import TensorForecasts
 from layeredrl.levels.level import Decision
@@ -188,7 +188,7 @@ class DeviceHierarchy:
         """
         level, own, everywhere = self.agent.levels[i], carry.levels[i], n == self.n_envs
         rows: Any = slice(None) if everywhere else _first(own.remaining == 0, n)
-        command = _command(above[-1], rows) if above else None
+        command = command_of(above[-1], rows) if above else None
         memory = own.memory if everywhere or not own.memory.get_keys() else own.memory[rows]
         decision = level.act(obs[rows], command, memory, explore=explore, generator=carry.generator)
         action = require_valid(level, decision, own.action.dtype, (n, *own.action.shape[1:]))
@@ -270,7 +270,7 @@ class DeviceHierarchy:
         info = Batch(duration=own.elapsed[rows])
         if i > 0:
             above = carry.levels[i - 1]
-            info.command = _command(above, rows, above.elapsed[rows] - own.elapsed[rows])
+            info.command = command_of(above, rows, above.elapsed[rows] - own.elapsed[rows])
         transitions = Batch(
             obs=own.obs[rows],
             act=own.action[rows],
@@ -282,17 +282,6 @@ class DeviceHierarchy:
         )
         level: Any = self.agent.levels[i]
         level.observe(transitions, env_ids)
-
-
-def _command(above: TensorLevelCarry, rows: Any, elapsed: Tensor | None = None) -> Batch:
-    """Command of a level to the one below, at `elapsed` environment steps (n,) after the level's decision, or now."""
-    now = above.elapsed[rows]
-    remaining = above.remaining[rows]
-    if elapsed is not None:
-        remaining = remaining + now - elapsed
-    return Batch(
-        action=above.action[rows], obs=above.obs[rows], elapsed=now if elapsed is None else elapsed, remaining=remaining
-    )
 
 
 def _first(mask: Tensor | None, n: int) -> Tensor:

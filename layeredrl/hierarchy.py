@@ -125,7 +125,7 @@ class Hierarchy:
                 continue
             if len(changed):
                 parts[i, "changed"] = np.searchsorted(ids, changed)
-            parts |= {(i, name): x for name, x in _command(carry.levels[i - 1], ids).items()}
+            parts |= {(i, name): x for name, x in command_of(carry.levels[i - 1], ids).items()}
         return dict(zip(parts, to_device([*parts.values()], self.device), strict=True))
 
     def _decide(
@@ -222,7 +222,7 @@ class Hierarchy:
             info = Batch(duration=own.elapsed[ids])
             if i > 0:
                 above = carry.levels[i - 1]  # its `elapsed` does not count this step yet
-                info.command = _command(above, ids, above.elapsed[ids] + 1 - own.elapsed[ids])
+                info.command = command_of(above, ids, above.elapsed[ids] + 1 - own.elapsed[ids])
             transitions = Batch(
                 obs=own.obs[ids],
                 act=own.action[ids],
@@ -323,15 +323,18 @@ def _alike(level: Level, other: Level) -> bool:
     return bool((set(type(level).__mro__) - set(Level.__mro__)) & set(type(other).__mro__))
 
 
-def _command(above: LevelCarry, env_ids: NDArray[np.int64], elapsed: NDArray[np.int64] | None = None) -> Batch:
-    """Command of a level to the one below, at `elapsed` environment steps (n,) after the level's decision, or now."""
-    elapsed = above.elapsed[env_ids] if elapsed is None else elapsed
-    return Batch(
-        action=above.action[env_ids],
-        obs=above.obs[env_ids],
-        elapsed=elapsed,
-        remaining=above.remaining[env_ids] + above.elapsed[env_ids] - elapsed,
-    )
+def command_of(above: Any, rows: Any, elapsed: Any = None) -> Batch:
+    """Command of a level to the one below, at `elapsed` environment steps (n,) after the level's decision, or now.
+
+    Args:
+        above: Carry of the level: a `LevelCarry`, or a `TensorLevelCarry` on a device.
+        rows: The environments, as an index.
+        elapsed: Environment steps, in the type of the carry; None for those so far.
+    """
+    now, remaining = above.elapsed[rows], above.remaining[rows]
+    if elapsed is not None:
+        now, remaining = elapsed, remaining + now - elapsed
+    return Batch(action=above.action[rows], obs=above.obs[rows], elapsed=now, remaining=remaining)
 
 
 _COMMAND = ("action", "obs", "elapsed", "remaining")
