@@ -210,8 +210,7 @@ class StackedSAC(StackedActorCritic):
         lowest, which = values.min(0, keepdim=True)
         loss = (alpha * log_prob - lowest[0, :, 0]).mean()
         by_value = torch.zeros_like(values).scatter_(0, which, -1 / n)
-        by_inputs = self.critic.net.input_gradient(by_value, critic_tape).sum(0)
-        by_action = by_inputs[:, obs.shape[1] :]
+        by_action = self.critic.net.input_gradient(by_value, critic_tape, obs.shape[1]).sum(0)
         norm = self._fit_actor(drawn.gradient(by_action, alpha / n), tape.rows(n), norm)
 
         metrics = {"actor_loss": loss, "critic1_loss": losses[0], "critic2_loss": losses[1], "target": target.mean()}
@@ -319,8 +318,8 @@ class StackedTD3(StackedActorCritic):
         outputs, tape = self.policy.actor.net.run(obs)
         action = outputs[0].tanh()
         values, critic_tape = self.critic.net.run(torch.cat([obs, action], -1), n_members=1)
-        by_inputs = self.critic.net.input_gradient(torch.full_like(values, -1 / len(obs)), critic_tape)
-        by_action = by_inputs[0, :, obs.shape[1] :]
+        by_value = torch.full_like(values, -1 / len(obs))
+        by_action = self.critic.net.input_gradient(by_value, critic_tape, obs.shape[1])[0]
         norm = self._fit_actor(by_action * (1 - action.square()), tape, norm)
         self._last.copy_(torch.where(norm.isfinite(), -values.mean(), self._last))
         return norm

@@ -98,13 +98,21 @@ class StackedMLP(nn.Module):
             gradient: Gradient of the loss by the outputs, (M, n, out).
             tape: Record of the forward pass of all members.
         """
-        self._backward(gradient, tape, of_parameters=True)
+        self._backward(gradient, tape)
 
-    def input_gradient(self, gradient: Tensor, tape: Tape) -> Tensor:
-        """Return the gradient of the loss by the inputs of each member, (M, n, in); arguments as in `backward`."""
-        return self._backward(gradient, tape, of_parameters=False)
+    def input_gradient(self, gradient: Tensor, tape: Tape, first: int = 0) -> Tensor:
+        """Return the gradient of the loss by the inputs of each member, (M, n, in - first).
 
-    def _backward(self, g: Tensor, tape: Tape, *, of_parameters: bool) -> Tensor:
+        Args:
+            gradient: As in `backward`.
+            tape: As in `backward`.
+            first: Number of inputs to leave out, from the first on.
+        """
+        return self._backward(gradient, tape, first=first)
+
+    def _backward(self, g: Tensor, tape: Tape, *, first: int | None = None) -> Tensor:
+        """Write the parameters' gradients, or return that by the inputs from the given one on."""
+        of_parameters = first is None
         n_members = len(g)
         for i in reversed(range(len(self._linears))):
             weight, bias = self._linears[i]
@@ -119,7 +127,7 @@ class StackedMLP(nn.Module):
                 torch.sum(g, 1, keepdim=True, out=_gradient(bias))
                 if i == 0:
                     break
-            used = weight[:n_members].mT
+            used = (weight[:n_members] if i else weight[:n_members, first:]).mT
             g = g * used if is_column else torch.bmm(g, used)
             if i == 0:
                 break

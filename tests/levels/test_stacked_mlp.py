@@ -52,6 +52,8 @@ def test_all_passes_are_those_of_the_members(widths, layer_norm, n_members):
         torch.testing.assert_close(outputs, expected, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(stacked(x), expected, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(stacked.input_gradient(gradient, tape), by_inputs, atol=1e-5, rtol=1e-4)
+        last = stacked.input_gradient(gradient, tape, widths[0] - 1)
+        torch.testing.assert_close(last, by_inputs[..., -1:], atol=1e-5, rtol=1e-4)
         assert all(p.grad is None for p in stacked.parameters())
         for _ in range(2):  # replaces, does not add
             stacked.backward(gradient, tape)
