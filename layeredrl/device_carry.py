@@ -14,7 +14,8 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl import memory as memories
-from layeredrl.hierarchy import Hierarchy, command_of, filled, require_valid
+from layeredrl.decisions import command_of, filled, require_valid
+from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import Level
 from layeredrl.levels.forecasts import TensorForecasts
 from layeredrl.levels.level import Decision

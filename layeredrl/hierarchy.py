@@ -12,6 +12,7 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.carry import Carry, LevelCarry
+from layeredrl.decisions import command_of, filled, require_valid
 from layeredrl.levels import Decision, Level
 from layeredrl.levels.forecasts import Forecasts
 from layeredrl.memory import write
@@ -323,24 +324,9 @@ def _alike(level: Level, other: Level) -> bool:
     return bool((set(type(level).__mro__) - set(Level.__mro__)) & set(type(other).__mro__))
 
 
-def command_of(above: Any, rows: Any, elapsed: Any = None) -> Batch:
-    """Command of a level to the one below, at `elapsed` environment steps (n,) after the level's decision, or now.
-
-    Args:
-        above: Carry of the level: a `LevelCarry`, or a `TensorLevelCarry` on a device.
-        rows: The environments, as an index.
-        elapsed: Environment steps, in the type of the carry; None for those so far.
-    """
-    now, remaining = above.elapsed[rows], above.remaining[rows]
-    if elapsed is not None:
-        now, remaining = elapsed, remaining + now - elapsed
-    return Batch(action=above.action[rows], obs=above.obs[rows], elapsed=now, remaining=remaining)
-
-
 _COMMAND = ("action", "obs", "elapsed", "remaining")
 _KINDS = {"i": torch.int64, "f": torch.float32}
 """Types of actions on the device, by the kind of those in the carry."""
-_INTEGERS = {torch.int8, torch.int16, torch.int32, torch.int64}
 
 
 class _Decided(NamedTuple):
@@ -361,33 +347,3 @@ class _Decided(NamedTuple):
 _Inputs = dict[tuple[int, str], Tensor]
 """Tensors by level and name: all observations; rows that are due, unless all are; commands; and places among the rows
 where the level above decides anew."""
-
-
-def require_valid(level: Level, decision: Decision, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Return the actions of a decision in the carry's type; raise for another shape, kind or duration.
-
-    Args:
-        level: The level that decided.
-        decision: Its decision in n environments.
-        dtype: Type of its actions.
-        shape: Their shape, (n, A).
-    """
-    if (decision.duration < 1).any():
-        raise ValueError(
-            f"{type(level).__name__} decided for a duration of {decision.duration}, expected at least 1 everywhere"
-        )
-    given = decision.action.dtype
-    is_kind = given.is_floating_point if dtype.is_floating_point else given in _INTEGERS
-    if decision.action.shape != shape or not is_kind:
-        raise ValueError(
-            f"{type(level).__name__} decided for actions of shape {tuple(decision.action.shape)} and type "
-            f"{decision.action.dtype}, expected {shape} and {dtype}"
-        )
-    return decision.action.to(dtype)
-
-
-def filled(values: NDArray[np.int64], device: torch.device) -> Tensor:
-    """Return integers (n,) on a device, without a copy where all are the same."""
-    if len(values) and (values == values[0]).all():
-        return torch.full(values.shape, int(values[0]), dtype=torch.int64, device=device)
-    return torch.as_tensor(values, device=device)
