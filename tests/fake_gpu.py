@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -192,14 +191,18 @@ class FakeGPU:
 
     Attributes:
         events: Events so far.
-        capturing: True while a CUDA graph is being captured, in which waits and copies are errors.
     """
 
     def __init__(self) -> None:
         self.events = Events()
-        self.capturing = False
+        self._recorded: list[tuple[Any, Any, Any, list[Tensor]]] | None = None  # of the graph that is being captured
         self._fakes = _Fakes(allow_non_fake_inputs=True)
         self._stack = ExitStack()
+
+    @property
+    def capturing(self) -> bool:
+        """True while a CUDA graph is being captured, in which waits and copies are errors."""
+        return self._recorded is not None
 
     def __enter__(self) -> "FakeGPU":
         for patch in (
@@ -232,20 +235,23 @@ class FakeGPU:
             self.events = outer
 
     def capture(self, function: Callable[[], tuple[Tensor, ...]]) -> tuple[Callable[[], None], tuple[Tensor, ...]]:
-        """Record a function as aten operations, as a CUDA graph is; it must neither wait nor copy.
+        """Record the operations of a function, as a CUDA graph does; it must neither wait nor copy.
 
-        What Python computes is frozen in the record. Tensors that the function reads keep their place, not their value.
+        What Python computes is frozen in the record. Tensors keep their place, not their value.
         """
-        self.capturing = True
+        self._recorded = recorded = []
         try:
-            record = make_fx(lambda: tuple(cast(DeviceTensor, x).value for x in function()))()
+            outputs = function()
         finally:
-            self.capturing = False
-        outputs = tuple(DeviceTensor(torch.empty_like(x)) for x in record())
+            self._recorded = None
 
+        @torch.inference_mode()  # in which tensors of either kind may be written
         def replay() -> None:
-            for output, value in zip(outputs, record(), strict=True):
-                output.value.copy_(value)
+            with torch.utils._python_dispatch._disable_current_modes():
+                for func, args, kwargs, results in recorded:
+                    for place, value in zip(results, _tensors(func(*args, **kwargs)), strict=True):
+                        if value.data_ptr() != place.data_ptr():  # neither written in place nor a view
+                            place.copy_(value)
 
         return replay, outputs
 
@@ -259,7 +265,10 @@ class FakeGPU:
             self._record(self.events.copies, func)
         if rule.waits:
             self._record(self.events.syncs, func)
-        results = _without_fakes(func, _values(args), {key: _values(x) for key, x in kwargs.items()})
+        args, kwargs = _values(args), {key: _values(x) for key, x in kwargs.items()}
+        results = _without_fakes(func, args, kwargs)
+        if self._recorded is not None:
+            self._recorded.append((func, args, kwargs, _tensors(results)))
         own = {id(x.value): x for x in flat if type(x) is DeviceTensor}
         place = iter(rule.devices)
 
@@ -289,7 +298,7 @@ class FakeGPU:
         try:
             if masked:
                 raise NotImplementedError
-            with disable_proxy_modes_tracing(), self._fakes:
+            with self._fakes:
                 fake = func(*_mapped(_fake_of, args), **_mapped(_fake_of, kwargs))
         except _NO_SHAPES:
             return _Rule((), waits=True, copies=copies)
@@ -299,9 +308,7 @@ class FakeGPU:
             if any(x.ndim > 0 for x in on_host) and not masked:
                 raise RuntimeError(f"{func}: expected all tensors on the same device, cuda:0, found the CPU") from None
             return _Rule((), waits, copies)
-        found: list[Any] = []
-        _flatten([fake], found)
-        devices = tuple(x.device.type for x in found if isinstance(x, Tensor))
+        devices = tuple(x.device.type for x in _tensors(fake))
         return _Rule(devices, waits or "cpu" in devices, copies)
 
     def _record(self, events: list[str], func: Any) -> None:
@@ -338,6 +345,13 @@ def _flatten(x: Any, into: list[Any]) -> None:
             _flatten(part, into)
         else:
             into.append(part)
+
+
+def _tensors(x: Any) -> list[Tensor]:
+    """All tensors in a result."""
+    found: list[Any] = []
+    _flatten([x], found)
+    return [part for part in found if isinstance(part, Tensor)]
 
 
 def _mapped(function: Callable[[Any], Any], x: Any) -> Any:
