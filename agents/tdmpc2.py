@@ -18,7 +18,7 @@ from agents.recipe import Choice, Recipe
 from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import LatentLevel
-from layeredrl.planners import ICEMConfig, MPPIConfig, PlannerConfig
+from layeredrl.planners import CEMConfig, ICEMConfig, MPPIConfig, PlannerConfig, RandomShootingConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import LatentConfig, LatentLearningConfig, LatentWorldModel
@@ -28,20 +28,15 @@ _SEARCH = {"n_samples": 64, "n_iterations": 3, "n_elites": 16}
 """Search of few candidates, for one core."""
 
 
-def _mppi(n_samples: int, n_iterations: int, n_elites: int) -> PlannerConfig:
-    """MPPI of the paper; its temperature multiplies scores, ours divides them."""
-    mppi = MPPIConfig(
-        horizon=3,
-        n_samples=n_samples,
-        n_iterations=n_iterations,
-        n_elites=n_elites,
-        temperature=2.0,
-        temperature_unit="score",
-        init_std=2.0,
-        execute="sample",
+def _mppi(**search: int) -> PlannerConfig:
+    """MPPI of the paper, whose temperature multiplies scores, ours divides; other planners with as many candidates."""
+    return PlannerConfig(
+        "mppi",
+        mppi=MPPIConfig(horizon=3, temperature=2.0, temperature_unit="score", init_std=2.0, execute="sample", **search),
+        icem=ICEMConfig(horizon=3, **search),
+        cem=CEMConfig(horizon=3, **search),
+        random_shooting=RandomShootingConfig(horizon=3, n_samples=search["n_samples"] * search["n_iterations"]),
     )
-    icem = ICEMConfig(horizon=3, n_samples=n_samples, n_iterations=n_iterations, n_elites=n_elites)
-    return PlannerConfig("mppi", mppi=mppi, icem=icem)
 
 
 @dataclass(frozen=True)
@@ -55,12 +50,13 @@ class TDMPC2(Recipe):
     """Networks of the world model."""
     learning: LatentLearningConfig = field(default_factory=LatentLearningConfig)
     """When and how they learn."""
-    planner: PlannerConfig = field(default_factory=lambda: _mppi(128, 4, 24))
+    planner: PlannerConfig = field(default_factory=lambda: _mppi(n_samples=128, n_iterations=4, n_elites=24))
     """Planner and its settings."""
     n_proposals: int = 12
     """Number of the policy's sequences among the planner's candidates."""
     spread: float = 1.0
-    """Factor of the search's final standard deviation, in the noise of actions while exploring."""
+    """Factor of the search's final standard deviation, in the noise of actions while exploring; planners that end
+    without one, such as random shooting, add no noise."""
 
     environment: ClassVar[str] = "Pendulum-v1"
     trainers: ClassVar[Mapping[str, TrainerConfig]] = {
@@ -98,12 +94,13 @@ class TDMPC2(Recipe):
             seed: Seed of learning and replay.
         """
         world = LatentWorldModel(task, self.latent, device, encoder=self.make_encoder)
+        planner = self.planner.build(task.action_space)
         level = LatentLevel(
             world,
-            self.planner.build(task.action_space),
+            planner,
             self.learning,
             n_proposals=self.n_proposals,
-            spread=self.spread,
+            spread=self.spread if planner.ends_with_std else 0.0,
             seed=seed,
         )
         return Hierarchy([level], task, device)
@@ -124,11 +121,17 @@ TDMPC2.presets = {
     "demo": _CPU,
     "tiny": _CPU,
     "small": {},
-    "released": {"latent": LatentConfig(), "planner": _mppi(488, 6, 64), "n_proposals": 24},
+    "released": {
+        "latent": LatentConfig(),
+        "planner": _mppi(n_samples=488, n_iterations=6, n_elites=64),
+        "n_proposals": 24,
+    },
     "debug": {
-        "latent": replace(LatentConfig.of("tiny"), latent_dim=16, encoder_hidden=(16,), hidden=(16,)),
+        "latent": replace(
+            LatentConfig.of("tiny"), latent_dim=16, encoder_hidden=(16,), hidden=(16,), terminations=True
+        ),
         "learning": LatentLearningConfig(n_random_steps=20, batch_size=16, report_every=20, first_updates=5),
-        "planner": _mppi(12, 2, 4),
+        "planner": _mppi(n_samples=12, n_iterations=2, n_elites=4),
         "n_proposals": 4,
     },
 }

@@ -92,7 +92,8 @@ def test_list_shows_agents_presets_and_environments(capsys):
 
 def test_short_help_fits_a_screen(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["layeredrl train"])
-    for agent in ("pets", "sac"):
+    for agent, columns in (("pets", "80"), ("sac", "140"), ("pets", "200")):
+        monkeypatch.setenv("COLUMNS", columns)
         with pytest.raises(SystemExit, match="0"):
             parse([agent, "--help"])
         lines = capsys.readouterr().out.splitlines()

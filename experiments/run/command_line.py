@@ -49,7 +49,7 @@ def command_line(
     """
     output = io.StringIO()
     if shorten is not None and not {"-h", "--help"}.isdisjoint(args):
-        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit):
+        with contextlib.redirect_stdout(output), contextlib.suppress(SystemExit), _narrow():
             tyro.cli(cls, args=["--help"], default=default, prog=prog)
         print(shorten(output.getvalue()))
         raise SystemExit(0)
@@ -65,6 +65,20 @@ def command_line(
             raise
         message = _without_box(output.getvalue()).removeprefix(f"{getattr(cls, '__origin__', cls).__name__}: ")
         raise ValueError(as_typed(_with_hints(message, known), known, args)) from None
+
+
+@contextlib.contextmanager
+def _narrow() -> Iterator[None]:
+    """Let tyro print options one below the other; in a wide terminal it prints them side by side."""
+    before = os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = "80"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
 
 
 def _with_hints(message: str, known: Any) -> str:

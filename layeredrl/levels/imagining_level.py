@@ -63,7 +63,7 @@ class ImaginingLevel(PolicyLevel):
             algorithm,
             action_space,
             n_envs=task.n_envs,
-            inputs=lambda obs, _: self.standardizer(obs),
+            inputs=_Standardized(self.standardizer),
             learning=learning,
             seed=seed,
         )
@@ -195,6 +195,21 @@ class ImaginingLevel(PolicyLevel):
         self.standardizer.load_state_dict(state["standardizer"])
         self._unseen.load_state_dict(state["unseen"])
         self.reward_scale, self._spent = state["reward_scale"], dict(state["cpu_seconds"])
+
+
+class _Standardized:
+    """Inputs of policy and critics: observations without commands, standardised.
+
+    Unlike a function that refers to the level, a copy of it belongs to the copy of the level.
+    """
+
+    def __init__(self, standardizer: InputStandardizer) -> None:
+        self.standardizer = standardizer
+
+    def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
+        del command
+        inputs: Tensor = self.standardizer(obs)
+        return inputs
 
 
 N_MEASURED = 1000

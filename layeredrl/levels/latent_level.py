@@ -5,7 +5,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
@@ -58,6 +60,7 @@ class LatentLevel(PlannerLevel):
         self.replay = Replay(config.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
         self.n_updates = self.last_report = 0
         self._first: int | None = None  # transitions at the first update
+        self._warned = False  # that terminations are not learned
         self._means = RunningMeans()
         self._spent = {"updates": 0.0}
 
@@ -76,13 +79,6 @@ class LatentLevel(PlannerLevel):
         start, n_transitions = time.process_time(), self.replay.n_added
         if self._first is None:
             self._first, self.last_report = n_transitions, n_total_env_steps
-            if self.world.dynamics.ends is None and self.replay.column("terminated").any():
-                warnings.warn(
-                    "episodes terminate, but the latent model has no terminations, so that plans count rewards beyond "
-                    "the end; set latent.terminations",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
         at_first = self._first if self.config.first_updates is None else self.config.first_updates
         due = at_first + int(self.config.updates_per_transition * (n_transitions - self._first)) - self.n_updates
         for _ in range(due):
@@ -92,6 +88,17 @@ class LatentLevel(PlannerLevel):
         if n_total_env_steps - self.last_report < self.config.report_every or not self._means:
             return {}
         return self._report_learning()
+
+    def observe(self, transitions: Batch, env_ids: NDArray[np.int64]) -> None:
+        super().observe(transitions, env_ids)
+        if self.world.dynamics.ends is None and not self._warned and transitions.terminated.any():
+            self._warned = True
+            warnings.warn(
+                "episodes terminate, but the latent model has no terminations, so that plans count rewards beyond "
+                "the end; set latent.terminations",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def sample(self) -> Batch:
         """Draw the subsequences of an update; keys as of `LatentLearner.update`."""

@@ -16,7 +16,7 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_choice, require_counts, require_number
+from layeredrl.checks import require_choice, require_count, require_counts, require_number
 from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import TOO_FAR, StepModel, choose_mode
@@ -52,8 +52,8 @@ class ImaginationConfig:
     schedule: tuple[int, int] = (1_000, 10_000)
     """Environment steps between which the number of steps grows linearly, with the bound schedule."""
     divergence_factor: float = 2.0
-    """macura: a branch goes on while the members' divergence is below this times a quantile of those of all branches
-    at their first steps, averaged over all fits so far."""
+    """macura: a branch goes on while the members' divergence is below this times a quantile of those at first steps
+    from real states, averaged over all fits so far."""
     divergence_quantile: float = 0.95
     """macura: that quantile."""
     loss_quantiles: tuple[float, float] = (0.9999, 0.01)
@@ -73,8 +73,10 @@ class ImaginationConfig:
         require_choice("bound", self.bound, get_args(Bound))
         require_choice("member_of", self.member_of, ("step", "branch"))
         require_span("schedule", self.schedule)
-        if not 1 <= self.n_steps[0] <= self.n_steps[1]:
-            raise ValueError(f"n_steps is {self.n_steps}, expected two increasing numbers of at least 1")
+        for n in self.n_steps:
+            require_count("n_steps", n)
+        if len(self.n_steps) != 2 or self.n_steps[0] > self.n_steps[1]:
+            raise ValueError(f"n_steps is {self.n_steps}, expected two numbers, the second at least the first")
         require_number("divergence_factor", self.divergence_factor, 0, float("inf"), open_low=True)
         require_number("divergence_quantile", self.divergence_quantile, 0, 1)
         for quantile in self.loss_quantiles:
@@ -110,6 +112,12 @@ class Imagination:
             raise TypeError(
                 f"the dynamics is {type(dynamics).__name__} with the bound {config.bound}, "
                 "expected an ensemble that predicts variances"
+            )
+        width = world.encoder.state_dim + world.encoder.context_dim
+        if width != world.task.observation_dim:
+            raise ValueError(
+                f"the world's state and context have {width} dimensions, expected all {world.task.observation_dim} of "
+                "the observation, which the policy needs"
             )
         self.trust = config.trust()
         if self.trust is not None and (dynamics.n_models < 2 or dynamics.n_modes > 1):

@@ -100,6 +100,8 @@ class UnseenTransitions:
         rows = {name: torch.from_numpy(np.asarray(columns[name][slots])) for name in _COLUMNS}
         data = Batch({name: (x.float() if x.is_floating_point() else x).to(device) for name, x in rows.items()})
         data.last = data.terminated | data.truncated
+        stops = np.cumsum([ring.n_added - first for ring, first in zip(rings, start, strict=True)])
+        data.last[torch.from_numpy(stops[stops > 0] - 1).to(device)] = True  # then another environment's rows follow
         return data
 
     def state_dict(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from agents.pets import PETS
 from agents.tdmpc2 import TDMPC2
 from layeredrl.environments import TaskFacts
 from layeredrl.levels import GuidedLevel, PlannerLevel, PolicyLearningConfig
-from layeredrl.planners import ICEM, MPPI
+from layeredrl.planners import CEM, ICEM, MPPI, RandomShooting
 from layeredrl.task import TaskSpec
 from layeredrl.world_model import ModelLearningConfig
 from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train
@@ -59,8 +59,11 @@ def test_tdmpc2_plans_with_mppi_or_another_planner():
     config = TDMPC2.preset("debug")
     (level,) = config.build(TASK, CPU, seed=0).levels
     assert isinstance(level.planner, MPPI)
-    (level,) = replace(config, planner=replace(config.planner, kind="icem")).build(TASK, CPU, seed=0).levels
-    assert isinstance(level.planner, ICEM)
+    for kind, expected in (("icem", ICEM), ("cem", CEM), ("random_shooting", RandomShooting)):
+        (level,) = replace(config, planner=replace(config.planner, kind=kind)).build(TASK, CPU, seed=0).levels
+        assert isinstance(level.planner, expected)
+        assert level.planner.horizon == 3
+        assert level.planner.config.n_samples <= 24
 
 
 @pytest.mark.parametrize(("steps", "discount"), [(None, 0.995), (1000, 0.995), (500, 0.99), (100, 0.95), (10, 0.95)])

@@ -7,6 +7,8 @@ import pytest
 import torch
 from gymnasium import spaces
 
+from agents.guidance import GuidanceConfig
+from agents.loop import LOOP
 from agents.pets import PETS
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
@@ -225,3 +227,9 @@ def test_ablations_of_the_paper(name: str) -> None:
 def test_actions_that_cannot_be_planned_are_refused(space: spaces.Space) -> None:
     with pytest.raises((ValueError, TypeError), match=r"action.space"):
         SMALL.build(replace(TASK, action_space=space), CPU, seed=0)
+
+
+def test_guidance_without_being_guided_is_refused():
+    with pytest.raises(ValueError, match="guidance has settings, but guided is False"):
+        PETS(guidance=GuidanceConfig(real_share=0.2))
+    LOOP(guided=False, guidance=GuidanceConfig(real_share=0.2))  # the comparison without guidance

@@ -49,6 +49,17 @@ def train(level, n_steps, start=0):
     return metrics
 
 
+def test_a_copy_of_a_level_has_inputs_of_its_own():
+    level = make()
+    train(level, 8)
+    other = copy.deepcopy(level)
+    obs = torch.ones(1, 2)
+    before = other.inputs(obs, None)
+    level.standardizer.mean += 1
+    assert torch.equal(other.inputs(obs, None), before)
+    assert not torch.equal(level.inputs(obs, None), before)
+
+
 def test_the_model_comes_first_and_updates_follow():
     level = make()
     metrics = train(level, 10)

@@ -153,11 +153,16 @@ def test_plans_that_fail_now_and_then_are_replaced_by_random_actions():
 
 def test_terminations_without_a_place_in_the_model_are_told():
     level = make(terminations=False)
-    for row in random_rows(4, seed=0):
-        row.terminated = np.ones(E, bool)
+    *rows, last = random_rows(6, seed=0)
+    for i, row in enumerate(rows):
+        row.terminated = np.zeros(E, bool)
         level.observe(row, np.arange(E))
+        level.learn(E * (i + 1))
+    assert level.n_updates > 0
+    last.terminated = np.ones(E, bool)
     with pytest.warns(RuntimeWarning, match=r"latent model has no terminations, .* set latent\.terminations"):
-        level.learn(4 * E)
+        level.observe(last, np.arange(E))
+    level.observe(last, np.arange(E))  # told once; a warning would be an error
 
 
 def test_a_restored_level_goes_on_the_same():

@@ -223,7 +223,9 @@ def test_transitions_of_a_replay_are_starts():
 
 def test_bad_input():
     for settings, message in (
-        ({"n_steps": (3, 2)}, "n_steps is .3, 2., expected two increasing numbers"),
+        ({"n_steps": (3, 2)}, "n_steps is .3, 2., expected two numbers, the second at least the first"),
+        ({"n_steps": (2,)}, "n_steps is .2,., expected two numbers"),
+        ({"n_steps": (0, 2)}, "n_steps is 0, expected at least 1"),
         ({"bound": "luck"}, "bound is 'luck', expected one of schedule, macura, infoprop"),
         ({"n_branches": 0}, "n_branches is 0"),
         ({"loss_quantiles": (0.5, 1.5)}, "loss_quantiles is 1.5"),
@@ -231,6 +233,8 @@ def test_bad_input():
     ):
         with pytest.raises(ValueError, match=message):
             replace(CONFIG, **settings)
+    with pytest.raises(TypeError, match=r"n_steps is 1\.5"):
+        replace(CONFIG, n_steps=(1.5, 2.5))
     with pytest.raises(ValueError, match="n_models is 1 and n_modes is 1 with the bound macura, expected at least two"):
         make([DriftNet()], replace(CONFIG, bound="macura"))
     for bound in ("macura", "infoprop"):

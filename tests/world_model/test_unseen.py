@@ -9,7 +9,7 @@ from tianshou.data import Batch
 
 from layeredrl.storage import Replay
 from layeredrl.world_model.unseen import N_FITS, UnseenTransitions
-from tests.world_model.points import E, fill, make_world, push
+from tests.world_model.points import E, fill, make_world, push, random_rows
 
 
 def filled(world, n_steps=8, ends=(), ring_size=100, seed=0):
@@ -85,6 +85,19 @@ def test_returns_are_of_whole_stretches_of_an_episode():
     assert len(achieved) == 2 + 4 + 4
     assert unseen.metrics(3)["unseen/return_achieved"] == pytest.approx(np.mean(achieved), rel=1e-5)
     assert "unseen/return_achieved" not in unseen.metrics(7)
+
+
+def test_returns_do_not_go_on_in_another_environment():
+    world = make_world()
+    replay = Replay(100, E, seed=0)
+    for row in random_rows(3, seed=0):  # all states are the same, so that only the environment tells rows apart
+        row.obs, row.obs_next = np.zeros_like(row.obs), np.zeros_like(row.obs_next)
+        row.terminated = row.truncated = np.zeros(E, bool)
+        replay.add(row, np.arange(E))
+    unseen = UnseenTransitions(world, replay)
+    achieved = replay.column("rew").reshape(E, 3).sum(1).mean()
+    assert unseen.metrics(3)["unseen/return_achieved"] == pytest.approx(achieved, rel=1e-5)
+    assert "unseen/return_achieved" not in unseen.metrics(4)
 
 
 @dataclass
