@@ -31,7 +31,10 @@ _FLAT = ("angle", "unseen", "absolute")
 
 @dataclass(frozen=True)
 class StateDims:
-    """Dimensions of the state with a special representation in the networks' inputs or predictions."""
+    """Dimensions of the state with a special representation in the inputs or predictions of the dynamics' networks.
+
+    Policies, critics, values and learned rewards see all dimensions as they are.
+    """
 
     angle: tuple[int, ...] = ()
     """Angles in radians: networks see their sine and cosine, and predict their change."""
