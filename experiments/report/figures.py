@@ -1,5 +1,6 @@
 """Figures of a report."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ from matplotlib.ticker import EngFormatter
 from experiments.report.statistics import Array, Curve, Pair
 
 STYLE = ("-", "--", "-.", ":")
+LETTERS = 80
+"""Width of a figure's legend."""
 
 
 class Lines(NamedTuple):
@@ -69,8 +72,11 @@ def _count(line: Lines) -> str:
 
 def draw_curves(curves: Curves) -> Figure:
     """Draw interquartile means with their intervals, or a single run, with each run as a thin line behind."""
-    figure = Figure(figsize=(6.4, 4.2 + 0.3 * len(curves.published)), layout="constrained")
-    axes, legend = figure.subplots(), curves.legend()
+    legend = {label: textwrap.fill(text, LETTERS) for label, text in curves.legend().items()}
+    columns = 1 if max(map(len, legend.values())) > LETTERS // 2 else min(2, len(legend))
+    n_rows = sum(text.count("\n") + 1 for text in legend.values()) / columns
+    figure = Figure(figsize=(6.4, 4 + 0.2 * n_rows), layout="constrained")
+    axes = figure.subplots()
     for label, line in curves.lines.items():
         style = curves.styles[label]
         for seed in line.seeds:
@@ -82,7 +88,6 @@ def draw_curves(curves: Curves) -> Figure:
     axes.set(title=curves.title, xlabel=curves.xlabel, ylabel=curves.ylabel, xlim=(0, None))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.grid(alpha=0.3)
-    columns = 1 if curves.published else min(2, len(legend))  # the labels of published curves are long
     figure.legend(loc="outside lower center", ncols=columns, fontsize=9, frameon=False)
     return figure
 
