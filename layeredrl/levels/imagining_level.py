@@ -63,7 +63,7 @@ class ImaginingLevel(PolicyLevel):
             algorithm,
             action_space,
             n_envs=task.n_envs,
-            inputs=_Standardized(self.standardizer),
+            inputs=self._standardized,
             learning=learning,
             seed=seed,
         )
@@ -74,6 +74,12 @@ class ImaginingLevel(PolicyLevel):
         self.reward_scale = reward_scale
         self._unseen = UnseenTransitions(learner.world, self.replay)
         self._spent = dict.fromkeys(_PARTS, 0.0)
+
+    def _standardized(self, obs: Tensor, command: Batch | None) -> Tensor:
+        """Inputs of policy and critics, without commands; unlike a lambda, a copied level has its own."""
+        del command
+        inputs: Tensor = self.standardizer(obs)
+        return inputs
 
     @property
     def host_only(self) -> str | None:
@@ -195,21 +201,6 @@ class ImaginingLevel(PolicyLevel):
         self.standardizer.load_state_dict(state["standardizer"])
         self._unseen.load_state_dict(state["unseen"])
         self.reward_scale, self._spent = state["reward_scale"], dict(state["cpu_seconds"])
-
-
-class _Standardized:
-    """Inputs of policy and critics: observations without commands, standardised.
-
-    Unlike a function that refers to the level, a copy of it belongs to the copy of the level.
-    """
-
-    def __init__(self, standardizer: InputStandardizer) -> None:
-        self.standardizer = standardizer
-
-    def __call__(self, obs: Tensor, command: Batch | None) -> Tensor:
-        del command
-        inputs: Tensor = self.standardizer(obs)
-        return inputs
 
 
 N_MEASURED = 1000

@@ -113,12 +113,11 @@ class Imagination:
                 f"the dynamics is {type(dynamics).__name__} with the bound {config.bound}, "
                 "expected an ensemble that predicts variances"
             )
-        width = world.encoder.state_dim + world.encoder.context_dim
-        if width != world.task.observation_dim:
-            raise ValueError(
-                f"the world's state and context have {width} dimensions, expected all {world.task.observation_dim} of "
-                "the observation, which the policy needs"
-            )
+        encoder, device = world.encoder, dynamics.device
+        # The policy needs whole observations: raises if the state and the context lack a part.
+        encoder.observation(
+            torch.zeros(encoder.state_dim, device=device), torch.zeros(encoder.context_dim, device=device)
+        )
         self.trust = config.trust()
         if self.trust is not None and (dynamics.n_models < 2 or dynamics.n_modes > 1):
             raise ValueError(

@@ -240,3 +240,10 @@ def test_bad_input():
     for bound in ("macura", "infoprop"):
         with pytest.raises(TypeError, match=f"dynamics is DeterministicEnsemble with the bound {bound}, expected"):
             make([DriftNet()] * 2, replace(CONFIG, bound=bound), kind=DeterministicEnsemble)
+
+
+def test_a_state_without_all_of_the_observation_is_refused():
+    world = make([DriftNet()]).world
+    world.encoder.observation_dim += 1
+    with pytest.raises(ValueError, match=r"the state and the context have 2 and 0 dimensions .* expected all 3"):
+        Imagination(world, CONFIG, 0.9)
