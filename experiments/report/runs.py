@@ -83,10 +83,15 @@ class Run:
         """If True, the run has taken all of its steps, or has ended at `trainer.stop_at_return`."""
         return self.readable and (bool(self.summary) or 0 < self.n_planned <= self.n_steps)
 
-    def seconds(self, steps: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Wall time in seconds after these environment steps, (N,); empty if it was not logged."""
-        clock = self.metrics.get(SECONDS)
-        return steps[:0] if clock is None else np.interp(steps, clock[:, 0], clock[:, 1])
+    def seconds(self, steps: NDArray[np.float64], clock: str = SECONDS) -> NDArray[np.float64]:
+        """Seconds of a clock after these environment steps, (N,); empty if it was not logged.
+
+        Args:
+            steps: Environment steps, (N,).
+            clock: Metric of the clock: `SECONDS` of wall time, or `CPU_SECONDS`.
+        """
+        points = self.metrics.get(clock)
+        return steps[:0] if points is None else np.interp(steps, points[:, 0], points[:, 1])
 
     def final(self, metric: str, share: float) -> float | None:
         """Return the mean of a metric over the last share of the run's steps, or its last value if none lies there."""

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments.report.figures import Curves, Lines, draw_pairs, line_style, published_style
-from experiments.report.metrics import SECONDS
+from experiments.report.metrics import CPU_SECONDS, SECONDS
 from experiments.report.references import METRICS, Published, published
 from experiments.report.runs import Group, Run
 from experiments.report.statistics import (
@@ -31,6 +31,13 @@ class Target(NamedTuple):
     value: float
     env: str | None = None
     """Environment that it applies to; all if None."""
+
+
+CLOCKS = {
+    "seconds": ("wall time in seconds", SECONDS),
+    "cpu-seconds": ("CPU time of the training process in seconds", CPU_SECONDS),
+}
+"""Label and metric of each time that learning curves are drawn against, by the end of the figure's name."""
 
 
 @dataclass(frozen=True)
@@ -78,15 +85,17 @@ class Study:
 
 
 def learning_curves(study: Study, env: str) -> dict[str, Curves]:
-    """Return learning curves against environment steps and against wall time, by name."""
+    """Return learning curves by name: against environment steps, wall time and CPU time, where runs logged these."""
     runs = [run for group in study.of(env) for run in group.runs]
     mixed = len({run.action_repeat for run in runs}) > 1
     steps = "frames: environment steps times action repeat" if mixed else "environment steps"
     found = {}
-    for name, xlabel in (("steps", steps), ("seconds", "wall time in seconds")):
+    for name, (xlabel, clock) in {"steps": (steps, None), **CLOCKS}.items():
+        if clock and not any(clock in run.metrics for run in runs):
+            continue
         lines = {}
         for group in study.of(env):
-            points = {id(run): _points(run, study.metric, by_time=name == "seconds") for run in group.runs}
+            points = {id(run): _points(run, study.metric, clock) for run in group.runs}
             if name == "steps" and mixed:
                 points = {id(run): points[id(run)] * (run.action_repeat, 1) for run in group.runs}
             points = {key: curve for key, curve in points.items() if len(curve)}
@@ -111,12 +120,12 @@ def _with_published(curves: Curves, known: Sequence[Published], end: int, repeat
     return replace(curves, styles={**curves.styles, **styles}, published=points, later=later)
 
 
-def _points(run: Run, metric: str, *, by_time: bool) -> Array:
-    """Return steps or seconds and the metric, (N, 2); empty if either was not logged."""
+def _points(run: Run, metric: str, clock: str | None) -> Array:
+    """Return steps, or seconds of a clock, and the metric, (N, 2); empty if either was not logged."""
     points = run.metrics.get(metric, np.empty((0, 2)))
-    if not by_time:
+    if clock is None:
         return points
-    seconds = run.seconds(points[:, 0])
+    seconds = run.seconds(points[:, 0], clock)
     return np.stack([seconds, points[: len(seconds), 1]], 1)
 
 

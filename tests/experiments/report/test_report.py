@@ -137,12 +137,16 @@ def test_report_needs_no_other_file_no_network_and_runs_its_own_script_only(tmp_
 def test_curves_are_drawn_to_scale_and_written_as_png_and_pdf(tmp_path):
     page = make_report(write_study(tmp_path / "runs", {"pets": 100, "sac": 50}, seeds=2), formats=("png", "pdf"))
     title = "ContinuousCartPole-v0: env/episode_return"
-    for against, unit in (("environment steps", 1), ("wall time in seconds", 10)):
+    for against, unit in (
+        ("environment steps", 1),
+        ("wall time in seconds", 10),
+        ("CPU time of the training process in seconds", 20),
+    ):
         found = page.curve(f"{title} against {against}, by setting", "sac")
         expected = [[(100 * i - 50) / unit, 50 * min(i, 8) / 8] for i in range(1, 11)]
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=0.05)
     figures = sorted(path.name for path in Path("report-figures").iterdir())
-    names = ("improvement", "seconds", "steps")
+    names = ("cpu-seconds", "improvement", "seconds", "steps")
     assert figures == [f"ContinuousCartPole-v0-{name}.{kind}" for name in names for kind in ("pdf", "png")]
     assert all(iio.imread(path).std() > 10 for path in Path("report-figures").glob("*.png"))
     assert all(path.read_bytes()[:5] == b"%PDF-" for path in Path("report-figures").glob("*.pdf"))
