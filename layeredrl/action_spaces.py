@@ -82,7 +82,7 @@ def require_unit_box(space: spaces.Space[Any]) -> spaces.Box:
     """Return `space` if it is a flat Box of [-1, 1], the only kind that SAC and TD3 act in; raise otherwise."""
     if isinstance(space, spaces.Box) and len(space.shape) == 1 and ((space.low == -1) & (space.high == 1)).all():
         return space
-    raise ValueError(f"the action space is {space}, expected a flat Box of [-1, 1]: a policy acts in no other")
+    raise ValueError(f"the action space is {space}, expected a flat Box of [-1, 1]; `pets` plans discrete actions, too")
 
 
 def choices(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[list[int], list[int]]:

@@ -55,10 +55,10 @@ def require_flat_box(name: str, space: object) -> None:
     require_flat(name, space)
 
 
-def require_flat(name: str, space: Box | MultiDiscrete) -> None:
-    """Raise unless `space` is one-dimensional."""
+def require_flat(name: str, space: Box | MultiDiscrete, hint: str = "") -> None:
+    """Raise unless `space` is one-dimensional; the message ends in `hint`."""
     if len(space.shape) != 1:
-        raise ValueError(f"{name} has shape {space.shape}, expected one dimension, such as (4,)")
+        raise ValueError(f"{name} has shape {space.shape}, expected one dimension, such as (4,){hint}")
 
 
 def require_dims(name: str, dims: object, width: int | None = None) -> tuple[int, ...]:

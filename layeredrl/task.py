@@ -352,10 +352,11 @@ def check_observation_space(space: object) -> None:
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
     for key, part in parts.items():
         name = f"observation space {key!r}" if key else "observation space"
+        wrapper = "the wrapper gymnasium.wrappers:FlattenObservation makes it flat"
         if not isinstance(part, spaces.Box):
-            raise ValueError(f"{name} is {part}, expected a flat Box or a Dict of flat Boxes")
+            raise ValueError(f"{name} is {part}, expected a flat Box or a Dict of flat Boxes; {wrapper}")
         if part.shape != () or not key:
-            require_flat(name, part)
+            require_flat(name, part, f"; {wrapper}")
 
 
 def check_action_box(space: spaces.Box) -> None:
