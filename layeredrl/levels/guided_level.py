@@ -51,6 +51,7 @@ class GuidedLevel(PlannerLevel):
             exploration=exploration,
             common_noise=common_noise,
             learner=policy.learner,
+            replay=policy.replay,
             proposals=self.propose if n_proposals else None,
         )
         require_few("n_proposals", n_proposals, planner)
@@ -61,7 +62,6 @@ class GuidedLevel(PlannerLevel):
             raise ValueError(f"the objective's discount is {objective.discount}, expected {policy.discount} as critics")
         objective.value = self.value
         self.policy, self.n_proposals = policy, n_proposals
-        self.replay = policy.replay
 
     def value(self, state: Tensor, context: Tensor) -> Tensor:
         """Value of states by the lower critic, at the policy's action: (..., S), (..., C) -> (...).

@@ -76,9 +76,10 @@ class PlannerLevel(Level):
             random numbers; Ng and Jordan 2000, PEGASUS). The planner's generator determines the noise.
         learner: Learns the world model from this level's transitions, by fits in epochs; None if the model is fixed or
             learned elsewhere.
+        replay: Replay of the transitions that the learner learns from; None for a new one.
         proposals: Suggests sequences that compete with the planner's own candidates, such as those of a policy.
         name: Name of the level.
-        seed: Seed of the replay.
+        seed: Seed of a new replay.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class PlannerLevel(Level):
         exploration: ExplorationConfig | None = None,
         common_noise: bool = False,
         learner: WorldModelLearner | None = None,
+        replay: Replay | None = None,
         proposals: Proposals | None = None,
         name: str = "planner",
         seed: int = 0,
@@ -123,8 +125,9 @@ class PlannerLevel(Level):
         unlearned = 0 if learning is None else learning.n_random_steps
         self._n_random_steps = max(unlearned, self.exploration.n_random_steps)
         self.max_failed_plans = -1 if learning is None else learning.max_failed_plans  # without a fit none may fail
-        if learning is not None:
-            self.replay = Replay(learning.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
+        if learning is not None and replay is None:
+            replay = Replay(learning.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
+        self.replay = replay
 
     def _require_learner(self, learner: WorldModelLearner) -> ModelLearningConfig:
         """Settings of a learner that can learn from this level's transitions; raises for others."""
