@@ -25,6 +25,18 @@ class PlusOne(gym.RewardWrapper):
         return reward + 1
 
 
+class WithChoice(gym.ObservationWrapper):
+    """The observation, and the remainder of the count by three as a choice."""
+
+    def __init__(self, env):
+        super().__init__(env)
+        choice = gym.spaces.Discrete(3)
+        self.observation_space = gym.spaces.Tuple([env.observation_space, gym.spaces.Dict(mod=choice)])
+
+    def observation(self, obs):
+        return obs, {"mod": np.int64(obs[0] % 3)}
+
+
 def no_env(env):
     return None
 
@@ -67,6 +79,19 @@ def test_wrappers_are_applied_in_order_around_repeated_actions():
         env.reset(seed=0)
         assert env.step(np.zeros((2, 1), np.float32))[1].tolist() == [expected] * 2
         env.close()
+
+
+def test_the_wrapper_that_errors_name_makes_nested_observations_flat():
+    env_id, nested = register_counter(), f"{HERE}:WithChoice"
+    with pytest.raises(ValueError, match=r"observation space is Tuple.*FlattenObservation") as refusal:
+        make_task(EnvConfig(env_id, wrappers=(nested,)))
+    wrapper = str(refusal.value).split("the wrapper ")[1].split()[0]
+    config = EnvConfig(env_id, wrappers=(nested, wrapper))
+    task, env = make_task(config), make_vector_env(config)
+    env.reset(seed=0)
+    obs = [task.flatten(env.step(np.zeros((1, 1), np.float32))[0])[0].tolist() for _ in range(2)]
+    assert obs == [[1, 0, 0, 1, 0], [2, 0, 0, 0, 1]]  # count, episode, choice
+    env.close()
 
 
 def test_processes_of_environments_have_the_same_recipe():
