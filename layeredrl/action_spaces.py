@@ -82,7 +82,8 @@ def require_unit_box(space: spaces.Space[Any]) -> spaces.Box:
     """Return `space` if it is a flat Box of [-1, 1], the only kind that SAC and TD3 act in; raise otherwise."""
     if isinstance(space, spaces.Box) and len(space.shape) == 1 and ((space.low == -1) & (space.high == 1)).all():
         return space
-    raise ValueError(f"the action space is {space}, expected a flat Box of [-1, 1]; `pets` plans discrete actions, too")
+    hint = "" if isinstance(space, spaces.Box) else "; agents that only plan, such as `pets`, take discrete actions"
+    raise ValueError(f"the action space is {space}, expected a flat Box of [-1, 1]{hint}")
 
 
 def choices(space: spaces.Discrete | spaces.MultiDiscrete) -> tuple[list[int], list[int]]:

@@ -350,13 +350,13 @@ def _known_function(env: gym.Env[Any, Any], name: str, arguments: str) -> Any:
 def check_observation_space(space: object) -> None:
     """Raise unless `space` is a flat Box, or a Dict of flat Boxes; a Box in a Dict may be a single number."""
     parts = space.spaces if isinstance(space, spaces.Dict) else {"": space}
+    hint = "; the wrapper gymnasium.wrappers:FlattenObservation makes it flat"
     for key, part in parts.items():
         name = f"observation space {key!r}" if key else "observation space"
-        wrapper = "the wrapper gymnasium.wrappers:FlattenObservation makes it flat"
         if not isinstance(part, spaces.Box):
-            raise ValueError(f"{name} is {part}, expected a flat Box or a Dict of flat Boxes; {wrapper}")
+            raise ValueError(f"{name} is {part}, expected a flat Box or a Dict of flat Boxes{hint}")
         if part.shape != () or not key:
-            require_flat(name, part, f"; {wrapper}")
+            require_flat(name, part, hint)
 
 
 def check_action_box(space: spaces.Box) -> None:

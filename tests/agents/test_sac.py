@@ -107,14 +107,14 @@ def test_the_paper_preset_has_the_published_settings() -> None:
 @pytest.mark.parametrize("algorithm", KINDS)
 @pytest.mark.parametrize("space", [spaces.Discrete(3), spaces.MultiDiscrete([2, 4])])
 def test_discrete_actions_are_refused(algorithm: str, space: spaces.Space) -> None:
-    with pytest.raises(ValueError, match="`pets` plans discrete actions") as refusal:
+    with pytest.raises(ValueError, match=r"expected a flat Box .* `pets`, take discrete actions") as refusal:
         replace(SMALL, algorithm=algorithm).build(replace(TASK, action_space=space), CPU, seed=0)
     assert str(space) in str(refusal.value)
 
 
 @pytest.mark.parametrize("space", [spaces.Box(-2.0, 2.0, (2,)), spaces.Box(-1.0, 1.0, (2, 2))])
 def test_actions_in_other_boxes_are_refused(space: spaces.Space) -> None:
-    with pytest.raises(ValueError, match=r"expected a flat Box of \[-1, 1\]") as refusal:
+    with pytest.raises(ValueError, match=r"expected a flat Box of \[-1, 1\]$") as refusal:
         SMALL.build(replace(TASK, action_space=space), CPU, seed=0)
     assert str(space) in str(refusal.value)
 
