@@ -32,9 +32,11 @@ from layeredrl.world_model import (
 )
 
 _UNUSED = {
-    "model": ("propagation", "rollout_dtype", "n_particles_per_model"),  # of planners' rollouts
-    "fitting": ("replay_size", "max_failed_plans"),  # the policy's replay is the only one
+    **dict.fromkeys(("model.propagation", "model.rollout_dtype", "model.n_particles_per_model"), "nothing is planned"),
+    "fitting.max_failed_plans": "nothing is planned",
+    "fitting.replay_size": "the only replay has learning.replay_size transitions",
 }
+"""Settings without effect, and why."""
 _DEFAULTS: dict[str, Any] = {"model": EnsembleConfig(), "fitting": ModelLearningConfig()}
 
 
@@ -48,7 +50,8 @@ class MBPO(Recipe):
     model: EnsembleConfig = field(default_factory=EnsembleConfig)
     """The ensemble."""
     fitting: ModelLearningConfig = field(default_factory=ModelLearningConfig)
-    """When and how it is fitted; its replay is the policy's."""
+    """When and how it is fitted; its replay is the policy's. Actions are random until both this and `learning` have
+    had their `n_random_steps`."""
     imagination: ImaginationConfig = field(default_factory=ImaginationConfig)
     """How much and how far to imagine."""
     sac: SACConfig = field(default_factory=SACConfig)
@@ -77,11 +80,11 @@ class MBPO(Recipe):
     def __post_init__(self) -> None:
         require_number("real_share", self.real_share, 0, 1)
         require_reward_scale(self.reward_scale)
-        for part, names in _UNUSED.items():
-            for name in names:
-                given, usual = (getattr(settings, name) for settings in (getattr(self, part), _DEFAULTS[part]))
-                if given != usual:
-                    raise ValueError(f"{name} is {given}, expected {usual}: mbpo does not use it")
+        for path, reason in _UNUSED.items():
+            part, name = path.split(".")
+            given, usual = (getattr(settings, name) for settings in (getattr(self, part), _DEFAULTS[part]))
+            if given != usual:
+                raise ValueError(f"{path} is {given}, expected {usual}: mbpo does not use it, {reason}")
 
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:
@@ -142,21 +145,22 @@ def _paper(n_states: int, n_steps: tuple[int, int], updates: int, target_entropy
     """Settings of the released code; its ensemble stops early on a holdout, and uses the best five of seven members.
 
     Its loss is 2 / D times ours for its D = S + 1 targets, the reward's included (it takes the mean over them and
-    leaves the factor 1/2 out), so that its penalties count D / 2 times as much here.
+    leaves the factor 1/2 out), so that its penalties count D / 2 times as much here. All its members share the bounds
+    of the variances, whose penalty counts once for all.
     """
-    factor = (n_states + 1) / 2
+    factor, n_models = (n_states + 1) / 2, 7
     return {
         "model": EnsembleConfig(
-            n_models=7,
+            n_models=n_models,
             weight_decay=tuple(factor * decay for decay in (2.5e-5, 5e-5, 7.5e-5, 7.5e-5, 1e-4)),
-            bound_penalty=factor * 0.01,
+            bound_penalty=factor * 0.01 / n_models,
             normalize_targets=False,
         ),
         "fitting": ModelLearningConfig(
             n_random_steps=5000,
             fit_every=250,
             first_epochs=100,
-            fit=FitConfig(epochs=100, holdout=0.2, patience=5, bootstrap=False),
+            fit=FitConfig(epochs=100, holdout=0.2),
         ),
         "imagination": ImaginationConfig(n_branches=100_000, n_steps=n_steps, schedule=(20_000, 150_000)),
         "sac": SACConfig(target_entropy=target_entropy),

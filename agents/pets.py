@@ -205,14 +205,15 @@ def _released(n_states: int, episode: int, model: EnsembleConfig, cem: CEMConfig
     """The released code's settings for a task.
 
     Its loss is 2 / D times ours for D state dimensions (it takes the mean over dimensions and leaves the factor 1/2
-    out), so that its penalties count D / 2 times as much here.
+    out), so that its penalties count D / 2 times as much here. All its members share the bounds of the variances,
+    whose penalty counts once for all.
     """
     factor = n_states / 2
     model = replace(
         model,
         n_particles_per_model=4,
         weight_decay=tuple(factor * decay for decay in model.weight_decay),
-        bound_penalty=factor * 0.01,
+        bound_penalty=factor * 0.01 / model.n_models,
         normalize_targets=False,
     )
     learning = ModelLearningConfig(

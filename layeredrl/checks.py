@@ -1,7 +1,7 @@
 """Checks of arguments: each error names the argument, its value and the expected one."""
 
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -21,11 +21,18 @@ def require_count(name: str, value: int, minimum: int = 1) -> None:
 
 
 def require_number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    """Raise unless `value` lies in [low, high], or in (low, high] with `open_low`."""
+    """Raise unless `value` lies in [low, high], or in (low, high] with `open_low`; it must be finite in any case."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} is {value!r} ({type(value).__name__}), expected a number")
-    if not (low < value <= high if open_low else low <= value <= high):
-        raise ValueError(f"{name} is {value}, expected a number in {'(' if open_low else '['}{low}, {high}]")
+    if not (low < value <= high if open_low else low <= value <= high) or not math.isfinite(value):
+        left, right = "(" if open_low else "[", ")" if high == math.inf else "]"
+        raise ValueError(f"{name} is {value}, expected a number in {left}{low}, {high}{right}")
+
+
+def require_pair(name: str, value: object) -> None:
+    """Raise unless `value` is a sequence of two elements."""
+    if not isinstance(value, Sequence) or len(value) != 2:
+        raise ValueError(f"{name} is {value!r}, expected two numbers")
 
 
 def require_finite_number(name: str, value: float) -> None:

@@ -1,5 +1,6 @@
 """A policy level that learns a world model, and most of its policy from what it imagines with it."""
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -70,7 +71,12 @@ class ImaginingLevel(PolicyLevel):
         if imagination.discount != self.discount:
             raise ValueError(f"the imagination's discount is {imagination.discount}, expected {self.discount}")
         self.learner, self.imagination = learner, imagination
-        self.n_real = round(real_share * self.learning.batch_size)
+        self.n_real, n_batch = round(real_share * self.learning.batch_size), self.learning.batch_size
+        if 0 < real_share < 1 and self.n_real in (0, n_batch):
+            raise ValueError(
+                f"real_share is {real_share} of batch_size {n_batch}, of which {self.n_real} would be real: expected at "
+                "least one of each kind, or a share of 0 or 1"
+            )
         self.reward_scale = reward_scale
         self._unseen = UnseenTransitions(learner.world, self.replay)
         self._spent = dict.fromkeys(_PARTS, 0.0)
@@ -141,7 +147,8 @@ class ImaginingLevel(PolicyLevel):
         times = {f"time/{part}_cpu_seconds": spent for part, spent in self.cpu_seconds.items()}
         with fork_globals():  # how often metrics are reported must not change what is learned
             bias = self.critic_bias()
-        return super()._report() | {"policy/critic_bias": bias} | times
+        scale = 1.0 if self.reward_scale is None else self.reward_scale
+        return super()._report() | {"policy/critic_bias": bias, "policy/reward_scale": scale} | times
 
     @torch.no_grad()
     def critic_bias(self) -> float:
@@ -212,7 +219,7 @@ _PARTS = ("fits", "imagination", "updates")
 def require_reward_scale(reward_scale: float | None) -> None:
     """Raise unless a factor of rewards is a positive number, or None."""
     if reward_scale is not None:
-        require_number("reward_scale", reward_scale, 0, float("inf"), open_low=True)
+        require_number("reward_scale", reward_scale, 0, math.inf, open_low=True)
 
 
 def _joined(real: Tensor, imagined: Tensor, n_updates: int) -> Tensor:

@@ -206,14 +206,16 @@ def update(algorithm: OffPolicyAlgorithm, batch: Batch) -> dict[str, float | Ten
         NonFiniteGradientError: Where the gradients are guarded.
     """
     if isinstance(algorithm, StackedActorCritic):
-        return algorithm.learn(batch)
-    returns = targets(algorithm, batch)
-    learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
-    with policy_within_training_step(algorithm.policy):
-        stats = algorithm._update_with_batch(cast(Any, learned_from))
+        metrics: dict[str, float | Tensor] = algorithm.learn(batch)
+    else:
+        returns = targets(algorithm, batch)
+        learned_from = Batch(obs=batch.obs, act=batch.act, returns=returns, info=Batch())
+        with policy_within_training_step(algorithm.policy):
+            stats = algorithm._update_with_batch(cast(Any, learned_from))
+        metrics = {**stats.get_loss_stats_dict(), "target": float(returns.mean())}
     for scheduler in algorithm.lr_schedulers:
         scheduler.step()
-    return {**stats.get_loss_stats_dict(), "target": float(returns.mean())}
+    return metrics
 
 
 @torch.no_grad()

@@ -1,7 +1,6 @@
 """A level that acts by a policy, learned model-free by one of tianshou's off-policy algorithms."""
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -58,7 +57,7 @@ class PolicyLearningConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, n_random_steps=0, batch_size=1, replay_size=1, report_every=1, max_skipped=0)
-        require_number("updates_per_transition", self.updates_per_transition, 0, sys.float_info.max)
+        require_number("updates_per_transition", self.updates_per_transition, 0, math.inf)
 
 
 class PolicyLevel(Level):

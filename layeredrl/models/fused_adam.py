@@ -31,6 +31,7 @@ class FusedAdam(torch.optim.Adam):
         Args:
             skipped: Scalar on the device of the parameters, float32: 1 to change neither parameters nor state, else 0.
         """
+        self._opt_called = True  # else torch's schedulers of learning rates warn that no step was taken
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
             if not parameters:

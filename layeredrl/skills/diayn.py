@@ -1,7 +1,6 @@
 """DIAYN: diversity is all you need (Eysenbach et al. 2019, arXiv 1802.06070). It has no model to plan with."""
 
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -39,8 +38,8 @@ class DiscriminatorConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, batch_size=1, report_every=1)
-        require_number("learning_rate", self.learning_rate, 0, sys.float_info.max, open_low=True)
-        require_number("updates_per_transition", self.updates_per_transition, 0, sys.float_info.max)
+        require_number("learning_rate", self.learning_rate, 0, math.inf, open_low=True)
+        require_number("updates_per_transition", self.updates_per_transition, 0, math.inf)
 
 
 class DIAYN(SkillMethod):

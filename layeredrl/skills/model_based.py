@@ -1,6 +1,6 @@
 """Skills that are learned together with a model of their outcomes, which a planner then uses."""
 
-import sys
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ class SkillModelConfig(OnlineLearningConfig):
         require_counts(self, n_priors=1)
         require_choice("deviation", self.deviation, ("fixed", "learned"))
         for name in ("std", "final_std"):
-            require_number(name, getattr(self, name), 0, sys.float_info.max, open_low=True)
+            require_number(name, getattr(self, name), 0, math.inf, open_low=True)
         require_span("std_decay", self.std_decay)
 
 

@@ -1,10 +1,9 @@
 """Settings of learning a world model: when, and from how much."""
 
 import math
-import sys
 from dataclasses import dataclass, field
 
-from layeredrl.checks import require_counts, require_number
+from layeredrl.checks import require_counts, require_number, require_pair
 from layeredrl.models.fitting import FitConfig
 
 
@@ -60,13 +59,14 @@ class OnlineLearningConfig:
         require_counts(self, n_first=1, batch_size=2, refresh_every=1, report_every=1)
         require_number("newest", self.newest, 0, 1, open_low=True)
         for name in ("updates_per_segment", "final_rate"):
-            require_number(name, getattr(self, name), 0, sys.float_info.max)
-        require_number("reward_learning_rate", self.reward_learning_rate, 0, sys.float_info.max, open_low=True)
+            require_number(name, getattr(self, name), 0, math.inf)
+        require_number("reward_learning_rate", self.reward_learning_rate, 0, math.inf, open_low=True)
         require_span("decay", self.decay)
 
 
 def require_span(name: str, span: tuple[int, int]) -> None:
     """Raise unless a span of environment steps begins at zero or later and does not end before it begins."""
+    require_pair(name, span)
     start, stop = span
     if not 0 <= start <= stop:
         raise ValueError(f"{name} is {(start, stop)}, expected two increasing numbers of steps")

@@ -6,6 +6,7 @@ number of steps that grows with experience (the paper's), where the members disa
 arXiv 2405.19014), or where the information about the true state is lost (Infoprop, 2025, arXiv 2501.16918).
 """
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_choice, require_count, require_counts, require_number
+from layeredrl.checks import require_choice, require_count, require_counts, require_number, require_pair
 from layeredrl.models.deterministic import DeterministicEnsemble
+from layeredrl.models.density import mixture_mean
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import TOO_FAR, StepModel, choose_mode
 from layeredrl.randomness import derive_seed
@@ -55,7 +57,7 @@ class ImaginationConfig:
     """macura: a branch goes on while the members' divergence is below this times a quantile of those at first steps
     from real states, averaged over all fits so far."""
     divergence_quantile: float = 0.95
-    """macura: that quantile."""
+    """macura: the quantile of the divergences at first steps by which branches are bounded."""
     loss_quantiles: tuple[float, float] = (0.9999, 0.01)
     """infoprop: a branch goes on while, in each dimension, the information lost in a step is below the first of these
     quantiles of the losses at first steps from real states, and that lost so far below the second one times the
@@ -73,12 +75,14 @@ class ImaginationConfig:
         require_choice("bound", self.bound, get_args(Bound))
         require_choice("member_of", self.member_of, ("step", "branch"))
         require_span("schedule", self.schedule)
+        require_pair("n_steps", self.n_steps)
         for n in self.n_steps:
             require_count("n_steps", n)
-        if len(self.n_steps) != 2 or self.n_steps[0] > self.n_steps[1]:
+        if self.n_steps[0] > self.n_steps[1]:
             raise ValueError(f"n_steps is {self.n_steps}, expected two numbers, the second at least the first")
-        require_number("divergence_factor", self.divergence_factor, 0, float("inf"), open_low=True)
+        require_number("divergence_factor", self.divergence_factor, 0, math.inf, open_low=True)
         require_number("divergence_quantile", self.divergence_quantile, 0, 1)
+        require_pair("loss_quantiles", self.loss_quantiles)
         for quantile in self.loss_quantiles:
             require_number("loss_quantiles", quantile, 0, 1)
 
@@ -157,8 +161,9 @@ class Imagination:
             n_total_env_steps: Environment steps so far.
 
         Returns:
-            Metrics: mean length of branches, shares of those that were cut and that terminated, the mean reward, and
-            the number of transitions to learn from. Empty without data.
+            Metrics: mean length of branches, shares of those that were cut, by the bound or because a prediction was
+            absurd, and that terminated, the mean reward, and the number of transitions to learn from. Empty without
+            data.
         """
         if not len(data):
             return {}
@@ -197,6 +202,7 @@ class Imagination:
         """
         state, context = self.world.encode(obs)
         member, so_far = self._members(len(obs)), obs.new_zeros(())
+        far = self._too_far(state, model)
         cut = ended = reward_sum = obs.new_zeros(())
         for _ in range(n_steps):
             if self.config.member_of == "step":
@@ -204,13 +210,13 @@ class Imagination:
             action = policy(obs)
             state_next, term_prob, measures = self._step(model, state, context, action, member)
             so_far = so_far + measures
-            kept = self._plausible(state_next, state, model)
+            kept = (state_next.abs() < far).all(-1)  # finite, too
             if self.trust is not None:
                 kept = kept & self.trust.holds(measures, so_far)
             if self.world.task.termination is not None:
                 term_prob = self.world.termination(state, context, action, state_next)
             reward = self.world.reward(state, context, action, state_next)
-            kept = kept & reward.isfinite()
+            kept = kept & reward.isfinite() & term_prob.isfinite()
             obs_next = self.world.encoder.observation(state_next, context)
             rows = {"obs": obs, "act": action, "rew": reward, "obs_next": obs_next}
             rows["discount"] = self.discount * (1 - term_prob)
@@ -219,7 +225,8 @@ class Imagination:
             cut, ended = cut + (~kept).sum(), ended + (kept & ends).sum()
             reward_sum = reward_sum + reward[kept].sum()
             going = kept & ~ends
-            obs, state, context, member = obs_next[going], state_next[going], context[going], member[going]
+            obs, state, context = obs_next[going], state_next[going], context[going]
+            member, far = member[going], far[going]
             so_far = so_far[going] if self.trust is not None else so_far
             if not len(obs):
                 break
@@ -238,7 +245,7 @@ class Imagination:
         row = torch.arange(len(state), device=state.device)
         drawn = self._drawn(out.mean[member, row], out.std[member, row])
         drawn, measures = self.trust.measure(out.mean, out.std.square(), drawn)
-        return base + model.std * drawn, out.term_prob.mean(0), measures
+        return base + model.std * drawn, out.term_prob[member, row], measures
 
     def _drawn(self, mean: Tensor, std: Tensor) -> Tensor:
         if self.config.deterministic:
@@ -272,15 +279,16 @@ class Imagination:
         if out.weights is None:
             return mean, std, term_prob
         weights = out.weights.flatten(0, 1)[places]
+        if self.config.deterministic:
+            return mixture_mean(mean, weights), std[..., 0, :], term_prob
         uniform = torch.rand(member.shape, generator=self._generator, device=member.device)
         return choose_mode(mean, weights, uniform), choose_mode(std, weights, uniform), term_prob
 
-    def _plausible(self, state_next: Tensor, state: Tensor, model: StepModel) -> Tensor:
-        """Return True for finite next states that are not absurdly far out, (n,); see `rollout.hold`."""
-        bound = TOO_FAR * state.abs()
-        if model.size is not None:
-            bound = torch.maximum(bound, TOO_FAR * model.size.clamp(min=1))
-        return (state_next.abs() < bound).all(-1)
+    def _too_far(self, state: Tensor, model: StepModel) -> Tensor:
+        """Size from which on states of branches that begin at `state` (n, S) are not believed, (n, S); see `hold`."""
+        if model.size is None:
+            return torch.full_like(state, math.inf)
+        return TOO_FAR * torch.maximum(state.abs(), model.size.clamp(min=1))
 
     def state_dict(self) -> dict[str, Any]:
         """The imagined transitions that are still learned from, the trust, and the generator's state."""

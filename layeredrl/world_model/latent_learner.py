@@ -2,7 +2,6 @@
 
 import copy
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -67,7 +66,7 @@ class LatentLearningConfig:
         require_counts(self, max_failed_plans=0)
         if self.first_updates is not None:
             require_counts(self, first_updates=0)
-        require_number("updates_per_transition", self.updates_per_transition, 0, sys.float_info.max)
+        require_number("updates_per_transition", self.updates_per_transition, 0, math.inf)
         require_number("max_skipped_share", self.max_skipped_share, 0, 1)
         for name in ("learning_rate", "encoder_rate", "max_norm"):
             require_number(name, getattr(self, name), 0, math.inf, open_low=True)

@@ -10,6 +10,7 @@ from tianshou.data import Batch
 
 from layeredrl import action_spaces
 from layeredrl.models.ensemble import ProbabilisticEnsemble
+from layeredrl.models.normalization import Moments, merged, varies
 from layeredrl.storage import Replay
 from layeredrl.world_model.world_model import WorldModel
 
@@ -32,20 +33,26 @@ class UnseenTransitions:
         self.world, self.dynamics, self.replay = world, world.dynamics, replay
         self._seen = [0] * len(replay.buffer.rings)
         self._counts: deque[tuple[int, int, int]] = deque(maxlen=N_FITS)  # terminations predicted rightly, at all, true
+        self._moments: dict[str, Moments] = {}
         self._generator = torch.Generator(world.dynamics.device).manual_seed(0)
 
+    @torch.no_grad()
     def seen(self) -> None:
         """Count all transitions so far as seen."""
+        data = self._transitions()
+        if len(data.obs):
+            self._moments = self._moments_with(data)
         self._seen = [ring.n_added for ring in self.replay.buffer.rings]
 
     @torch.no_grad()
     def metrics(self, n_steps: int) -> dict[str, float]:
         """Measure how well the model predicts transitions that it has not seen.
 
-        Root mean square errors of the next state, in units of the networks' targets, and of the reward, in units of its
-        standard deviation; precision and recall of terminations, over the last fits; and mean returns over `n_steps`
-        steps, predicted for the actions that were taken, and achieved, from states whose episode has as many left.
-        Rewards and terminations are measured only where they are learned.
+        Root mean square errors of the next state, in standard deviations of what is predicted of it so far, the change
+        or itself, over the dimensions that have varied; and of the reward, in its standard deviation. Precision and
+        recall of terminations, over the last fits; and mean returns over `n_steps` steps, predicted for the actions
+        that were taken, and achieved, from states whose episode has as many left. Rewards and terminations are measured
+        only where they are learned.
 
         Args:
             n_steps: Steps of a return.
@@ -58,7 +65,7 @@ class UnseenTransitions:
         action = action_spaces.for_model(world.task.action_space, data.act, state.dtype)
         mean, weights, _, term_prob = self.dynamics.predict(state, context, action)
         predicted = (mean * weights.unsqueeze(-1)).sum(-2).mean(1)
-        result = {"unseen/state_error": float(((predicted - state_next) / self.dynamics.unit).square().mean().sqrt())}
+        result = self._state_error(predicted - state_next, data)
         if world.reward_net is not None:
             error = world.reward_net.to_units(world.reward(state, context, data.act, state_next))
             error = error - world.reward_net.to_units(data.rew)
@@ -66,6 +73,21 @@ class UnseenTransitions:
         if world.task.termination is None:
             result |= self._terminations(term_prob > 0.5, data.terminated)
         return result | self._returns(data, n_steps)
+
+    def _state_error(self, error: torch.Tensor, data: Batch) -> dict[str, float]:
+        moments = self._moments_with(data)
+        std, size = moments["targets"].variance.sqrt(), moments["state"].mean_square.sqrt()
+        varied = varies(std, size)
+        if not varied.any():
+            return {}
+        return {"unseen/state_error": float((error[:, varied] / std[varied]).square().mean().sqrt())}
+
+    def _moments_with(self, data: Batch) -> dict[str, Moments]:
+        """Moments of targets and states of all transitions so far and of `data`, in the state's units."""
+        (state, _), (state_next, _) = self.world.encode(data.obs), self.world.encode(data.obs_next)
+        targets = self.dynamics.targets({"state": state, "state_next": state_next})
+        new = {"targets": Moments.of(targets), "state": Moments.of(state)}
+        return merged([self._moments, new]) if self._moments else new
 
     def _terminations(self, predicted: torch.Tensor, true: torch.Tensor) -> dict[str, float]:
         self._counts.append((int((predicted & true).sum()), int(predicted.sum()), int(true.sum())))
@@ -105,9 +127,10 @@ class UnseenTransitions:
         return data
 
     def state_dict(self) -> dict[str, Any]:
-        """Which transitions have been seen, the counts of terminations, and the generator's state."""
+        """Which transitions have been seen, their moments, the counts of terminations, and the generator's state."""
         return {
             "seen": list(self._seen),
+            "moments": {name: list(moments) for name, moments in self._moments.items()},
             "counts": [list(counts) for counts in self._counts],
             "generator": self._generator.get_state(),
             "device": self._generator.device.type,
@@ -115,7 +138,11 @@ class UnseenTransitions:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self._seen = list(state["seen"])
+        self._seen, device = list(state["seen"]), self.dynamics.device
+        self._moments = {
+            name: Moments(n, mean.to(device), variance.to(device))
+            for name, (n, mean, variance) in state["moments"].items()
+        }
         self._counts = deque(((a, b, c) for a, b, c in state["counts"]), maxlen=N_FITS)
         if state["device"] == self._generator.device.type:  # another device draws other numbers anyway
             self._generator.set_state(state["generator"].cpu())

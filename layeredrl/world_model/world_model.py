@@ -138,7 +138,14 @@ class WorldModel(nn.Module):
 
     def termination(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         """Known probability that a transition ends the episode; arguments as of `reward`, -> (...)."""
-        return self._known("termination", state, context, action, next_state).to(state.dtype)
+        result = self._known("termination", state, context, action, next_state).to(state.dtype)
+        # A GPU would have to wait for the values. NaN may follow from absurd states, which are dealt with elsewhere.
+        if result.device.type == "cpu" and bool(((result < 0) | (result > 1)).any()):
+            low, high = float(result.nan_to_num(0.0).min()), float(result.nan_to_num(0.0).max())
+            raise ValueError(
+                f"the task's termination function returned {low:g} to {high:g}, expected probabilities in [0, 1]"
+            )
+        return result
 
     def _known(self, name: str, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         function = self.task.reward if name == "reward" else self.task.termination

@@ -142,7 +142,7 @@ def test_presets_for_the_tasks_of_the_paper(task: str) -> None:
     assert paper.planner.cem == CEMConfig(horizon, n_samples, 5, n_elites, 0.1, stop_variance=0.001, execute="mean")
     assert (paper.model.hidden, paper.model.learning_rate) == (hidden, learning_rate)
     assert paper.model.weight_decay == pytest.approx([factor * decay for decay in decays])
-    assert paper.model.bound_penalty == pytest.approx(factor * 0.01)
+    assert paper.model.bound_penalty == pytest.approx(factor * 0.01 / 5)
     assert (paper.model.n_models, paper.model.n_particles_per_model) == (5, 4)
     assert not paper.model.normalize_targets
     assert (paper.learning.n_random_steps, paper.learning.fit_every) == (n_steps, n_steps)

@@ -204,6 +204,16 @@ def test_schedulers_step_with_every_update_and_are_saved():
     assert other.lr_schedulers[0].get_last_lr() == [0.0625]
 
 
+def test_schedulers_of_algorithms_of_this_library_step_too():
+    algorithm = FIXED.build(INPUTS, ACTIONS, CPU)
+    (optimizer, *_) = off_policy.optimizers(algorithm).values()
+    rate = optimizer.param_groups[0]["lr"]
+    algorithm.lr_schedulers.append(Halving().create_scheduler(optimizer))
+    for i in range(3):
+        off_policy.update(algorithm, make_batch(i))
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(rate / 8)
+
+
 # ------------------------------------------------------------------ two critics
 
 

@@ -30,7 +30,7 @@ def policy(obs):
     return torch.sin(obs)
 
 
-def make(nets, config=CONFIG, *, observation=OBSERVATION, kind=ProbabilisticEnsemble, **task):
+def make(nets, config=CONFIG, *, observation=OBSERVATION, kind=ProbabilisticEnsemble, n_modes=1, **task):
     task = TaskSpec(observation, ACTION, **{"reward": known_reward} | task)
     encoder = Encoder(task)
     dynamics = kind(
@@ -40,6 +40,7 @@ def make(nets, config=CONFIG, *, observation=OBSERVATION, kind=ProbabilisticEnse
         Members(nets),
         n_models=len(nets),
         normalize_targets=False,
+        n_modes=n_modes,
     )
     return Imagination(WorldModel(encoder, dynamics, task), config, GAMMA, seed=1)
 
@@ -117,6 +118,12 @@ def test_noise_has_the_predicted_size_unless_branches_are_deterministic():
         assert float(noise.std()) == pytest.approx(0.0 if deterministic else 0.3, abs=0.005)
 
 
+def test_deterministic_branches_follow_the_mean_of_several_modes():
+    net = ConstantNet(torch.tensor([[0.0, 0.0], [4.0, 8.0]]), torch.ones(2, 2), torch.tensor([0.25, 0.75]))
+    rows, _ = imagined(make([net], replace(CONFIG, deterministic=True), n_modes=2))
+    torch.testing.assert_close(rows.obs_next - rows.obs, torch.tensor([[3.0, 6.0]]).expand(300, 2))
+
+
 @pytest.mark.parametrize("member_of", ["step", "branch"])
 def test_each_step_or_branch_has_a_member_of_its_own(member_of):
     nets = [DriftNet(100.0 * i, std=1e-6, term_prob=0.0) for i in range(3)]
@@ -136,6 +143,38 @@ def test_members_compute_their_own_rows_where_branches_have_ended():
     assert set(moved.tolist()) == {0, 7}
     torch.testing.assert_close(rows.discount, torch.where(moved == 7, 0.5 * GAMMA, GAMMA))
     assert int((moved == 0).sum()) == 150
+
+
+@pytest.mark.parametrize("bound", ["schedule", "macura"])
+def test_the_member_that_moves_a_state_also_ends_it(bound):
+    nets = [ConstantNet(torch.full((1, 2), 7.0 * i), torch.ones(1, 2), term_prob=i / 2) for i in range(2)]
+    rows, _ = imagined(make(nets, replace(CONFIG, bound=bound, divergence_factor=100.0)))
+    moved = (rows.obs_next - rows.obs)[:, 0] > 3.5
+    assert float((torch.where(moved, 0.5, 1.0) * GAMMA == rows.discount).float().mean()) > 0.99
+    assert 0.2 < float(moved.float().mean()) < 0.8
+
+
+def test_what_grows_beyond_belief_within_a_branch_is_cut():
+    class GrowingNet(DriftNet):
+        def forward(self, state, context, action):
+            (mean, std), weights, term_prob = super().forward(state, context, action)
+            return (mean + 1e5 * state.unsqueeze(-2), std), weights, term_prob
+
+    imagination = make([GrowingNet(term_prob=0.0)], replace(CONFIG, n_steps=(6, 6)))
+    imagination.dynamics.size.fill_(20.0)
+    rows, metrics = imagined(imagination)
+    assert rows.obs_next.abs().max() < 2e7
+    assert metrics["imagination/cut"] == 1
+
+
+def test_a_termination_that_is_no_number_is_left_out():
+    def termination(state, context, action, next_state):
+        return torch.where(next_state[..., 0] > 10, torch.nan, 0.0)
+
+    rows, metrics = imagined(make([DriftNet()], termination=termination))
+    assert (rows.obs_next[:, 0] <= 10).all()
+    assert (rows.discount == GAMMA).all()
+    assert metrics["imagination/cut"] > 0.3
 
 
 def test_what_leaves_the_finite_range_is_left_out():
@@ -225,6 +264,11 @@ def test_bad_input():
     for settings, message in (
         ({"n_steps": (3, 2)}, "n_steps is .3, 2., expected two numbers, the second at least the first"),
         ({"n_steps": (2,)}, "n_steps is .2,., expected two numbers"),
+        ({"n_steps": 5}, "n_steps is 5, expected two numbers"),
+        ({"schedule": 1000}, "schedule is 1000, expected two numbers"),
+        ({"schedule": (1, 2, 3)}, "schedule is .1, 2, 3., expected two numbers"),
+        ({"loss_quantiles": (0.9,)}, r"loss_quantiles is .0\.9,., expected two numbers"),
+        ({"divergence_factor": float("inf")}, r"divergence_factor is inf, expected a number in \(0, inf\)"),
         ({"n_steps": (0, 2)}, "n_steps is 0, expected at least 1"),
         ({"bound": "luck"}, "bound is 'luck', expected one of schedule, macura, infoprop"),
         ({"n_branches": 0}, "n_branches is 0"),

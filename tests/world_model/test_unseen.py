@@ -36,8 +36,9 @@ def filled(world, n_steps=8, ends=(), ring_size=100, seed=0):
     return replay
 
 
-def test_errors_are_in_the_units_of_changes_and_of_the_learned_reward():
-    world = make_world(reward=None)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_errors_are_in_the_units_of_changes_and_of_the_learned_reward(normalize):
+    world = make_world(reward=None, normalize_targets=normalize)
     replay = filled(world)
     obs, act, obs_next, rew = (torch.as_tensor(replay.column(x)).float() for x in ("obs", "act", "obs_next", "rew"))
     world.dynamics.fit_statistics({"state": obs, "context": obs[:, :0], "act": act, "state_next": obs_next})
@@ -45,12 +46,25 @@ def test_errors_are_in_the_units_of_changes_and_of_the_learned_reward():
     metrics = UnseenTransitions(world, replay).metrics(2)
     with torch.no_grad():
         mean = world.dynamics.predict(obs, obs[:, :0], act)[0].mean((1, 2))
-        unit = (obs_next - obs).std(0)
+        unit = (obs_next - obs).std(0, correction=0)
         expected = ((mean - obs_next) / unit).square().mean().sqrt()
         reward = world.reward_net(obs, obs[:, :0], act, obs_next)
     assert metrics["unseen/state_error"] == pytest.approx(float(expected), rel=1e-3)
     expected = (reward - rew).square().mean().sqrt() / rew.std(correction=0)
     assert metrics["unseen/reward_error"] == pytest.approx(float(expected), rel=1e-3)
+
+
+def test_a_dimension_that_begins_to_change_has_an_error_of_moderate_size():
+    world = make_world()
+    replay, errors = Replay(100 * E, E), []
+    unseen = UnseenTransitions(world, replay)
+    for n, flag in ((30, 0.0), (10, 1.0)):
+        for row in random_rows(n, seed=n):
+            row.obs[:, 1], row.obs_next[:, 1] = 0.0, flag
+            replay.add(row, np.arange(E))
+        errors.append(unseen.metrics(1)["unseen/state_error"])
+        unseen.seen()
+    assert all(0 < error < 10 for error in errors)  # at first that of the other dimension alone
 
 
 def test_only_new_transitions_are_measured():
