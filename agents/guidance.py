@@ -43,6 +43,11 @@ class GuidanceConfig:
                 f"guidance.learning.replay_size is {self.learning.replay_size}, expected the default: "
                 "there is one replay, of learning.replay_size transitions"
             )
+        if self.learning.n_random_steps:
+            raise ValueError(
+                f"guidance.learning.n_random_steps is {self.learning.n_random_steps}, expected 0: "
+                "actions are random for learning.n_random_steps steps"
+            )
 
     def build(
         self, learner: WorldModelLearner, planner: Planner, device: torch.device, *, common_noise: bool, seed: int

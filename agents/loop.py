@@ -28,6 +28,11 @@ class LOOP(PETS):
     environments: ClassVar[Mapping[str, str]] = {}
     trainers: ClassVar[Mapping[str, TrainerConfig]] = {}
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.guided:
+            raise ValueError("guided is False, expected True: planning without guidance is that of pets")
+
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
@@ -56,7 +61,7 @@ LOOP.presets = {
             n_proposals=2,
             real_share=0.5,
             sac=SACConfig(hidden=(16,)),
-            learning=PolicyLearningConfig(n_random_steps=20, batch_size=16, report_every=10),
+            learning=PolicyLearningConfig(n_random_steps=0, batch_size=16, report_every=10),
             imagination=ImaginationConfig(n_branches=50, n_steps=(1, 3)),
         ),
     },

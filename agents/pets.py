@@ -89,8 +89,7 @@ class PETS(Recipe):
 
     def __post_init__(self) -> None:
         require_number("discount", self.discount, 0, 1)
-        # A recipe that is guided by default, such as LOOP, may be compared with itself without guidance.
-        if not (self.guided or type(self).guided) and self.guidance != GuidanceConfig():
+        if not self.guided and self.guidance != GuidanceConfig():
             raise ValueError("guidance has settings, but guided is False; expected guided to be True")
 
     @classmethod

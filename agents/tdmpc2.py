@@ -80,7 +80,12 @@ class TDMPC2(Recipe):
             Choice("learning.rho", 0.7 if ends else 0.5, "episodes end" if ends else "none ended"),
             Choice("learning.n_random_steps", min(max(1000, 5 * steps), 2500), f"{steps} steps an episode"),
             Choice("learning.batch_size", 128, "one core"),
-            *(Choice(f"planner.mppi.{name}", value, "one core") for name, value in _SEARCH.items()),
+            *(
+                Choice(f"planner.{kind}.{name}", value, "one core")
+                for kind in ("mppi", "icem", "cem")
+                for name, value in _SEARCH.items()
+            ),
+            Choice("planner.random_shooting.n_samples", _SEARCH["n_samples"] * _SEARCH["n_iterations"], "one core"),
             Choice("n_proposals", 8, "few candidates"),
             Choice("trainer.n_total_env_steps", 10_000 if facts.state_dim <= 6 else 50_000, "one core"),
         ]
@@ -106,7 +111,7 @@ class TDMPC2(Recipe):
         return Hierarchy([level], task, device)
 
     def make_encoder(self, n_observed: int, width: int) -> nn.Module:
-        """The network from flat observations (..., O) to (..., S); a subclass may bring another one."""
+        """The network from flat observations (n, O) to (n, S); a subclass may bring another one."""
         return self.latent.make_encoder(n_observed, width)
 
 

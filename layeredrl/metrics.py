@@ -49,17 +49,21 @@ class RunningMeans:
 
 
 class FiniteMeans:
-    """Means of metrics over the environments in which they are finite, summed on a device."""
+    """Means of metrics over the values that are finite, summed on a device."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}  # sum and number of the finite values, (2,)
 
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
     def add(self, metrics: Mapping[str, Tensor]) -> None:
-        """Add values (n,) of each metric; those that are not finite do not count."""
+        """Add values (n,) of each metric, or one value; those that are not finite do not count."""
         for name, values in metrics.items():
             finite = values.isfinite()
             both = torch.stack([torch.where(finite, values, 0.0).sum(dtype=torch.float64), finite.sum().double()])
-            self._sums[name] = self._sums[name] + both if name in self._sums else both
+            before = self._sums.get(name)
+            self._sums[name] = both if before is None else before.to(both.device) + both  # loaded ones may be elsewhere
 
     def take(self) -> dict[str, float]:
         """Return the means since the last call, and begin anew; metrics without a finite value are left out."""

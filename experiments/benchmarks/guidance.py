@@ -11,6 +11,7 @@ from gymnasium.spaces import Box
 from tianshou.data import Batch
 
 from agents.loop import LOOP
+from agents.pets import PETS
 from agents.tdmpc2 import TDMPC2
 from experiments.benchmarks.machine import alternate
 from experiments.benchmarks.model import ACTION, STATE, box
@@ -130,7 +131,7 @@ def guided_rows(rounds: int) -> list[list[Cell]]:
     level = recipe.build(task(), torch.device("cpu"), seed=0).levels[0]
     assert isinstance(level, GuidedLevel)
     level.policy.reward_scale, level.policy.n_updates = 1.0, 1  # as after the first fit
-    plain = LOOP(guided=False).build(task(), torch.device("cpu"), seed=0).levels[0]
+    plain = PETS().build(task(), torch.device("cpu"), seed=0).levels[0]
     guided, alone = map(median, alternate(deciding(level), deciding(plain), rounds=rounds))
     measured = f"{guided / alone:.2f} ({1e3 * guided:.1f} over {1e3 * alone:.1f} ms)"
     horizon = recipe.planner.icem.horizon

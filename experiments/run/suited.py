@@ -13,6 +13,10 @@ _ALTERNATIVES = {*PLANNERS, "sac", "td3"}
 """Settings that count only if a `kind` or `algorithm` beside them has the same name."""
 
 
+_NOT_IF_GUIDED = ("value", "discount")
+"""Settings of `pets` that do not count where a policy's critics guide it."""
+
+
 def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Choice]) -> None:
     """Print the settings that were chosen for the task, with reasons.
 
@@ -27,7 +31,9 @@ def print_choices(config: RunConfig[Any], facts: TaskFacts, choices: Sequence[Ch
 
 
 def _used(config: RunConfig[Any], name: str) -> bool:
-    """Return False for a setting of a planner or an algorithm that is not the chosen one."""
+    """Return False for a setting of a planner or an algorithm that is not the chosen one, or that guidance replaces."""
+    if name in _NOT_IF_GUIDED and getattr(config.settings, "guided", False):
+        return False
     *path, part, _ = ("", *name.split("."))
     owner = config.settings
     for each in path[1:]:

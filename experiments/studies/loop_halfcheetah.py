@@ -1,4 +1,4 @@
-"""Planning guided by a policy and critics on PETS' HalfCheetah, the same without guidance, and pets.
+"""Planning guided by a policy and critics on PETS' HalfCheetah, and pets by its defaults and with its own preset.
 
 python -m experiments.sweep experiments/studies/loop_halfcheetah.py
 python -m experiments.report runs/loop_halfcheetah
@@ -12,8 +12,8 @@ study = Study(
     name="loop_halfcheetah",
     agents={
         "loop": {},
-        "unguided": {"agent": "loop", "guided": False},
-        "pets": {"preset": "halfcheetah-fast"},
+        "pets": {},
+        "pets-fast": {"agent": "pets", "preset": "halfcheetah-fast"},
     },
     environments=("PETSHalfCheetah-v0",),
     seeds=(0, 1, 2, 3),

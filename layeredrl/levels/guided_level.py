@@ -66,7 +66,7 @@ class GuidedLevel(PlannerLevel):
     def value(self, state: Tensor, context: Tensor) -> Tensor:
         """Value of states by the lower critic, at the policy's action: (..., S), (..., C) -> (...).
 
-        In units of the rewards; zero before the first fit.
+        In units of the rewards; zero before the policy's first update.
         """
         policy = self.policy
         if policy.reward_scale is None or not policy.n_updates:
@@ -92,9 +92,8 @@ class GuidedLevel(PlannerLevel):
             action = torch.where(first, self.policy.best_action(inputs), drawn)
             actions.append(action)
             out = model.predict(*(x.expand(dynamics.n_models, *x.shape) for x in (state, context, action)))
-            base = state if model.is_delta is None else state * model.is_delta
             mean = out.mean if out.weights is None else mixture_mean(out.mean, out.weights)
-            state = base + model.std * mean[member, row]
+            state = model.next_state(state, mean[member, row])
         return torch.stack(actions, 1).view(len(obs), k, len(actions), -1)
 
     def _inputs(self, state: Tensor, context: Tensor) -> Tensor:

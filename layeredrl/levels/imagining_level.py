@@ -74,8 +74,8 @@ class ImaginingLevel(PolicyLevel):
         self.n_real, n_batch = round(real_share * self.learning.batch_size), self.learning.batch_size
         if 0 < real_share < 1 and self.n_real in (0, n_batch):
             raise ValueError(
-                f"real_share is {real_share} of batch_size {n_batch}, of which {self.n_real} would be real: expected at "
-                "least one of each kind, or a share of 0 or 1"
+                f"real_share is {real_share} of batch_size {n_batch}, of which {self.n_real} would be real: "
+                "expected at least one of each kind, or a share of 0 or 1"
             )
         self.reward_scale = reward_scale
         self._unseen = UnseenTransitions(learner.world, self.replay)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from layeredrl.faults import NonFiniteError
 from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, require_few
-from layeredrl.metrics import RunningMeans
+from layeredrl.metrics import FiniteMeans
 from layeredrl.planners import Planner
 from layeredrl.randomness import derive_seed
 from layeredrl.storage import Replay
@@ -61,7 +61,7 @@ class LatentLevel(PlannerLevel):
         self.n_updates = self.last_report = 0
         self._first: int | None = None  # transitions at the first update
         self._warned = False  # that terminations are not learned
-        self._means = RunningMeans()
+        self._means = FiniteMeans()  # a skipped update has losses that are not
         self._spent = {"updates": 0.0}
 
     def propose(self, obs: Tensor, generator: torch.Generator) -> Tensor:
@@ -81,9 +81,11 @@ class LatentLevel(PlannerLevel):
             self._first, self.last_report = n_transitions, n_total_env_steps
         at_first = self._first if self.config.first_updates is None else self.config.first_updates
         due = at_first + int(self.config.updates_per_transition * (n_transitions - self._first)) - self.n_updates
-        for _ in range(due):
+        # The first updates are spread over some steps, so that a signal to stop is served between them.
+        most = max(MOST_AT_ONCE, 2 * int(1 + self.config.updates_per_transition * self.world.task.n_envs))
+        for _ in range(min(due, most)):
             self._means.add(self.latent.update(self.sample()))
-        self.n_updates += max(due, 0)
+            self.n_updates += 1
         self._spent["updates"] += time.process_time() - start
         if n_total_env_steps - self.last_report < self.config.report_every or not self._means:
             return {}
@@ -138,5 +140,8 @@ class LatentLevel(PlannerLevel):
         for name in _NUMBERS:
             setattr(self, name, state[name])
 
+
+MOST_AT_ONCE = 100
+"""Updates between two environment steps, where that is enough to keep up."""
 
 _NUMBERS = ("n_updates", "last_report", "_first")

@@ -32,6 +32,10 @@ class StepModel(NamedTuple):
     size: Tensor | None = None
     """Size of the states in the data, (S,), beyond which particles are at some point too far out; None if unknown."""
 
+    def next_state(self, state: Tensor, output: Tensor) -> Tensor:
+        """Next states (..., S) of states (..., S), by outputs of the networks (..., S)."""
+        return torch.addcmul(state if self.is_delta is None else state * self.is_delta, output, self.std)
+
 
 class Noise(NamedTuple):
     """All randomness of a rollout of R rows over H steps, drawn in advance.
@@ -199,12 +203,11 @@ def simulate(
         for action, draw, uniform, order in zip(steps, draws, uniforms, orders, strict=True):
             current = state if order is None else _permute(state, order)
             out = model.predict(current, context, action)
-            state = current if model.is_delta is None else current * model.is_delta
             if draw is None:
-                state = torch.addcmul(state, _center(out, follow), model.std)
+                state = model.next_state(current, _center(out, follow))
             else:
                 mean, std = _gaussian(out, uniform)
-                state = torch.addcmul(torch.addcmul(state, mean, model.std), std, draw)
+                state = torch.addcmul(model.next_state(current, mean), std, draw)
             term_prob = out.term_prob
             if order is not None:
                 back = order.argsort(-1)

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from layeredrl import action_spaces
 from layeredrl.checks import require_choice, require_count, require_counts, require_number, require_pair
-from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.density import mixture_mean
+from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import TOO_FAR, StepModel, choose_mode
 from layeredrl.randomness import derive_seed
@@ -237,15 +237,14 @@ class Imagination:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Next states (n, S), termination probabilities (n,), and measures of doubt (n, D), zero without any."""
         action = action_spaces.for_model(self.world.task.action_space, action, state.dtype)
-        base = state if model.is_delta is None else state * model.is_delta
         if self.trust is None:
             mean, std, term_prob = self._by_members(model, (state, context, action), member)
-            return base + model.std * self._drawn(mean, std), term_prob, state.new_zeros(())
+            return model.next_state(state, self._drawn(mean, std)), term_prob, state.new_zeros(())
         out = model.predict(*(x.expand(self.dynamics.n_models, *x.shape) for x in (state, context, action)))
         row = torch.arange(len(state), device=state.device)
         drawn = self._drawn(out.mean[member, row], out.std[member, row])
         drawn, measures = self.trust.measure(out.mean, out.std.square(), drawn)
-        return base + model.std * drawn, out.term_prob[member, row], measures
+        return model.next_state(state, drawn), out.term_prob[member, row], measures
 
     def _drawn(self, mean: Tensor, std: Tensor) -> Tensor:
         if self.config.deterministic:

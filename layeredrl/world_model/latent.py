@@ -13,7 +13,7 @@ from tianshou.data import Batch
 from torch import Tensor, nn
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_choice, require_counts, require_number
+from layeredrl.checks import require_choice, require_counts, require_dtype, require_number
 from layeredrl.models.model import Model
 from layeredrl.models.rollout import TOO_FAR
 from layeredrl.task import TaskSpec
@@ -33,7 +33,7 @@ from layeredrl.world_model.world_model import WorldModel
 Size = Literal["tiny", "small", "released"]
 
 MakeEncoder = Callable[[int, int], nn.Module]
-"""Makes a network from flat observations (..., O) to (..., S), given O and S; its outputs are normalised."""
+"""Makes a network from flat observations (n, O) to (n, S), given O and S; its outputs are normalised."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class LatentConfig:
             raise ValueError(f"latent_dim is {self.latent_dim}, expected a multiple of group, which is {self.group}")
 
     def make_encoder(self, n_observed: int, width: int) -> nn.Module:
-        """The perceptron from flat observations (..., O) to (..., S), a `MakeEncoder`."""
+        """The perceptron from flat observations (n, O) to (n, S), a `MakeEncoder`."""
         return Chain(*normed_mlp([n_observed, *self.encoder_hidden, width], self.activation))
 
     @classmethod
@@ -124,20 +124,29 @@ class LatentEncoder(Encoder):
         self.simplex = simplicial(config.latent_dim, config.group)
         parameter = next(self.net.parameters(), torch.empty(0))
         self.simplex.to(parameter.device)
-        self.eval()(torch.zeros(1, task.observation_dim, device=parameter.device))  # raises for a net of another width
+        try:
+            self.eval()(torch.zeros(1, task.observation_dim, device=parameter.device))
+        except RuntimeError as error:  # of a layer, which names neither
+            raise ValueError(
+                f"the encoder fails on observations of shape (1, {task.observation_dim}): {error}"
+            ) from error
 
     @torch.no_grad()
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         return self.with_gradients(obs)
 
     def with_gradients(self, obs: Tensor) -> tuple[Tensor, Tensor]:
-        out: Tensor = self.net(obs)
-        expected = (*obs.shape[:-1], self.state_dim)
-        if out.shape != expected:
+        rows = obs.reshape(-1, obs.shape[-1])
+        out = self.net(rows)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"the encoder returned a {type(out).__name__}, expected a tensor")
+        if out.shape != (len(rows), self.state_dim):
             raise ValueError(
-                f"the encoder returned shape {tuple(out.shape)} for {tuple(obs.shape)}, expected {expected}"
+                f"the encoder returned shape {tuple(out.shape)} for {tuple(rows.shape)}, "
+                f"expected {(len(rows), self.state_dim)}"
             )
-        state: Tensor = self.simplex(out)
+        require_dtype("the encoder's output", out, obs.dtype)
+        state: Tensor = self.simplex(out).view(*obs.shape[:-1], self.state_dim)
         return state, obs.new_zeros(*obs.shape[:-1], 0)
 
     def begins_like(self, other: Encoder) -> bool:

@@ -155,8 +155,12 @@ class LatentLearner(nn.Module):
             means["termination"] = (batch.valid * loss).sum() / batch.valid.sum()
         total = torch.stack([getattr(config, name) * loss for name, loss in means.items()]).sum()
         norm = self._step(total, self.model_optimizer, self._learned)
-        metrics = {f"{name}_loss": loss.detach() for name, loss in means.items()}
-        return torch.stack(states).detach(), metrics | {"target": target.mean()}, norm
+        with torch.no_grad():
+            metrics = {f"{name}_loss": means[name] / weight.sum() for name in losses}
+            metrics["target"] = (batch.valid * target).sum() / batch.valid.sum()
+            if "termination" in means:
+                metrics["termination_loss"] = means["termination"].detach()
+        return torch.stack(states).detach(), metrics, norm
 
     def _td_target(self, observed: Tensor, batch: Batch) -> Tensor:
         """Targets (H, n) of the critics, given the encoded next observations (H, n, S)."""
@@ -177,9 +181,11 @@ class LatentLearner(nn.Module):
             spread = (high - low).clamp(min=1)
             self.value_scale.lerp_(torch.where(spread.isfinite(), spread, self.value_scale), config.tau)
         gain = values / self.value_scale - config.entropy * n_actions * log_prob
-        loss = -(self._weights(torch.cat([torch.ones_like(alive[:1]), alive])) * gain).sum()
+        alive = torch.cat([torch.ones_like(alive[:1]), alive])
+        loss = -(self._weights(alive) * gain).sum()
         norm = self._step(loss, self.policy_optimizer, self._policy)
-        metrics = {"policy_loss": loss, "entropy": -log_prob.mean(), "value_scale": self.value_scale}
+        entropy = -(alive * log_prob).sum() / alive.sum()
+        metrics = {"policy_loss": loss, "entropy": entropy, "value_scale": self.value_scale}
         return {name: value.detach().clone() for name, value in metrics.items()}, norm
 
     def _weights(self, valid: Tensor) -> Tensor:

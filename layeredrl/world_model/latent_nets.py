@@ -44,7 +44,7 @@ class TwoHot(nn.Module):
     """Two-hot encoding of numbers, by bins that are equally spaced in `symlog`: regression as classification.
 
     A number has the weights of its two nearest bins, so that their mean is the number. Numbers beyond the outermost
-    bins count as these.
+    bins are clipped.
 
     Args:
         n_bins: Number of bins.

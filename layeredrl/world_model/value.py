@@ -43,6 +43,8 @@ class ValueConfig:
 
     def __post_init__(self) -> None:
         require_counts(self, n_members=1, n_steps=1, batch_size=1)
+        if min(self.hidden, default=1) < 1:
+            raise ValueError(f"hidden is {self.hidden}, expected widths of at least 1")
         require_number("learning_rate", self.learning_rate, 0, math.inf, open_low=True)
         require_number("target_rate", self.target_rate, 0, 1, open_low=True)
 
@@ -81,7 +83,7 @@ class ValueNet(nn.Module):
 
     @torch.no_grad()
     def set_scales(self, inputs: Moments, scale: float, *others: nn.Module) -> None:
-        """Set the statistics of the inputs, and the unit of the outputs, without a change of the values.
+        """Set the statistics of the inputs, and the unit of the outputs; the latter leaves values as they are.
 
         Args:
             inputs: Moments of inputs (N, D).

@@ -78,7 +78,7 @@ class WorldModel(nn.Module):
             generator: Source of randomness; None for torch's global one.
             statistics: If True, means and variances of the states are returned too.
             n_alike: Rows of the batch, one after the other, that draw the same noise.
-            exploring: If True, the penalty on unsupported states is left out.
+            exploring: As of `Objective.forward`.
 
         Returns:
             The keys of `Model.rollout`, with H the steps of the dynamics; `reward` and `alive` (B, M, P, H), reward
@@ -177,7 +177,7 @@ class WorldModel(nn.Module):
             generator: Source of randomness; None for torch's global one.
             common_noise: If True, all candidates of an environment are rolled out with the same noise, so that their
                 scores differ by their actions alone.
-            exploring: If True, the penalty on unsupported states is left out.
+            exploring: As of `Objective.forward`.
 
         Returns:
             Scores (E, N).

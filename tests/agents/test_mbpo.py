@@ -115,7 +115,11 @@ def test_infoprop_needs_several_members():
 @pytest.mark.parametrize(
     ("part", "settings", "message"),
     [
-        ("model", EnsembleConfig(propagation="ts1"), "model.propagation is ts1, expected tsinf: .*, nothing is planned"),
+        (
+            "model",
+            EnsembleConfig(propagation="ts1"),
+            "model.propagation is ts1, expected tsinf: .*, nothing is planned",
+        ),
         ("fitting", ModelLearningConfig(replay_size=7), r"fitting.replay_size is 7, .* has learning.replay_size"),
     ],
 )

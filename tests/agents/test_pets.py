@@ -11,7 +11,7 @@ from agents.guidance import GuidanceConfig
 from agents.loop import LOOP
 from agents.pets import PETS
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PlannerLevel
+from layeredrl.levels import PlannerLevel, PolicyLearningConfig
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.models.deterministic import DeterministicEnsemble
@@ -232,4 +232,7 @@ def test_actions_that_cannot_be_planned_are_refused(space: spaces.Space) -> None
 def test_guidance_without_being_guided_is_refused():
     with pytest.raises(ValueError, match="guidance has settings, but guided is False"):
         PETS(guidance=GuidanceConfig(real_share=0.2))
-    LOOP(guided=False, guidance=GuidanceConfig(real_share=0.2))  # the comparison without guidance
+    with pytest.raises(ValueError, match=r"guided is False, expected True: .* that of pets"):
+        LOOP(guided=False)
+    with pytest.raises(ValueError, match=r"guidance.learning.n_random_steps is 9, expected 0: actions are random for"):
+        GuidanceConfig(learning=PolicyLearningConfig(n_random_steps=9))

@@ -208,7 +208,9 @@ def test_bad_input():
     with pytest.raises(ValueError, match=r"real_share is 1\.5"):
         ImaginingLevel(copy.deepcopy(algorithm), ACTION, learner, imagination, real_share=1.5)
     for share in (0.01, 0.99):
-        with pytest.raises(ValueError, match=rf"real_share is {share} of batch_size \d+, of which (0|\d+) would be real"):
+        with pytest.raises(
+            ValueError, match=rf"real_share is {share} of batch_size \d+, of which (0|\d+) would be real"
+        ):
             ImaginingLevel(copy.deepcopy(algorithm), ACTION, learner, imagination, real_share=share, learning=LEARNING)
     for scale in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=f"reward_scale is {scale}"):

@@ -49,6 +49,29 @@ def test_first_many_updates_then_some_for_each_transition(first, n_first):
     assert metrics[-1]["model/updates"] == level.n_updates
 
 
+def test_many_first_updates_are_spread_over_steps(monkeypatch):
+    """So that a run stops soon after a signal; those of 3 environments at half an update each are never put off."""
+    monkeypatch.setattr("layeredrl.levels.latent_level.MOST_AT_ONCE", 5)
+    level = make(config=replace(LEARNING, first_updates=12))
+    counts = []
+    for i in range(12):
+        train(level, 1, start=i)
+        counts.append(level.n_updates)
+    assert counts[3:6] == [5, 10, 15]
+    assert counts[-1] == 12 + (12 - 4) * E // 2
+
+
+def test_updates_that_are_skipped_leave_reports_finite():
+    level = make(config=replace(LEARNING, max_skipped_share=0.5))
+    train(level, 4)
+    batch = level.sample()
+    batch.rew[0] = np.nan
+    level._means.add(level.latent.update(batch))
+    report = next(m for m in train(level, 4, start=4) if m)
+    assert 0 < report["model/skipped"] < 0.5
+    assert all(np.isfinite(value) for value in report.values())
+
+
 def test_it_acts_at_random_then_plans_with_noise_of_the_plans_own_width():
     level = make()
     first, second = act(level, True, 0).action, act(level, True, 0).action

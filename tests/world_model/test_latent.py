@@ -66,11 +66,22 @@ def test_proposals_follow_the_policy_through_the_model():
         state = world.dynamics.next(state, expected)
 
 
+class Doubled(nn.Linear):
+    def forward(self, obs):
+        return super().forward(obs).double()
+
+
 def test_an_encoder_of_ones_own():
     world = make_latent(encoder=lambda n_obs, width: nn.Sequential(nn.Linear(n_obs, 5), nn.Tanh(), nn.Linear(5, width)))
     assert world.encode(torch.randn(3, 4, 2))[0].shape == (3, 4, 16)
     with pytest.raises(ValueError, match=r"encoder returned shape \(1, 5\) for \(1, 2\), expected \(1, 16\)"):
         make_latent(encoder=lambda n_obs, width: nn.Linear(n_obs, 5))
+    with pytest.raises(ValueError, match=r"the encoder fails on observations of shape \(1, 2\): mat1 and mat2"):
+        make_latent(encoder=lambda n_obs, width: nn.Linear(7, width))
+    with pytest.raises(TypeError, match="the encoder returned a tuple, expected a tensor"):
+        make_latent(encoder=nn.GRU)
+    with pytest.raises(TypeError, match=r"the encoder's output has dtype torch.float64, expected torch.float32"):
+        make_latent(encoder=Doubled)
 
 
 def test_the_model_interface_of_its_dynamics():

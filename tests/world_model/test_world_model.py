@@ -286,7 +286,9 @@ def test_functions_of_wrong_shape_are_refused(wrong, shape, name):
         make_world(**functions).score(*make_inputs())
 
 
-@pytest.mark.parametrize(("scale", "message"), [(3.0, r"returned 0 to 3, .* in \[0, 1\]"), (-1.0, "returned -1 to -?0, ")])
+@pytest.mark.parametrize(
+    ("scale", "message"), [(3.0, r"returned 0 to 3, .* in \[0, 1\]"), (-1.0, "returned -1 to -?0, ")]
+)
 def test_a_known_termination_that_is_no_probability_is_refused(scale, message):
     world = make_world(reward=reward, termination=lambda s, c, a, n: scale * (n[..., 2] < -0.4).float())
     obs, actions = make_inputs()

@@ -37,6 +37,13 @@ def test_a_planner_that_is_not_chosen_is_not_listed(capsys: pytest.CaptureFixtur
     assert "--sac.hidden 64 64" in output
 
 
+def test_settings_that_guidance_replaces_are_not_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags, listed in (([], True), (["--guided"], False)):
+        parse(["--env", "MountainCarContinuous-v0", *flags], print_choices)
+        output = capsys.readouterr().out
+        assert ("--value" in output) == ("--discount" in output) == listed
+
+
 def test_a_run_that_goes_on_keeps_the_facts_of_its_task(tmp_path: Path) -> None:
     words = ["--env", "Pendulum-v1", "--runs-dir", str(tmp_path), "--name", "r"]
     first = parse(words)
