@@ -16,6 +16,7 @@ from experiments.run.folder import DIAGNOSIS, write_whole
 from experiments.run.held_out import world_model_of
 from experiments.run.loading import load
 from layeredrl.checks import require_counts
+from layeredrl.environments import UnknownEnvironmentError
 from layeredrl.faults import Fault
 
 
@@ -66,7 +67,7 @@ def main() -> None:
             for policy, column in columns.items()
         }
         write_whole(args.run / DIAGNOSIS, json.dumps(numbers, indent=2) + "\n")
-    except (Fault, OSError) as error:
+    except (Fault, UnknownEnvironmentError, OSError) as error:
         fail(error, FAULT)
     table = Table(
         "metric", *columns, caption=f"{DIAGNOSIS} and figures, model_*.png, in the run's folder", caption_justify="left"

@@ -362,5 +362,7 @@ def check_observation_space(space: object) -> None:
 def check_action_box(space: spaces.Box) -> None:
     """Raise unless the bounds of an action space are finite and its shape is flat."""
     require_flat("action space", space)
+    if not space.shape[0]:
+        raise ValueError("action space has shape (0,), expected at least one action")
     if not (np.isfinite(space.low).all() and np.isfinite(space.high).all()):
         raise ValueError(f"action space is {space}, expected finite bounds: agents' actions are scaled to them")

@@ -10,6 +10,7 @@ from gymnasium import spaces
 
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
+from layeredrl.environments.answers import fitted
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.observation_offset import N_WATCHED
 from layeredrl.task import TaskSpec
@@ -158,3 +159,22 @@ def test_a_change_that_is_still_lost_is_named_once(speed, warns):
     if warns:
         assert "dimension 1 of the observation is 1e+06 and changes by 0.001 in a step" in messages[0]
         assert "precision of float32, 0.0625" in messages[0]
+
+
+def test_every_environment_is_watched():
+    """The second environment is elsewhere, so that the offset of the first one is not its own."""
+    task = TaskSpec(spaces.Box(-np.inf, np.inf, (1,), np.float64), UNIT)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for t in range(5 * N_WATCHED):
+            task.flatten(np.array([[1e7], [3e7]]) + 0.01 * t)
+    (message,) = (str(warning.message) for warning in caught)
+    assert "dimension 0 of the observation is 3e+07 and changes by 0.01" in message
+
+
+def test_large_numbers_that_a_space_of_float32_rounds_are_told_once():
+    space = spaces.Box(-np.inf, np.inf, (2,), np.float32)
+    with pytest.warns(RuntimeWarning, match=r"part\[1\] is a large float64 number, .* declare the space as float64"):
+        fitted(space, np.array([0.1, 1e7 + 0.1]), "part")
+    fitted(space, np.array([0.1, 1e7 + 0.2]), "part")  # a warning would be an error
+    fitted(space, np.array([0.1, 2.0**24]), "whole")

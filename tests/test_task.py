@@ -83,6 +83,7 @@ def test_unsupported_observations_are_named(space, message):
         ([-1, -np.inf], [1, 1], "expected finite bounds"),
         ([-1, -1], [np.inf, 1], "expected finite bounds"),
         ([[-1, -1]] * 2, [[1, 1]] * 2, r"action space has shape \(2, 2\), expected one dimension"),
+        ([], [], r"action space has shape \(0,\), expected at least one action"),
     ],
 )
 def test_actions_that_cannot_be_scaled_are_refused(low, high, message):

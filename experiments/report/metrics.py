@@ -1,7 +1,7 @@
 """The reader of metrics.csv; it loads no torch."""
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,13 +42,23 @@ def require_metric(name: str, found: Iterable[str]) -> None:
         raise ValueError(f"no run has a metric {name!r}{hint}")
 
 
+def _whole_lines(file: Iterable[str], damaged: list[str]) -> Iterator[str]:
+    """Yield lines, but a last one without its end, which may lack digits; its number joins `damaged`."""
+    for n, line in enumerate(file, 1):
+        if line.endswith("\n"):
+            yield line
+        else:
+            damaged.append(str(n))
+
+
 def read_metrics(path: Path) -> Metrics:
     """Read every column by its name; damaged lines are left out, with a note."""
     points: dict[str, list[tuple[float, float]]] = {}
-    damaged, notes, last = [], [], 0
+    damaged: list[str] = []
+    notes, last = [], 0
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            reader = csv.reader(file)
+            reader = csv.reader(_whole_lines(file, damaged))
             header = next(reader, [])
             for row in reader:
                 try:

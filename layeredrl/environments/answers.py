@@ -1,7 +1,9 @@
 """Checks of the values that environments return, and their failures."""
 
 import contextlib
+import functools
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,6 +12,7 @@ from gymnasium import spaces
 from numpy.typing import NDArray
 
 from layeredrl.faults import Fault
+from layeredrl.observation_offset import LARGE
 
 LARGEST = float(np.finfo(np.float32).max)
 """Largest finite number in float32, in which agents learn."""
@@ -70,7 +73,22 @@ def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any
     if not np.can_cast(array.dtype, space.dtype, "same_kind"):  # casts that gymnasium makes, and no others
         raise Failure(f"returned the {name} {shown(obs)} of dtype {array.dtype}, expected {space.dtype}")
     with np.errstate(over="ignore"):  # infinities are checked later
-        return array.astype(space.dtype, copy=False)
+        result = array.astype(space.dtype, copy=False)
+    if array.dtype == np.float64 and result.dtype == np.float32:
+        lost = (np.abs(array) > LARGE) & (array != result)
+        if lost.any():
+            _tell_rounding(name, tuple(np.argwhere(lost)[0].tolist()))
+    return result
+
+
+@functools.cache  # once in a process
+def _tell_rounding(name: str, index: tuple[int, ...]) -> None:
+    warnings.warn(
+        f"{name}{list(index)} is a large float64 number, but its space is of float32, which rounds it; declare the "
+        "space as float64 to keep its changes",
+        RuntimeWarning,
+        stacklevel=3,
+    )
 
 
 def all_finite(space: spaces.Space[Any], obs: Any) -> bool:

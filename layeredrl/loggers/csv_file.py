@@ -1,7 +1,10 @@
 """Metrics as a CSV file, identical for identical runs."""
 
+import contextlib
 import csv
+import io
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,35 +18,65 @@ class CsvLogger(Logger):
     A column appears when its metric is first logged: the file is then replaced atomically by one with a wider
     header. Cells without a value are empty. Floats have enough digits to read the same float back.
 
-    The file is open only while a row is written, so that a killed process loses no row.
+    The file is open only while a row is written, so that a killed process loses no row. Rows that cannot be written,
+    because the disk is full, are kept in memory and written with a later one; a `RuntimeWarning` tells of it once.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns = [STEP_COLUMN]
-        self._n_rows = 0
+        self._n_rows = self._size = 0  # in the file, and its bytes
+        self._waiting: list[dict[str, str]] = []
+        self._has_warned = False
 
     def log(self, metrics: Mapping[str, float], n_total_env_steps: int) -> None:
         if not metrics:
             return
         cells = {name: repr(plain_number(name, value)) for name, value in metrics.items()}
-        cells[STEP_COLUMN] = str(n_total_env_steps)
-        columns = self._columns + [name for name in metrics if name not in self._columns]
+        self._waiting.append({STEP_COLUMN: str(n_total_env_steps), **cells})
+        try:
+            self._write_waiting()
+        except OSError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                warnings.warn(
+                    f"{self._path} cannot be written ({error}); its rows are kept until it can be",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        with contextlib.suppress(OSError):  # told already
+            self._write_waiting()
+        if self._n_rows:
+            with self._path.open("r+", encoding="utf-8") as file:
+                os.fsync(file.fileno())
+            self._sync_folder()
+        waiting = {"waiting": [dict(cells) for cells in self._waiting]} if self._waiting else {}
+        return {"columns": list(self._columns), "n_rows": self._n_rows, **waiting}
+
+    def close(self) -> None:
+        self._write_waiting()
+
+    def _write_waiting(self) -> None:
+        while self._waiting:
+            self._write(self._waiting[0])
+            del self._waiting[0]
+
+    def _write(self, cells: Mapping[str, str]) -> None:
+        columns = self._columns + [name for name in cells if name not in self._columns]
         if self._n_rows == 0:
             self._start(columns)
         elif len(columns) > len(self._columns):
             self._rewrite(columns)
         self._columns = columns
-        with self._path.open("a", newline="", encoding="utf-8") as file:
-            csv.writer(file, lineterminator="\n").writerow([cells.get(column, "") for column in columns])
-        self._n_rows += 1
-
-    def state_dict(self) -> dict[str, Any]:
-        if self._n_rows:
-            with self._path.open("r+", encoding="utf-8") as file:
-                os.fsync(file.fileno())
-            self._sync_folder()
-        return {"columns": list(self._columns), "n_rows": self._n_rows}
+        row = io.StringIO()
+        csv.writer(row, lineterminator="\n").writerow([cells.get(column, "") for column in columns])
+        line = row.getvalue().encode()
+        with self._path.open("ab") as file:
+            file.truncate(self._size)  # a full disk may have left a part of a row
+            file.write(line)
+        self._n_rows, self._size = self._n_rows + 1, self._size + len(line)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut the file back to the columns and rows of `state`.
@@ -52,6 +85,7 @@ class CsvLogger(Logger):
             ValueError: The file does not start with them, or is missing.
         """
         self._columns, self._n_rows = list(state["columns"]), int(state["n_rows"])
+        self._waiting = [dict(cells) for cells in state.get("waiting", ())]
         if not self._n_rows:
             return
         if not self._path.exists():
@@ -62,6 +96,7 @@ class CsvLogger(Logger):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(columns)
+        self._size = self._path.stat().st_size
 
     def _rewrite(self, columns: list[str]) -> None:
         """Replace the file atomically by its known rows under the header `columns`."""
@@ -75,6 +110,7 @@ class CsvLogger(Logger):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
+            self._size = self._path.stat().st_size
             self._sync_folder()
         finally:
             temporary.unlink(missing_ok=True)

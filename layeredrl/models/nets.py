@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from layeredrl.checks import require_number
 from layeredrl.models.density import probability
-from layeredrl.models.normalization import Moments, pooled, varies
+from layeredrl.models.normalization import Moments, pooled, scale_of
 from layeredrl.models.outputs import StepOutput
 from layeredrl.models.stacked.layers import StackedSequential
 from layeredrl.task import StateDims
@@ -83,7 +83,7 @@ class InputStandardizer(nn.Module):
             variance, mean = pooled(variance + (mean - common).square(), self.alike), common
         std = variance.sqrt()
         self.mean.copy_(mean)
-        std = torch.where(varies(std, mean.abs(), self.mean.dtype), std, 1.0)
+        std = scale_of(std, mean.abs(), self.mean.dtype)
         self.inverse_std.copy_(std.to(self.mean.dtype).reciprocal())
         self.bound.fill_(self.limit)
 

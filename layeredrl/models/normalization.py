@@ -26,6 +26,14 @@ def varies(std: Tensor, size: Tensor, dtype: torch.dtype = torch.float32) -> Ten
     return std > resolution(size, dtype)
 
 
+def scale_of(std: Tensor, size: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Scale (...) to divide numbers of this size by: their standard deviation where they vary.
+
+    Elsewhere it is one, or what rounding may cause if that is more: a clock in seconds since 1970 jumps by 128.
+    """
+    return torch.where(varies(std, size, dtype), std, resolution(size, dtype).clamp(min=1))
+
+
 class Moments(NamedTuple):
     """Moments of rows (N, D), in float64, which those of float32 numbers do not overflow."""
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from layeredrl.checks import require_finite_number, require_number
 from layeredrl.models import Model
-from layeredrl.models.normalization import Moments, varies
+from layeredrl.models.normalization import Moments, scale_of
 from layeredrl.models.rollout import moments
 from layeredrl.world_model.support import Support
 
@@ -86,7 +86,7 @@ class Objective(nn.Module):
     def set_scale(self, state: Moments) -> None:
         """Set the scale to the standard deviation of the states, or one where it is not more than rounding."""
         std = state.variance.sqrt()
-        self.state_scale.copy_(torch.where(varies(std, state.mean.abs()), std, 1.0))
+        self.state_scale.copy_(scale_of(std, state.mean.abs()))
 
     def forward(self, rollout: Batch, context: Tensor, *, exploring: bool = False) -> Tensor:
         """Score each particle of a rollout.

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from layeredrl.checks import require_count, require_number
-from layeredrl.models.normalization import varies
+from layeredrl.models.normalization import scale_of
 
 _MOST_DIMS = 8
 _N_HELD_OUT = 4096  # enough for a quantile of 0.99: some forty lie beyond it
@@ -141,7 +141,7 @@ class NeighbourSupport(_ByDimensions):
             return
         std, mean = torch.std_mean(data, 0, correction=0)
         self.mean.copy_(mean)
-        self.std.copy_(torch.where(varies(std, mean.abs()), std, 1.0))
+        self.std.copy_(scale_of(std, mean.abs()))
         # A generator of its own: the same data always gives the same anchors, and no other draws change.
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0)).to(data.device)
         n_held_out = min(_N_HELD_OUT, len(data) // 2)

@@ -89,9 +89,18 @@ class Judged(gym.Wrapper):
         return obs, -reward, False, truncated or terminated, info
 
 
+class Fence(gym.Wrapper):
+    """Ends episodes, with a bonus, where random steps do not come."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward + 10 * (obs[0] > 100), terminated or obs[0] > 100, truncated, info
+
+
 KINDS = {
+    "Fenced": (lambda: Fence(Roller()), {"dynamics", "dims"}),
     "Rare": (lambda: Rare(), {"reward", "termination", "dynamics", "dims"}),
-    "MinusRareReward": (lambda: TransformReward(Rare(), lambda r: -r), {"dynamics", "dims"}),
+    "MinusRareReward": (lambda: TransformReward(Rare(), lambda r: -r), {"termination", "dynamics", "dims"}),
     "JudgedRare": (lambda: Judged(Rare()), {"dynamics", "dims"}),
     "ReorderedRare": (lambda: reordered(Rare()), set()),
     "Clock": (lambda: TimeAwareObservation(TimeLimit(Rare(), 50)), {"reward", "termination", "dims"}),

@@ -1,4 +1,5 @@
 import csv
+import json
 import math
 import os
 from collections.abc import Iterable
@@ -139,4 +140,32 @@ def test_a_full_disk_costs_neither_the_run_nor_earlier_rows(tmp_path: Path, monk
     loggers.log({"a": 3}, 3)
     assert read(path) == [{"n_total_env_steps": "1", "a": "1"}]
     assert list(tmp_path.iterdir()) == [path]
-    assert loggers.state_dict() == {"CsvLogger": {"columns": ["n_total_env_steps", "a"], "n_rows": 1}}
+    monkeypatch.undo()
+    loggers.log({"a": 4}, 4)
+    assert [row["a"] for row in read(path)] == ["1", "2", "3", "4"]
+    assert loggers.state_dict() == {"CsvLogger": {"columns": ["n_total_env_steps", "a", "b"], "n_rows": 4}}
+
+
+def test_a_part_of_a_row_on_a_full_disk_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    logger.log({"a": 1}, 1)
+    write = logger._write
+
+    def fail(cells: dict[str, str]) -> None:
+        with path.open("a") as file:
+            file.write("2,12")  # of 123
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(logger, "_write", fail)
+    with pytest.warns(RuntimeWarning, match=f"{path} cannot be written .*No space left"):
+        logger.log({"a": 123}, 2)
+    logger.log({"a": 3}, 3)
+    state = json.loads(json.dumps(logger.state_dict()))  # holds the rows that are not on the disk
+    monkeypatch.setattr(logger, "_write", write)
+    logger.close()
+    assert [row["a"] for row in read(path)] == ["1", "123", "3"]
+    resumed = CsvLogger(path)
+    resumed.load_state_dict(state)
+    resumed.log({"a": 4}, 4)
+    assert [row["a"] for row in read(path)] == ["1", "123", "3", "4"]

@@ -87,6 +87,13 @@ def test_rounding_is_no_variation(value):
     assert standardizer.inverse_std.item() == 1
 
 
+def test_a_clock_that_rounding_makes_jump_is_of_moderate_size():
+    standardizer = InputStandardizer(1)
+    clock = (1.7e9 + torch.arange(500.0, dtype=torch.float64)).float().unsqueeze(-1)
+    standardizer.fit(clock)
+    assert standardizer(clock).abs().max() < 1
+
+
 def test_small_units_are_variation():
     x = 1e-9 * torch.randn(100, 1, generator=seeded())
     standardizer = InputStandardizer(1)

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from experiments.report import __main__ as report
+from experiments.report.metrics import read_metrics
 from experiments.report.references import published
 from experiments.report.runs import find_runs, group_runs, read_run
 from experiments.report.settings import settings_tables
@@ -304,6 +305,14 @@ def test_a_trained_run(trained):
     returns = run.metrics["env/episode_return"]
     late = returns[returns[:, 0] > 0.9 * 60, 1]
     assert float(row["IQM"]) == pytest.approx(late.mean() if len(late) else returns[-1, 1])
+
+
+def test_a_last_line_without_its_end_is_damaged(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("n_total_env_steps,a\n1,2.5\n2,-1")  # of -157.9
+    metrics = read_metrics(path)
+    assert metrics.columns["a"].tolist() == [[1.0, 2.5]]
+    assert (metrics.n_steps, metrics.notes) == (1, ["metrics.csv is damaged in line 3; left out"])
 
 
 def test_unfinished_and_damaged_runs_are_noted_and_do_not_count(tmp_path):
