@@ -202,7 +202,7 @@ class Products:
                 inputs = _forward(self.obs, self.actor)
                 for critic in self.critics if self.is_sac else self.critics[:1]:
                     _forward(self.both, critic)
-                    _input_gradient(self.by_value, critic)
+                    _action_gradient(self.by_value, critic)
                 _backward(self.by_output, self.actor, inputs)
 
 
@@ -226,9 +226,12 @@ def _backward(gradient: Tensor, weights: list[Tensor], inputs: list[Tensor]) -> 
             gradient = gradient @ weights[i].T
 
 
-def _input_gradient(gradient: Tensor, weights: list[Tensor]) -> None:
-    for weight in reversed(weights):
+def _action_gradient(gradient: Tensor, weights: list[Tensor]) -> None:
+    """Gradient by the last inputs of a critic, which are the actions."""
+    first, *others = weights
+    for weight in reversed(others):
         gradient = gradient @ weight.T
+    _ = gradient @ first[-ACTIONS.shape[0] :].T
 
 
 def main() -> None:
