@@ -46,7 +46,7 @@ class GuidanceConfig:
         if self.learning.n_random_steps:
             raise ValueError(
                 f"guidance.learning.n_random_steps is {self.learning.n_random_steps}, expected 0: "
-                "actions are random for learning.n_random_steps steps"
+                "actions are random for learning.n_random_steps steps, not by this setting, whose usual default is 1000"
             )
 
     def build(

@@ -29,6 +29,11 @@ def require_number(name: str, value: float, low: float, high: float, *, open_low
         raise ValueError(f"{name} is {value}, expected a number in {left}{low}, {high}{right}")
 
 
+def are_probabilities(values: Tensor) -> bool:
+    """Return True if no value is outside [0, 1] by more than rounding; NaN is not."""
+    return not bool(((values < -1e-5) | (values > 1 + 1e-5)).any())
+
+
 def require_pair(name: str, value: object) -> None:
     """Raise unless `value` is a sequence of two elements."""
     if not isinstance(value, Sequence) or len(value) != 2:

@@ -35,7 +35,7 @@ class ObservationOffset:
         self.wide, self.groups = wide, groups
         self.values = np.zeros(len(wide))
         self.used = self._is_set = self._has_warned = False
-        self._last, self._watched = np.zeros(len(wide)), 0
+        self._last, self._turn = np.zeros(len(wide)), -1  # environments are watched in turn
         self._changes: list[NDArray[np.float64]] = []
         self._tensors: dict[torch.device, Tensor] = {}
 
@@ -52,9 +52,9 @@ class ObservationOffset:
         with np.errstate(over="ignore"):  # infinities are found where data enters the replay
             result = (observations - self.values if self.used else observations).astype(np.float32)
         if not self._has_warned and np.abs(result).max(initial=0.0) > LARGE:
-            if not self._changes:  # one environment at a time, that with the largest number
-                self._watched = int(np.abs(result).max(1).argmax())
-            i = min(self._watched, len(result) - 1)
+            if not self._changes:
+                self._turn += 1
+            i = self._turn % len(result)
             self._watch(observations[i], result[i])
         return result
 

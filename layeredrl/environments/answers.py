@@ -1,7 +1,6 @@
 """Checks of the values that environments return, and their failures."""
 
 import contextlib
-import functools
 import math
 import warnings
 from collections.abc import Iterator, Mapping
@@ -75,20 +74,21 @@ def fitted(space: spaces.Space[Any], obs: Any, name: str = "observation") -> Any
     with np.errstate(over="ignore"):  # infinities are checked later
         result = array.astype(space.dtype, copy=False)
     if array.dtype == np.float64 and result.dtype == np.float32:
-        lost = (np.abs(array) > LARGE) & (array != result)
-        if lost.any():
-            _tell_rounding(name, tuple(np.argwhere(lost)[0].tolist()))
+        lost = (np.abs(array) > LARGE) & np.isfinite(result) & (array != result)
+        if lost.any() and name not in ROUNDED:
+            ROUNDED.add(name)
+            index = tuple(np.argwhere(lost)[0].tolist())
+            warnings.warn(
+                f"{name}{list(index)} is {array[index]:g}, which its space of float32 rounds to steps of "
+                f"{np.spacing(np.abs(result[index])):g}; declare the space as float64 if smaller changes matter",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return result
 
 
-@functools.cache  # once in a process
-def _tell_rounding(name: str, index: tuple[int, ...]) -> None:
-    warnings.warn(
-        f"{name}{list(index)} is a large float64 number, but its space is of float32, which rounds it; declare the "
-        "space as float64 to keep its changes",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+ROUNDED: set[str] = set()
+"""Observations of which a warning has said that they are rounded."""
 
 
 def all_finite(space: spaces.Space[Any], obs: Any) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from layeredrl import action_spaces
+from layeredrl.checks import are_probabilities
 from layeredrl.randomness import fork_globals
 from layeredrl.task import GOAL_KEY, StateDims, TaskSpec
 
@@ -26,7 +27,7 @@ _PASS_ON = {
     "layeredrl.environments.action_repeat.ActionRepeat",  # its rewards are left out already
     *(f"gymnasium.wrappers.common.{x}" for x in ("TimeLimit", "OrderEnforcing", "PassiveEnvChecker")),
     "gymnasium.wrappers.common.RecordEpisodeStatistics",
-    "gymnasium.wrappers.rendering.RecordVideo",
+    *(f"gymnasium.wrappers.rendering.{x}" for x in ("RecordVideo", "RenderCollection", "HumanRendering")),
     "gymnasium.wrappers.stateful_observation.TimeAwareObservation",
 }
 """Wrappers of gymnasium with a `step` of their own that leave rewards and terminations as they are."""
@@ -169,7 +170,7 @@ def _agrees(task: TaskSpec, name: str, function: Any, trial: _Trial) -> bool:
             return _close(function(state, context, action), after)
         result = function(state, context, action, after)
         if name == "termination":
-            return bool(((result > 0.5).numpy() == trial.terminated).all())
+            return are_probabilities(result) and bool(((result > 0.5).numpy() == trial.terminated).all())
         return _close(result.double(), torch.from_numpy(trial.reward))
     except Exception:  # a function for other observations may raise anything
         return False

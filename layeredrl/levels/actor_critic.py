@@ -75,7 +75,8 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
             sum of the norms of all parameters' gradients, which is not finite if anything was skipped.
         """
         rows = (*(batch[name] for name in _ROWS), *self._noise(batch.act))
-        state = [] if self.graphs is None else self._state()
+        # A graph holds the learning rates: where schedules change them, each update would be captured anew.
+        state = [] if self.graphs is None or self.lr_schedulers else self._state()
         if self.graphs is None or not state:
             return self._step_all(*rows)
         variant = self._variant()

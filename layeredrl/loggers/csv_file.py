@@ -19,13 +19,14 @@ class CsvLogger(Logger):
     header. Cells without a value are empty. Floats have enough digits to read the same float back.
 
     The file is open only while a row is written, so that a killed process loses no row. Rows that cannot be written,
-    because the disk is full, are kept in memory and written with a later one; a `RuntimeWarning` tells of it once.
+    because the disk is full, are kept in memory and written with a later one, after one `RuntimeWarning`.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._columns = [STEP_COLUMN]
-        self._n_rows = self._size = 0  # in the file, and its bytes
+        self._n_rows = 0  # in the file
+        self._whole_size: int | None = None  # bytes of the file before a row that may have been written in part
         self._waiting: list[dict[str, str]] = []
         self._has_warned = False
 
@@ -46,7 +47,7 @@ class CsvLogger(Logger):
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        with contextlib.suppress(OSError):  # told already
+        with contextlib.suppress(OSError):  # a warning has named it
             self._write_waiting()
         if self._n_rows:
             with self._path.open("r+", encoding="utf-8") as file:
@@ -74,9 +75,13 @@ class CsvLogger(Logger):
         csv.writer(row, lineterminator="\n").writerow([cells.get(column, "") for column in columns])
         line = row.getvalue().encode()
         with self._path.open("ab") as file:
-            file.truncate(self._size)  # a full disk may have left a part of a row
+            size = os.fstat(file.fileno()).st_size
+            if self._whole_size is not None:
+                size = min(size, self._whole_size)
+                file.truncate(size)
+            self._whole_size = size
             file.write(line)
-        self._n_rows, self._size = self._n_rows + 1, self._size + len(line)
+        self._n_rows, self._whole_size = self._n_rows + 1, None
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Cut the file back to the columns and rows of `state`.
@@ -96,7 +101,6 @@ class CsvLogger(Logger):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerow(columns)
-        self._size = self._path.stat().st_size
 
     def _rewrite(self, columns: list[str]) -> None:
         """Replace the file atomically by its known rows under the header `columns`."""
@@ -110,7 +114,6 @@ class CsvLogger(Logger):
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, self._path)
-            self._size = self._path.stat().st_size
             self._sync_folder()
         finally:
             temporary.unlink(missing_ok=True)

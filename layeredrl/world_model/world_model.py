@@ -7,7 +7,7 @@ from tianshou.data import Batch
 from torch import Tensor, nn
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_count
+from layeredrl.checks import are_probabilities, require_count
 from layeredrl.models import Model
 from layeredrl.models.nets import ScalarMLP
 from layeredrl.task import TaskSpec
@@ -140,12 +140,12 @@ class WorldModel(nn.Module):
         """Known probability that a transition ends the episode; arguments as of `reward`, -> (...)."""
         result = self._known("termination", state, context, action, next_state).to(state.dtype)
         # A GPU would have to wait for the values. NaN may follow from absurd states, which are dealt with elsewhere.
-        if result.device.type == "cpu" and bool(((result < 0) | (result > 1)).any()):
+        if result.device.type == "cpu" and not are_probabilities(result):
             low, high = float(result.nan_to_num(0.0).min()), float(result.nan_to_num(0.0).max())
             raise ValueError(
                 f"the task's termination function returned {low:g} to {high:g}, expected probabilities in [0, 1]"
             )
-        return result
+        return result.clamp(0, 1)
 
     def _known(self, name: str, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
         function = self.task.reward if name == "reward" else self.task.termination

@@ -1,9 +1,11 @@
 import csv
+import io
 import json
 import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,26 +148,49 @@ def test_a_full_disk_costs_neither_the_run_nor_earlier_rows(tmp_path: Path, monk
     assert loggers.state_dict() == {"CsvLogger": {"columns": ["n_total_env_steps", "a", "b"], "n_rows": 4}}
 
 
+class Torn(io.FileIO):
+    """Writes half of a row, and fails."""
+
+    def write(self, data: Any) -> int:
+        super().write(bytes(data)[: len(data) // 2])
+        raise OSError(28, "No space left on device")
+
+
 def test_a_part_of_a_row_on_a_full_disk_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "metrics.csv"
     logger = CsvLogger(path)
     logger.log({"a": 1}, 1)
-    write = logger._write
-
-    def fail(cells: dict[str, str]) -> None:
-        with path.open("a") as file:
-            file.write("2,12")  # of 123
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(logger, "_write", fail)
+    monkeypatch.setattr(Path, "open", lambda path, mode, **_: Torn(path, mode.replace("b", "")))
     with pytest.warns(RuntimeWarning, match=f"{path} cannot be written .*No space left"):
         logger.log({"a": 123}, 2)
     logger.log({"a": 3}, 3)
-    state = json.loads(json.dumps(logger.state_dict()))  # holds the rows that are not on the disk
-    monkeypatch.setattr(logger, "_write", write)
-    logger.close()
+    assert path.read_bytes() == b"n_total_env_steps,a\n1,1\n2,1"
+    monkeypatch.undo()
+    state = json.loads(json.dumps(logger.state_dict()))
     assert [row["a"] for row in read(path)] == ["1", "123", "3"]
     resumed = CsvLogger(path)
     resumed.load_state_dict(state)
     resumed.log({"a": 4}, 4)
     assert [row["a"] for row in read(path)] == ["1", "123", "3", "4"]
+
+
+def test_rows_that_wait_are_in_the_state(tmp_path: Path) -> None:
+    logger = CsvLogger(tmp_path / "file" / "metrics.csv")
+    (tmp_path / "file").write_text("no folder")
+    with pytest.warns(RuntimeWarning, match="cannot be written"):
+        logger.log({"a": 1}, 1)
+    state = json.loads(json.dumps(logger.state_dict()))
+    resumed = CsvLogger(tmp_path / "metrics.csv")
+    resumed.load_state_dict(state)
+    resumed.close()
+    assert [row["a"] for row in read(tmp_path / "metrics.csv")] == ["1"]
+
+
+def test_what_others_did_to_the_file_is_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    logger = CsvLogger(path)
+    logger.log({"a": 1}, 1)
+    logger.log({"a": 2}, 2)
+    path.write_text("n_total_env_steps,a\n1,1\n")  # a shorter one
+    logger.log({"a": 3}, 3)
+    assert path.read_text() == "n_total_env_steps,a\n1,1\n3,3\n"
