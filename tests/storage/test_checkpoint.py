@@ -198,7 +198,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
         (5, -5.0, [2, 4, 5]),  # of equals the first
         (6, np.float32(-6), [2, 5, 6]),
         (7, None, [2, 6, 7]),
-        (8, float("inf"), [7, 8]),
+        (8, 1e30, [7, 8]),
         (8, -100.0, [7, 8]),  # in its place
         (9, -10.0, [8, 9]),
         (10, None, [9, 10]),
