@@ -114,12 +114,12 @@ def state_of(agent: Hierarchy, collector: Collector) -> dict[str, Any]:
     }
 
 
-SLOW = "splates, discrete, learned"
-"""Its parts are those of the other recipes."""
+SLOW = ("splates, discrete, learned", "splates over goals", "dads")
+"""Their parts are those of the other recipes."""
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.slow if name == SLOW else ()) for name in RECIPES]
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in RECIPES]
 )
 def test_a_recipe_on_the_gpu_does_what_it_does_on_the_cpu_within_budgets(name: str, tmp_path: Path) -> None:
     config, env_id = RECIPES[name]

@@ -118,7 +118,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "call",
     [
-        pytest.param(call, marks=[] if call in (5, 13, 21, 29) else pytest.mark.slow)
+        pytest.param(call, marks=[] if call in (5, 21) else pytest.mark.slow)
         for call in (2, *range(1, CALLS, 4))
     ],
 )
