@@ -117,10 +117,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "call",
-    [
-        pytest.param(call, marks=[] if call in (5, 21) else pytest.mark.slow)
-        for call in (2, *range(1, CALLS, 4))
-    ],
+    [pytest.param(call, marks=[] if call in (5, 21) else pytest.mark.slow) for call in (2, *range(1, CALLS, 4))],
 )
 def test_a_kill_in_place_of_any_change_of_a_file(call: int, saved: Path) -> None:
     """Above all during a save: writing, moving into place, deleting old files."""
