@@ -147,8 +147,12 @@ class ImaginingLevel(PolicyLevel):
         times = {f"time/{part}_cpu_seconds": spent for part, spent in self.cpu_seconds.items()}
         with fork_globals():  # how often metrics are reported must not change what is learned
             bias = self.critic_bias()
-        scale = 1.0 if self.reward_scale is None else self.reward_scale
-        return super()._report() | {"policy/critic_bias": bias, "policy/reward_scale": scale} | times
+        return super()._report() | {"policy/critic_bias": bias, "policy/reward_scale": self._scale} | times
+
+    @property
+    def _scale(self) -> float:
+        """Factor of rewards; one before it is known."""
+        return 1.0 if self.reward_scale is None else self.reward_scale
 
     @torch.no_grad()
     def critic_bias(self) -> float:
@@ -165,8 +169,7 @@ class ImaginingLevel(PolicyLevel):
         slots = newest + sum(x.maxsize for x in rings[:first])
         columns = self.replay.buffer.columns()
         obs, obs_next = (torch.as_tensor(columns[name][slots], device=self.device) for name in ("obs", "obs_next"))
-        scale = 1.0 if self.reward_scale is None else self.reward_scale
-        value, value_next = (self._value(x).cpu().numpy() / scale for x in (obs, obs_next))
+        value, value_next = (self._value(x).cpu().numpy() / self._scale for x in (obs, obs_next))
         over = columns["terminated"][slots] | columns["truncated"][slots]
         over[-1] = True
         rest = np.where(columns["terminated"][slots], 0.0, value_next)

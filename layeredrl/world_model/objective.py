@@ -84,7 +84,7 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def set_scale(self, state: Moments) -> None:
-        """Set the scale to the standard deviation of the states, or one where it is not more than rounding."""
+        """Set the scale to that of states with these moments; see `scale_of`."""
         std = state.variance.sqrt()
         self.state_scale.copy_(scale_of(std, state.mean.abs()))
 

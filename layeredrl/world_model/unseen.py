@@ -41,7 +41,7 @@ class UnseenTransitions:
         """Count all transitions so far as seen."""
         data = self._transitions()
         if len(data.obs):
-            self._moments = self._moments_with(data)
+            self._moments = self._moments_with(self.world.encode(data.obs)[0], self.world.encode(data.obs_next)[0])
         self._seen = [ring.n_added for ring in self.replay.buffer.rings]
 
     @torch.no_grad()
@@ -65,7 +65,7 @@ class UnseenTransitions:
         action = action_spaces.for_model(world.task.action_space, data.act, state.dtype)
         mean, weights, _, term_prob = self.dynamics.predict(state, context, action)
         predicted = (mean * weights.unsqueeze(-1)).sum(-2).mean(1)
-        result = self._state_error(predicted - state_next, data)
+        result = self._state_error(predicted, state, state_next)
         if world.reward_net is not None:
             error = world.reward_net.to_units(world.reward(state, context, data.act, state_next))
             error = error - world.reward_net.to_units(data.rew)
@@ -74,17 +74,17 @@ class UnseenTransitions:
             result |= self._terminations(term_prob > 0.5, data.terminated)
         return result | self._returns(data, n_steps)
 
-    def _state_error(self, error: torch.Tensor, data: Batch) -> dict[str, float]:
-        moments = self._moments_with(data)
+    def _state_error(self, predicted: torch.Tensor, state: torch.Tensor, state_next: torch.Tensor) -> dict[str, float]:
+        moments = self._moments_with(state, state_next)
         std, size = moments["targets"].variance.sqrt(), moments["state"].mean_square.sqrt()
         varied = varies(std, size)
         if not varied.any():
             return {}
-        return {"unseen/state_error": float((error[:, varied] / std[varied]).square().mean().sqrt())}
+        error = (predicted - state_next)[:, varied] / std[varied]
+        return {"unseen/state_error": float(error.square().mean().sqrt())}
 
-    def _moments_with(self, data: Batch) -> dict[str, Moments]:
-        """Moments of targets and states of all transitions so far and of `data`, in the state's units."""
-        (state, _), (state_next, _) = self.world.encode(data.obs), self.world.encode(data.obs_next)
+    def _moments_with(self, state: torch.Tensor, state_next: torch.Tensor) -> dict[str, Moments]:
+        """Moments of targets and states of all transitions so far and of these (n, S), in the state's units."""
         targets = self.dynamics.targets({"state": state, "state_next": state_next})
         new = {"targets": Moments.of(targets), "state": Moments.of(state)}
         return merged([self._moments, new]) if self._moments else new
