@@ -50,12 +50,23 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
         optim: Factory of `FusedAdam`, for each of the networks.
         tau: Step size of the target networks towards the networks.
         gamma: Discount per environment step.
+        pessimism: How far a value lies below the mean of both critics, in halves of their difference.
     """
 
     critic: Critics
 
-    def __init__(self, *, policy: Any, critics: Critics, optim: OptimizerFactory, tau: float, gamma: float) -> None:
+    def __init__(
+        self,
+        *,
+        policy: Any,
+        critics: Critics,
+        optim: OptimizerFactory,
+        tau: float,
+        gamma: float,
+        pessimism: float = 1.0,
+    ) -> None:
         super().__init__(policy=policy, policy_optim=optim, critic=critics, critic_optim=optim, tau=tau, gamma=gamma)
+        self.pessimism = pessimism
         self._actor_parameters = [*policy.actor.parameters()]
         self._critic_parameters = [*critics.parameters()]
         self.graphs = UpdateGraphs() if self._critic_parameters[0].is_cuda else None
@@ -136,9 +147,16 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
         return self._slow_value(cast(Tensor, obs_batch.obs), act_batch.act)
 
     def _slow_value(self, obs: Tensor, act: Tensor) -> Tensor:
-        """Lower value of the target critics, (n,)."""
+        """Value by the target critics, (n,)."""
         slow: Tensor = self.critic_old.module(obs, act)
-        return slow.amin(0)
+        return self._value_of(slow)
+
+    def _value_of(self, values: Tensor) -> Tensor:
+        """Value by those of both critics, (2, ...): the lower one with a pessimism of 1, their mean with 0."""
+        if self.pessimism == 1:
+            return values.amin(0)
+        low, high = values.aminmax(dim=0)
+        return low.lerp(high, (1 - self.pessimism) / 2)
 
     def _fit_critics(self, obs: Tensor, act: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """Take a step of the critics towards targets (n,); returns their losses (2,) and the norm of the gradient."""
@@ -208,9 +226,9 @@ class StackedSAC(StackedActorCritic):
         losses, norm = self._fit_critics(obs, act, target)
 
         values, critic_tape = self.critic.net.run(torch.cat([obs, action], -1))
-        lowest, which = values.min(0, keepdim=True)
-        loss = (alpha * log_prob - lowest[0, :, 0]).mean()
-        by_value = torch.zeros_like(values).scatter_(0, which, -1 / n)
+        loss = (alpha * log_prob - self._value_of(values)[:, 0]).mean()
+        share = (1 + self.pessimism) / 2  # of the lower value
+        by_value = torch.full_like(values, (share - 1) / n).scatter_(0, values.argmin(0, keepdim=True), -share / n)
         by_action = self.critic.net.input_gradient(by_value, critic_tape, obs.shape[1]).sum(0)
         norm = self._fit_actor(drawn.gradient(by_action, alpha / n), tape.rows(n), norm)
 

@@ -46,6 +46,10 @@ class ActorCriticConfig:
     """Step size of the target networks towards the networks, at every update of the actor."""
     critic_layer_norm: bool = False
     """Layer norm in the critics, before each ReLU: for many updates per transition."""
+    pessimism: float = 1.0
+    """How far a value lies below the mean of both critics, in halves of their difference: 1 for the lower of them, 0 for
+    their mean, which suits critics with layer norm (BRO, Nauman et al. 2024, arXiv 2405.16158). TD3's policy goes by
+    its first critic alone."""
 
     def __post_init__(self) -> None:
         if min(self.hidden, default=0) < 1:
@@ -53,6 +57,7 @@ class ActorCriticConfig:
         require_number("learning_rate", self.learning_rate, 0, math.inf, open_low=True)
         require_number("discount", self.discount, 0, 1)
         require_number("tau", self.tau, 0, 1, open_low=True)
+        require_number("pessimism", self.pessimism, 0, 1)
 
     def _settings(self, n_inputs: int, action_space: spaces.Box, device: torch.device) -> dict[str, Any]:
         """Two independent critics, and the other settings of both algorithms."""
@@ -63,6 +68,7 @@ class ActorCriticConfig:
             "optim": self._adam(self.learning_rate, device),
             "tau": self.tau,
             "gamma": self.discount,
+            "pessimism": self.pessimism,
         }
 
     def _adam(self, learning_rate: float, device: torch.device) -> TorchOptimizerFactory:
