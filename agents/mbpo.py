@@ -90,10 +90,16 @@ class MBPO(Recipe):
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
         small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
-        # A policy that is certain early keeps to a leap that ends in a fall.
-        entropy = Choice("sac.target_entropy", -facts.action_dim / 2, "half of the actions")
+        exploring = [Choice("sac.target_entropy", -facts.action_dim / 2, "half of the actions")]
         if facts.ends_after is not None and not small:
-            entropy = Choice("sac.target_entropy", 0.0, "explore, for episodes end early")
+            # A policy that is certain early, or learns from the lower of two values, keeps to a leap that ends in a
+            # fall; what prevents the fall comes many steps before it.
+            exploring = [
+                Choice("sac.target_entropy", 0.0, "explore, for episodes end early"),
+                Choice("sac.pessimism", 0.0, "explore, for episodes end early"),
+                Choice("imagination.bound", "macura", "as far as the model is trusted"),
+                Choice("imagination.n_steps", (10, 10), "what leads to an end comes long before it"),
+            ]
         return [
             Choice("model.hidden", (64, 64) if small else (200, 200, 200), size),
             Choice("model.learning_rate", 2e-3, "few steps in each fit"),
@@ -108,7 +114,7 @@ class MBPO(Recipe):
             Choice("sac.hidden", (64, 64) if small else (128, 128), size),
             Choice("sac.learning_rate", 1e-3 if small else 5e-4, size),
             Choice("sac.initial_alpha", 0.1, "few steps"),
-            entropy,
+            *exploring,
             Choice("sac.critic_layer_norm", True, "many updates for each step"),
             Choice("learning.n_random_steps", 400 if small else 1000, size),
             Choice("learning.updates_per_transition", 10.0, "as many as a model is good for"),

@@ -149,9 +149,9 @@ class StackedActorCritic(ActorCriticOffPolicyAlgorithm[Any, Any]):
     def _slow_value(self, obs: Tensor, act: Tensor) -> Tensor:
         """Value by the target critics, (n,)."""
         slow: Tensor = self.critic_old.module(obs, act)
-        return self._value_of(slow)
+        return self.value_of(slow)
 
-    def _value_of(self, values: Tensor) -> Tensor:
+    def value_of(self, values: Tensor) -> Tensor:
         """Value by those of both critics, (2, ...): the lower one with a pessimism of 1, their mean with 0."""
         if self.pessimism == 1:
             return values.amin(0)
@@ -226,7 +226,7 @@ class StackedSAC(StackedActorCritic):
         losses, norm = self._fit_critics(obs, act, target)
 
         values, critic_tape = self.critic.net.run(torch.cat([obs, action], -1))
-        loss = (alpha * log_prob - self._value_of(values)[:, 0]).mean()
+        loss = (alpha * log_prob - self.value_of(values)[:, 0]).mean()
         share = (1 + self.pessimism) / 2  # of the lower value
         by_value = torch.full_like(values, (share - 1) / n).scatter_(0, values.argmin(0, keepdim=True), -share / n)
         by_action = self.critic.net.input_gradient(by_value, critic_tape, obs.shape[1]).sum(0)

@@ -64,7 +64,7 @@ class GuidedLevel(PlannerLevel):
         self.policy, self.n_proposals = policy, n_proposals
 
     def value(self, state: Tensor, context: Tensor) -> Tensor:
-        """Value of states by the lower critic, at the policy's action: (..., S), (..., C) -> (...).
+        """Value of states by the critics, at the policy's action: (..., S), (..., C) -> (...).
 
         In units of the rewards; zero before the policy's first update.
         """
@@ -72,7 +72,7 @@ class GuidedLevel(PlannerLevel):
         if policy.reward_scale is None or not policy.n_updates:
             return state.new_zeros(state.shape[:-1])
         inputs = self._inputs(state, context).flatten(0, -2)
-        value = off_policy.lower_value(policy.algorithm, inputs, policy.best_action(inputs))
+        value = off_policy.action_value(policy.algorithm, inputs, policy.best_action(inputs))
         return value.view(state.shape[:-1]) / policy.reward_scale
 
     def propose(self, obs: Tensor, generator: torch.Generator) -> Tensor:

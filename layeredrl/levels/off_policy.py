@@ -47,9 +47,9 @@ class ActorCriticConfig:
     critic_layer_norm: bool = False
     """Layer norm in the critics, before each ReLU: for many updates per transition."""
     pessimism: float = 1.0
-    """How far a value lies below the mean of both critics, in halves of their difference: 1 for the lower of them, 0 for
-    their mean, which suits critics with layer norm (BRO, Nauman et al. 2024, arXiv 2405.16158). TD3's policy goes by
-    its first critic alone."""
+    """How far a value lies below the mean of both critics, in halves of their difference: 1 for the lower of them, 0
+    for their mean, which suits critics with layer norm (BRO, Nauman et al. 2024, arXiv 2405.16158). TD3's policy goes
+    by its first critic alone."""
 
     def __post_init__(self) -> None:
         if min(self.hidden, default=0) < 1:
@@ -276,10 +276,12 @@ def _exploration_std(algorithm: OffPolicyAlgorithm) -> float:
     return float(getattr(getattr(algorithm.policy, "exploration_noise", None), "_sigma", 0.0))
 
 
-def lower_value(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> Tensor:
-    """Lowest value by all critics, (n,), of actions (n, A), for inputs (n, I)."""
+def action_value(algorithm: OffPolicyAlgorithm, inputs: Tensor, action: Tensor) -> Tensor:
+    """Value, (n,), of actions (n, A), for inputs (n, I): the lowest by all critics, or as `pessimism` says."""
     values = algorithm.critic(inputs, action)
-    if isinstance(algorithm, StackedActorCritic) or values.ndim == 3:  # (K, n), and REDQ's (K, n, 1)
+    if isinstance(algorithm, StackedActorCritic):
+        return algorithm.value_of(values)
+    if values.ndim == 3:  # REDQ's, (K, n, 1)
         return cast(Tensor, values.amin(0)).flatten()
     twin = getattr(algorithm, "critic2", None)
     return cast(Tensor, values if twin is None else torch.minimum(values, twin(inputs, action))).flatten()

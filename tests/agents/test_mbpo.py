@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 
 from agents.mbpo import MBPO
+from agents.recipe import with_choices
 from layeredrl.environments.facts import TaskFacts
 from layeredrl.levels import ImaginingLevel
 from layeredrl.models.config import EnsembleConfig
@@ -58,10 +59,16 @@ def test_settings_reach_the_parts():
     assert not dynamics.is_delta.any()
 
 
-@pytest.mark.parametrize(("state_dim", "ends_after", "expected"), [(11, 20.0, 0.0), (17, None, -1.0), (4, 20.0, -1.0)])
-def test_a_large_task_that_ends_early_is_explored_more(state_dim, ends_after, expected):
+@pytest.mark.parametrize(
+    ("state_dim", "ends_after", "explored"), [(11, 20.0, True), (17, None, False), (4, 20.0, False)]
+)
+def test_a_large_task_that_ends_early_is_explored_more(state_dim, ends_after, explored):
     facts = TaskFacts(state_dim, 2, False, False, False, ends_after=ends_after)
-    assert {choice.name: choice.value for choice in MBPO.suited(facts)}["sac.target_entropy"] == expected
+    config = with_choices(MBPO(), [c for c in MBPO.suited(facts) if not c.name.startswith("trainer.")])
+    assert config.sac.target_entropy == (0.0 if explored else -1.0)
+    assert config.sac.pessimism == (0.0 if explored else 1.0)
+    assert config.imagination.bound == ("macura" if explored else "schedule")
+    assert config.imagination.n_steps == ((10, 10) if explored else (5, 5))
 
 
 def test_penalties_of_the_paper_count_for_its_own_loss():

@@ -30,12 +30,11 @@ def plain_parameters(algorithm, name):
     return [p.mT if p.ndim == 3 else p.unsqueeze(1) for p in both]
 
 
-@ALL
-def test_updates_are_those_of_tianshou(config):
-    """From the same networks, batches and noise."""
+def assert_updates_agree(config, n_updates):
+    """Of this library's and tianshou's algorithm, from the same networks, batches and noise."""
     algorithm, standard = make(config), make_standard(config)
     networks = ["policy.actor", "critic", "critic_old", *(["actor_old"] if isinstance(config, TD3Config) else [])]
-    for i in range(20):
+    for i in range(n_updates):
         metrics = []
         for one in (algorithm, standard):
             torch.manual_seed(i)
@@ -46,6 +45,19 @@ def test_updates_are_those_of_tianshou(config):
             own = [*algorithm.get_submodule(name).parameters()]
             for p, expected in zip(own, plain_parameters(standard, name), strict=True):
                 torch.testing.assert_close(p, expected, atol=1e-4, rtol=1e-3)
+
+
+@ALL
+def test_updates_are_those_of_tianshou(config):
+    assert_updates_agree(config, n_updates=20)
+
+
+@pytest.mark.parametrize("kind", [SACConfig, TD3Config])
+@pytest.mark.parametrize("pessimism", [0.0, 0.4])
+def test_pessimism_is_the_share_of_half_the_difference_below_the_mean(kind, pessimism, monkeypatch):
+    """In targets and in the loss of SAC's policy, where tianshou takes the minimum."""
+    monkeypatch.setattr(torch, "min", lambda a, b: (a + b) / 2 - pessimism * (a - b).abs() / 2)
+    assert_updates_agree(kind(hidden=(8, 9), learning_rate=1e-2, pessimism=pessimism), n_updates=10)
 
 
 class NoReading(TorchDispatchMode):

@@ -75,6 +75,8 @@ def test_plans_end_in_the_lower_critic_at_the_policys_action(algorithm):
         score = level.world.score(state[:, 0], torch.zeros(2, 3, 4, 2))
         level.world.objective.value = None
         assert not torch.equal(score, level.world.score(state[:, 0], torch.zeros(2, 3, 4, 2)))
+        level.policy.algorithm.pessimism = 0.0
+        torch.testing.assert_close(level.value(state, context), (critics(inputs, action).mean(0) / 0.5).view(2, 5))
 
 
 def redq():
