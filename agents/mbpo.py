@@ -133,7 +133,7 @@ class MBPO(Recipe):
         encoder = Encoder(task)
         dims = task.dims.among(encoder.state_index.tolist())
         dynamics = self.model.build(encoder.state_space, encoder.context_space, task.action_space, device, dims=dims)
-        world = WorldModel(encoder, dynamics, task)
+        world = WorldModel(encoder, dynamics, task, termination_hidden=self.fitting.termination_hidden)
         level = ImaginingLevel(
             self.sac.build(task.observation_dim, task.action_space, device),
             task.action_space,

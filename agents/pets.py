@@ -116,7 +116,8 @@ class PETS(Recipe):
             support=GridSupport(self.support_dims, self.support_cell) if self.support_weight else None,
             support_weight=self.support_weight,
         )
-        world = WorldModel(encoder, dynamics, task, objective=objective)
+        hidden = self.learning.termination_hidden
+        world = WorldModel(encoder, dynamics, task, objective=objective, termination_hidden=hidden)
         learner = WorldModelLearner(world, self.learning, value=value, seed=seed)
         planner, common_noise = self.make_planner(task), self.common_noise
         level: PlannerLevel

@@ -283,6 +283,38 @@ def _runs(dims: AbstractSet[int]) -> tuple[tuple[int, int], ...]:
     return tuple(zip(starts, stops, strict=True))
 
 
+class TerminationMLP(nn.Module):
+    """Predicts whether an episode ends in a state: (..., S), (..., C) -> probability (...).
+
+    It is trained on batches of which half are terminations; `set_odds` says how rare they are. Before any, it predicts
+    none.
+    """
+
+    log_odds: Tensor
+
+    def __init__(self, n_inputs: int, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__()
+        self.inputs = InputStandardizer(n_inputs, limit=MAX_INPUT)
+        self.layers = mlp([n_inputs, *hidden, 1])
+        self.register_buffer("log_odds", torch.tensor(math.inf))
+
+    def set_odds(self, n_terminated: int, n: int) -> None:
+        """Set the number of terminations among n transitions.
+
+        Of a batch, half are drawn from the terminations and half from all transitions: a termination is drawn (n + m) /
+        m times as often as another transition, where m is their number.
+        """
+        self.log_odds.fill_(math.log((n + n_terminated) / n_terminated) if n_terminated else math.inf)
+
+    def logit(self, inputs: Tensor) -> Tensor:
+        """Logarithm of the odds within such batches, (..., n_inputs) -> (...)."""
+        out: Tensor = self.layers(self.inputs(inputs))
+        return out.squeeze(-1)
+
+    def forward(self, next_state: Tensor, context: Tensor) -> Tensor:
+        return (self.logit(torch.cat([next_state, context], -1)) - self.log_odds).sigmoid()
+
+
 class ScalarMLP(nn.Module):
     """Predicts one number from a transition, such as its reward: (..., S), (..., C), (..., A), (..., S) -> (...).
 

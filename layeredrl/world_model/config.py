@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
-from layeredrl.checks import require_counts, require_number, require_pair
+from layeredrl.checks import require_choice, require_counts, require_number, require_pair
 from layeredrl.models.fitting import FitConfig
 
 
@@ -21,6 +22,9 @@ class ModelLearningConfig:
     """Settings of a fit."""
     reward_learning_rate: float = 1e-3
     """Learning rate of the reward network, where the task's reward is not known."""
+    termination: Literal["dynamics", "next_state"] = "dynamics"
+    """Where terminations come from that are not known: from the dynamics, by state and action, or from a network of
+    their own, by the state that is reached, whose batches are terminations by half."""
     max_failed_plans: int = 10
     """Number of decisions between two fits that may be random because no plan has a finite score; one more is an
     error."""
@@ -30,6 +34,12 @@ class ModelLearningConfig:
     def __post_init__(self) -> None:
         require_counts(self, n_random_steps=1, fit_every=1, first_epochs=1, max_failed_plans=0, replay_size=1)
         require_number("reward_learning_rate", self.reward_learning_rate, 0, math.inf, open_low=True)
+        require_choice("termination", self.termination, ("dynamics", "next_state"))
+
+    @property
+    def termination_hidden(self) -> tuple[int, ...] | None:
+        """Widths of the hidden layers of the termination's network; None without one."""
+        return (64, 64) if self.termination == "next_state" else None
 
 
 @dataclass(frozen=True)

@@ -213,7 +213,7 @@ class Imagination:
             kept = (state_next.abs() < far).all(-1)  # finite, too
             if self.trust is not None:
                 kept = kept & self.trust.holds(measures, so_far)
-            if self.world.task.termination is not None:
+            if self.world.has_termination:
                 term_prob = self.world.termination(state, context, action, state_next)
             reward = self.world.reward(state, context, action, state_next)
             kept = kept & reward.isfinite() & term_prob.isfinite()

@@ -18,6 +18,7 @@ from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay, TensorReplay
 from layeredrl.world_model.config import ModelLearningConfig, OnlineLearningConfig, share_of_span
 from layeredrl.world_model.reward import RewardLearner
+from layeredrl.world_model.termination import TerminationLearner
 from layeredrl.world_model.transitions import (
     BatchTransitions,
     ReplayTransitions,
@@ -79,6 +80,7 @@ class WorldModelLearner:
         self.reward: RewardLearner | None = None
         if world.reward_net is not None:
             self.reward = RewardLearner(world, world.reward_net, config.reward_learning_rate)
+        self.termination = _termination_learner(world, config)
         self.n_total_env_steps = self.last_fit = self.last_refresh = self.last_report = self.n_updates = 0
         self._first: int | None = None  # environment steps at the first online update
         self._means = RunningMeans()
@@ -150,6 +152,8 @@ class WorldModelLearner:
         if self.reward is not None:
             metrics["model/reward_loss"], skipped_reward = self.reward.fit(transitions, moments, settings, generator)
             skipped += skipped_reward
+        if self.termination is not None:
+            metrics |= self.termination.fit(transitions, moments, settings, generator)
         if self.value is not None:
             metrics["model/value_loss"] = self.value.fit(transitions, moments, settings, generator)
         return metrics | ({"model/skipped_steps": skipped} if skipped else {})
@@ -162,6 +166,8 @@ class WorldModelLearner:
         result["visited"], result["observed"] = Moments.of(_visited(rows, data)), Moments.of(data.obs)
         if self.reward is not None:
             result |= self.reward.moments(data)
+        if self.termination is not None:
+            result |= self.termination.moments(data)
         return result if self.value is None else result | self.value.moments(data.obs, data.rew)
 
     def _visited_states(self, transitions: Transitions) -> Tensor:
@@ -301,6 +307,7 @@ class WorldModelLearner:
             "world": self.world.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             **({} if self.reward is None else {"reward_optimizer": self.reward.state_dict()}),
+            **({} if self.termination is None else {"termination_optimizer": self.termination.state_dict()}),
             **({} if self.value is None else {"value": self.value.state_dict()}),
             "means": self._means.state_dict(),
             "generator": self._generator_there().get_state(),
@@ -314,6 +321,8 @@ class WorldModelLearner:
         restore_optimizer("the model's optimizer", self.optimizer, state["optimizer"])
         if self.reward is not None:
             self.reward.load_state_dict(state["reward_optimizer"])
+        if self.termination is not None:
+            self.termination.load_state_dict(state["termination_optimizer"])
         if self.value is not None:
             self.value.load_state_dict(state["value"])
         self._means.load_state_dict(state["means"])
@@ -321,6 +330,18 @@ class WorldModelLearner:
             self._generator_there().set_state(state["generator"].cpu())
         for name in _NUMBERS:
             setattr(self, name, state[name])
+
+
+def _termination_learner(
+    world: WorldModel, config: ModelLearningConfig | OnlineLearningConfig
+) -> TerminationLearner | None:
+    by_state = isinstance(config, ModelLearningConfig) and config.termination == "next_state"
+    if by_state != (world.termination_net is not None) and world.task.termination is None:
+        raise ValueError(
+            "the world model has a termination network, or the learner's `termination` is 'next_state', expected both "
+            "or none: this level learns terminations with the dynamics"
+        )
+    return None if world.termination_net is None else TerminationLearner(world, world.termination_net)
 
 
 def _visited(rows: Batch, data: Batch) -> Tensor:

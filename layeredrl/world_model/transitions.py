@@ -37,6 +37,10 @@ class Transitions(Protocol):
         """
         ...
 
+    def terminated(self) -> Tensor:
+        """Indices of the transitions that ended their episode, in order."""
+        ...
+
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
         """Moments of all transitions, merged from those that `of` returns for parts of them."""
         ...
@@ -56,6 +60,10 @@ class BatchTransitions:
 
     def ahead(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
         return alone(index)
+
+    def terminated(self) -> Tensor:
+        ended: Tensor = self.batch.terminated
+        return ended.nonzero()[:, 0]
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
         return merged([of(self.take(index)) for index in chunks(len(self), self.batch.obs.device)])
@@ -185,6 +193,11 @@ class ReplayTransitions:
         goes_on = (inside & ~last).cumprod(-1).bool()
         return ahead, inside & torch.cat([inside[..., :1], goes_on[..., :-1]], -1)
 
+    def terminated(self) -> Tensor:
+        index = torch.arange(len(self), device=self.device)
+        ended = self._columns["terminated"][self._slots(index) if self._kept is None else self._kept]
+        return index[ended]
+
     def _slots(self, place: Tensor) -> Tensor:
         """Slots in the columns of places in the order of `Replay.all`, shape (...)."""
         ring = torch.searchsorted(self._tensor(self._ends), place.contiguous(), right=True)
@@ -277,6 +290,10 @@ class TensorTransitions:
         follows = self.replay.follows(self._places[index].unsqueeze(-1), steps)
         ahead = index.unsqueeze(-1) + steps * self.replay.n_envs
         return ahead.clamp(max=len(self) - 1), follows
+
+    def terminated(self) -> Tensor:
+        ended: Tensor = self.replay.rows(self._places).terminated
+        return ended.nonzero()[:, 0]
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
         return merged([of(self.take(index)) for index in chunks(len(self), self.device)])

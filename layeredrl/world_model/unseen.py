@@ -70,6 +70,8 @@ class UnseenTransitions:
             error = world.reward_net.to_units(world.reward(state, context, data.act, state_next))
             error = error - world.reward_net.to_units(data.rew)
             result["unseen/reward_error"] = float(error.square().mean().sqrt())
+        if world.termination_net is not None:
+            term_prob = world.termination(state, context, data.act, predicted)
         if world.task.termination is None:
             result |= self._terminations(term_prob > 0.5, data.terminated)
         return result | self._returns(data, n_steps)

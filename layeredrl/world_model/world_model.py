@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from layeredrl import action_spaces
 from layeredrl.checks import are_probabilities, require_count
 from layeredrl.models import Model
-from layeredrl.models.nets import ScalarMLP
+from layeredrl.models.nets import ScalarMLP, TerminationMLP
 from layeredrl.task import TaskSpec
 from layeredrl.world_model.encoders import Encoder
 from layeredrl.world_model.objective import Objective
@@ -22,13 +22,16 @@ class WorldModel(nn.Module):
         encoder: Observation to state and context; a learned one needs a learned reward, from which alone it learns.
         dynamics: Predicts the next state.
         task: Gives the known reward and termination; an unknown reward is learned, an unknown termination comes from
-            the dynamics.
+            the dynamics, or is learned.
         objective: Score of a rollout; None for the sum of rewards while alive.
         reward_hidden: Widths of the hidden layers of a learned reward; None if a subclass has a reward of its own.
+        termination_hidden: Widths of the hidden layers of a learned termination, which depends on the state that is
+            reached; None for that of the dynamics.
         repeat: Steps of the dynamics for which each action of a sequence is held.
 
     Attributes:
         reward_net: The learned reward; None if the reward is known.
+        termination_net: The learned termination; None if it is known, or that of the dynamics.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class WorldModel(nn.Module):
         *,
         objective: Objective | None = None,
         reward_hidden: Sequence[int] | None = (64, 64),
+        termination_hidden: Sequence[int] | None = None,
         repeat: int = 1,
     ) -> None:
         super().__init__()
@@ -54,6 +58,10 @@ class WorldModel(nn.Module):
         if task.reward is None and reward_hidden is not None:
             width = 2 * encoder.state_dim + encoder.context_dim + action_spaces.n_features(task.action_space)
             self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
+        self.termination_net: TerminationMLP | None = None
+        if task.termination is None and termination_hidden is not None:
+            width = encoder.state_dim + encoder.context_dim
+            self.termination_net = TerminationMLP(width, termination_hidden).to(dynamics.device)
 
     def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (..., O) to state (..., S) and context (..., C)."""
@@ -117,7 +125,7 @@ class WorldModel(nn.Module):
         shape = before.shape[:-1]
         contexts = context[:, None, None, None].expand(*shape, -1)
         taken = actions[:, None, None].expand(*shape, -1)
-        if self.task.termination is not None:
+        if self.has_termination:
             result.term_prob = self.termination(before, contexts, taken, after)
         result.reward = self.reward(before, contexts, taken, after)
         survival = torch.cumprod(1 - result.term_prob, -1)
@@ -136,8 +144,16 @@ class WorldModel(nn.Module):
             return predicted
         return self._known("reward", state, context, action, next_state)
 
+    @property
+    def has_termination(self) -> bool:
+        """True if `termination` replaces that of the dynamics."""
+        return self.task.termination is not None or self.termination_net is not None
+
     def termination(self, state: Tensor, context: Tensor, action: Tensor, next_state: Tensor) -> Tensor:
-        """Known probability that a transition ends the episode; arguments as of `reward`, -> (...)."""
+        """Probability that a transition ends the episode, known or learned; arguments as of `reward`, -> (...)."""
+        if self.termination_net is not None:
+            predicted: Tensor = self.termination_net(next_state, context)
+            return predicted
         result = self._known("termination", state, context, action, next_state).to(state.dtype)
         # A GPU would have to wait for the values. NaN may follow from absurd states, which are dealt with elsewhere.
         if result.device.type == "cpu" and not are_probabilities(result):

@@ -1,0 +1,85 @@
+"""Learning of a termination that is not known, from the states in which episodes end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tianshou.data import Batch
+from torch import Tensor
+from torch.nn import functional
+
+from layeredrl.models import FitConfig
+from layeredrl.models.fitting import TrainingOrder
+from layeredrl.models.nets import TerminationMLP
+from layeredrl.models.normalization import Moments
+from layeredrl.models.optimizer import descend, restore_optimizer
+from layeredrl.world_model.transitions import Transitions
+from layeredrl.world_model.world_model import WorldModel
+
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
+"""Of AdamW: with the decay, terminations that were not seen are predicted with half of the loss."""
+
+
+class TerminationLearner:
+    """Fits the `termination_net` of a world model, by batches of which half are terminations.
+
+    They are rare, one in hundreds of transitions, and where they begin decides. Which transitions are drawn changes the
+    odds by a constant factor alone, by which the network's predictions are corrected (King and Zeng 2001, *Logistic
+    Regression in Rare Events Data*, section 4.1, of the intercept).
+
+    Args:
+        world: The world model.
+        net: Its termination network.
+    """
+
+    def __init__(self, world: WorldModel, net: TerminationMLP) -> None:
+        self.world, self.net = world, net
+        self.optimizer = torch.optim.AdamW(net.parameters(), LEARNING_RATE, weight_decay=WEIGHT_DECAY, fused=True)
+
+    @torch.no_grad()
+    def moments(self, data: Batch) -> dict[str, Moments]:
+        """Moments of a part of the transitions, to be merged for `fit`."""
+        return {"termination_inputs": Moments.of(self._inputs(data))}
+
+    def fit(
+        self, data: Transitions, moments: dict[str, Moments], config: FitConfig, generator: torch.Generator
+    ) -> dict[str, float]:
+        """Train the network, from its parameters so far, and return its mean loss; nothing if nothing has terminated.
+
+        Args:
+            data: Transitions, as of `WorldModelLearner`.
+            moments: Merged results of `moments` for all of them.
+            config: Epochs, steps and batch size.
+            generator: Source of randomness.
+        """
+        ended, n_rows = data.terminated(), len(data)
+        self.net.inputs.set(moments["termination_inputs"])
+        self.net.set_odds(len(ended), n_rows)
+        if not len(ended):
+            return {}
+        n_ended = config.batch_size // 2
+        losses = []
+        for _ in range(TrainingOrder(n_rows, config).n_steps):
+            which, others = (
+                torch.randint(high, (n,), generator=generator, device=generator.device)
+                for high, n in ((len(ended), n_ended), (n_rows, config.batch_size - n_ended))
+            )
+            rows = data.take(torch.cat([ended[which], others]))
+            logit, target = self.net.logit(self._inputs(rows)), rows.terminated.float()
+            loss = functional.binary_cross_entropy_with_logits(logit, target)
+            descend(loss, self.optimizer)
+            losses.append(loss.detach())
+        return {"model/termination_loss": float(torch.stack(losses).mean())}
+
+    def _inputs(self, data: Batch) -> Tensor:
+        """Inputs of the network, (N, I)."""
+        _, context = self.world.encode(data.obs)
+        return torch.cat([self.world.encode(data.obs_next)[0], context], -1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the optimiser; the network belongs to the world model."""
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        restore_optimizer("the termination's optimizer", self.optimizer, state)
