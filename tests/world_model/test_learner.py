@@ -407,6 +407,7 @@ def test_each_mode_needs_its_config():
         (ModelLearningConfig, {"replay_size": 0}, "replay_size is 0"),
         (ModelLearningConfig, {"max_failed_plans": -1}, "max_failed_plans is -1"),
         *((c, {"reward_learning_rate": 0.0}, "rate is 0.0") for c in (ModelLearningConfig, OnlineLearningConfig)),
+        (ModelLearningConfig, {"termination": "state"}, "termination is 'state', expected one of dynamics, next_state"),
         (OnlineLearningConfig, {"reward_learning_rate": math.nan}, "reward_learning_rate is nan"),
         (OnlineLearningConfig, {"n_first": 0}, "n_first is 0, expected at least 1"),
         (OnlineLearningConfig, {"batch_size": 1}, "batch_size is 1, expected at least 2"),

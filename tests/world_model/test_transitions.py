@@ -57,6 +57,7 @@ def assert_as_in(replay, found, duration=1):
     taken = found.take(torch.arange(len(found)))
     for key, value in rows.items():
         np.testing.assert_array_equal(taken[key].numpy(), value, err_msg=key)
+    np.testing.assert_array_equal(found.terminated().numpy(), np.flatnonzero(rows["terminated"]))
     index = torch.randint(len(found), (3, 5), generator=torch.Generator().manual_seed(0))
     assert torch.equal(found.take(index).obs, taken.obs[index])
     moments = found.moments(moments_of)["obs"]
