@@ -92,13 +92,11 @@ class MBPO(Recipe):
         small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
         exploring = [Choice("sac.target_entropy", -facts.action_dim / 2, "half of the actions")]
         if facts.ends_after is not None and not small:
-            # A policy that is certain early, or learns from the lower of two values, keeps to a leap that ends in a
-            # fall; what prevents the fall comes many steps before it.
+            # A policy that is certain early keeps to a leap that ends in a fall, and so does one that does not see
+            # from how far away it falls.
             exploring = [
                 Choice("sac.target_entropy", 0.0, "explore, for episodes end early"),
-                Choice("sac.pessimism", 0.0, "explore, for episodes end early"),
-                Choice("imagination.bound", "macura", "as far as the model is trusted"),
-                Choice("imagination.n_steps", (10, 10), "what leads to an end comes long before it"),
+                Choice("fitting.termination", "next_state", "keep away from where episodes end"),
             ]
         return [
             Choice("model.hidden", (64, 64) if small else (200, 200, 200), size),
@@ -133,7 +131,7 @@ class MBPO(Recipe):
         encoder = Encoder(task)
         dims = task.dims.among(encoder.state_index.tolist())
         dynamics = self.model.build(encoder.state_space, encoder.context_space, task.action_space, device, dims=dims)
-        world = WorldModel(encoder, dynamics, task, termination_hidden=self.fitting.termination_hidden)
+        world = WorldModel(encoder, dynamics, task, termination_net=self.fitting.make_termination(encoder))
         level = ImaginingLevel(
             self.sac.build(task.observation_dim, task.action_space, device),
             task.action_space,

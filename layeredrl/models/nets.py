@@ -288,12 +288,19 @@ class TerminationMLP(nn.Module):
 
     It is trained on batches of which half are terminations; `set_odds` says how rare they are. Before any, it predicts
     none.
+
+    Args:
+        n_inputs: Width of state and context.
+        hidden: Widths of the hidden layers.
+        caution: 0 for terminations as likely as among transitions, 1 for as likely as in such batches; in between, the
+            logarithm of their odds is a linear blend.
     """
 
     log_odds: Tensor
 
-    def __init__(self, n_inputs: int, hidden: Sequence[int] = (64, 64)) -> None:
+    def __init__(self, n_inputs: int, hidden: Sequence[int] = (64, 64), *, caution: float = 0.0) -> None:
         super().__init__()
+        self.caution = caution
         self.inputs = InputStandardizer(n_inputs, limit=MAX_INPUT)
         self.layers = mlp([n_inputs, *hidden, 1])
         self.register_buffer("log_odds", torch.tensor(math.inf))
@@ -304,7 +311,8 @@ class TerminationMLP(nn.Module):
         Of a batch, half are drawn from the terminations and half from all transitions: a termination is drawn (n + m) /
         m times as often as another transition, where m is their number.
         """
-        self.log_odds.fill_(math.log((n + n_terminated) / n_terminated) if n_terminated else math.inf)
+        log_odds = (1 - self.caution) * math.log((n + n_terminated) / n_terminated) if n_terminated else math.inf
+        self.log_odds.fill_(log_odds)
 
     def logit(self, inputs: Tensor) -> Tensor:
         """Logarithm of the odds within such batches, (..., n_inputs) -> (...)."""

@@ -6,6 +6,10 @@ from typing import Literal
 
 from layeredrl.checks import require_choice, require_counts, require_number, require_pair
 from layeredrl.models.fitting import FitConfig
+from layeredrl.models.nets import TerminationMLP
+from layeredrl.world_model.encoders import Encoder
+
+CAUTION = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,9 @@ class ModelLearningConfig:
     termination: Literal["dynamics", "next_state"] = "dynamics"
     """Where terminations come from that are not known: from the dynamics, by state and action, or from a network of
     their own, by the state that is reached, whose batches are terminations by half."""
+    caution: float = CAUTION
+    """next_state: 0 for terminations as likely as they are, 1 for as likely as in such batches. With more of it, plans
+    and policies keep away from states that are near those in which episodes ended."""
     max_failed_plans: int = 10
     """Number of decisions between two fits that may be random because no plan has a finite score; one more is an
     error."""
@@ -35,11 +42,18 @@ class ModelLearningConfig:
         require_counts(self, n_random_steps=1, fit_every=1, first_epochs=1, max_failed_plans=0, replay_size=1)
         require_number("reward_learning_rate", self.reward_learning_rate, 0, math.inf, open_low=True)
         require_choice("termination", self.termination, ("dynamics", "next_state"))
+        require_number("caution", self.caution, 0, 1)
+        if self.termination == "dynamics" and self.caution != CAUTION:
+            raise ValueError(
+                f"caution is {self.caution}, expected {CAUTION}: terminations of the dynamics, the choice of "
+                "`termination`, have none"
+            )
 
-    @property
-    def termination_hidden(self) -> tuple[int, ...] | None:
-        """Widths of the hidden layers of the termination's network; None without one."""
-        return (64, 64) if self.termination == "next_state" else None
+    def make_termination(self, encoder: Encoder) -> TerminationMLP | None:
+        """The termination's network, drawn from torch's global generator; None if terminations are the dynamics'."""
+        if self.termination == "dynamics":
+            return None
+        return TerminationMLP(encoder.state_dim + encoder.context_dim, caution=self.caution)
 
 
 @dataclass(frozen=True)

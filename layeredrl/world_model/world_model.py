@@ -25,13 +25,12 @@ class WorldModel(nn.Module):
             the dynamics, or is learned.
         objective: Score of a rollout; None for the sum of rewards while alive.
         reward_hidden: Widths of the hidden layers of a learned reward; None if a subclass has a reward of its own.
-        termination_hidden: Widths of the hidden layers of a learned termination, which depends on the state that is
-            reached; None for that of the dynamics.
+        termination_net: Learned termination, which depends on the state that is reached; None for that of the dynamics.
         repeat: Steps of the dynamics for which each action of a sequence is held.
 
     Attributes:
         reward_net: The learned reward; None if the reward is known.
-        termination_net: The learned termination; None if it is known, or that of the dynamics.
+        termination_net: The learned termination; None also if it is known.
     """
 
     def __init__(
@@ -42,7 +41,7 @@ class WorldModel(nn.Module):
         *,
         objective: Objective | None = None,
         reward_hidden: Sequence[int] | None = (64, 64),
-        termination_hidden: Sequence[int] | None = None,
+        termination_net: TerminationMLP | None = None,
         repeat: int = 1,
     ) -> None:
         super().__init__()
@@ -59,9 +58,8 @@ class WorldModel(nn.Module):
             width = 2 * encoder.state_dim + encoder.context_dim + action_spaces.n_features(task.action_space)
             self.reward_net = ScalarMLP(width, reward_hidden).to(dynamics.device)
         self.termination_net: TerminationMLP | None = None
-        if task.termination is None and termination_hidden is not None:
-            width = encoder.state_dim + encoder.context_dim
-            self.termination_net = TerminationMLP(width, termination_hidden).to(dynamics.device)
+        if task.termination is None and termination_net is not None:
+            self.termination_net = termination_net.to(dynamics.device)
 
     def encode(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Observations (..., O) to state (..., S) and context (..., C)."""

@@ -66,9 +66,7 @@ def test_a_large_task_that_ends_early_is_explored_more(state_dim, ends_after, ex
     facts = TaskFacts(state_dim, 2, False, False, False, ends_after=ends_after)
     config = with_choices(MBPO(), [c for c in MBPO.suited(facts) if not c.name.startswith("trainer.")])
     assert config.sac.target_entropy == (0.0 if explored else -1.0)
-    assert config.sac.pessimism == (0.0 if explored else 1.0)
-    assert config.imagination.bound == ("macura" if explored else "schedule")
-    assert config.imagination.n_steps == ((10, 10) if explored else (5, 5))
+    assert config.fitting.termination == ("next_state" if explored else "dynamics")
 
 
 def test_penalties_of_the_paper_count_for_its_own_loss():

@@ -408,6 +408,8 @@ def test_each_mode_needs_its_config():
         (ModelLearningConfig, {"max_failed_plans": -1}, "max_failed_plans is -1"),
         *((c, {"reward_learning_rate": 0.0}, "rate is 0.0") for c in (ModelLearningConfig, OnlineLearningConfig)),
         (ModelLearningConfig, {"termination": "state"}, "termination is 'state', expected one of dynamics, next_state"),
+        (ModelLearningConfig, {"caution": 0.2}, "caution is 0.2, expected 0.5: terminations of the dynamics"),
+        (ModelLearningConfig, {"termination": "next_state", "caution": 1.5}, "caution is 1.5"),
         (OnlineLearningConfig, {"reward_learning_rate": math.nan}, "reward_learning_rate is nan"),
         (OnlineLearningConfig, {"n_first": 0}, "n_first is 0, expected at least 1"),
         (OnlineLearningConfig, {"batch_size": 1}, "batch_size is 1, expected at least 2"),
