@@ -30,6 +30,7 @@ from layeredrl.metrics import FiniteMeans
 from layeredrl.models.normalization import Moments
 from layeredrl.randomness import environment_and_acting_seeds, globals_state, restore_globals, seed_globals
 from layeredrl.storage import Checkpoints, Replay, TensorReplay
+from layeredrl.world_model.transitions import TensorTransitions
 from tests.fake_gpu import CUDA, FakeGPU
 
 CPU = torch.device("cpu")
@@ -530,7 +531,12 @@ def test_a_replay_keeps_the_newest_and_knows_what_follows() -> None:
     assert replay.steps_left(index, 5).tolist() == [2, 2, 1, 1, 0, 0, 0, 0]
     assert replay.steps_left(index, 1).tolist() == [1, 1, 1, 1, 0, 0, 0, 0]
     replay.truncate(torch.tensor([True, False]))
-    replay.add(rows_of(6, 2), torch.arange(2))
+    last = rows_of(6, 2)
+    last.terminated[1] = True
+    replay.add(last, torch.arange(2))
+    transitions = TensorTransitions(replay, 1)
+    transitions.update()
+    assert transitions.terminated().tolist() == [7]
     assert replay.follows(replay.indices()[-4:-2], one[:2]).tolist() == [False, True]
 
 

@@ -17,7 +17,7 @@ from layeredrl.world_model.transitions import Transitions
 from layeredrl.world_model.world_model import WorldModel
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
-"""Of AdamW: with the decay, terminations that were not seen are predicted with half of the loss."""
+"""Of AdamW. Without the decay, falls of later episodes of Hopper-v5 cost nearly twice as many nats."""
 
 
 class TerminationLearner:

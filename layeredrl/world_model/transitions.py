@@ -292,7 +292,7 @@ class TensorTransitions:
         return ahead.clamp(max=len(self) - 1), follows
 
     def terminated(self) -> Tensor:
-        ended: Tensor = self.replay.rows(self._places).terminated
+        ended: Tensor = self.replay.column("terminated", self._places)
         return ended.nonzero()[:, 0]
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
