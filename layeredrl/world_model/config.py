@@ -45,8 +45,8 @@ class ModelLearningConfig:
         require_number("caution", self.caution, 0, 1)
         if self.termination == "dynamics" and self.caution != CAUTION:
             raise ValueError(
-                f"caution is {self.caution}, expected {CAUTION}: terminations of the dynamics, the choice of "
-                "`termination`, have none"
+                f"caution is {self.caution}, expected {CAUTION}: terminations of the dynamics have none, only those "
+                "by the next state (`termination` is 'dynamics', expected 'next_state')"
             )
 
     def make_termination(self, encoder: Encoder) -> TerminationMLP | None:
