@@ -94,10 +94,9 @@ class MBPO(Recipe):
         if facts.ends_after is not None and not small:
             # A policy that is certain early keeps to a leap that ends in a fall, and so does one that does not see
             # from how far away it falls.
-            exploring = [
-                Choice("sac.target_entropy", 0.0, "explore, for episodes end early"),
-                Choice("fitting.termination", "next_state", "keep away from where episodes end"),
-            ]
+            exploring = [Choice("sac.target_entropy", 0.0, "explore, for episodes end early")]
+            if not facts.termination_known:
+                exploring.append(Choice("fitting.termination", "next_state", "keep away from where episodes end"))
         return [
             Choice("model.hidden", (64, 64) if small else (200, 200, 200), size),
             Choice("model.learning_rate", 2e-3, "few steps in each fit"),
@@ -131,7 +130,7 @@ class MBPO(Recipe):
         encoder = Encoder(task)
         dims = task.dims.among(encoder.state_index.tolist())
         dynamics = self.model.build(encoder.state_space, encoder.context_space, task.action_space, device, dims=dims)
-        world = WorldModel(encoder, dynamics, task, termination_net=self.fitting.make_termination(encoder))
+        world = WorldModel(encoder, dynamics, task, termination_net=self.fitting.make_termination(encoder, task))
         level = ImaginingLevel(
             self.sac.build(task.observation_dim, task.action_space, device),
             task.action_space,

@@ -116,7 +116,7 @@ class PETS(Recipe):
             support=GridSupport(self.support_dims, self.support_cell) if self.support_weight else None,
             support_weight=self.support_weight,
         )
-        termination = self.learning.make_termination(encoder)
+        termination = self.learning.make_termination(encoder, task)
         world = WorldModel(encoder, dynamics, task, objective=objective, termination_net=termination)
         learner = WorldModelLearner(world, self.learning, value=value, seed=seed)
         planner, common_noise = self.make_planner(task), self.common_noise

@@ -311,8 +311,8 @@ class TerminationMLP(nn.Module):
         Of a batch, half are drawn from the terminations and half from all transitions: a termination is drawn (n + m) /
         m times as often as another transition, where m is their number.
         """
-        log_odds = (1 - self.caution) * math.log((n + n_terminated) / n_terminated) if n_terminated else math.inf
-        self.log_odds.fill_(log_odds)
+        if n_terminated:  # else they may have left the replay, and would be as rare as before
+            self.log_odds.fill_((1 - self.caution) * math.log((n + n_terminated) / n_terminated))
 
     def logit(self, inputs: Tensor) -> Tensor:
         """Logarithm of the odds within such batches, (..., n_inputs) -> (...)."""

@@ -7,6 +7,7 @@ from typing import Literal
 from layeredrl.checks import require_choice, require_counts, require_number, require_pair
 from layeredrl.models.fitting import FitConfig
 from layeredrl.models.nets import TerminationMLP
+from layeredrl.task import TaskSpec
 from layeredrl.world_model.encoders import Encoder
 
 CAUTION = 0.5
@@ -49,9 +50,9 @@ class ModelLearningConfig:
                 "by the next state (`termination` is 'dynamics', expected 'next_state')"
             )
 
-    def make_termination(self, encoder: Encoder) -> TerminationMLP | None:
-        """The termination's network, drawn from torch's global generator; None if terminations are the dynamics'."""
-        if self.termination == "dynamics":
+    def make_termination(self, encoder: Encoder, task: TaskSpec) -> TerminationMLP | None:
+        """The termination's network, drawn from torch's global generator; None if it is known, or the dynamics'."""
+        if self.termination == "dynamics" or task.termination is not None:
             return None
         return TerminationMLP(encoder.state_dim + encoder.context_dim, caution=self.caution)
 

@@ -1,5 +1,6 @@
 """The learner of a world model: the one place where its dynamics, reward and statistics are fitted to data."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -18,7 +19,7 @@ from layeredrl.randomness import derive_seed, seed_from
 from layeredrl.storage import Replay, TensorReplay
 from layeredrl.world_model.config import ModelLearningConfig, OnlineLearningConfig, share_of_span
 from layeredrl.world_model.reward import RewardLearner
-from layeredrl.world_model.termination import TerminationLearner
+from layeredrl.world_model.termination import make_termination_learner
 from layeredrl.world_model.transitions import (
     BatchTransitions,
     ReplayTransitions,
@@ -80,7 +81,8 @@ class WorldModelLearner:
         self.reward: RewardLearner | None = None
         if world.reward_net is not None:
             self.reward = RewardLearner(world, world.reward_net, config.reward_learning_rate)
-        self.termination = _termination_learner(world, config)
+        by_state = isinstance(config, ModelLearningConfig) and config.termination == "next_state"
+        self.termination = make_termination_learner(world, by_state=by_state)
         self.n_total_env_steps = self.last_fit = self.last_refresh = self.last_report = self.n_updates = 0
         self._first: int | None = None  # environment steps at the first online update
         self._means = RunningMeans()
@@ -153,7 +155,9 @@ class WorldModelLearner:
             metrics["model/reward_loss"], skipped_reward = self.reward.fit(transitions, moments, settings, generator)
             skipped += skipped_reward
         if self.termination is not None:
-            metrics |= self.termination.fit(transitions, moments, settings, generator)
+            loss, skipped_here = self.termination.fit(transitions, moments, settings, generator)
+            metrics |= {} if math.isnan(loss) else {"model/termination_loss": loss}
+            skipped += skipped_here
         if self.value is not None:
             metrics["model/value_loss"] = self.value.fit(transitions, moments, settings, generator)
         return metrics | ({"model/skipped_steps": skipped} if skipped else {})
@@ -330,18 +334,6 @@ class WorldModelLearner:
             self._generator_there().set_state(state["generator"].cpu())
         for name in _NUMBERS:
             setattr(self, name, state[name])
-
-
-def _termination_learner(
-    world: WorldModel, config: ModelLearningConfig | OnlineLearningConfig
-) -> TerminationLearner | None:
-    by_state = isinstance(config, ModelLearningConfig) and config.termination == "next_state"
-    if by_state != (world.termination_net is not None) and world.task.termination is None:
-        raise ValueError(
-            "the world model has a termination network, or the learner's `termination` is 'next_state', expected both "
-            "or none: this level learns terminations with the dynamics"
-        )
-    return None if world.termination_net is None else TerminationLearner(world, world.termination_net)
 
 
 def _visited(rows: Batch, data: Batch) -> Tensor:

@@ -1,5 +1,6 @@
 """Learning of a termination that is not known, from the states in which episodes end."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,11 +9,13 @@ from tianshou.data import Batch
 from torch import Tensor
 from torch.nn import functional
 
+from layeredrl.faults import NonFiniteError
 from layeredrl.models import FitConfig
 from layeredrl.models.fitting import TrainingOrder
 from layeredrl.models.nets import TerminationMLP
 from layeredrl.models.normalization import Moments
 from layeredrl.models.optimizer import descend, restore_optimizer
+from layeredrl.models.regression import RegressionResult
 from layeredrl.world_model.transitions import Transitions
 from layeredrl.world_model.world_model import WorldModel
 
@@ -43,33 +46,39 @@ class TerminationLearner:
 
     def fit(
         self, data: Transitions, moments: dict[str, Moments], config: FitConfig, generator: torch.Generator
-    ) -> dict[str, float]:
-        """Train the network, from its parameters so far, and return its mean loss; nothing if nothing has terminated.
+    ) -> RegressionResult:
+        """Train the network, from its parameters so far; its loss is NaN without any termination.
 
         Args:
             data: Transitions, as of `WorldModelLearner`.
             moments: Merged results of `moments` for all of them.
-            config: Epochs, steps and batch size.
+            config: Epochs, steps, batch size, and the number of steps that may be skipped.
             generator: Source of randomness.
+
+        Raises:
+            NonFiniteError: More steps than `max_skipped` have a loss or gradient that is not finite.
         """
         ended, n_rows = data.terminated(), len(data)
         self.net.inputs.set(moments["termination_inputs"])
         self.net.set_odds(len(ended), n_rows)
         if not len(ended):
-            return {}
-        n_ended = config.batch_size // 2
-        losses = []
+            return RegressionResult(math.nan, 0)
+        half, steps = (max(1, config.batch_size // 2),), []
         for _ in range(TrainingOrder(n_rows, config).n_steps):
             which, others = (
-                torch.randint(high, (n,), generator=generator, device=generator.device)
-                for high, n in ((len(ended), n_ended), (n_rows, config.batch_size - n_ended))
+                torch.randint(n, half, generator=generator, device=generator.device) for n in (len(ended), n_rows)
             )
             rows = data.take(torch.cat([ended[which], others]))
             logit, target = self.net.logit(self._inputs(rows)), rows.terminated.float()
             loss = functional.binary_cross_entropy_with_logits(logit, target)
-            descend(loss, self.optimizer)
-            losses.append(loss.detach())
-        return {"model/termination_loss": float(torch.stack(losses).mean())}
+            steps.append((loss.detach(), descend(loss, self.optimizer)))
+        losses, taken = (torch.stack(x) for x in zip(*steps, strict=True))
+        skipped = int((~taken).sum())
+        if skipped > config.max_skipped:
+            raise NonFiniteError(
+                f"the termination network's loss or gradient is not finite in {skipped} steps of a fit"
+            )
+        return RegressionResult(float(torch.where(taken, losses, 0.0).sum() / taken.sum()), skipped)
 
     def _inputs(self, data: Batch) -> Tensor:
         """Inputs of the network, (N, I)."""
@@ -83,3 +92,21 @@ class TerminationLearner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         restore_optimizer("the termination's optimizer", self.optimizer, state)
+
+
+def make_termination_learner(world: WorldModel, *, by_state: bool) -> TerminationLearner | None:
+    """The learner of a world model's termination network; None without one.
+
+    Args:
+        world: The world model.
+        by_state: True if terminations that are not known are to be learned from the state that is reached.
+
+    Raises:
+        ValueError: The world model lacks the network, or has one that is not to be learned.
+    """
+    net = world.termination_net
+    if by_state and net is None and world.task.termination is None:
+        raise ValueError("termination is 'next_state', expected 'dynamics': the world model has no termination network")
+    if net is not None and not by_state:
+        raise ValueError("the world model has a termination network, expected the `termination` 'next_state' to fit it")
+    return None if net is None else TerminationLearner(world, net)

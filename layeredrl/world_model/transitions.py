@@ -62,7 +62,7 @@ class BatchTransitions:
         return alone(index)
 
     def terminated(self) -> Tensor:
-        ended: Tensor = self.batch.terminated
+        ended: Tensor = self.batch.get("terminated", self.batch.obs.new_zeros(len(self)))
         return ended.nonzero()[:, 0]
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
@@ -292,8 +292,8 @@ class TensorTransitions:
         return ahead.clamp(max=len(self) - 1), follows
 
     def terminated(self) -> Tensor:
-        ended: Tensor = self.replay.column("terminated", self._places)
-        return ended.nonzero()[:, 0]
+        parts = (i[self.replay.column("terminated", self._places[i])] for i in chunks(len(self), self.device))
+        return torch.cat([*parts])
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
         return merged([of(self.take(index)) for index in chunks(len(self), self.device)])

@@ -1,12 +1,14 @@
 """Learning of a termination from the states in which episodes end."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from tianshou.data import Batch
 
+from layeredrl.faults import NonFiniteError
 from layeredrl.models import FitConfig
 from layeredrl.models.nets import TerminationMLP
 from layeredrl.task import TaskSpec
@@ -41,7 +43,7 @@ def fitted(data, caution=0.0):
     world = make(caution)
     learner = TerminationLearner(world, world.termination_net)
     config, generator = FitConfig(epochs=200, max_steps=1500, batch_size=64), torch.Generator().manual_seed(0)
-    return world, learner.fit(BatchTransitions(data), learner.moments(data), config, generator)
+    return world, learner.fit(BatchTransitions(data), learner.moments(data), config, generator).loss
 
 
 def predicted(world, data):
@@ -59,9 +61,9 @@ def one_in_fifty(obs_next, generator):
 
 def test_the_edge_is_found_by_few_terminations():
     data, unseen = make_data(far_right), make_data(far_right, seed=1)
-    world, metrics = fitted(data)
+    world, loss = fitted(data)
     assert 0 < data.terminated.sum() < 80
-    assert metrics["model/termination_loss"] < 0.5
+    assert loss < 0.5
     probability, place = predicted(world, unseen), unseen.obs_next[:, 0]
     assert probability[place > 2.8].min() > 0.5
     assert probability[place < 1.9].max() < 0.1
@@ -89,9 +91,28 @@ def test_caution_blends_the_odds_of_transitions_with_those_of_batches(caution):
 @pytest.mark.parametrize("caution", [0.0, 1.0])
 def test_nothing_or_everything_ends(all_end, caution):
     data = make_data(lambda obs_next, generator: torch.full((len(obs_next),), all_end))
-    world, metrics = fitted(data, caution)
+    world, loss = fitted(data, caution)
     assert predicted(world, data).min() > 0.8 if all_end else not predicted(world, data).any()
-    assert bool(metrics) == all_end
+    assert math.isnan(loss) != all_end
+
+
+def test_terminations_that_have_left_the_replay_are_not_forgotten():
+    net = TerminationMLP(2)
+    net.set_odds(3, 100)
+    before = net.log_odds.clone()
+    net.set_odds(0, 100)
+    assert torch.equal(net.log_odds, before)
+
+
+def test_transitions_without_terminations_and_numbers_that_are_not_finite():
+    world, data = make(), make_data(one_in_fifty, n=300)
+    learner, generator = TerminationLearner(world, world.termination_net), torch.Generator().manual_seed(0)
+    config, moments = FitConfig(epochs=5, batch_size=8), learner.moments(data)
+    without = Batch({key: data[key] for key in ("obs", "act", "obs_next", "rew", "last")})
+    assert not len(BatchTransitions(without).terminated())
+    data.obs_next[:] = math.nan
+    with pytest.raises(NonFiniteError, match="the termination network's loss or gradient is not finite in"):
+        learner.fit(BatchTransitions(data), moments, config, generator)
 
 
 def test_rollouts_and_branches_end_by_the_state_that_is_reached():
@@ -114,13 +135,15 @@ def test_rollouts_and_branches_end_by_the_state_that_is_reached():
 def test_a_known_termination_has_no_network():
     world = make(termination=lambda state, context, action, next_state: next_state[..., 0] > 1)
     assert world.termination_net is None
+    assert BY_STATE.make_termination(world.encoder, world.task) is None
     assert WorldModelLearner(world, BY_STATE).termination is None
 
 
 def test_a_learner_needs_the_network_that_its_settings_ask_for():
-    for world, config in ((make_world(), BY_STATE), (make(), ModelLearningConfig())):
-        with pytest.raises(ValueError, match="this level learns terminations with the dynamics"):
-            WorldModelLearner(world, config)
+    with pytest.raises(ValueError, match="expected 'dynamics': the world model has no termination network"):
+        WorldModelLearner(make_world(), BY_STATE)
+    with pytest.raises(ValueError, match="expected the `termination` 'next_state' to fit it"):
+        WorldModelLearner(make(), ModelLearningConfig())
 
 
 def test_a_learner_resumes_with_its_termination():
