@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from layeredrl import action_spaces
+from layeredrl.environments.action_repeat import ActionRepeat
 from layeredrl.randomness import fork_globals, seed_globals
 from layeredrl.task import TaskSpec
 
@@ -54,7 +55,7 @@ def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
         "discrete": action_spaces.is_discrete(task.action_space),
         "reward_known": task.reward is not None,
         "termination_known": task.termination is not None,
-        "episode_steps": None if env.spec is None else env.spec.max_episode_steps,
+        "episode_steps": _declared_limit(env),
     }
     try:
         with fork_globals():
@@ -64,8 +65,20 @@ def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
         raise
     except BaseException:  # an environment that fails is found, and named, where it acts for the agent
         return TaskFacts(**facts)
-    facts["episode_steps"] = tried.episode_steps or facts["episode_steps"]  # a wrapper may repeat actions
+    facts["episode_steps"] = tried.episode_steps or facts["episode_steps"]  # a wrapper may cut episodes earlier
     return TaskFacts(**facts, ends_after=tried.ends_after, silent=tried.silent)
+
+
+def _declared_limit(env: gym.Env[Any, Any]) -> int | None:
+    """Steps of the longest episode as the environment declares it, which counts frames where actions are repeated."""
+    frames = None if env.spec is None else env.spec.max_episode_steps
+    if frames is None:
+        return None
+    n_repeats = 1
+    while isinstance(env, gym.Wrapper):
+        n_repeats *= env.n_frames if isinstance(env, ActionRepeat) else 1
+        env = env.env
+    return -(-frames // n_repeats)
 
 
 @dataclass(frozen=True)

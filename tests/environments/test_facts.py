@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import envs  # noqa: F401  registers the tasks
-from layeredrl.environments import make_facts
+from layeredrl.environments import EnvConfig, make_facts
 
 
 class Line(gym.Env):
@@ -84,6 +84,13 @@ def test_the_limit_of_episodes_is_declared_or_seen():
     assert make_facts("Limited-v0", cut_at=50).episode_steps == 50  # earlier than declared
     assert make_facts("Line-v0", cut_at=50).episode_steps == 50
     assert make_facts("Line-v0").episode_steps is None
+
+
+def test_a_declared_limit_counts_frames_where_actions_are_repeated():
+    assert make_facts(EnvConfig("Limited-v0", action_repeat=2)).episode_steps == 39  # seen
+    falls = {"ends_at": 10}  # so that no episode of random actions reaches the limit
+    assert make_facts(EnvConfig("Limited-v0", action_repeat=2, kwargs=falls)).episode_steps == 39
+    assert make_facts(EnvConfig("Limited-v0", kwargs=falls)).episode_steps == 77
 
 
 def test_an_environment_that_fails_leaves_what_its_spaces_tell():
