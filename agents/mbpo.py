@@ -89,14 +89,14 @@ class MBPO(Recipe):
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
-        small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
-        exploring = [Choice("sac.target_entropy", -facts.action_dim / 2, "half of the actions")]
+        small, size = facts.state_dim <= 6, f"{facts.state_dim} observation dimensions"
+        exploring = [Choice("sac.target_entropy", -facts.action_dim / 2, "minus half the number of actions")]
         if facts.ends_after is not None and not small:
-            # A policy that is certain early keeps to a leap that ends in a fall, and so does one that does not see
-            # from how far away it falls.
-            exploring = [Choice("sac.target_entropy", 0.0, "explore, for episodes end early")]
+            # A policy that becomes deterministic early, or whose model misses falls, gets stuck in a single leap that
+            # ends in a fall.
+            exploring = [Choice("sac.target_entropy", 0.0, "episodes end early: explore more")]
             if not facts.termination_known:
-                exploring.append(Choice("fitting.termination", "next_state", "keep away from where episodes end"))
+                exploring.append(Choice("fitting.termination", "next_state", "avoid states where episodes end"))
         return [
             Choice("model.hidden", (64, 64) if small else (200, 200, 200), size),
             Choice("model.learning_rate", 2e-3, "few steps in each fit"),
@@ -114,7 +114,7 @@ class MBPO(Recipe):
             *exploring,
             Choice("sac.critic_layer_norm", True, "many updates for each step"),
             Choice("learning.n_random_steps", 400 if small else 1000, size),
-            Choice("learning.updates_per_transition", 10.0, "as many as a model is good for"),
+            Choice("learning.updates_per_transition", 10.0, "imagined transitions allow many"),
             Choice("learning.report_every", 250, "two fits"),
             Choice("trainer.n_total_env_steps", 3_000 if small else 40_000, size),
         ]

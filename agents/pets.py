@@ -151,7 +151,7 @@ def _suited(facts: TaskFacts) -> list[Choice]:
 
     In short episodes that nothing ends, the horizon shows enough, and a value that is not learned yet misleads.
     """
-    small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+    small, size = facts.state_dim <= 6, f"{facts.state_dim} observation dimensions"
     far = facts.silent or facts.ends_after is not None or (facts.episode_steps or 1000) > 200
     soon = facts.ends_after is not None and facts.ends_after < 15
     hidden = (64, 64) if small else (128, 128) if facts.state_dim <= 12 else (200, 200, 200)
@@ -171,7 +171,7 @@ def _suited(facts: TaskFacts) -> list[Choice]:
         Choice(
             "planner.icem.horizon",
             horizon,
-            "rewards out of sight" if facts.silent else "a value follows" if far else "short episodes",
+            "no reward in random steps" if facts.silent else "plans end in a value" if far else "short episodes",
         ),
         Choice("planner.icem.n_samples", 64, "speed"),
         Choice("common_noise", True, "few candidates"),
@@ -193,7 +193,7 @@ def _suited(facts: TaskFacts) -> list[Choice]:
     if facts.silent:
         choices += [
             Choice("uncertainty_weight", -1.0, "random actions found no reward"),
-            Choice("planner.icem.noise_exponent", 2.0, "rewards out of sight"),
+            Choice("planner.icem.noise_exponent", 2.0, "no reward in random steps"),
         ]
     return choices
 

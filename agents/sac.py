@@ -36,7 +36,7 @@ class SAC(Recipe):
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
-        small, size = facts.state_dim <= 6, f"{facts.state_dim} observed numbers"
+        small, size = facts.state_dim <= 6, f"{facts.state_dim} observation dimensions"
         hidden = (64, 64) if small else (256, 256)
         return [
             *(Choice(f"{kind}.hidden", hidden, size) for kind in ("sac", "td3")),

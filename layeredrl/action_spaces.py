@@ -82,11 +82,7 @@ def require_unit_box(space: spaces.Space[Any]) -> spaces.Box:
     """Return `space` if it is a flat Box of [-1, 1], the only kind that SAC and TD3 act in; raise otherwise."""
     if isinstance(space, spaces.Box) and len(space.shape) == 1 and ((space.low == -1) & (space.high == 1)).all():
         return space
-    hint = (
-        ""
-        if isinstance(space, spaces.Box)
-        else "; agents that plan without a policy, such as `pets`, take discrete ones"
-    )
+    hint = "" if isinstance(space, spaces.Box) else "; `pets`, which plans without a policy, takes discrete actions"
     raise ValueError(f"the action space is {space}, expected a flat Box of [-1, 1]{hint}")
 
 

@@ -1,4 +1,4 @@
-"""What passes between the levels of a hierarchy: decisions, and the commands that they become."""
+"""Decisions of the levels of a hierarchy, and the commands made from them."""
 
 from typing import Any
 

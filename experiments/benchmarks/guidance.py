@@ -1,4 +1,4 @@
-"""What planning in a latent model and guided planning cost, over the bare matrix products of their networks."""
+"""Cost of planning in a latent model and of guided planning, over the bare matrix products of their networks."""
 
 from collections.abc import Callable, Iterable
 from itertools import pairwise

@@ -52,7 +52,7 @@ COMMANDS = {
 """Options of the commands except train by name of the command."""
 SHELLS = ("bash", "zsh", "fish")
 CALL = "get_completions(words, current_index, COMPLETION_SPEC)"
-"""What the script prints, one per line."""
+"""Call in the completion script of tyro; the script prints its results, one per line."""
 OFFERED = (
     f"[x for x in {CALL} if not x.startswith('-') or words[1:2] == ['train'] "
     "or ''.join(words[current_index:]).startswith('-')] or ['__TYRO_COMPLETE_FILES__']"

@@ -45,8 +45,8 @@ def _used(config: RunConfig[Any], name: str) -> bool:
 def described(facts: TaskFacts) -> str:
     """Facts of a task in a few words."""
     actions = f"{facts.action_dim} {'choices' if facts.discrete else 'actions' if facts.action_dim > 1 else 'action'}"
-    numbers = "number" if facts.state_dim == 1 else "numbers"
-    parts = [f"{facts.state_dim} observed {numbers}, {actions}"]
+    dimensions = "dimension" if facts.state_dim == 1 else "dimensions"
+    parts = [f"{facts.state_dim} observation {dimensions}, {actions}"]
     if facts.episode_steps is not None:
         parts.append(f"episodes of at most {facts.episode_steps} steps")
     if facts.ends_after is not None:

@@ -10,7 +10,7 @@ from experiments.sweep import Study
 
 TASKS = ("cartpole-swingup", "finger-spin", "walker-walk", "reacher-easy", "pendulum-swingup", "cheetah-run")
 PAPER = {"learning.n_random_steps": 2_500}
-"""What follows from episodes of 500 decisions, which presets do not know."""
+"""Settings for episodes of 500 decisions, which presets do not choose."""
 
 study = Study(
     name="tdmpc2_dmc",

@@ -52,7 +52,7 @@ class EnsembleConfig:
     step (ts1), they follow the mean over members (expectation), or their member's likeliest mode without noise (mode).
     """
     predicts: Literal["change", "next"] = "change"
-    """What the networks predict: the change in state, or the next state itself, which has less variance where the
+    """Target of the networks: the change in state, or the next state itself, which has less variance where the
     state changes much in a step (Barkley and Fridovich-Keil 2025, arXiv 2510.01457)."""
     normalize_targets: bool = True
     """If True, scale predictions by the running standard deviation of their targets."""

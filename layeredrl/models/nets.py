@@ -286,14 +286,14 @@ def _runs(dims: AbstractSet[int]) -> tuple[tuple[int, int], ...]:
 class TerminationMLP(nn.Module):
     """Predicts whether an episode ends in a state: (..., S), (..., C) -> probability (...).
 
-    It is trained on batches of which half are terminations; `set_odds` says how rare they are. Before any, it predicts
-    none.
+    It is trained on batches of which half are terminations; `set_odds` says how rare they are. Before the first
+    termination in the data it predicts probability 0.
 
     Args:
         n_inputs: Width of state and context.
         hidden: Widths of the hidden layers.
-        caution: 0 for terminations as likely as among transitions, 1 for as likely as in such batches; in between, the
-            logarithm of their odds is a linear blend.
+        caution: 0 for unbiased probabilities, 1 for those of the balanced batches; in between, the logarithm of their
+            odds is a linear blend.
     """
 
     log_odds: Tensor

@@ -28,11 +28,11 @@ class ModelLearningConfig:
     reward_learning_rate: float = 1e-3
     """Learning rate of the reward network, where the task's reward is not known."""
     termination: Literal["dynamics", "next_state"] = "dynamics"
-    """Where terminations come from that are not known: from the dynamics, by state and action, or from a network of
-    their own, by the state that is reached, whose batches are terminations by half."""
+    """Predictor of terminations that are not known. dynamics: the ensemble, from state and action; next_state: a
+    separate network, from the next state, trained on batches of which half are terminations."""
     caution: float = CAUTION
-    """next_state: 0 for terminations as likely as they are, 1 for as likely as in such batches. With more of it, plans
-    and policies keep away from states that are near those in which episodes ended."""
+    """With next_state: 0 for unbiased probabilities, 1 for those of the balanced batches. Larger values make plans and
+    policies avoid states near those in which episodes ended."""
     max_failed_plans: int = 10
     """Number of decisions between two fits that may be random because no plan has a finite score; one more is an
     error."""
@@ -46,8 +46,8 @@ class ModelLearningConfig:
         require_number("caution", self.caution, 0, 1)
         if self.termination == "dynamics" and self.caution != CAUTION:
             raise ValueError(
-                f"caution is {self.caution}, expected {CAUTION}: terminations of the dynamics have none, only those "
-                "by the next state (`termination` is 'dynamics', expected 'next_state')"
+                f"caution is {self.caution}, expected {CAUTION}: it has an effect only if termination is 'next_state', "
+                "and termination is 'dynamics'"
             )
 
     def make_termination(self, encoder: Encoder, task: TaskSpec) -> TerminationMLP | None:

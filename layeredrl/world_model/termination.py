@@ -20,15 +20,14 @@ from layeredrl.world_model.transitions import Transitions
 from layeredrl.world_model.world_model import WorldModel
 
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
-"""Of AdamW. Without the decay, falls of later episodes of Hopper-v5 cost nearly twice as many nats."""
+"""Settings of AdamW. Without the decay, the cross-entropy of later falls on Hopper-v5 is nearly twice as large."""
 
 
 class TerminationLearner:
     """Fits the `termination_net` of a world model, by batches of which half are terminations.
 
-    They are rare, one in hundreds of transitions, and where they begin decides. Which transitions are drawn changes the
-    odds by a constant factor alone, by which the network's predictions are corrected (King and Zeng 2001, *Logistic
-    Regression in Rare Events Data*, section 4.1, of the intercept).
+    Among transitions they are rare, one in hundreds. Balanced batches multiply the odds by a constant factor, by which
+"""Settings of AdamW. Without the decay, the cross-entropy of falls in later episodes of Hopper-v5 is nearly doubled."""
 
     Args:
         world: The world model.

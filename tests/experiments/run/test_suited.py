@@ -16,7 +16,7 @@ from layeredrl.environments import make_facts, make_task
 def test_chosen_settings_are_printed_as_they_are_typed(capsys: pytest.CaptureFixture[str]) -> None:
     parse(["--env", "Pendulum-v1", "--planner.icem.horizon", "7"], print_choices)
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first.startswith("Pendulum-v1: 3 observed numbers, 1 action, episodes of at most 200 steps, ")
+    assert first.startswith("Pendulum-v1: 3 observation dimensions, 1 action, episodes of at most 200 steps, ")
     assert "reward and termination to be learned" in first
     words = [line.split("  ")[1] for line in rest]
     assert "--common-noise" in words
