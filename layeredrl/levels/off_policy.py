@@ -84,7 +84,8 @@ class SACConfig(ActorCriticConfig):
     initial_alpha: float = 1.0
     """Initial value of a tuned coefficient."""
     target_entropy: float | None = None
-    """Entropy to which alpha is tuned, in nats; None for minus the number of actions."""
+    """Entropy to which alpha is tuned, in nats; None for minus the number of actions A. The entropy of actions in
+    [-1, 1] is at most A log 2."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -106,7 +107,14 @@ class SACConfig(ActorCriticConfig):
         actor = GaussianActor(mlp([n_inputs, *self.hidden, 2 * space.shape[0]])).to(device)
         alpha: float | AutoAlpha
         if self.alpha is None:
-            target = -float(space.shape[0]) if self.target_entropy is None else self.target_entropy
+            target, largest = self.target_entropy, space.shape[0] * math.log(2)
+            if target is None:
+                target = -float(space.shape[0])
+            if target >= largest:
+                raise ValueError(
+                    f"target_entropy is {target}, expected less than {largest:.3f}, the largest entropy of "
+                    f"{space.shape[0]} actions in [-1, 1]"
+                )
             alpha = AutoAlpha(target, math.log(self.initial_alpha), self._adam(self.learning_rate, device)).to(device)
         else:
             alpha = float(self.alpha)

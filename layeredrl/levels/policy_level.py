@@ -265,8 +265,11 @@ class PolicyLevel(Level):
         except NonFiniteGradientError:
             return {"gradient_norm": math.nan}
 
-    def _settle(self) -> None:
+    def _settle(self, *, check: bool = True) -> None:
         """Read the metrics of the last updates from the device, in one copy, and count the updates that were skipped.
+
+        Args:
+            check: If False, skipped updates are only counted, so that a level can be saved in any state.
 
         Raises:
             NonFiniteError: Too many were skipped.
@@ -281,7 +284,7 @@ class PolicyLevel(Level):
                 self._means.add(read)
                 continue
             self.n_skipped += 1
-            if self.n_skipped > self.learning.max_skipped:
+            if check and self.n_skipped > self.learning.max_skipped:
                 self.n_updates = first + i  # a run that goes on makes up for it
                 name = off_policy.non_finite_gradient(self.algorithm)
                 raise NonFiniteError(
@@ -299,7 +302,7 @@ class PolicyLevel(Level):
         return metrics
 
     def state_dict(self) -> dict[str, Any]:
-        self._settle()
+        self._settle(check=False)
         return {
             "algorithm": off_policy.state_dict(self.algorithm),
             "means": self._means.state_dict(),

@@ -42,7 +42,8 @@ class WorldModelLearner:
 
     The owner of a learner learns the model; no other object saves it or sets its number of environment steps.
     Transitions are at the time scale of the dynamics: a Batch of tensors `obs` and `obs_next` (N, O) and `act` (N, A);
-    `rew` (N,) where the reward or a value is learned; optionally `terminated` (N,) and `weight` (N,).
+    `rew` (N,) where the reward or a value is learned; optionally `terminated` (N,), `weight` (N,) and, in the mode
+    "fit", `last` (N,), True for the last transition of an episode.
 
     Args:
         world: The world model; its dynamics is an ensemble with an optimiser.
@@ -128,7 +129,7 @@ class WorldModelLearner:
         """Fit dynamics, reward and statistics to all transitions; returns metrics.
 
         Args:
-            data: Transitions. `last` (N,) is True for the last one of an episode.
+            data: Transitions.
         """
         config = self._fit_config()
         settings = config.fit if self.last_fit else replace(config.fit, epochs=config.first_epochs)
@@ -136,7 +137,6 @@ class WorldModelLearner:
         transitions = BatchTransitions(data) if isinstance(data, Batch) else data
         if not len(transitions):
             return {}
-        self.last_fit = self.n_total_env_steps
         generator = self._generator_there()
         moments = transitions.moments(self._moments)
         self.observed = moments["observed"]
@@ -151,6 +151,8 @@ class WorldModelLearner:
         skipped = result.skipped
         if result.holdout_loss is not None:
             metrics["model/holdout_loss"] = float(result.holdout_loss.mean())
+            # The other networks have no holdout to stop them, and so take as many steps as the dynamics.
+            settings = replace(settings, max_steps=max(1, result.steps + result.skipped))
         if self.reward is not None:
             metrics["model/reward_loss"], skipped_reward = self.reward.fit(transitions, moments, settings, generator)
             skipped += skipped_reward
@@ -160,6 +162,7 @@ class WorldModelLearner:
             skipped += skipped_here
         if self.value is not None:
             metrics["model/value_loss"] = self.value.fit(transitions, moments, settings, generator)
+        self.last_fit = self.n_total_env_steps  # not before: a first fit that fails has to be made again
         return metrics | ({"model/skipped_steps": skipped} if skipped else {})
 
     @torch.no_grad()
@@ -338,7 +341,7 @@ class WorldModelLearner:
 
 def _visited(rows: Batch, data: Batch) -> Tensor:
     """States of some transitions; the last states of episodes are no transition's first state."""
-    return torch.cat([rows.state, rows.state_next[data.last]])
+    return torch.cat([rows.state, rows.state_next[data.last]]) if "last" in data else rows.state
 
 
 class _EncodedRows:

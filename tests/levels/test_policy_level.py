@@ -558,6 +558,18 @@ def test_updates_that_are_not_finite_are_found_among_those_taken_together(config
         level.learn(3)
 
 
+def test_a_level_is_saved_also_with_too_many_updates_that_were_skipped():
+    """On a GPU they are still to be read when a level is saved."""
+    level = make(n_envs=1, learning=replace(LEARNING, max_skipped=2))
+    level._unread = [{"gradient_norm": math.nan}] * 4
+    level.n_updates = 4
+    state = level.state_dict()
+    assert (state["n_updates"], state["n_skipped"]) == (4, 4)
+    level._unread = [{"gradient_norm": math.nan}]
+    with pytest.raises(NonFiniteError, match="after 4 others"):
+        level._settle()
+
+
 # ------------------------------------------------------------------ resuming
 
 

@@ -14,6 +14,7 @@ from agents.pets import PETS
 from agents.splates import SPlaTESAgent
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
+from layeredrl.faults import NonFiniteError
 from layeredrl.models import FitConfig, Model
 from layeredrl.storage import Checkpoints, Replay
 from layeredrl.world_model import ModelLearningConfig, OnlineLearningConfig, WorldModelLearner
@@ -121,6 +122,43 @@ def test_a_fit_learns_dynamics_and_reward_and_reports_the_holdout(reward):
     assert np.isfinite(metrics["model/holdout_loss"])
     assert not learner.world.training
     assert not learner.dynamics.training
+
+
+def test_a_first_fit_that_fails_is_made_again(monkeypatch):
+    learner = make(reward=None)
+    learner.set_n_total_env_steps(12)
+
+    def fail(*args):
+        raise NonFiniteError("the loss is not finite")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(learner.reward, "fit", fail)
+        with pytest.raises(NonFiniteError, match="loss"):
+            learner.fit(random_data(12))
+    assert learner.fit_is_due
+    learner.fit(random_data(12))
+    assert not learner.fit_is_due
+
+
+def test_networks_without_a_holdout_take_no_more_steps_than_the_dynamics(monkeypatch):
+    """Early stopping bounds the whole fit, whose cost must not grow with the data."""
+    learner, given = make(replace(FITS, fit=FitConfig(batch_size=16, holdout=0.2, patience=1)), reward=None), []
+    reward_fit, dynamics_fit = learner.reward.fit, learner_module.fit
+    results = []
+    monkeypatch.setattr(learner.reward, "fit", lambda *args: given.append(args[2]) or reward_fit(*args))
+    monkeypatch.setattr(
+        learner_module, "fit", lambda *args, **rest: results.append(dynamics_fit(*args, **rest)) or results[-1]
+    )
+    learner.fit(random_data(300))
+    assert given[0].max_steps == results[0].steps + results[0].skipped
+    assert given[0].max_steps <= results[0].epochs * 15
+
+
+def test_transitions_need_not_say_which_are_the_last():
+    data, learner = random_data(30), make()
+    del data.last
+    learner.fit(data)
+    torch.testing.assert_close(learner.world.objective.state_scale, data.obs.std(0, correction=0))
 
 
 def test_a_fit_to_no_transitions_changes_nothing():
@@ -408,7 +446,7 @@ def test_each_mode_needs_its_config():
         (ModelLearningConfig, {"max_failed_plans": -1}, "max_failed_plans is -1"),
         *((c, {"reward_learning_rate": 0.0}, "rate is 0.0") for c in (ModelLearningConfig, OnlineLearningConfig)),
         (ModelLearningConfig, {"termination": "state"}, "termination is 'state', expected one of dynamics, next_state"),
-        (ModelLearningConfig, {"caution": 0.2}, "caution is 0.2, expected 0.5: terminations of the dynamics"),
+        (ModelLearningConfig, {"caution": 0.2}, "caution is 0.2, expected 0.5: it has an effect only if"),
         (ModelLearningConfig, {"termination": "next_state", "caution": 1.5}, "caution is 1.5"),
         (OnlineLearningConfig, {"reward_learning_rate": math.nan}, "reward_learning_rate is nan"),
         (OnlineLearningConfig, {"n_first": 0}, "n_first is 0, expected at least 1"),

@@ -103,6 +103,18 @@ def test_terminations_that_have_left_the_replay_are_not_forgotten():
     assert torch.equal(net.log_odds, before)
 
 
+def test_a_network_that_is_not_trained_keeps_its_inputs_too():
+    """Other inputs would change what it predicts, while its parameters stay."""
+    world, _ = fitted(make_data(far_right), n_steps=50)
+    data = make_data(lambda obs_next, generator: torch.zeros(len(obs_next), dtype=torch.bool))
+    before, moved = predicted(world, data), copy.deepcopy(data)
+    moved.obs_next += 3
+    learner, generator = TerminationLearner(world, world.termination_net), torch.Generator().manual_seed(0)
+    learner.fit(BatchTransitions(moved), learner.moments(moved), FitConfig(), generator)
+    assert before.any()
+    assert torch.equal(predicted(world, data), before)
+
+
 def test_transitions_without_terminations_and_numbers_that_are_not_finite():
     world, data = make(), make_data(one_in_fifty, n=300)
     learner, generator = TerminationLearner(world, world.termination_net), torch.Generator().manual_seed(0)
