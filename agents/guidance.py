@@ -4,9 +4,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from layeredrl.checks import require_counts, require_number
+from layeredrl.checks import require_counts, require_number, require_reward_scale
 from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig, SACConfig
-from layeredrl.levels.imagining_level import require_reward_scale
 from layeredrl.planners import Planner
 from layeredrl.world_model import Imagination, ImaginationConfig, ModelLearningConfig, WorldModelLearner
 

@@ -13,11 +13,10 @@ from typing import Any, ClassVar
 import torch
 
 from agents.recipe import Choice, Recipe
-from layeredrl.checks import require_number
+from layeredrl.checks import require_number, require_reward_scale
 from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ImaginingLevel, PolicyLearningConfig, SACConfig
-from layeredrl.levels.imagining_level import require_reward_scale
 from layeredrl.models import FitConfig
 from layeredrl.models.config import EnsembleConfig
 from layeredrl.task import TaskSpec

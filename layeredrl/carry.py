@@ -12,6 +12,7 @@ from tianshou.data import Batch
 from layeredrl import memory as memories
 from layeredrl.levels.forecasts import Forecasts
 from layeredrl.memory import require_shape
+from layeredrl.randomness import generator_state, restore_generator
 
 
 @dataclass
@@ -78,8 +79,7 @@ class Carry:
         """The state from which acting continues."""
         return {
             "levels": [level.state_dict() for level in self.levels],
-            "generator": self.generator.get_state(),
-            "device": self.generator.device.type,
+            **generator_state(self.generator),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -89,5 +89,4 @@ class Carry:
         for level, saved in zip(self.levels, state["levels"], strict=True):
             level.load_state_dict(saved)
         self.unobserved[:] = False  # a step that was not observed is taken again
-        if state["device"] == self.generator.device.type:
-            self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state)

@@ -29,6 +29,12 @@ def require_number(name: str, value: float, low: float, high: float, *, open_low
         raise ValueError(f"{name} is {value}, expected a number in {left}{low}, {high}{right}")
 
 
+def require_reward_scale(reward_scale: float | None) -> None:
+    """Raise unless a factor of rewards is a positive number, or None."""
+    if reward_scale is not None:
+        require_number("reward_scale", reward_scale, 0, math.inf, open_low=True)
+
+
 def are_probabilities(values: Tensor) -> bool:
     """Return True if no value is outside [0, 1] by more than rounding; NaN is not."""
     return not bool(((values < -1e-5) | (values > 1 + 1e-5)).any())

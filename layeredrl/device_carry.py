@@ -20,6 +20,7 @@ from layeredrl.levels import Level
 from layeredrl.levels.forecasts import TensorForecasts
 from layeredrl.levels.level import Decision
 from layeredrl.metrics import FiniteMeans
+from layeredrl.randomness import generator_state, restore_generator
 
 
 class Outcome(Protocol):
@@ -74,8 +75,7 @@ class TensorCarry:
                 }
                 for own in self.levels
             ],
-            "generator": self.generator.get_state(),
-            "device": self.generator.device.type,
+            **generator_state(self.generator),
             "n_due": list(self.n_due),
             "means": self.means.state_dict(),
         }
@@ -93,8 +93,7 @@ class TensorCarry:
             self.levels[i] = replace(own, **tensors, lasts_one=False)
         self.n_due = [int(n) for n in state["n_due"]]
         self.means.load_state_dict(state["means"])
-        if state["device"] == self.generator.device.type:
-            self.generator.set_state(state["generator"].cpu())
+        restore_generator(self.generator, state)
 
 
 _TENSORS = ("action", "obs", "remaining", "elapsed", "reward")

@@ -38,6 +38,17 @@ def seed_from(generator: torch.Generator) -> int:
     return int.from_bytes(hashlib.blake2b(generator.get_state().numpy().tobytes(), digest_size=7).digest())
 
 
+def generator_state(generator: torch.Generator) -> dict[str, Any]:
+    """State of a generator for a checkpoint, with the type of its device."""
+    return {"generator": generator.get_state(), "device": generator.device.type}
+
+
+def restore_generator(generator: torch.Generator, state: Mapping[str, Any]) -> None:
+    """Restore the result of `generator_state`; a generator on another type of device stays as it is."""
+    if state["device"] == generator.device.type:  # another device draws other numbers anyway
+        generator.set_state(state["generator"].cpu())
+
+
 @contextmanager
 def fork_globals() -> Iterator[None]:
     """Restore the global generators after a block that draws from them; those of GPUs only if CUDA is in use."""

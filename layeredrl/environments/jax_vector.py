@@ -10,6 +10,7 @@ from torch import Tensor
 
 from layeredrl.checks import require_count
 from layeredrl.environments.torch_vector import TorchStep
+from layeredrl.randomness import generator_state, restore_generator
 
 N_INITIAL = 1024
 """Smallest number of initial states that resets without seeds choose from."""
@@ -125,8 +126,7 @@ class JaxVector:
             "state": [self._here(x).clone() for x in leaves[0]],
             "initial": [self._here(x).clone() for x in leaves[1]],
             "n_steps": self._n_steps.clone(),
-            "generator": self._generator.get_state(),
-            "device": self.device.type,
+            **generator_state(self._generator),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -136,8 +136,7 @@ class JaxVector:
             leaves = [self._there(x.to(self.device)) for x in state[name]]
             setattr(self, f"_{name}", self._jax.tree.unflatten(form, leaves))
         self._n_steps = state["n_steps"].to(self.device)
-        if state["device"] == self.device.type:
-            self._generator.set_state(state["generator"].cpu())
+        restore_generator(self._generator, state)
 
 
 def _jax() -> Any:

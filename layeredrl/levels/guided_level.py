@@ -86,11 +86,13 @@ class GuidedLevel(PlannerLevel):
         row = torch.arange(len(state), device=state.device)
         first, member = (row % k == 0).unsqueeze(-1), row % k % dynamics.n_models
         actions = []
-        for _ in range(self.planner.horizon):
+        for step in range(self.planner.horizon):
             inputs = self._inputs(state, context)
             drawn = off_policy.drawn_action(self.policy.algorithm, inputs, generator)
             action = torch.where(first, self.policy.best_action(inputs), drawn)
             actions.append(action)
+            if step == self.planner.horizon - 1:
+                break  # nothing is done in the state that follows
             out = model.predict(*(x.expand(dynamics.n_models, *x.shape) for x in (state, context, action)))
             mean = out.mean if out.weights is None else mixture_mean(out.mean, out.weights)
             state = model.next_state(state, mean[member, row])

@@ -1,6 +1,5 @@
 """A policy level that learns a world model, and most of its policy from what it imagines with it."""
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,7 +10,7 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.checks import require_number
+from layeredrl.checks import require_number, require_reward_scale
 from layeredrl.levels import off_policy
 from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
@@ -217,12 +216,6 @@ N_MEASURED = 1000
 """Newest transitions by which the critics' bias is measured."""
 
 _PARTS = ("fits", "imagination", "updates")
-
-
-def require_reward_scale(reward_scale: float | None) -> None:
-    """Raise unless a factor of rewards is a positive number, or None."""
-    if reward_scale is not None:
-        require_number("reward_scale", reward_scale, 0, math.inf, open_low=True)
 
 
 def _joined(real: Tensor, imagined: Tensor, n_updates: int) -> Tensor:

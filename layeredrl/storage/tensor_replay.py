@@ -10,6 +10,7 @@ import torch
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl.randomness import generator_state, restore_generator
 from layeredrl.storage.replay import Replay
 from layeredrl.storage.tensor_ring import TensorRing
 
@@ -214,8 +215,7 @@ class TensorReplay:
             "layout": [(name, str(dtype), shape) for name, (dtype, shape) in self._layout.items()],
             "episode": self._episode.clone(),
             "together": self._together,
-            "generator": self._generator.get_state(),
-            "device": self.device.type,
+            **generator_state(self._generator),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -236,8 +236,7 @@ class TensorReplay:
         self._layout = {name: (types[dtype], tuple(shape)) for name, dtype, shape in state["layout"]}
         self._episode = state["episode"].to(self.device)
         self._together = bool(state["together"])
-        if state["device"] == self.device.type:  # another device draws other numbers anyway
-            self._generator.set_state(state["generator"].cpu())
+        restore_generator(self._generator, state)
 
 
 def _columns(batch: Batch, prefix: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from layeredrl.models.density import mixture_mean
 from layeredrl.models.deterministic import DeterministicEnsemble
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.rollout import TOO_FAR, StepModel, choose_mode
-from layeredrl.randomness import derive_seed
+from layeredrl.randomness import derive_seed, generator_state, restore_generator
 from layeredrl.storage.tensor_ring import TensorRing
 from layeredrl.world_model.config import require_span, share_of_span
 from layeredrl.world_model.transitions import Transitions
@@ -295,8 +295,7 @@ class Imagination:
             "ring": self.ring.state_dict(len(self)),
             "added": list(self._added),
             "trust": {} if self.trust is None else self.trust.state_dict(),
-            "generator": self._generator.get_state(),
-            "device": self._generator.device.type,
+            **generator_state(self._generator),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -305,5 +304,4 @@ class Imagination:
         self._added = deque(state["added"], maxlen=self.config.kept_fits)
         if self.trust is not None:
             self.trust.load_state_dict(state["trust"])
-        if state["device"] == self._generator.device.type:  # another device draws other numbers anyway
-            self._generator.set_state(state["generator"].cpu())
+        restore_generator(self._generator, state)

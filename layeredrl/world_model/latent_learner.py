@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from layeredrl.checks import require_counts, require_number
 from layeredrl.models.fused_adam import FusedAdam, skipped
 from layeredrl.models.optimizer import restore_optimizer
-from layeredrl.randomness import derive_seed
+from layeredrl.randomness import derive_seed, generator_state, restore_generator
 from layeredrl.world_model.latent import LatentWorldModel
 
 
@@ -226,8 +226,7 @@ class LatentLearner(nn.Module):
             "modules": self.state_dict(),
             "model_optimizer": self.model_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
-            "generator": self._generator.get_state(),
-            "device": self._generator.device.type,
+            **generator_state(self._generator),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
@@ -235,5 +234,4 @@ class LatentLearner(nn.Module):
         self.load_state_dict(state["modules"])
         for name in ("model_optimizer", "policy_optimizer"):
             restore_optimizer(name, getattr(self, name), state[name])
-        if state["device"] == self._generator.device.type:  # another device draws other numbers anyway
-            self._generator.set_state(state["generator"].cpu())
+        restore_generator(self._generator, state)

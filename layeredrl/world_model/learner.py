@@ -15,7 +15,7 @@ from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.fitting import fit
 from layeredrl.models.normalization import Moments
 from layeredrl.models.optimizer import restore_optimizer
-from layeredrl.randomness import derive_seed, seed_from
+from layeredrl.randomness import derive_seed, generator_state, restore_generator, seed_from
 from layeredrl.storage import Replay, TensorReplay
 from layeredrl.world_model.config import ModelLearningConfig, OnlineLearningConfig, share_of_span
 from layeredrl.world_model.reward import RewardLearner
@@ -317,8 +317,7 @@ class WorldModelLearner:
             **({} if self.termination is None else {"termination_optimizer": self.termination.state_dict()}),
             **({} if self.value is None else {"value": self.value.state_dict()}),
             "means": self._means.state_dict(),
-            "generator": self._generator_there().get_state(),
-            "device": self.device.type,
+            **generator_state(self._generator_there()),
             **{name: getattr(self, name) for name in _NUMBERS},
         }
 
@@ -333,8 +332,7 @@ class WorldModelLearner:
         if self.value is not None:
             self.value.load_state_dict(state["value"])
         self._means.load_state_dict(state["means"])
-        if state["device"] == self.device.type:  # another device draws other numbers anyway
-            self._generator_there().set_state(state["generator"].cpu())
+        restore_generator(self._generator_there(), state)
         for name in _NUMBERS:
             setattr(self, name, state[name])
 

@@ -11,6 +11,7 @@ from tianshou.data import Batch
 from layeredrl import action_spaces
 from layeredrl.models.ensemble import ProbabilisticEnsemble
 from layeredrl.models.normalization import Moments, merged, varies
+from layeredrl.randomness import generator_state, restore_generator
 from layeredrl.storage import Replay
 from layeredrl.world_model.world_model import WorldModel
 
@@ -134,8 +135,7 @@ class UnseenTransitions:
             "seen": list(self._seen),
             "moments": {name: list(moments) for name, moments in self._moments.items()},
             "counts": [list(counts) for counts in self._counts],
-            "generator": self._generator.get_state(),
-            "device": self._generator.device.type,
+            **generator_state(self._generator),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -146,8 +146,7 @@ class UnseenTransitions:
             for name, (n, mean, variance) in state["moments"].items()
         }
         self._counts = deque(((a, b, c) for a, b, c in state["counts"]), maxlen=N_FITS)
-        if state["device"] == self._generator.device.type:  # another device draws other numbers anyway
-            self._generator.set_state(state["generator"].cpu())
+        restore_generator(self._generator, state)
 
 
 _COLUMNS = ("obs", "obs_next", "act", "rew", "terminated", "truncated")
