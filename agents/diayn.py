@@ -9,7 +9,8 @@ import torch
 from agents.recipe import Recipe
 from layeredrl.checks import require_counts
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, RandomLevel, SACConfig
+from layeredrl.levels import PolicyLearningConfig, RandomLevel
+from layeredrl.off_policy import SACConfig
 from layeredrl.skills import DIAYN, SkillLevel, SkillMethod
 from layeredrl.skills.diayn import DiscriminatorConfig
 from layeredrl.task import TaskSpec

@@ -21,11 +21,11 @@ from layeredrl.levels import (
     PlannerLevel,
     PolicyLearningConfig,
     PolicyLevel,
-    SACConfig,
 )
 from layeredrl.levels.goals import GoalCommands, GoalReward, Hindsight
 from layeredrl.models import FitConfig
 from layeredrl.models.config import EnsembleConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEMConfig, PlannerConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from layeredrl.checks import require_counts, require_number, require_reward_scale
-from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig, SACConfig
+from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.planners import Planner
 from layeredrl.world_model import Imagination, ImaginationConfig, ModelLearningConfig, WorldModelLearner
 

@@ -13,7 +13,8 @@ from agents.guidance import GuidanceConfig
 from agents.pets import PETS
 from agents.recipe import Choice
 from layeredrl.environments import TaskFacts
-from layeredrl.levels import PolicyLearningConfig, SACConfig
+from layeredrl.levels import PolicyLearningConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import ImaginationConfig
 

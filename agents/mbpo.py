@@ -16,9 +16,10 @@ from agents.recipe import Choice, Recipe
 from layeredrl.checks import require_number, require_reward_scale
 from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ImaginingLevel, PolicyLearningConfig, SACConfig
+from layeredrl.levels import ImaginingLevel, PolicyLearningConfig
 from layeredrl.models import FitConfig
 from layeredrl.models.config import EnsembleConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import (

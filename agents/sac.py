@@ -10,7 +10,8 @@ from agents.recipe import Choice, Recipe
 from layeredrl.checks import require_choice
 from layeredrl.environments import TaskFacts
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import SACConfig, TD3Config
 from layeredrl.task import TaskSpec
 from layeredrl.trainer import TrainerConfig
 

@@ -14,8 +14,9 @@ from agents.coarse_world import SupportKind, make_coarse_world
 from agents.recipe import Recipe
 from layeredrl.checks import require_choice, require_counts, require_number
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
+from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, PolicyLevel
 from layeredrl.models.config import EnsembleConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEMConfig, Planner, PlannerConfig
 from layeredrl.skills import AtEnd, ModelBasedSkills, SkillLevel, SkillModelConfig
 from layeredrl.task import TaskSpec

@@ -6,7 +6,8 @@ from gymnasium.spaces import Box
 from agents.diayn import DIAYNAgent
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
-from layeredrl.levels import PolicyLearningConfig, SACConfig
+from layeredrl.levels import PolicyLearningConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.skills import SkillInputs, SkillMethod
 
 

@@ -23,8 +23,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layeredrl.levels import update_graphs
 from layeredrl.models.stacked import graphs
+from layeredrl.off_policy import update_graphs
 
 CUDA = torch.device("cuda:0")
 _ROOT = str(Path(__file__).resolve().parent.parent)

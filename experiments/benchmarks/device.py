@@ -34,9 +34,10 @@ from layeredrl.device_collector import DeviceCollector
 from layeredrl.environments import make_task, make_torch_vector_env, make_vector_env
 from layeredrl.episodes import Episode, EpisodeCollector
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PlannerLevel, PolicyLearningConfig, PolicyLevel, SACConfig
+from layeredrl.levels import PlannerLevel, PolicyLearningConfig, PolicyLevel
 from layeredrl.models import ProbabilisticEnsemble
 from layeredrl.models.nets import GaussianMixtureMLP
+from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.randomness import seed_globals
 from layeredrl.task import TaskSpec

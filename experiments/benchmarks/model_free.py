@@ -30,9 +30,11 @@ from torch import Tensor
 from experiments.benchmarks.machine import alternate, machine_line, write_page
 from experiments.benchmarks.tianshou_algorithms import make_tianshou
 from experiments.report.tables import Cell, Table
+from layeredrl import off_policy
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import SACConfig, TD3Config
 from layeredrl.task import TaskSpec
 
 OBSERVATIONS, ACTIONS = Box(-np.inf, np.inf, (17,), np.float32), Box(-1.0, 1.0, (6,), np.float32)

@@ -11,9 +11,9 @@ from tianshou.algorithm.optim import TorchOptimizerFactory
 from tianshou.exploration import GaussianNoise
 from torch import Tensor, nn
 
-from layeredrl.levels.actors import DeterministicPolicy, SquashedGaussianPolicy
-from layeredrl.levels.off_policy import ActorCriticConfig, SACConfig, TD3Config
-from layeredrl.levels.stacked_mlp import mlp
+from layeredrl.off_policy import ActorCriticConfig, SACConfig, TD3Config
+from layeredrl.off_policy.actors import DeterministicPolicy, SquashedGaussianPolicy
+from layeredrl.off_policy.stacked_mlp import mlp
 
 
 class _GaussianActor(nn.Module):

@@ -5,7 +5,6 @@ from layeredrl.levels.guided_level import GuidedLevel
 from layeredrl.levels.imagining_level import ImaginingLevel
 from layeredrl.levels.latent_level import LatentLevel
 from layeredrl.levels.level import Decision, Level
-from layeredrl.levels.off_policy import SACConfig, TD3Config
 from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, PlanningError
 from layeredrl.levels.policy_level import ObservationAndCommand, PolicyLearningConfig, PolicyLevel
 from layeredrl.levels.random_level import RandomLevel
@@ -25,6 +24,4 @@ __all__ = [
     "PolicyLearningConfig",
     "PolicyLevel",
     "RandomLevel",
-    "SACConfig",
-    "TD3Config",
 ]

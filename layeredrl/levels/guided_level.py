@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.levels import off_policy
+from layeredrl import off_policy
 from layeredrl.levels.imagining_level import ImaginingLevel
 from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, require_few
 from layeredrl.models.density import mixture_mean

@@ -10,11 +10,11 @@ from gymnasium import spaces
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl import off_policy
 from layeredrl.checks import require_number, require_reward_scale
-from layeredrl.levels import off_policy
-from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
 from layeredrl.models.nets import MAX_INPUT, InputStandardizer
+from layeredrl.off_policy import OffPolicyAlgorithm
 from layeredrl.randomness import fork_globals
 from layeredrl.world_model import ModelLearningConfig, WorldModelLearner
 from layeredrl.world_model.imagination import Imagination

@@ -13,14 +13,13 @@ from tianshou.data import Batch
 from tianshou.utils.torch_utils import policy_within_training_step, torch_train_mode
 from torch import Tensor
 
-from layeredrl import action_spaces
+from layeredrl import action_spaces, off_policy
 from layeredrl.checks import require_count, require_counts, require_number
 from layeredrl.faults import NonFiniteError
-from layeredrl.levels import off_policy
-from layeredrl.levels.actors import DeterministicPolicy, SquashedGaussianPolicy
 from layeredrl.levels.level import Decision, Level
-from layeredrl.levels.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
 from layeredrl.metrics import RunningMeans
+from layeredrl.off_policy import NonFiniteGradientError, OffPolicyAlgorithm
+from layeredrl.off_policy.actors import DeterministicPolicy, SquashedGaussianPolicy
 from layeredrl.randomness import derive_seed
 from layeredrl.storage import Replay, TensorReplay
 from layeredrl.transfers import to_device, to_host

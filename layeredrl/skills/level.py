@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
+from layeredrl import off_policy
 from layeredrl.checks import require_choice, require_number
-from layeredrl.levels import off_policy
 from layeredrl.levels.level import Decision
-from layeredrl.levels.off_policy import OffPolicyAlgorithm
 from layeredrl.levels.policy_level import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import OffPolicyAlgorithm
 from layeredrl.skills.method import AtEnd, SkillMethod
 from layeredrl.transfers import to_device, to_host
 

@@ -8,8 +8,9 @@ from gymnasium import spaces
 
 from agents.sac import SAC
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config
-from layeredrl.levels.actor_critic import StackedSAC, StackedTD3
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import SACConfig, TD3Config
+from layeredrl.off_policy.actor_critic import StackedSAC, StackedTD3
 from layeredrl.task import TaskSpec
 from tests.experiments.commands import QUICK, read_metrics, read_state, run_evaluate, run_train
 

@@ -16,7 +16,8 @@ from agents.splates_goals import SPlaTESOverGoalsAgent
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel, SACConfig
+from layeredrl.levels import ExplorationConfig, PlannerLevel, PolicyLearningConfig, RandomLevel
+from layeredrl.off_policy import SACConfig
 from layeredrl.planners import ICEM, MPPI, ICEMConfig, MPPIConfig, PlannerConfig
 from layeredrl.skills import DADS, DIAYN, ModelBasedSkills, SkillLevel, SkillModelConfig, SPlaTES
 from layeredrl.world_model import NeighbourSupport

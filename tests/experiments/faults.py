@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from layeredrl.levels import RandomLevel
-from layeredrl.levels.actor_critic import StackedActorCritic
 from layeredrl.models import ProbabilisticEnsemble
+from layeredrl.off_policy.actor_critic import StackedActorCritic
 from layeredrl.world_model import WorldModel
 from tests.experiments.tasks import Drift
 

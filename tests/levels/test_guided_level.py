@@ -8,8 +8,9 @@ from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.utils.net.common import EnsembleLinear, Net
 from tianshou.utils.net.continuous import ContinuousActorProbabilistic, ContinuousCritic
 
-from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig, SACConfig, TD3Config
+from layeredrl.levels import ExplorationConfig, GuidedLevel, ImaginingLevel, PolicyLearningConfig
 from layeredrl.models import FitConfig
+from layeredrl.off_policy import SACConfig, TD3Config
 from layeredrl.planners import ICEM, ICEMConfig
 from layeredrl.storage import Checkpoints
 from layeredrl.world_model import Imagination, ImaginationConfig, ModelLearningConfig, WorldModelLearner

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from layeredrl.levels import ImaginingLevel, PolicyLearningConfig, SACConfig
+from layeredrl.levels import ImaginingLevel, PolicyLearningConfig
 from layeredrl.models import FitConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.storage import Checkpoints
 from layeredrl.world_model import (
     Imagination,

@@ -13,9 +13,11 @@ from tianshou.algorithm.modelfree.td3 import TD3
 from tianshou.algorithm.optim import AdamOptimizerFactory
 from tianshou.data import Batch
 
+from layeredrl import off_policy
 from layeredrl.faults import NonFiniteError
-from layeredrl.levels import PolicyLearningConfig, PolicyLevel, SACConfig, TD3Config, off_policy
-from layeredrl.levels.actors import DeterministicPolicy
+from layeredrl.levels import PolicyLearningConfig, PolicyLevel
+from layeredrl.off_policy import SACConfig, TD3Config
+from layeredrl.off_policy.actors import DeterministicPolicy
 from layeredrl.storage import Checkpoints
 from tests.recording import leaves
 

@@ -17,7 +17,9 @@ from torch.distributions import (
     TransformedDistribution,
 )
 
-from layeredrl.levels import PolicyLearningConfig, SACConfig, TD3Config, off_policy
+from layeredrl import off_policy
+from layeredrl.levels import PolicyLearningConfig
+from layeredrl.off_policy import SACConfig, TD3Config
 from layeredrl.skills import DADS, SkillLevel, SkillModelConfig
 from layeredrl.skills.dads import LOWEST
 from tests.skills.walk import CHOICES, TASK, Walk, as_batch, make_world, no_log_prob, triples

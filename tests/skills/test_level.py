@@ -8,7 +8,9 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl.levels import PolicyLearningConfig, SACConfig, off_policy
+from layeredrl import off_policy
+from layeredrl.levels import PolicyLearningConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.randomness import globals_state, restore_globals
 from layeredrl.skills import SkillInputs, SkillLevel, SkillMethod, SkillModelConfig, SPlaTES
 from layeredrl.storage import Checkpoints

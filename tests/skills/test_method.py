@@ -12,7 +12,8 @@ import envs  # noqa: F401  registers the mazes
 from layeredrl.collector import Collector
 from layeredrl.environments import make_task, make_vector_env
 from layeredrl.hierarchy import Hierarchy
-from layeredrl.levels import PolicyLearningConfig, RandomLevel, SACConfig
+from layeredrl.levels import PolicyLearningConfig, RandomLevel
+from layeredrl.off_policy import SACConfig
 from layeredrl.skills import SkillInputs, SkillLevel, SkillMethod
 from layeredrl.world_model import Encoder
 from tests.skills.walk import SKILLS, TASK

@@ -9,7 +9,9 @@ import torch
 from gymnasium import spaces
 from tianshou.data import Batch
 
-from layeredrl.levels import PolicyLearningConfig, SACConfig, off_policy
+from layeredrl import off_policy
+from layeredrl.levels import PolicyLearningConfig
+from layeredrl.off_policy import SACConfig
 from layeredrl.skills import SkillLevel, SkillModelConfig, SPlaTES
 from layeredrl.skills.splates import LOWEST
 from tests.skills.walk import CHOICES, TASK, Row, Walk, as_batch, make_world, no_log_prob, triples

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from experiments.benchmarks import model_free
 from experiments.benchmarks.model_free import ModelFreeBenchmark, Ours, Products, Theirs
-from layeredrl.levels import SACConfig, TD3Config
+from layeredrl.off_policy import SACConfig, TD3Config
 from tests.experiments.commands import call
 
 pytestmark = pytest.mark.slow  # tianshou compiles what it needs for its returns

@@ -12,9 +12,9 @@ from tianshou.data import Batch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from layeredrl.levels import SACConfig, TD3Config, off_policy
-from layeredrl.levels.off_policy import OffPolicyAlgorithm
-from layeredrl.levels.update_graphs import UpdateGraphs
+from layeredrl import off_policy
+from layeredrl.off_policy import OffPolicyAlgorithm, SACConfig, TD3Config
+from layeredrl.off_policy.update_graphs import UpdateGraphs
 
 ACTIONS = spaces.Box(-1.0, 1.0, (2,))
 CONFIGS = {

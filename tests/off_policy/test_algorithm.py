@@ -14,8 +14,8 @@ from tianshou.data import Batch
 from tianshou.utils.torch_utils import policy_within_training_step
 
 from experiments.benchmarks.tianshou_algorithms import make_tianshou
-from layeredrl.levels import off_policy
-from layeredrl.levels.off_policy import NonFiniteGradientError, SACConfig, TD3Config
+from layeredrl import off_policy
+from layeredrl.off_policy import NonFiniteGradientError, SACConfig, TD3Config
 from layeredrl.storage import Checkpoints
 from tests.recording import leaves
 

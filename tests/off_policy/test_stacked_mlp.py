@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from layeredrl.levels.stacked_mlp import StackedMLP, mlp
+from layeredrl.off_policy.stacked_mlp import StackedMLP, mlp
 
 N = 9
 CASES = [

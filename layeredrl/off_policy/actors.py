@@ -10,7 +10,7 @@ from tianshou.exploration import GaussianNoise
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from layeredrl.levels.stacked_mlp import StackedMLP
+from layeredrl.off_policy.stacked_mlp import StackedMLP
 
 
 class GaussianActor(nn.Module):

@@ -17,9 +17,9 @@ from tianshou.algorithm.optim import OptimizerFactory
 from tianshou.data import Batch
 from torch import Tensor, nn
 
-from layeredrl.levels.stacked_mlp import StackedMLP, Tape
-from layeredrl.levels.update_graphs import UpdateGraphs
 from layeredrl.models.fused_adam import FusedAdam, skipped
+from layeredrl.off_policy.stacked_mlp import StackedMLP, Tape
+from layeredrl.off_policy.update_graphs import UpdateGraphs
 
 _EPS = torch.finfo(torch.float32).eps
 

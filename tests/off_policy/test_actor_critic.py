@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layeredrl.levels import SACConfig, TD3Config, off_policy
+from layeredrl import off_policy
+from layeredrl.off_policy import SACConfig, TD3Config
 from tests.levels.test_off_policy import make, make_batch, make_standard, moved, parameters
 from tests.recording import leaves
 

@@ -1,0 +1,1 @@
+"""Tests of layeredrl.off_policy."""
