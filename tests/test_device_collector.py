@@ -38,6 +38,8 @@ MAZE, MEDIUM = "Maze2D-Simple-v0", "Maze2D-Medium-v0"
 SAC_DEBUG = SAC.preset("debug")
 SPLATES_DEBUG = SPlaTESAgent.preset("debug")
 GOALS_DEBUG = Goals.preset("debug")
+PETS_DEBUG = PETS.preset("debug")
+PETS_DEBUG = replace(PETS_DEBUG, learning=replace(PETS_DEBUG.learning, n_random_steps=12, fit_every=9, replay_size=91))
 
 
 class Seeded:
@@ -128,10 +130,15 @@ def test_discounted_rewards_of_actions_that_last_several_steps() -> None:
         (SAC_DEBUG, "SwingUpPendulum-v0", {"max_episode_steps": 8}),
         (SPLATES_DEBUG, MEDIUM, {"max_steps": 8}),
         (GOALS_DEBUG, MEDIUM, {"max_steps": 8}),
+        (PETS_DEBUG, MAZE, {"max_steps": 8}),
     ],
-    ids=["sac", "splates", "goals"],
+    ids=["sac", "splates", "goals", "pets"],
 )
-def test_a_learning_run_resumes_bit_for_bit(config: Any, env_id: str, settings: dict[str, Any], tmp_path: Path) -> None:
+def test_a_learning_run_resumes_bit_for_bit(
+    config: Any, env_id: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("layeredrl.world_model.transitions.CHUNK", 16)  # several blocks of transitions
+
     def make() -> tuple[Hierarchy, DeviceCollector]:
         agent = make_agent(config, env_id, 3)
         return agent, DeviceCollector(make_torch_vector_env(env_id, 3, **settings), agent, seed=0)
@@ -154,7 +161,8 @@ def test_a_learning_run_resumes_bit_for_bit(config: Any, env_id: str, settings: 
     }
     Checkpoints(tmp_path).save(state, collector.n_total_env_steps)
     expected = run(agent, collector, 20)
-    assert agent.levels[-1].n_updates > 20
+    level = agent.levels[-1]
+    assert (level.n_updates if isinstance(level, PolicyLevel) else level.learner.last_fit) > 20
 
     agent, collector = make()
     state = Checkpoints(tmp_path).load(CPU)
@@ -537,7 +545,97 @@ def test_a_replay_keeps_the_newest_and_knows_what_follows() -> None:
     transitions = TensorTransitions(replay, 1)
     transitions.update()
     assert transitions.terminated().tolist() == [7]
+    assert transitions.take(torch.arange(8)).last.tolist() == [False, False, True, True, True, False, False, True]
     assert replay.follows(replay.indices()[-4:-2], one[:2]).tolist() == [False, True]
+
+
+def test_columns_are_those_of_the_rows_and_read_alone() -> None:
+    replay = TensorReplay(8, 2, device=CPU)
+    for t in range(6):
+        replay.add(rows_of(t, 2, done=t == 4), torch.arange(2))
+    rows, index = replay.all(), torch.tensor([[3, 1, 7], [0, 0, 2]])
+    for name in ("obs", "rew", "terminated", "truncated", "obs_next"):
+        assert torch.equal(replay.column(name), rows[name])
+        assert torch.equal(replay.column(name, index), replay.rows(index)[name])
+        assert replay.column(name).dtype == rows[name].dtype
+    action, duration, terminated = replay.columns(("info.command.action", "info.duration", "terminated"), index)
+    assert torch.equal(action, replay.rows(index).info.command.action)
+    assert torch.equal(duration, replay.rows(index).info.duration)
+    assert torch.equal(terminated, replay.rows(index).terminated)
+    info = replay.column("info", index)
+    assert list(info.get_keys()) == ["duration", "command"]
+    assert torch.equal(info.command.action, action)
+    assert replay.column("rew", index).untyped_storage().nbytes() == 6 * 4
+    assert action.untyped_storage().nbytes() == 6 * 2 * 4
+    with pytest.raises(KeyError):
+        replay.column("infos", index)
+
+
+def ends(replay: Any) -> dict[float, tuple[bool, bool]]:
+    """Flags `terminated` and `truncated` of stored transitions by their rewards."""
+    rows = replay.all()
+    flags = zip(rows.terminated.tolist(), rows.truncated.tolist(), strict=True)
+    return dict(zip(rows.rew.tolist(), flags, strict=True))
+
+
+@pytest.mark.parametrize("size", [12, 30, 400])
+@pytest.mark.parametrize("together", [True, False], ids=["together", "some alone"])
+def test_truncated_transitions_are_those_of_a_replay_on_the_host(size: int, together: bool, tmp_path: Path) -> None:
+    """Truncations before the first transition, after a last one, twice, and of saved transitions; with restarts."""
+    rng, checkpoints = np.random.default_rng(size), Checkpoints(tmp_path)
+    host, there = Replay(size, 3), TensorReplay(size, 3, device=CPU)
+    n_marked = 0
+    for t in range(120):
+        ids = np.flatnonzero(np.repeat(rng.random(1), 3) < 0.7 if together else rng.random(3) < 0.6)
+        if t > 2 and len(ids):
+            value = np.zeros((len(ids), 1), np.float32)
+            terminated, truncated = rng.random((2, len(ids))) < 0.1
+            row = Batch(obs=value, act=value, obs_next=value, info=Batch(duration=ids), rew=3.0 * t + ids)
+            row.terminated, row.truncated = terminated, truncated
+            host.add(row, ids)
+            there.add(row.to_torch(), torch.from_numpy(ids))
+        if rng.random() < 0.5:
+            over = rng.random(3) < 0.4
+            host.truncate(np.flatnonzero(over).tolist())
+            there.truncate(torch.from_numpy(over))
+        if t % 9 == 0:
+            checkpoints.save(there.state_dict(), t)
+        if t % 18 == 0:
+            there = TensorReplay(size, 3, device=CPU)
+            there.load_state_dict(checkpoints.load(CPU))
+        if len(there):
+            expected, found = ends(host), ends(there)
+            both = expected.keys() & found.keys()  # where only some are added, the rings keep others
+            assert both == found.keys() if together else both
+            assert {key: expected[key] for key in both} == {key: found[key] for key in both}
+            assert len(there.marked) <= len(there)
+            n_marked += len(there.marked)
+    assert n_marked > 20
+
+
+def test_a_truncation_is_of_no_transition_that_was_overwritten() -> None:
+    replay = TensorReplay(4, 2, device=CPU)
+    replay.add(rows_of(0, 2), torch.arange(2))
+    for t in range(1, 5):
+        replay.add(rows_of(t, 2)[:1], torch.arange(1))
+    replay.truncate(torch.tensor([False, True]))
+    assert not replay.all().truncated.any()
+    replay.truncate(torch.tensor([True, True]))
+    assert replay.all().truncated.tolist() == [False, False, False, True]
+
+
+def test_a_truncation_waits_for_a_gpu_once() -> None:
+    with FakeGPU() as gpu:
+        replay = TensorReplay(8, 2, device=CUDA)
+        for _ in range(3):
+            replay.add(rows_of(0, 2).to_torch(device=CUDA), torch.arange(2, device=CUDA))
+        over = torch.tensor([True, False], device=CUDA)
+        with gpu.counting() as events:
+            replay.truncate(over)
+        assert (len(events.syncs), events.copies) == (1, []), str(events)
+        with gpu.counting() as events:
+            replay.add(replay.rows(torch.arange(1, device=CUDA)), torch.arange(1, device=CUDA))
+        assert (events.syncs, events.copies) == ([], []), str(events)
 
 
 def test_rows_of_some_environments_have_no_known_successors() -> None:
@@ -564,5 +662,9 @@ def test_a_state_of_another_replay_is_refused() -> None:
     host = make_agent(SAC_DEBUG, MAZE, 2).levels[0].replay
     with pytest.raises(ValueError, match="in the memory of the host, expected one on a device"):
         TensorReplay(8, 2, device=CPU).load_state_dict(host.state_dict())
+    state = TensorReplay(8, 2, device=CPU).state_dict()
+    del state["marked"]
+    with pytest.raises(ValueError, match=r"the replay's state has the keys device, .*, expected device, .*, marked, "):
+        TensorReplay(8, 2, device=CPU).load_state_dict(state)
     with pytest.raises(ValueError, match="size is 1, expected at least one transition for each of 2"):
         TensorReplay(1, 2, device=CPU)

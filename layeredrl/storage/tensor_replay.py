@@ -1,7 +1,7 @@
 """Replay of the transitions of a level on the device of its environments."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import reduce
 from operator import getitem
 from typing import Any
@@ -14,7 +14,7 @@ from layeredrl.randomness import generator_state, restore_generator
 from layeredrl.storage.replay import Replay
 from layeredrl.storage.tensor_ring import TensorRing
 
-_STATE_KEYS = {"ring", "n_envs", "layout", "episode", "together", "generator", "device"}
+_STATE_KEYS = {"ring", "n_envs", "layout", "episode", "newest", "marked", "generator", "device"}
 _BLOCKS = {"floats": torch.float32, "integers": torch.int32}
 """Columns are stored in two blocks, so that a row is added and read in two operations."""
 _TYPES = (
@@ -40,6 +40,10 @@ class TensorReplay:
         n_envs: Number of environments E.
         device: Device of the transitions.
         seed: Seed of the sampling.
+
+    Attributes:
+        marked: Numbers of the stored transitions that `truncate` has marked, counted from the first one ever added.
+        n_loads: Number of states that were loaded; each replaces all transitions.
     """
 
     def __init__(self, size: int, n_envs: int, *, device: torch.device, seed: int = 0) -> None:
@@ -49,7 +53,11 @@ class TensorReplay:
         self.ring = TensorRing(size // n_envs * n_envs, device)
         self._episode = torch.zeros(n_envs, dtype=torch.int64, device=device)
         self._layout: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}  # type and shape of the columns
-        self._together = True  # each `add` had all environments: rows of one are E apart
+        self._spans: dict[str, tuple[str, int, int]] = {}  # block, start and stop of the columns
+        # Numbers of the newest transitions, (E,); None while each `add` had all environments: rows of one are E apart.
+        self._newest: Tensor | None = None
+        self.marked: list[int] = []
+        self.n_loads = 0
         self._generator = torch.Generator(device).manual_seed(seed)
 
     @classmethod
@@ -78,42 +86,76 @@ class TensorReplay:
             env_ids: Indices of their environments (n,), in ascending order.
         """
         columns = _columns(transitions, "")
-        columns["episode"] = self._episode if len(env_ids) == self.n_envs else self._episode[env_ids]
+        n, everywhere = len(env_ids), len(env_ids) == self.n_envs
+        columns["episode"] = self._episode if everywhere else self._episode[env_ids]
         if not self._layout:
             for name, x in columns.items():
                 if x.dtype not in _TYPES:
                     raise TypeError(f"{name} has dtype {x.dtype}, expected one of {', '.join(map(str, _TYPES))}")
-            self._layout = {name: (x.dtype, tuple(x.shape[1:])) for name, x in columns.items()}
+            self._set_layout({name: (x.dtype, tuple(x.shape[1:])) for name, x in columns.items()})
         if columns.keys() != self._layout.keys():
             raise ValueError(f"transitions have {', '.join(columns)}, expected {', '.join(self._layout)}")
-        n = len(env_ids)
+        if not everywhere:
+            self._newest = self._numbers_of_newest()
         places = self.ring.reserve(n)
         if places is None:
-            widths = {block: sum(math.prod(self._layout[name][1]) for name in self._in(block)) for block in _BLOCKS}
-            places = {block: self._episode.new_zeros(n, widths[block], dtype=_BLOCKS[block]) for block in _BLOCKS}
+            widths = {block: stop for block, _, stop in self._spans.values()}  # of the last column of each block
+            places = {
+                block: self._episode.new_zeros(n, widths.get(block, 0), dtype=dtype) for block, dtype in _BLOCKS.items()
+            }
             self._write(columns, places)
             self.ring.add(places)
         else:
             self._write(columns, places)
         done = transitions.terminated | transitions.truncated
-        if len(env_ids) == self.n_envs:
+        if everywhere:
             self._episode = self._episode + done
         else:
             self._episode = self._episode.index_add(0, env_ids, done.long())
-            self._together = False
+        if self._newest is not None:
+            numbers = torch.arange(self.n_added - n, self.n_added, device=self.device)
+            self._newest = self._newest.index_copy(0, env_ids, numbers)
+
+    def _set_layout(self, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        """Set type and shape of the columns, which lie in the blocks in this order."""
+        self._layout, self._spans, widths = dict(layout), {}, dict.fromkeys(_BLOCKS, 0)
+        for name, (dtype, shape) in layout.items():
+            block = "floats" if dtype.is_floating_point else "integers"
+            start, widths[block] = widths[block], widths[block] + math.prod(shape)
+            self._spans[name] = block, start, widths[block]
 
     def _write(self, columns: Mapping[str, Tensor], places: Mapping[str, Tensor]) -> None:
         """Write columns into rows of the blocks (n, W)."""
-        starts = dict.fromkeys(_BLOCKS, 0)
-        for name, (dtype, shape) in self._layout.items():
-            block = "floats" if dtype.is_floating_point else "integers"
-            start, stop = starts[block], starts[block] + math.prod(shape)
-            starts[block] = stop
+        for name, (block, start, stop) in self._spans.items():
             places[block][:, start:stop] = columns[name].reshape(-1, stop - start)
 
     def truncate(self, over: Tensor) -> None:
-        """End the running episodes of some environments, a mask (E,), after their newest transition."""
+        """End the running episodes of some environments, a mask (E,), after their newest transition.
+
+        It is marked as truncated, unless it is done or not stored. The host waits for a GPU, once.
+        """
         self._episode = self._episode + over
+        if not len(self):
+            return
+        newest, oldest = self._numbers_of_newest(), self.n_added - len(self)
+        places = newest % self.ring.size
+        terminated, truncated = self.columns(("terminated", "truncated"), places)
+        marked = over & (newest >= oldest) & ~(terminated | truncated)
+        # Added, not written: the place of a transition that is not stored any more is that of another one.
+        self._flags().index_add_(0, places, marked.int())
+        numbers = torch.where(marked, newest, -1).tolist()
+        self.marked = [number for number in (*self.marked, *numbers) if number >= oldest]
+
+    def _numbers_of_newest(self) -> Tensor:
+        """Numbers (E,) of the newest transitions, counted from the first one ever added; negative for none."""
+        if self._newest is not None:
+            return self._newest
+        return torch.arange(self.n_added - self.n_envs, self.n_added, device=self.device)
+
+    def _flags(self) -> Tensor:
+        """Column `truncated` of all places, to be written."""
+        block, start, _ = self._spans["truncated"]
+        return self.ring.column(block)[:, start]
 
     def sample(self, n: int) -> tuple[Batch, Tensor]:
         """Draw n transitions uniformly, with replacement.
@@ -135,27 +177,7 @@ class TensorReplay:
 
     def rows(self, index: Tensor) -> Batch:
         """Return the transitions at indices of any shape."""
-        nested: dict[str, Any] = {}
-        for name, values in self._unpacked(self.ring.at(index)).items():
-            *keys, last = name.split(".")
-            reduce(lambda part, key: part.setdefault(key, {}), keys, nested)[last] = values
-        return Batch(nested)
-
-    def _in(self, block: str) -> list[str]:
-        """Names of the columns in a block."""
-        return [name for name, (dtype, _) in self._layout.items() if dtype.is_floating_point == (block == "floats")]
-
-    def _unpacked(self, blocks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Columns by name, from rows of the blocks (..., W)."""
-        found: dict[str, Tensor] = {}
-        for block, rows in blocks.items():
-            names = self._in(block)
-            shapes = [self._layout[name][1] for name in names]
-            parts = torch.split(rows, [math.prod(shape) for shape in shapes], -1)
-            for name, shape, part in zip(names, shapes, parts, strict=True):
-                values = part.reshape(*part.shape[:-1], *shape)
-                found[name] = values if block == "floats" else values.to(self._layout[name][0])
-        return {name: found[name] for name in self._layout}
+        return _nested(self._read(self._layout, index))
 
     def column(self, name: str, index: Tensor | None = None) -> Any:
         """Return one key of the transitions at some indices, by default of all in the order of time; see `Replay`."""
@@ -163,8 +185,25 @@ class TensorReplay:
 
     def columns(self, names: Sequence[str], index: Tensor) -> list[Any]:
         """Return some keys of the transitions at indices of any shape; see `Replay`."""
-        rows = self.rows(index)
+        asked = [x for x in self._layout if any(x == name or x.startswith(f"{name}.") for name in names)]
+        rows = _nested(self._read(asked, index))
         return [reduce(getitem, name.split("."), rows) for name in names]
+
+    def _read(self, names: Collection[str], index: Tensor) -> dict[str, Tensor]:
+        """Columns by name; each block is read once, from the first to the last of its columns among them."""
+        parts: dict[str, tuple[int, Tensor]] = {}
+        for block in _BLOCKS:
+            spans = [self._spans[name][1:] for name in names if self._spans[name][0] == block]
+            if spans:
+                first, last = min(start for start, _ in spans), max(stop for _, stop in spans)
+                parts[block] = first, self.ring.column(block)[:, first:last][index]
+        found: dict[str, Tensor] = {}
+        for name in names:
+            (dtype, shape), (block, start, stop) = self._layout[name], self._spans[name]
+            first, rows = parts[block]
+            values = rows[..., start - first : stop - first].reshape(*rows.shape[:-1], *shape)
+            found[name] = values if dtype.is_floating_point else values.to(dtype)
+        return found
 
     def all(self) -> Batch:
         """Return all transitions, in the order of time."""
@@ -201,7 +240,7 @@ class TensorReplay:
         return (index + steps * self.n_envs) % self.ring.size
 
     def _require_together(self) -> None:
-        if not self._together:
+        if self._newest is not None:
             raise ValueError(
                 "transitions were added for some environments alone, expected all at once, as those of actions that "
                 "last for one step: the order of the others is not kept on a device"
@@ -214,7 +253,8 @@ class TensorReplay:
             "n_envs": self.n_envs,
             "layout": [(name, str(dtype), shape) for name, (dtype, shape) in self._layout.items()],
             "episode": self._episode.clone(),
-            "together": self._together,
+            "newest": self._newest,  # never written in place
+            "marked": list(self.marked),  # possibly after they were saved
             **generator_state(self._generator),
         }
 
@@ -224,19 +264,35 @@ class TensorReplay:
         Raises:
             ValueError: It is the state of another kind of replay, or of another number of environments.
         """
-        if state.keys() != _STATE_KEYS:
+        if "ring" not in state:
             raise ValueError(
                 "the state is that of a replay in the memory of the host, expected one on a device: a run goes on "
                 "where its environments live"
             )
+        if state.keys() != _STATE_KEYS:
+            found, expected = (", ".join(sorted(keys)) for keys in (state, _STATE_KEYS))
+            raise ValueError(f"the replay's state has the keys {found}, expected {expected}")
         if state["n_envs"] != self.n_envs:
             raise ValueError(f"the replay's state is of {state['n_envs']} environments, expected {self.n_envs}")
+        self.n_loads += 1
         self.ring.load_state_dict(state["ring"])
         types = {str(dtype): dtype for dtype in _TYPES}
-        self._layout = {name: (types[dtype], tuple(shape)) for name, dtype, shape in state["layout"]}
+        self._set_layout({name: (types[dtype], tuple(shape)) for name, dtype, shape in state["layout"]})
         self._episode = state["episode"].to(self.device)
-        self._together = bool(state["together"])
+        self._newest = None if state["newest"] is None else state["newest"].to(self.device)
+        self.marked = [number for number in state["marked"] if number >= self.n_added - len(self)]
+        if self.marked:
+            self._flags()[torch.tensor(self.marked, device=self.device) % self.ring.size] = 1
         restore_generator(self._generator, state)
+
+
+def _nested(columns: Mapping[str, Tensor]) -> Batch:
+    """Columns in a Batch, in parts of it where their names have dots."""
+    nested: dict[str, Any] = {}
+    for name, values in columns.items():
+        *keys, last = name.split(".")
+        reduce(lambda part, key: part.setdefault(key, {}), keys, nested)[last] = values
+    return Batch(nested)
 
 
 def _columns(batch: Batch, prefix: str) -> dict[str, Tensor]:
