@@ -624,6 +624,29 @@ def test_a_truncation_is_of_no_transition_that_was_overwritten() -> None:
     assert replay.all().truncated.tolist() == [False, False, False, True]
 
 
+@pytest.mark.parametrize("duration", [1, 3])
+def test_a_gpu_waits_as_often_for_transitions_whatever_their_number(
+    duration: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Never if all count; else for their numbers, in all and by block. Terminations are counted in any case."""
+    monkeypatch.setattr("layeredrl.world_model.transitions.CHUNK", 16)
+    with FakeGPU() as gpu:
+        for n in (10, 40, 100):
+            replay = TensorReplay(150, 2, device=CUDA)
+            for t in range(n):
+                replay.add(rows_of(t, 2, done=True).to_torch(device=CUDA), torch.arange(2, device=CUDA))
+            found = TensorTransitions(replay, duration)
+            replay.ring.column("integers")[:, replay._spans["terminated"][1]] = 1
+            with gpu.counting() as events:
+                found.update()
+                found.moments(lambda rows: {"obs": Moments.of(rows.obs)})
+            assert len(found) == min(2 * n, 150)
+            assert len(events.syncs) == (0 if duration == 1 else 2), str(events)
+            with gpu.counting() as events:
+                assert len(found.terminated()) == len(found)
+            assert len(events.syncs) == 1, str(events)
+
+
 def test_a_truncation_waits_for_a_gpu_once() -> None:
     with FakeGPU() as gpu:
         replay = TensorReplay(8, 2, device=CUDA)

@@ -1,6 +1,6 @@
 """Statistics of data, the rule for what hardly varies, and the running scale of prediction targets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,9 @@ AT_ONCE = 2**18
 """Number of elements that are converted to float64 at once."""
 CHUNK = 4096
 """Number of rows whose statistics are computed at once."""
+
+Block = tuple[int, ...]
+"""Numbers that identify rows, and what they hold."""
 
 
 def resolution(size: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -71,6 +74,36 @@ class Moments(NamedTuple):
 def merged(parts: Sequence[dict[str, Moments]]) -> dict[str, Moments]:
     """Merge the moments of some parts of the data, name by name."""
     return {name: Moments.merged([part[name] for part in parts]) for name in parts[0]}
+
+
+class BlockMoments:
+    """Moments of blocks of rows, each computed once."""
+
+    def __init__(self) -> None:
+        self._parts: dict[Block, dict[str, Moments] | None] = {}  # None for a block without rows
+        self._merged: list[dict[str, Moments]] | None = None  # of all parts, at most one; None if it is not computed
+
+    def forget(self, changed: Callable[[Block], bool]) -> None:
+        """Forget the moments of blocks that have changed."""
+        for block in [block for block in self._parts if changed(block)]:
+            del self._parts[block]
+            self._merged = None
+
+    def merged(
+        self, blocks: list[Block], compute: Callable[[Block], dict[str, Moments] | None]
+    ) -> list[dict[str, Moments]]:
+        """Return the moments of all rows of some blocks, merged into one; none if there are no rows.
+
+        Args:
+            blocks: The blocks, in order. Others are forgotten.
+            compute: Returns the moments of a block that is not known; None if it has no rows.
+        """
+        if self._merged is None or list(self._parts) != blocks:
+            known = self._parts
+            parts = {block: known[block] if block in known else compute(block) for block in blocks}
+            found = [part for part in parts.values() if part is not None]
+            self._parts, self._merged = parts, [merged(found)] if found else []
+        return self._merged
 
 
 def in_chunks(rows: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:

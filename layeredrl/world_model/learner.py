@@ -76,7 +76,7 @@ class WorldModelLearner:
             raise TypeError("the encoder is a LearnedEncoder, which fits do not train, expected an Encoder")
         self.world, self.dynamics, self.optimizer = world.eval(), dynamics, dynamics.optimizer
         self.config, self.segment_steps = config, segment_steps
-        self._transitions: ReplayTransitions | None = None
+        self._transitions: ReplayTransitions | TensorTransitions | None = None
         self.observed: Moments | None = None
         self.value = value
         self.reward: RewardLearner | None = None
@@ -114,14 +114,14 @@ class WorldModelLearner:
 
         Only what is new since the last call is read, unless the replay has loaded a state.
         """
-        if isinstance(replay, TensorReplay):
-            there = TensorTransitions(replay, duration)
-            there.update()
-            return there
         known = self._transitions
-        device = self.device
+        device = replay.device if isinstance(replay, TensorReplay) else self.device
         if known is None or known.replay is not replay or (known.duration, known.device) != (duration, device):
-            known = self._transitions = ReplayTransitions(replay, duration, device)
+            if isinstance(replay, TensorReplay):
+                known = TensorTransitions(replay, duration)
+            else:
+                known = ReplayTransitions(replay, duration, device)
+            self._transitions = known
         known.update()
         return known
 

@@ -1,7 +1,9 @@
 """Transitions as the fit of a world model reads them: batch by batch, from a Batch or in place from a replay."""
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,7 +12,7 @@ from numpy.typing import NDArray
 from tianshou.data import Batch
 from torch import Tensor
 
-from layeredrl.models.normalization import CHUNK, Moments, merged
+from layeredrl.models.normalization import CHUNK, Block, BlockMoments, Moments, merged
 from layeredrl.storage import Replay, TensorReplay
 
 GROWTH = 1.125
@@ -42,7 +44,10 @@ class Transitions(Protocol):
         ...
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
-        """Moments of all transitions, merged from those that `of` returns for parts of them."""
+        """Moments of all transitions, merged from those that `of` returns for parts of them.
+
+        They may be kept for later calls, in which `of` has to be the same.
+        """
         ...
 
 
@@ -92,8 +97,7 @@ class ReplayTransitions:
         self._whole: Tensor | None = None  # True for transitions that count, (E, size); None for all
         self._room = 0  # rows of each environment that the columns have room for
         self._seen: list[int] = []  # transitions ever added, by environment, at the last update
-        self._moments: dict[tuple[int, int], dict[str, Moments] | None] = {}  # by block, its slots in every ring
-        self._merged: tuple[list[tuple[int, int]], list[dict[str, Moments]]] = [], []  # blocks, and at most one result
+        self._moments = BlockMoments()  # blocks are first slot and one past the last one, in every ring
 
     def update(self) -> None:
         """Bring the transitions up to date with the replay."""
@@ -103,8 +107,7 @@ class ReplayTransitions:
         first = [n - length for n, length in zip(stop, self._lengths, strict=True)]
         self._oldest = np.where(self._lengths == self._size, np.array(stop) % self._size, 0)
         if source is not self._source:
-            self._source, self._room, self._seen = source, 0, first
-            self._moments, self._merged = {}, ([], [])
+            self._source, self._room, self._seen, self._moments = source, 0, first, BlockMoments()
         # The newest row of the last time again: `Replay.truncate` may have marked it since.
         start = [max(seen - 1, oldest) for seen, oldest in zip(self._seen, first, strict=True)]
         self._seen = stop
@@ -119,12 +122,9 @@ class ReplayTransitions:
         """Forget the moments of blocks with rows of these numbers."""
         small, _ = self._widths
         changed = np.zeros(-(-self._size // small), bool)
-        for a, b in zip(start, stop, strict=True) if self._moments else ():
+        for a, b in zip(start, stop, strict=True):
             changed[np.arange(a, b) % self._size // small] = True
-        for block in list(self._moments):
-            if changed[block[0] // small : -(-block[1] // small)].any():
-                del self._moments[block]
-                self._merged = [], []
+        self._moments.forget(lambda block: bool(changed[block[0] // small : -(-block[1] // small)].any()))
 
     def _copy(self, start: list[int], first: list[int], stop: list[int]) -> None:
         """Take the rows of these numbers from the replay; all of them if there is no room left."""
@@ -222,20 +222,17 @@ class ReplayTransitions:
             return of(self.take(torch.arange(len(self), device=self.device)))
         blocks = list(self._blocks())
         newest = [self._rows_of(block) for block in blocks if self._has_newest(block)]
-        others = [block for block in blocks if not self._has_newest(block)]
-        for block in others:
-            if block not in self._moments:
-                slots = self._rows_of(block)
-                self._moments[block] = of(self._read(slots)) if len(slots) else None
-        if others != self._merged[0]:
-            self._moments = {block: self._moments[block] for block in others}
-            parts = [part for part in self._moments.values() if part is not None]
-            self._merged = others, [merged(parts)] if parts else []
+
+        def compute(block: Block) -> dict[str, Moments] | None:
+            slots = self._rows_of(block)
+            return of(self._read(slots)) if len(slots) else None
+
+        known = self._moments.merged([block for block in blocks if not self._has_newest(block)], compute)
         latest = torch.cat(newest)
         parts = [of(self._read(latest[i : i + CHUNK])) for i in range(0, len(latest), CHUNK)]
-        return merged([*self._merged[1], *parts])
+        return merged([*known, *parts])
 
-    def _blocks(self) -> Iterator[tuple[int, int]]:
+    def _blocks(self) -> Iterator[Block]:
         """Blocks of slots: large ones, and small ones where the newest rows are."""
         small, large = self._widths
         n = int(self._lengths.max())
@@ -244,11 +241,11 @@ class ReplayTransitions:
             width = small if self._has_newest(block) else large
             yield from ((i, min(i + width, block[1])) for i in range(*block, width))
 
-    def _has_newest(self, block: tuple[int, int]) -> bool:
+    def _has_newest(self, block: Block) -> bool:
         i = bisect_left(self._newest, block[0])
         return i < len(self._newest) and self._newest[i] < block[1]
 
-    def _rows_of(self, block: tuple[int, int]) -> Tensor:
+    def _rows_of(self, block: Block) -> Tensor:
         """Slots in the columns of a block's transitions, (n,)."""
         stop = self._tensor(np.minimum(self._lengths, block[1])).unsqueeze(-1)
         slots = torch.arange(*block, device=self.device).expand(len(stop), -1)
@@ -260,6 +257,9 @@ class ReplayTransitions:
 class TensorTransitions:
     """The transitions of a replay on a device, as of the last `update`, in the order of time; see `ReplayTransitions`.
 
+    Moments are kept for blocks of `CHUNK` rows that were added one after another. The first and the last block, which
+    the replay may hold in part, are read in each fit.
+
     Args:
         replay: Replay with the key `info.duration`.
         duration: Environment steps for which an action should last.
@@ -267,36 +267,67 @@ class TensorTransitions:
 
     def __init__(self, replay: TensorReplay, duration: int) -> None:
         self.replay, self.duration, self.device = replay, duration, replay.device
+        self._first = self._stop = 0  # number of the oldest row, and one past the newest, of all ever added
+        self._kept: Tensor | None = None  # rows that count, as indices of all rows; None for all
+        self._moments = BlockMoments()  # blocks are (number, number of late marks in it, loads of the replay)
 
     def update(self) -> None:
         """Bring the transitions up to date with the replay."""
-        self._places = self.replay.indices()
-        if self.duration != 1:
-            rows = self.replay.rows(self._places)
-            self._places = self._places[(rows.info.duration == self.duration) | rows.terminated]
+        self._first, self._stop, self._kept = self.replay.n_added - len(self.replay), self.replay.n_added, None
+        if self.duration != 1 and len(self.replay):
+            # Reads all rows, but only two of their columns, which costs little beside a fit.
+            duration, terminated = self.replay.columns(("info.duration", "terminated"), self.replay.indices())
+            self._kept = ((duration == self.duration) | terminated).nonzero()[:, 0]
 
     def __len__(self) -> int:
-        return len(self._places)
+        return self._stop - self._first if self._kept is None else len(self._kept)
 
     def take(self, index: Tensor) -> Batch:
-        rows = self.replay.rows(self._places[index])
-        kept = {name: rows[name] for name in ("obs", "obs_next", "act", "rew", "terminated")}
-        return Batch(kept, last=rows.terminated | rows.truncated)
+        names = ("obs", "obs_next", "act", "rew", "terminated", "truncated")
+        *kept, truncated = self.replay.columns(names, self._places(index))
+        rows = dict(zip(names[:-1], kept, strict=True))
+        return Batch(rows, last=rows["terminated"] | truncated)
 
     def ahead(self, index: Tensor, n: int) -> tuple[Tensor, Tensor]:
         if self.duration != 1:  # some in between are missing
             return alone(index)
         steps = torch.arange(n, device=index.device)
-        follows = self.replay.follows(self._places[index].unsqueeze(-1), steps)
+        follows = self.replay.follows(self._places(index).unsqueeze(-1), steps)
         ahead = index.unsqueeze(-1) + steps * self.replay.n_envs
         return ahead.clamp(max=len(self) - 1), follows
 
     def terminated(self) -> Tensor:
-        parts = (i[self.replay.column("terminated", self._places[i])] for i in chunks(len(self), self.device))
-        return torch.cat([*parts])
+        # Reads all rows, but only one of their columns.
+        index = torch.arange(len(self), device=self.device)
+        return index[self.replay.column("terminated", self._places(index))]
+
+    def _places(self, index: Tensor) -> Tensor:
+        """Places in the replay of transitions at indices (...)."""
+        rows = index if self._kept is None else self._kept[index]
+        return (self._first + rows) % self.replay.ring.size
 
     def moments(self, of: MomentsOf) -> dict[str, Moments]:
-        return merged([of(self.take(index)) for index in chunks(len(self), self.device)])
+        if len(self) <= CHUNK:
+            return of(self.take(torch.arange(len(self), device=self.device)))
+        ranges = self._ranges()
+
+        def compute(block: Block) -> dict[str, Moments] | None:
+            index = torch.arange(*ranges[block[0]], device=self.device)
+            return of(self.take(index)) if len(index) else None
+
+        whole = range(-(-self._first // CHUNK), self._stop // CHUNK)
+        marks = Counter(number // CHUNK for number in self.replay.marked)
+        known = self._moments.merged([(i, marks[i], self.replay.n_loads) for i in whole], compute)
+        parts = [compute((i,)) for i in ranges if i not in whole]
+        return merged([*known, *(part for part in parts if part is not None)])
+
+    def _ranges(self) -> dict[int, tuple[int, int]]:
+        """First index of the transitions of each block, and one past the last one, by the number of the block."""
+        blocks = range(self._first // CHUNK, -(-self._stop // CHUNK))
+        bounds = [min(max(i * CHUNK, self._first), self._stop) - self._first for i in (*blocks, blocks.stop)]
+        if self._kept is not None:
+            bounds = torch.searchsorted(self._kept, torch.tensor(bounds, device=self.device)).tolist()
+        return dict(zip(blocks, pairwise(bounds), strict=True))
 
 
 def alone(index: Tensor) -> tuple[Tensor, Tensor]:

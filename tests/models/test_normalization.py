@@ -11,7 +11,7 @@ from tianshou.data import Batch
 
 from layeredrl.models import FitConfig, ProbabilisticEnsemble, fit
 from layeredrl.models.nets import MAX_INPUT, GaussianMixtureMLP, InputStandardizer
-from layeredrl.models.normalization import Moments, RunningScale, in_chunks, merged, varies
+from layeredrl.models.normalization import BlockMoments, Moments, RunningScale, in_chunks, merged, varies
 
 
 def seeded(seed=0):
@@ -48,6 +48,32 @@ def test_merged_moments_are_those_of_all_rows():
     assert found.n_rows == 9000
     np.testing.assert_allclose(found.mean, x.double().mean(0), rtol=1e-12)
     np.testing.assert_allclose(found.variance, x.double().var(0, correction=0), rtol=1e-9)
+
+
+def test_moments_of_a_block_are_computed_once_until_it_is_forgotten():
+    x, computed, known = torch.randn(12, 2, generator=seeded()), [], BlockMoments()
+
+    def compute(block):
+        computed.append(block)
+        return {"x": Moments.of(x[slice(*block)])} if block[0] < block[1] else None
+
+    def assert_merged(blocks, new, rows):
+        computed.clear()
+        (found,) = known.merged(blocks, compute)
+        assert computed == new
+        np.testing.assert_allclose(found["x"].mean, rows.double().mean(0))
+        np.testing.assert_allclose(found["x"].variance, rows.double().var(0, correction=0))
+
+    first, second, third, empty = (0, 4), (4, 8), (8, 12), (12, 12)
+    assert known.merged([empty], compute) == []
+    assert_merged([first, second, empty], [first, second], x[:8])
+    assert_merged([second, third, empty], [third], x[4:])
+    assert_merged([first, second], [first], x[:8])  # it was forgotten
+    x[5] = 0.0
+    known.forget(lambda block: block[0] <= 5 < block[1])
+    assert_merged([first, second], [second], x[:8])
+    known.forget(lambda block: block == second)
+    assert_merged([first], [], x[:4])
 
 
 @pytest.mark.parametrize("mean", [0.0, 9.0, -9.0])
