@@ -137,6 +137,8 @@ class WorldModelLearner:
         transitions = BatchTransitions(data) if isinstance(data, Batch) else data
         if not len(transitions):
             return {}
+        if self.last_fit:  # a run goes on after a fit that failed, until the next one, but not without a first one
+            self.last_fit = self.n_total_env_steps
         generator = self._generator_there()
         moments = transitions.moments(self._moments)
         self.observed = moments["observed"]
@@ -162,7 +164,7 @@ class WorldModelLearner:
             skipped += skipped_here
         if self.value is not None:
             metrics["model/value_loss"] = self.value.fit(transitions, moments, settings, generator)
-        self.last_fit = self.n_total_env_steps  # not before: a first fit that fails has to be made again
+        self.last_fit = self.n_total_env_steps
         return metrics | ({"model/skipped_steps": skipped} if skipped else {})
 
     @torch.no_grad()

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layeredrl import off_policy
 from layeredrl.off_policy import SACConfig, TD3Config
-from tests.levels.test_off_policy import make, make_batch, make_standard, moved, parameters
+from tests.off_policy.test_algorithm import make, make_batch, make_standard, moved, parameters
 from tests.recording import leaves
 
 CONFIGS = {
