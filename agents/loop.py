@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from agents.guidance import GuidanceConfig
+from agents.imagined_policy import policy_choices
 from agents.pets import PETS
 from agents.recipe import Choice
 from layeredrl.environments import TaskFacts
@@ -37,16 +38,13 @@ class LOOP(PETS):
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
-        small, size = facts.state_dim <= 6, f"{facts.state_dim} observation dimensions"
+        small = facts.state_dim <= 6
         chosen = [c for c in super().suited(facts) if c.name not in ("value", "discount")]
         replaced = [
             Choice("planner.icem.horizon", 8, "plans end in a value"),
             Choice("learning.fit_every", 50 if small else 125, "the policy learns too"),
             Choice("learning.fit.max_steps", 100 if small else 200, "the same cost at all times"),
-            Choice("guidance.sac.hidden", (64, 64) if small else (128, 128), size),
-            Choice("guidance.sac.learning_rate", 1e-3 if small else 5e-4, size),
-            Choice("guidance.sac.initial_alpha", 0.1, "few steps"),
-            Choice("guidance.sac.target_entropy", -facts.action_dim / 2, "minus half the number of actions"),
+            *policy_choices(facts, sac="guidance.sac", fitting="learning"),
             Choice("guidance.learning.updates_per_transition", 4.0, "imagined transitions allow many"),
             Choice("guidance.real_share", 0.2, "more transitions than steps"),
         ]

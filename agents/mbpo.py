@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from agents.imagined_policy import policy_choices
 from agents.recipe import Choice, Recipe
 from layeredrl.checks import require_number, require_reward_scale
 from layeredrl.environments import TaskFacts
@@ -90,13 +91,6 @@ class MBPO(Recipe):
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
         small, size = facts.state_dim <= 6, f"{facts.state_dim} observation dimensions"
-        exploring = [Choice("sac.target_entropy", -facts.action_dim / 2, "minus half the number of actions")]
-        if facts.ends_after is not None and not small:
-            # A policy that becomes deterministic early, or whose model misses falls, gets stuck in a single leap that
-            # ends in a fall.
-            exploring = [Choice("sac.target_entropy", 0.0, "episodes end early: explore more")]
-            if not facts.termination_known:
-                exploring.append(Choice("fitting.termination", "next_state", "avoid states where episodes end"))
         return [
             Choice("model.hidden", (64, 64) if small else (200, 200, 200), size),
             Choice("model.learning_rate", 2e-3, "few steps in each fit"),
@@ -108,10 +102,7 @@ class MBPO(Recipe):
             Choice("fitting.fit.epochs", 50, "little data"),
             Choice("fitting.fit.max_steps", 200, "the same cost at all times"),
             Choice("fitting.fit.batch_size", 128, "speed"),
-            Choice("sac.hidden", (64, 64) if small else (128, 128), size),
-            Choice("sac.learning_rate", 1e-3 if small else 5e-4, size),
-            Choice("sac.initial_alpha", 0.1, "few steps"),
-            *exploring,
+            *policy_choices(facts, sac="sac", fitting="fitting"),
             Choice("sac.critic_layer_norm", True, "many updates for each step"),
             Choice("learning.n_random_steps", 400 if small else 1000, size),
             Choice("learning.updates_per_transition", 10.0, "imagined transitions allow many"),

@@ -11,6 +11,7 @@ from gymnasium import spaces
 from agents.guidance import GuidanceConfig
 from agents.loop import LOOP
 from agents.pets import PETS
+from agents.recipe import with_choices
 from agents.tdmpc2 import TDMPC2
 from layeredrl.environments import TaskFacts
 from layeredrl.levels import GuidedLevel, PlannerLevel, PolicyLearningConfig
@@ -42,6 +43,14 @@ def test_there_is_one_replay():
     assert level.replay.buffer.maxsize == 500
     with pytest.raises(ValueError, match=r"guidance\.learning\.replay_size is 500, expected the default"):
         GuidanceConfig(learning=PolicyLearningConfig(replay_size=500))
+
+
+@pytest.mark.parametrize(("state_dim", "ends_after", "known"), [(11, 20.0, False), (11, 20.0, True), (17, None, False)])
+def test_a_large_task_that_ends_early_is_explored_more(state_dim, ends_after, known):
+    facts = TaskFacts(state_dim, 2, False, False, termination_known=known, ends_after=ends_after)
+    config = with_choices(LOOP(), [c for c in LOOP.suited(facts) if not c.name.startswith("trainer.")])
+    assert config.guidance.sac.target_entropy == (-1.0 if ends_after is None else 0.0)
+    assert config.learning.termination == ("next_state" if ends_after and not known else "dynamics")
 
 
 def test_one_flag_guides_pets():
