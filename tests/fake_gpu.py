@@ -49,7 +49,7 @@ class Events:
 
 
 class _Rule(NamedTuple):
-    """What an operation does with arguments of some kinds."""
+    """Outcome of an operation for arguments of some kinds."""
 
     devices: tuple[str, ...]
     """Types of the devices of its results; cuda where they are not known."""
@@ -165,7 +165,7 @@ class _Mode(TorchDispatchMode):
 
 
 class _Calls(TorchFunctionMode):
-    """What dispatched operations do not show: lists as indices, and the class of generators."""
+    """Records what dispatched operations do not show: lists as indices, and the class of generators."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (Tensor.__getitem__, Tensor.__setitem__) and isinstance(args[0], DeviceTensor):

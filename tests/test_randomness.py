@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from layeredrl.randomness import derive_seed, fork_globals, globals_state, restore_globals, seed_from, seed_globals
+from layeredrl.randomness import (
+    derive_seed,
+    fork_globals,
+    generator_state,
+    globals_state,
+    restore_generator,
+    restore_globals,
+    seed_from,
+    seed_globals,
+)
 from layeredrl.storage import Checkpoints
 
 
@@ -51,6 +60,17 @@ def test_states_can_be_restored(n_before, tmp_path):
     with fork_globals():
         draw()
     assert [draw(), draw()] == expected
+
+
+def test_a_generator_is_restored_on_the_type_of_device_where_it_was():
+    generator = torch.Generator().manual_seed(3)
+    torch.rand(5, generator=generator)
+    state = generator_state(generator)
+    expected = torch.rand(4, generator=generator)
+    restore_generator(generator, {**state, "device": "cuda"})
+    assert not torch.equal(torch.rand(4, generator=generator), expected)
+    restore_generator(generator, state)
+    assert torch.equal(torch.rand(4, generator=generator), expected)
 
 
 def test_derived_seeds_differ_by_seed_and_purpose():

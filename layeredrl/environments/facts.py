@@ -6,6 +6,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium.wrappers import TimeLimit
 from numpy.typing import NDArray
 
 from layeredrl import action_spaces
@@ -70,12 +71,12 @@ def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
 
 
 def _declared_limit(env: gym.Env[Any, Any]) -> int | None:
-    """Steps of the longest episode as the environment declares it, which counts frames where actions are repeated."""
+    """Steps of the longest episode as the environment declares it, which counts frames if actions are repeated outside."""
     frames = None if env.spec is None else env.spec.max_episode_steps
     if frames is None:
         return None
     n_repeats = 1
-    while isinstance(env, gym.Wrapper):
+    while isinstance(env, gym.Wrapper) and not isinstance(env, TimeLimit):  # the outermost limit is the declared one
         n_repeats *= env.n_frames if isinstance(env, ActionRepeat) else 1
         env = env.env
     return -(-frames // n_repeats)

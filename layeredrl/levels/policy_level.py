@@ -285,11 +285,14 @@ class PolicyLevel(Level):
             self.n_skipped += 1
             if check and self.n_skipped > self.learning.max_skipped:
                 self.n_updates = first + i  # a run that goes on makes up for it
-                name = off_policy.non_finite_gradient(self.algorithm)
-                raise NonFiniteError(
-                    f"the gradient of {name} of the policy level is not finite in update {self.n_updates}, "
-                    f"after {self.n_skipped - 1} others since the last report"
-                )
+                break
+        if check and self.n_skipped > self.learning.max_skipped:  # perhaps counted when the level was saved
+            n_others, self.n_skipped = self.n_skipped - 1, 0
+            name = off_policy.non_finite_gradient(self.algorithm)
+            raise NonFiniteError(
+                f"the gradient of {name} of the policy level is not finite in update {self.n_updates}, "
+                f"after {n_others} others since the last report"
+            )
 
     def _report(self) -> dict[str, float]:
         """Return means since the last report."""

@@ -23,14 +23,15 @@ class FitConfig:
     epochs: int = 5
     """Maximum number of passes over the data."""
     max_steps: int | None = None
-    """Maximum number of optimiser steps of the ensemble, and of a learned reward, also in the first fit; the last pass
-    may end early."""
+    """Maximum number of optimiser steps of the ensemble, and of each other network that is fitted with it, also in the
+    first fit; the last pass may end early."""
     batch_size: int = 256
     """Number of transitions in a batch, for each member."""
     bootstrap: bool = True
     """If True, each member trains on its own transitions, drawn with replacement (PETS)."""
     holdout: float = 0.0
-    """Fraction of the transitions held out from training; above 0, each member ends with its best parameters on it."""
+    """Fraction of the transitions held out from training; above 0, each member ends with its best parameters on it.
+    Networks of reward, termination and value have no holdout, and then take as many steps as the ensemble took."""
     patience: int = 5
     """Number of epochs without improvement of any member on the holdout after which the fit stops."""
     max_skipped: int = 10

@@ -16,7 +16,7 @@ CHUNK = 4096
 """Number of rows whose statistics are computed at once."""
 
 Block = tuple[int, ...]
-"""Numbers that identify rows, and what they hold."""
+"""Key of a block of rows; it changes with their content."""
 
 
 def resolution(size: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -18,6 +18,9 @@ from layeredrl.off_policy.actors import DeterministicActor, DeterministicPolicy,
 from layeredrl.off_policy.algorithm import OffPolicyAlgorithm
 from layeredrl.off_policy.stacked_mlp import mlp
 
+LARGEST_ENTROPY = 0.6836
+"""Largest entropy of tanh(x) for a normal x, in nats: at a mean of 0 and a standard deviation of 0.875."""
+
 
 @dataclass(frozen=True)
 class ActorCriticConfig:
@@ -94,13 +97,13 @@ class SACConfig(ActorCriticConfig):
         actor = GaussianActor(mlp([n_inputs, *self.hidden, 2 * space.shape[0]])).to(device)
         alpha: float | AutoAlpha
         if self.alpha is None:
-            target, largest = self.target_entropy, space.shape[0] * math.log(2)
+            target, largest = self.target_entropy, space.shape[0] * LARGEST_ENTROPY
             if target is None:
                 target = -float(space.shape[0])
             if target >= largest:
                 raise ValueError(
-                    f"target_entropy is {target}, expected less than {largest:.3f}, the largest entropy of "
-                    f"{space.shape[0]} actions in [-1, 1]"
+                    f"target_entropy is {target}, expected less than {largest:.3f}, the largest entropy of the policy: "
+                    f"{LARGEST_ENTROPY} for each of {space.shape[0]} action dimensions"
                 )
             alpha = AutoAlpha(target, math.log(self.initial_alpha), self._adam(self.learning_rate, device)).to(device)
         else:

@@ -112,7 +112,8 @@ class WorldModelLearner:
     def transitions(self, replay: Replay | TensorReplay, duration: int = 1) -> Transitions:
         """All transitions of a replay that lasted for `duration` environment steps or ended their episode, for `fit`.
 
-        Only what is new since the last call is read, unless the replay has loaded a state.
+        Only what is new since the last call is read, unless the replay has loaded a state, or is on a device and
+        `duration` is not 1.
         """
         known = self._transitions
         device = replay.device if isinstance(replay, TensorReplay) else self.device

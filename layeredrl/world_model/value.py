@@ -127,7 +127,7 @@ class ValueLearner:
     def fit(
         self, data: Transitions, moments: Mapping[str, Moments], config: FitConfig, generator: torch.Generator
     ) -> float:
-        """Take as many optimiser steps as a fit of the dynamics takes at most; return their mean loss.
+        """Take as many optimiser steps as `config` allows; return their mean loss.
 
         Args:
             data: Transitions, as of `WorldModelLearner`.

@@ -86,11 +86,19 @@ def test_the_limit_of_episodes_is_declared_or_seen():
     assert make_facts("Line-v0").episode_steps is None
 
 
+def limited(env):
+    return gym.wrappers.TimeLimit(env, 30)
+
+
 def test_a_declared_limit_counts_frames_where_actions_are_repeated():
     assert make_facts(EnvConfig("Limited-v0", action_repeat=2)).episode_steps == 39  # seen
     falls = {"ends_at": 10}  # so that no episode of random actions reaches the limit
     assert make_facts(EnvConfig("Limited-v0", action_repeat=2, kwargs=falls)).episode_steps == 39
     assert make_facts(EnvConfig("Limited-v0", kwargs=falls)).episode_steps == 77
+    outside = EnvConfig(
+        "Limited-v0", action_repeat=2, kwargs=falls, wrappers=("tests.environments.test_facts:limited",)
+    )
+    assert make_facts(outside).episode_steps == 30  # a limit around the repeated actions counts decisions
 
 
 def test_an_environment_that_fails_leaves_what_its_spaces_tell():

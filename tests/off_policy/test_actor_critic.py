@@ -32,7 +32,7 @@ def plain_parameters(algorithm, name):
 
 
 def assert_updates_agree(config, n_updates):
-    """Of this library's and tianshou's algorithm, from the same networks, batches and noise."""
+    """Update this library's and tianshou's algorithm from the same networks, with the same batches and noise."""
     algorithm, standard = make(config), make_standard(config)
     networks = ["policy.actor", "critic", "critic_old", *(["actor_old"] if isinstance(config, TD3Config) else [])]
     for i in range(n_updates):

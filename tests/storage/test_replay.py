@@ -597,7 +597,7 @@ def test_a_copy_tracks_its_own_episodes():
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 def test_a_share_of_the_newest_is_drawn_uniformly(share):
-    """Of each environment: a full ring, one that is half full, one with a row, one with none."""
+    """One environment has a full ring, one a half full one, one a single row, one none."""
     replay, n_added = Replay(80, 4, seed=1), [47, 10, 1, 0]
     for t in range(47):
         ids = np.flatnonzero(np.array(n_added) > t)

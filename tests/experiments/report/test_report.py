@@ -480,7 +480,7 @@ def test_statistics_are_those_of_rliable(n):
 
 
 def test_interval_is_that_of_all_resamples():
-    """Of three runs there are 27 resamples: the ends are quantiles of their means."""
+    """Three runs have 27 resamples: the ends are quantiles of their means."""
     scores = np.array([0.0, 1.0, 5.0])
     means = [np.mean(drawn) for drawn in itertools.product(scores, repeat=3)]
     low, high = np.quantile(means, [0.025, 0.975], method="inverted_cdf")

@@ -1,4 +1,4 @@
-"""What a person reads before a training: chosen settings with reasons, and how long it takes at least."""
+"""Chosen settings are printed before a training, with reasons and the least time that it takes."""
 
 from dataclasses import replace
 from pathlib import Path
