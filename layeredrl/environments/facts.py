@@ -71,7 +71,7 @@ def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
 
 
 def _declared_limit(env: gym.Env[Any, Any]) -> int | None:
-    """Steps of the longest episode as the environment declares it, which counts frames if actions are repeated outside."""
+    """Steps of the longest episode, by the declared limit, which counts frames if actions are repeated outside it."""
     frames = None if env.spec is None else env.spec.max_episode_steps
     if frames is None:
         return None
