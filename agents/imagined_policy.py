@@ -25,5 +25,7 @@ def policy_choices(facts: TaskFacts, *, sac: str, fitting: str) -> list[Choice]:
     # a fall.
     choices.append(Choice(f"{sac}.target_entropy", 0.0, "episodes end early: explore more"))
     if not facts.termination_known:
-        choices.append(Choice(f"{fitting}.termination", "next_state", "avoid states where episodes end"))
+        choices.append(Choice(f"{fitting}.termination", "next_state", "more falls are predicted"))
+        if facts.mean_reward < 0:
+            choices.append(Choice(f"{fitting}.caution", 0.0, "rewards are negative: an early end is attractive"))
     return choices

@@ -34,19 +34,36 @@ class LOOP(PETS):
         super().__post_init__()
         if not self.guided:
             raise ValueError("guided is False, expected True: planning without guidance is that of pets")
+        usual = PETS()
+        for name, instead in (
+            ("value", "guidance"),
+            ("value_learning", "guidance"),
+            ("discount", "guidance.sac.discount"),
+        ):
+            if getattr(self, name) != getattr(usual, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, expected {getattr(usual, name)}: loop does not use it, "
+                    f"but {instead}"
+                )
 
     @classmethod
     def suited(cls, facts: TaskFacts) -> list[Choice]:
         """Settings that suit a task, on one core."""
         small = facts.state_dim <= 6
+        soon = facts.ends_after is not None and not small
         chosen = [c for c in super().suited(facts) if c.name not in ("value", "discount")]
         replaced = [
-            Choice("planner.icem.horizon", 8, "plans end in a value"),
+            *([] if facts.silent else [Choice("planner.icem.horizon", 8, "plans end in a value")]),
             Choice("learning.fit_every", 50 if small else 125, "the policy learns too"),
             Choice("learning.fit.max_steps", 100 if small else 200, "the same cost at all times"),
             *policy_choices(facts, sac="guidance.sac", fitting="learning"),
-            Choice("guidance.learning.updates_per_transition", 4.0, "imagined transitions allow many"),
+            Choice(
+                "guidance.learning.updates_per_transition",
+                10.0 if soon else 4.0,
+                "episodes end early: much to learn" if soon else "imagined transitions allow many",
+            ),
             Choice("guidance.real_share", 0.2, "more transitions than steps"),
+            *([Choice("trainer.n_total_env_steps", 40_000, "episodes end early: much to learn")] if soon else []),
         ]
         names = {choice.name for choice in replaced}
         return [*(choice for choice in chosen if choice.name not in names), *replaced]

@@ -72,7 +72,7 @@ class TDMPC2(Recipe):
         steps = facts.episode_steps or 1000
         longest, ends = steps / 5, facts.ends_after is not None
         discount = min(max((longest - 1) / longest, 0.95), 0.99 if ends else 0.995)
-        known = facts.termination_known
+        known, short = facts.termination_known, facts.state_dim <= 6 and steps <= 200
         return [
             *(Choice(f"latent.{name}", value, "one core") for name, value in SIZES["tiny"].items()),
             Choice("latent.discount", discount, f"{steps} steps an episode"),
@@ -87,7 +87,7 @@ class TDMPC2(Recipe):
             ),
             Choice("planner.random_shooting.n_samples", _SEARCH["n_samples"] * _SEARCH["n_iterations"], "one core"),
             Choice("n_proposals", 8, "few candidates"),
-            Choice("trainer.n_total_env_steps", 10_000 if facts.state_dim <= 6 else 50_000, "one core"),
+            Choice("trainer.n_total_env_steps", 10_000 if short else 50_000, f"{steps} steps an episode"),
         ]
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:
@@ -116,7 +116,7 @@ class TDMPC2(Recipe):
 
 
 _CPU: dict[str, Any] = {
-    "latent": LatentConfig.of("tiny"),
+    "latent": LatentConfig.of("tiny", terminations=True),
     "learning": LatentLearningConfig(batch_size=128),
     "planner": _mppi(**_SEARCH),
     "n_proposals": 8,
@@ -125,9 +125,9 @@ _CPU: dict[str, Any] = {
 TDMPC2.presets = {
     "demo": _CPU,
     "tiny": _CPU,
-    "small": {},
+    "small": {"latent": LatentConfig.of("small", terminations=True)},
     "released": {
-        "latent": LatentConfig(),
+        "latent": LatentConfig(terminations=True),
         "planner": _mppi(n_samples=488, n_iterations=6, n_elites=64),
         "n_proposals": 24,
     },

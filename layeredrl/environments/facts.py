@@ -40,6 +40,8 @@ class TaskFacts:
     """Mean steps until an episode of random actions ended by itself; None if none did."""
     silent: bool = False
     """True if random actions found nothing to learn from: rewards do not depend on the state, and no episode ended."""
+    mean_reward: float = 0.0
+    """Mean reward of random actions; 0 if they were not tried."""
 
 
 def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
@@ -67,6 +69,7 @@ def read_facts(env: gym.Env[Any, Any], task: TaskSpec) -> TaskFacts:
     except BaseException:  # an environment that fails is found, and named, where it acts for the agent
         return TaskFacts(**facts)
     facts["episode_steps"] = tried.episode_steps or facts["episode_steps"]  # a wrapper may cut episodes earlier
+    facts["mean_reward"] = float(np.nan_to_num(tried.reward.mean()))
     return TaskFacts(**facts, ends_after=tried.ends_after, silent=tried.silent)
 
 

@@ -31,8 +31,9 @@ class ModelLearningConfig:
     """Predictor of terminations that are not known. dynamics: the ensemble, from state and action; next_state: a
     separate network, from the next state, trained on batches of which half are terminations."""
     caution: float = CAUTION
-    """With next_state: 0 for unbiased probabilities, 1 for those of the balanced batches. Larger values make plans and
-    policies avoid states near those in which episodes ended."""
+    """With next_state: 0 for unbiased probabilities, 1 for those of the balanced batches. Where values are
+    positive, larger ones make plans and policies avoid states near those in which episodes ended; where they are
+    negative, seek them."""
     max_failed_plans: int = 10
     """Number of decisions between two fits that may be random because no plan has a finite score; one more is an
     error."""

@@ -17,7 +17,7 @@ from layeredrl.environments import TaskFacts
 from layeredrl.levels import GuidedLevel, PlannerLevel, PolicyLearningConfig
 from layeredrl.planners import CEM, ICEM, MPPI, RandomShooting
 from layeredrl.task import TaskSpec
-from layeredrl.world_model import ModelLearningConfig
+from layeredrl.world_model import ModelLearningConfig, ValueConfig
 from tests.experiments.commands import QUICK, read_metrics, run_evaluate, run_train
 
 CPU = torch.device("cpu")
@@ -51,6 +51,28 @@ def test_a_large_task_that_ends_early_is_explored_more(state_dim, ends_after, kn
     config = with_choices(LOOP(), [c for c in LOOP.suited(facts) if not c.name.startswith("trainer.")])
     assert config.guidance.sac.target_entropy == (-1.0 if ends_after is None else 0.0)
     assert config.learning.termination == ("next_state" if ends_after and not known else "dynamics")
+    assert config.learning.caution == 0.5
+    if config.learning.termination == "next_state":  # an end would attract
+        config = with_choices(
+            LOOP(), [c for c in LOOP.suited(replace(facts, mean_reward=-1.0)) if "trainer" not in c.name]
+        )
+        assert config.learning.caution == 0.0
+
+
+def test_guided_plans_are_short_unless_random_actions_find_nothing():
+    horizons = [
+        {c.name: c.value for c in LOOP.suited(replace(FACTS, silent=silent))}["planner.icem.horizon"]
+        for silent in (False, True)
+    ]
+    assert horizons == [8, 40]
+
+
+@pytest.mark.parametrize("given", [{"value": True}, {"discount": 0.9}, {"value_learning": ValueConfig(n_steps=3)}])
+def test_settings_that_guidance_replaces_are_refused(given):
+    with pytest.raises(
+        ValueError, match=rf"{next(iter(given))} is .*, expected .*: loop does not use it, but guidance"
+    ):
+        LOOP(**given)
 
 
 def test_one_flag_guides_pets():

@@ -76,6 +76,7 @@ def test_ends_tell_something_and_are_counted():
     facts = make_facts("Line-v0", ends_at=20)
     assert not facts.silent
     assert facts.ends_after == 20
+    assert make_facts("Line-v0", ends_at=20, reward=lambda place, action: -2.0).mean_reward == -2.0
     assert make_facts("Line-v0").ends_after is None
 
 
