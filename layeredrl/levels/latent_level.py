@@ -126,7 +126,7 @@ class LatentLevel(PlannerLevel):
 
     def state_dict(self) -> dict[str, Any]:
         return super().state_dict() | {
-            "latent": self.latent.state(),
+            "latent": self.latent.state_dict(),
             "means": self._means.state_dict(),
             "cpu_seconds": dict(self._spent),
             **{name: getattr(self, name) for name in _NUMBERS},
@@ -134,7 +134,7 @@ class LatentLevel(PlannerLevel):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.latent.load_state(state["latent"])
+        self.latent.load_state_dict(state["latent"])
         self._means.load_state_dict(state["means"])
         self._spent = dict(state["cpu_seconds"])
         for name in _NUMBERS:

@@ -76,7 +76,7 @@ class LatentLearningConfig:
         require_number("tau", self.tau, 0, 1, open_low=True)
 
 
-class LatentLearner(nn.Module):
+class LatentLearner:
     """Takes updates of a latent world model, without synchronising with the device.
 
     Args:
@@ -89,13 +89,11 @@ class LatentLearner(nn.Module):
             values are divided.
     """
 
-    value_scale: Tensor
-
     def __init__(self, world: LatentWorldModel, config: LatentLearningConfig, *, seed: int = 0) -> None:
-        super().__init__()
         self.world, self.config = world, config
         self.target = copy.deepcopy(world.critics).requires_grad_(False).eval()
-        self.register_buffer("value_scale", torch.ones((), device=world.dynamics.device))
+        self._networks = nn.ModuleDict({"world": world, "target": self.target})
+        self.value_scale = torch.ones((), device=world.dynamics.device)
         encoder = [p for p in world.encoder.parameters() if p.requires_grad]  # a person's own may be frozen
         others = [p for part in (world.dynamics, world.reward_logits, world.critics) for p in part.parameters()]
         rate, fast = config.learning_rate, world.dynamics.device.type == "cuda"
@@ -220,18 +218,20 @@ class LatentLearner(nn.Module):
     def _noise(self, *shape: int) -> Tensor:
         return torch.randn(shape, generator=self._generator, device=self._generator.device)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything that learning goes on from, the world model included."""
         return {
-            "modules": self.state_dict(),
+            "networks": self._networks.state_dict(),
+            "value_scale": self.value_scale,
             "model_optimizer": self.model_optimizer.state_dict(),
             "policy_optimizer": self.policy_optimizer.state_dict(),
             **generator_state(self._generator),
         }
 
-    def load_state(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
-        self.load_state_dict(state["modules"])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the result of `state_dict`."""
+        self._networks.load_state_dict(state["networks"])
+        self.value_scale.copy_(state["value_scale"])
         for name in ("model_optimizer", "policy_optimizer"):
             restore_optimizer(name, getattr(self, name), state[name])
         restore_generator(self._generator, state)
