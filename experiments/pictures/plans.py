@@ -14,7 +14,7 @@ from experiments.run.playing import Track, play_track
 from layeredrl.environments import EnvConfig, make_vector_env
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import PlannerLevel
-from layeredrl.models.diagnostics.figures import GREY, panel_grid
+from layeredrl.models.diagnostics.figures import GREY, panel_grid, shown_dims
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def compare(
 def draw_comparison(found: Comparison, level: PlannerLevel, title: str) -> Figure:
     """Draw particles by member, the members' means, and the tracks, a panel for each dimension of the state.
 
-    The last panel shows the return.
+    The last panel shows the return. Of many dimensions, such as those of a latent state, the first are drawn.
 
     Args:
         found: Comparison to draw.
@@ -110,8 +110,8 @@ def draw_comparison(found: Comparison, level: PlannerLevel, title: str) -> Figur
     lines = [(found.replanned, GREY, "--", "track, replanned at every step")]
     if found.carried_out is not None:
         lines.append((found.carried_out, "black", ".", "track, plan carried out"))
-    n_dims = states.shape[-1]
-    names = [*state_names(level.world.encoder, level.world.task), "return"]
+    n_dims, title = shown_dims(states.shape[-1], title)
+    names = [*state_names(level.world.encoder, level.world.task)[:n_dims], "return"]
     figure, panels, _ = panel_grid(n_dims + 1, names, title)
     for i, axes in enumerate(panels):
         is_state = i < n_dims

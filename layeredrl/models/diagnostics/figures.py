@@ -13,6 +13,7 @@ from layeredrl.models.diagnostics.measures import BAND_LEVEL, Disagreement, OneS
 
 BLUE, ORANGE, GREY = "#3465a4", "#e07b39", "#888888"
 MAX_DOTS = 2000  # more make a figure slow and no clearer
+MAX_DIMS = 32  # more do not fit on a page, and latent dimensions are many and alike
 
 
 def draw_predictions(report: OneStep, names: Sequence[str] | None = None, *, title: str = "") -> Figure:
@@ -25,7 +26,8 @@ def draw_predictions(report: OneStep, names: Sequence[str] | None = None, *, tit
         names: Names of the S dimensions; "state i" by default.
         title: Title of the figure.
     """
-    figure, panels, names = panel_grid(report.change.shape[1], names, title)
+    n_shown, title = shown_dims(report.change.shape[1], title)
+    figure, panels, names = panel_grid(n_shown, names, title)
     change, predicted, std = (_numpy(x) for x in (report.change, report.predicted, report.std))
     some = np.linspace(0, len(change) - 1, min(len(change), MAX_DOTS)).astype(int)
     for i, axes in enumerate(panels):
@@ -48,7 +50,8 @@ def draw_calibration(report: OneStep, names: Sequence[str] | None = None, *, tit
         names: Names of the S dimensions; "state i" by default.
         title: Title of the figure.
     """
-    figure, panels, names = panel_grid(report.change.shape[1], names, title)
+    n_shown, title = shown_dims(report.change.shape[1], title)
+    figure, panels, names = panel_grid(n_shown, names, title)
     levels = [0.0, *report.levels.tolist()]
     mixture, members = _numpy(report.mixture.coverage), _numpy(report.members.coverage)
     for i, axes in enumerate(panels):
@@ -74,7 +77,8 @@ def draw_open_loop(report: OpenLoop, names: Sequence[str] | None = None, *, titl
         names: Names of the S dimensions; "state i" by default.
         title: Title of the figure.
     """
-    figure, panels, names = panel_grid(report.rmse.shape[1], names, title)
+    n_shown, title = shown_dims(report.rmse.shape[1], title)
+    figure, panels, names = panel_grid(n_shown, names, title)
     rmse, members, band, epistemic, baseline, coverage = (
         _numpy(x)
         for x in (report.rmse, report.member_rmse, report.band, report.epistemic, report.baseline, report.coverage)
@@ -107,9 +111,9 @@ def draw_disagreement(report: Disagreement, names: Sequence[str] | None = None, 
         names: Names of the S dimensions; "state i" by default.
         title: Title of the figure.
     """
-    n_dims = report.error.shape[1]
-    names = [f"state {i}" for i in range(n_dims)] if names is None else names
-    figure, (*panels, last), _ = panel_grid(n_dims + 1, [*names, ""], title)
+    n_shown, title = shown_dims(report.error.shape[1], title)
+    names = [f"state {i}" for i in range(n_shown)] if names is None else names
+    figure, (*panels, last), _ = panel_grid(n_shown + 1, names, title)
     disagreement, error = _numpy(report.epistemic_std), _numpy(report.error)
     some = np.linspace(0, len(error) - 1, min(len(error), MAX_DOTS)).astype(int)
     for i, axes in enumerate(panels):
@@ -144,6 +148,13 @@ def draw_disagreement(report: Disagreement, names: Sequence[str] | None = None, 
     last.set_ylabel("density", fontsize=8)
     _legend(figure, [panels[0], last])
     return figure
+
+
+def shown_dims(n_dims: int, title: str) -> tuple[int, str]:
+    """Number of dimensions that get a panel, the first ones, and the title, which says so where not all do."""
+    if n_dims <= MAX_DIMS:
+        return n_dims, title
+    return MAX_DIMS, f"{title}\nthe first {MAX_DIMS} of {n_dims} dimensions of the state".lstrip("\n")
 
 
 def panel_grid(n: int, names: Sequence[str] | None, title: str) -> tuple[Figure, list[Any], Sequence[str]]:

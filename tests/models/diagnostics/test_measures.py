@@ -10,6 +10,7 @@ from tianshou.data import Batch
 from torch.distributions import Categorical, MixtureSameFamily, Normal
 
 from experiments.benchmarks.calibration import measure
+from layeredrl.models.diagnostics import figures as figures_module
 from layeredrl.models.diagnostics.figures import (
     draw_calibration,
     draw_disagreement,
@@ -321,6 +322,20 @@ def test_figures_draw_the_measures_and_name_the_dimensions():
     assert line.get_xdata()[1:] == pytest.approx(LEVELS)
     assert line.get_ydata()[1:] == pytest.approx(one_step.mixture.coverage[:, 0].numpy())
     assert len(figures[4].legends[0].get_texts()) == len(figures[3].legends[0].get_texts()) + 1
+
+
+def test_figures_of_wide_states_draw_the_first_dimensions_and_say_so(monkeypatch):
+    monkeypatch.setattr(figures_module, "MAX_DIMS", 1)
+    data, names, model = noisy(200), ["x", "y"], Gaussian(offsets=(-0.1, 0.1))
+    one_step = evaluate_one_step(model, data)
+    for figure, n_panels in (
+        (draw_predictions(one_step, names, title="t"), 1),
+        (draw_calibration(one_step), 1),
+        (draw_open_loop(evaluate_open_loop(model, trajectories(20), 5), names), 1),
+        (draw_disagreement(evaluate_disagreement(model, data), names), 2),
+    ):
+        assert len(figure.axes) == n_panels
+        assert figure.get_suptitle().endswith("the first 1 of 2 dimensions of the state")
 
 
 @pytest.mark.parametrize("size", [1e-7, 2e-3, 3e4])
