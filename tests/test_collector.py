@@ -15,6 +15,7 @@ from layeredrl.episodes import Episode
 from layeredrl.faults import Fault
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import RandomLevel
+from layeredrl.storage import Checkpoints, Replay
 from layeredrl.task import TaskSpec
 from tests.envs.counter import register_counter
 from tests.recording import DiaryEnv, GoalEnv, RecordingRandomLevel, stored
@@ -186,6 +187,40 @@ def test_environments_of_the_factory():
     check_counters(replay.all())
     assert len(replay) == collector.n_total_env_steps == 60
     assert finished == [Episode(i, 10.0, 4, 12 * (k + 1)) for k in range(5) for i in range(3)]
+
+
+@pytest.mark.parametrize("restored", [False, True])
+def test_sequences_of_what_was_collected_stay_within_episodes(restored, tmp_path):
+    """Rings that have wrapped, environments out of step, and an episode that was cut off from outside."""
+    env = make_vector_env(register_counter(), 3, episode_length=6, ends="alternate", random_length=True)
+    agent, level = agent_for(env)
+    replay, checkpoints = Replay(3 * 40, 3, seed=1), Checkpoints(tmp_path)
+    level.replay = replay
+    for seed, n_steps in ((4, 70), (5, 10)):
+        collector = Collector(env, agent, seed=seed)  # begins new episodes
+        for _ in range(n_steps):
+            collector.step(explore=True)
+        replay.truncate([0, 1])
+        if restored:
+            checkpoints.save({"replay": replay.state_dict()}, seed)
+            replay = level.replay = Replay(3 * 40, 3)
+            replay.load_state_dict(checkpoints.load()["replay"])
+    replay.truncate([2])
+    rows, valid = replay.sequences(6000, 4)
+    assert valid[0].all()
+    assert not (~valid[:-1] & valid[1:]).any()
+    after = valid[1:]
+    np.testing.assert_array_equal(rows.obs[1:][after], rows.obs_next[:-1][after])
+    np.testing.assert_array_equal(rows.obs_next[..., 0], rows.obs[..., 0] + 1)
+    np.testing.assert_array_equal((rows.terminated | rows.truncated)[:-1][after], False)
+    assert (rows.terminated | rows.truncated)[-1][~valid[-1]].all()  # shorter ones end with their episode
+    everything = np.concatenate([stored(replay, i).obs for i in range(3)])
+    counts = Counter(map(tuple, rows.obs[0].tolist()))
+    several = Counter(map(tuple, everything.tolist()))
+    assert counts.keys() == several.keys()
+    expected = np.array([6000 * several[key] / 120 for key in several])
+    found = np.array([counts[key] for key in several])
+    assert (np.square(found - expected) / expected).sum() < len(expected) + 5 * (2 * len(expected)) ** 0.5
 
 
 @pytest.mark.parametrize("mode", MODES)
