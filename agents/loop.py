@@ -6,13 +6,13 @@ learn from imagined transitions as well, unless a preset or setting says otherwi
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from agents.guidance import GuidanceConfig
 from agents.imagined_policy import policy_choices
 from agents.pets import PETS
-from agents.recipe import Choice
+from agents.recipe import Choice, with_choices
 from layeredrl.environments import TaskFacts
 from layeredrl.levels import PolicyLearningConfig
 from layeredrl.off_policy import SACConfig
@@ -28,7 +28,7 @@ class LOOP(PETS):
 
     environment: ClassVar[str] = "Pendulum-v1"
     environments: ClassVar[Mapping[str, str]] = {}
-    trainers: ClassVar[Mapping[str, TrainerConfig]] = {}
+    trainers: ClassVar[Mapping[str, TrainerConfig]] = {"demo": TrainerConfig(n_total_env_steps=3_000)}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -57,20 +57,23 @@ class LOOP(PETS):
             Choice("learning.fit_every", 50 if small else 125, "the policy learns too"),
             Choice("learning.fit.max_steps", 100 if small else 200, "the same cost at all times"),
             *policy_choices(facts, sac="guidance.sac", fitting="learning"),
-            Choice(
-                "guidance.learning.updates_per_transition",
-                10.0 if soon else 4.0,
-                "episodes end early: much to learn" if soon else "imagined transitions allow many",
-            ),
             Choice("guidance.real_share", 0.2, "more transitions than steps"),
-            *([Choice("trainer.n_total_env_steps", 40_000, "episodes end early: much to learn")] if soon else []),
         ]
+        updates = "guidance.learning.updates_per_transition"
+        if soon:
+            reason = "episodes end early: much to learn"
+            replaced += [Choice(updates, 10.0, reason), Choice("trainer.n_total_env_steps", 40_000, reason)]
+        else:
+            replaced.append(Choice(updates, 4.0, "imagined transitions allow many"))
         names = {choice.name for choice in replaced}
         return [*(choice for choice in chosen if choice.name not in names), *replaced]
 
 
+_PENDULUM = TaskFacts(3, 1, False, False, False, episode_steps=200)
+_DEMO = with_choices(LOOP(), [c for c in LOOP.suited(_PENDULUM) if not c.name.startswith("trainer.")])
+
 LOOP.presets = {
-    "demo": PETS.presets["demo"],
+    "demo": {field.name: getattr(_DEMO, field.name) for field in fields(_DEMO)},
     "debug": {
         **PETS.presets["debug"],
         "guidance": GuidanceConfig(

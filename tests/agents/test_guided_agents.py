@@ -65,6 +65,7 @@ def test_guided_plans_are_short_unless_random_actions_find_nothing():
         for silent in (False, True)
     ]
     assert horizons == [8, 40]
+    assert LOOP.preset("demo").planner.icem.horizon == 8  # as without a preset
 
 
 @pytest.mark.parametrize("given", [{"value": True}, {"discount": 0.9}, {"value_learning": ValueConfig(n_steps=3)}])
