@@ -78,7 +78,7 @@ class TDMPC2(Recipe):
             Choice("latent.discount", discount, f"{steps} steps an episode"),
             Choice("latent.terminations", ends or known, "episodes end" if ends or known else "none ended"),
             Choice("learning.rho", 0.7 if ends else 0.5, "episodes end" if ends else "none ended"),
-            Choice("learning.n_random_steps", min(max(1000, 5 * steps), 2500), f"{steps} steps an episode"),
+            *_random_actions(steps, silent=facts.silent),
             Choice("learning.batch_size", 128, "one core"),
             *(
                 Choice(f"planner.{kind}.{name}", value, "one core")
@@ -113,6 +113,15 @@ class TDMPC2(Recipe):
     def make_encoder(self, n_observed: int, width: int) -> nn.Module:
         """The network from flat observations (n, O) to (n, S); a subclass may bring another one."""
         return self.latent.make_encoder(n_observed, width)
+
+
+def _random_actions(steps: int, *, silent: bool) -> list[Choice]:
+    """Random steps before the first update; more, and of actions that persist, where uniform ones find no reward."""
+    if not silent:
+        return [Choice("learning.n_random_steps", min(max(1000, 5 * steps), 2500), f"{steps} steps an episode")]
+    reason = "random actions found no reward"
+    n_steps = min(max(1000, 10 * steps), 5000)
+    return [Choice("learning.n_random_steps", n_steps, reason), Choice("learning.persistence", 0.9, reason)]
 
 
 _CPU: dict[str, Any] = {

@@ -14,8 +14,9 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import off_policy
+from layeredrl.levels.exploration import ExplorationConfig
 from layeredrl.levels.imagining_level import ImaginingLevel
-from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, require_few
+from layeredrl.levels.planner_level import PlannerLevel, require_few
 from layeredrl.models.density import mixture_mean
 from layeredrl.planners import Planner
 

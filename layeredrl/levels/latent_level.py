@@ -12,7 +12,8 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl.faults import NonFiniteError
-from layeredrl.levels.planner_level import ExplorationConfig, PlannerLevel, require_few
+from layeredrl.levels.exploration import ExplorationConfig
+from layeredrl.levels.planner_level import PlannerLevel, require_few
 from layeredrl.metrics import FiniteMeans
 from layeredrl.planners import Planner
 from layeredrl.randomness import derive_seed
@@ -52,7 +53,9 @@ class LatentLevel(PlannerLevel):
             world,
             planner,
             world.task.action_space,
-            exploration=ExplorationConfig(n_random_steps=config.n_random_steps, spread=spread),
+            exploration=ExplorationConfig(
+                n_random_steps=config.n_random_steps, persistence=config.persistence, spread=spread
+            ),
             proposals=self.propose if n_proposals else None,
         )
         self.config, self.n_proposals, self.max_failed_plans = config, n_proposals, config.max_failed_plans

@@ -1,9 +1,7 @@
 """A level that plans with a learned world model."""
 
-import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -14,8 +12,9 @@ from tianshou.data import Batch
 from torch import Tensor
 
 from layeredrl import action_spaces
-from layeredrl.checks import require_count, require_counts, require_number
+from layeredrl.checks import require_count
 from layeredrl.faults import Fault
+from layeredrl.levels.exploration import ExplorationConfig, RandomActions
 from layeredrl.levels.level import Decision, Level
 from layeredrl.memory import replaced, where
 from layeredrl.planners import Plan, Planner
@@ -31,35 +30,6 @@ Proposals = Callable[[Tensor, torch.Generator], Tensor]
 
 class PlanningError(Fault):
     """No candidate of an environment had a finite score in any iteration, and no random action may replace the plan."""
-
-
-@dataclass(frozen=True)
-class ExplorationConfig:
-    """How a planning level mixes its plans with random actions while it collects experience.
-
-    Each environment is in one of two modes, planning or random, which may change at every decision.
-    """
-
-    to_random: float = 0.0
-    """Probability of changing from planning to random actions."""
-    to_plan: float = 1.0
-    """Probability of changing from random actions to planning."""
-    n_random_steps: int = 0
-    """Environment steps before the first plan."""
-    effort: float = 1.0
-    """Share of the planner's candidates that are used while exploring."""
-    noise: float = 0.0
-    """Standard deviation of the noise of planned actions, in the level's own units of actions."""
-    spread: float = 0.0
-    """Factor of the standard deviation that the search ended with, which is added to that of the noise (TD-MPC2: 1)."""
-
-    def __post_init__(self) -> None:
-        require_number("effort", self.effort, 0, 1, open_low=True)
-        require_number("to_random", self.to_random, 0, 1)
-        require_number("to_plan", self.to_plan, 0, 1)
-        require_counts(self, n_random_steps=0)
-        for name in ("noise", "spread"):
-            require_number(name, getattr(self, name), 0, math.inf)
 
 
 class PlannerLevel(Level):
@@ -115,6 +85,7 @@ class PlannerLevel(Level):
                 torch.as_tensor(x, device=world.dynamics.device) for x in (action_space.low, action_space.high)
             )
             self._bounds = low, high
+        self._random_actions = RandomActions(action_space, self.exploration.persistence, world.dynamics.device)
         effort = self.exploration.effort
         self._exploring_planner = planner if effort == 1 else planner.lighter(effort)
         self.discount = world.objective.discount ** (world.repeat / duration)
@@ -140,11 +111,12 @@ class PlannerLevel(Level):
         return learner.config
 
     def initial_memory(self, n_envs: int) -> Batch:
-        return Batch(
-            warm_start=self.planner.initial_warm_start(n_envs, self.device),
-            until_report=torch.zeros(n_envs, dtype=torch.int64, device=self.device),
-            random=torch.zeros(n_envs, dtype=torch.bool, device=self.device),
-        )
+        memory = {
+            "warm_start": self.planner.initial_warm_start(n_envs, self.device),
+            "until_report": torch.zeros(n_envs, dtype=torch.int64, device=self.device),
+            "random": torch.zeros(n_envs, dtype=torch.bool, device=self.device),
+        }
+        return Batch(memory | self._random_actions.initial_memory(n_envs))
 
     @torch.no_grad()
     def act(
@@ -164,7 +136,10 @@ class PlannerLevel(Level):
         change = torch.rand(len(obs), generator=generator, device=self.device)
         at_random = torch.where(memory.random, change >= self.exploration.to_plan, change < self.exploration.to_random)
         # A plan that was not followed is no warm start of the next one.
-        memory = where(at_random, self.initial_memory(len(obs)), memory)
+        begun = self.initial_memory(len(obs))
+        if self.exploration.persistence:
+            begun.held = memory.held
+        memory = where(at_random, begun, memory)
         memory.random = at_random
         rows: Any = (~at_random).nonzero()[:, 0]
         if not len(rows):
@@ -173,7 +148,7 @@ class PlannerLevel(Level):
         return self._mixed(planned, rows, memory, generator)
 
     def _random(self, obs: Tensor, memory: Batch, generator: torch.Generator) -> Decision:
-        action = action_spaces.uniform(self.action_space, (len(obs),), generator)
+        action, memory = self._random_actions.draw(memory, generator)
         return Decision(action, self._durations(len(obs)), memory)
 
     def _durations(self, n: int) -> NDArray[np.int64]:
@@ -185,7 +160,7 @@ class PlannerLevel(Level):
         There is no forecast: random actions may interrupt the plan before its predicted return is achieved.
         """
         n = len(memory.random)
-        action = action_spaces.uniform(self.action_space, (n,), generator)
+        action, memory = self._random_actions.draw(memory, generator)
         action[rows] = planned.action
         nothing = action.new_full((n,), torch.nan, dtype=torch.float32)
         return Decision(
@@ -205,7 +180,8 @@ class PlannerLevel(Level):
             self._require_random(plan.found, obs, candidates, generator, count=explore)
             actions, warm_start = self._filled_in(plan, generator)
         until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
-        memory = Batch(warm_start=warm_start, until_report=until_report, random=memory.random)
+        held = self._random_actions.initial_memory(len(obs))  # none: a plan ends the random action before
+        memory = Batch({"warm_start": warm_start, "until_report": until_report, "random": memory.random} | held)
         duration, action = self._durations(len(obs)), actions[:, 0]
         if explore and self._bounds is not None:
             action = self._noisy(action, plan.std, generator).clamp(*self._bounds)

@@ -24,6 +24,8 @@ class LatentLearningConfig:
 
     n_random_steps: int = 1000
     """Environment steps with random actions before the first update."""
+    persistence: float = 0.0
+    """Probability with which a random action is repeated in the next decision; as of `ExplorationConfig`."""
     first_updates: int | None = None
     """Number of updates when the random steps end; None for one for each transition."""
     updates_per_transition: float = 1.0
@@ -72,6 +74,7 @@ class LatentLearningConfig:
             require_number(name, getattr(self, name), 0, math.inf, open_low=True)
         for name in ("consistency", "reward", "value", "termination", "entropy"):
             require_number(name, getattr(self, name), 0, math.inf)
+        require_number("persistence", self.persistence, 0, 1)
         require_number("rho", self.rho, 0, 1, open_low=True)
         require_number("tau", self.tau, 0, 1, open_low=True)
 

@@ -103,4 +103,8 @@ def test_the_discount_follows_from_the_length_of_episodes(steps, discount):
     choices = {c.name: c.value for c in TDMPC2.suited(replace(FACTS, episode_steps=steps))}
     assert np.isclose(choices["latent.discount"], discount)
     assert not choices["latent.terminations"]
+    assert "learning.persistence" not in choices
+    silent = {c.name: c.value for c in TDMPC2.suited(replace(FACTS, episode_steps=steps, silent=True))}
+    assert silent["learning.persistence"] == 0.9
+    assert silent["learning.n_random_steps"] >= choices["learning.n_random_steps"]
     assert {c.name: c.value for c in TDMPC2.suited(replace(FACTS, ends_after=20.0))}["latent.terminations"]

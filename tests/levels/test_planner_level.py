@@ -17,6 +17,7 @@ from agents.pets import PETS
 from layeredrl.collector import Collector
 from layeredrl.hierarchy import Hierarchy
 from layeredrl.levels import ExplorationConfig, PlannerLevel, PlanningError
+from layeredrl.levels.exploration import RandomActions
 from layeredrl.models import FitConfig
 from layeredrl.planners import (
     CEM,
@@ -560,6 +561,28 @@ def test_a_learner_that_does_not_fit_is_refused():
     PlannerLevel(level.world, level.planner, ACTION)  # learned elsewhere
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_random_actions_persist_at_their_bounds(mixed):
+    some = {"to_random": 0.5, "to_plan": 0.0} if mixed else {"n_random_steps": 1000}
+    level = make(learning=None, exploration=ExplorationConfig(persistence=0.75, **some))
+    memory, obs = level.initial_memory(500), torch.zeros(500, 2)
+    generator, taken, kept = torch.Generator().manual_seed(0), [], []
+    for _ in range(12):
+        decision = level.act(obs, None, memory, explore=True, generator=generator)
+        kept.append((decision.action == memory.held).all(1))
+        taken.append(decision.action)
+        memory = decision.memory
+    at_random = memory.random if mixed else torch.ones(500, dtype=torch.bool)
+    assert not kept[0].any()
+    assert ((taken[-1] == ACTION.low[0]) | (taken[-1] == ACTION.high[0]))[at_random].all()
+    # A new action of two dimensions is the same as the last one by chance in one case of four.
+    share = kept[-1][at_random].float().mean()
+    assert abs(share - (0.75 + 0.25 / 4)) < 4 * (0.19 * 0.81 / 500) ** 0.5
+    assert torch.equal(level.initial_memory(3).held.isnan(), torch.ones(3, 2, dtype=torch.bool))
+    planned = level.act(obs, None, memory, explore=False, generator=generator)
+    assert planned.memory.held.isnan().all()
+
+
 def test_spaces_and_settings_that_do_not_fit_are_named():
     level, other = make(), RandomShooting(UNIT, RandomShootingConfig(horizon=2, n_samples=2))
     with pytest.raises(ValueError, match=r"the planner's action space is Box.*\(1,\).*, expected Box.*\(2,\)"):
@@ -570,7 +593,15 @@ def test_spaces_and_settings_that_do_not_fit_are_named():
         make(duration=0)
     with pytest.raises(TypeError, match="Rehearsed has no config with n_samples, expected one to plan with fewer"):
         make(learning=None, planner=Rehearsed([[0.0]]), exploration=ExplorationConfig(effort=0.5))
-    for name, value in (("effort", 0), ("to_random", 1.1), ("to_plan", -0.1), ("n_random_steps", -1)):
+    with pytest.raises(TypeError, match=r"persistence is 0\.5, expected 0 for the action space Discrete"):
+        RandomActions(gym.spaces.Discrete(2), 0.5, torch.device("cpu"))
+    for name, value in (
+        ("effort", 0),
+        ("to_random", 1.1),
+        ("to_plan", -0.1),
+        ("persistence", 1.1),
+        ("n_random_steps", -1),
+    ):
         with pytest.raises(ValueError, match=f"{name} is {value}"):
             ExplorationConfig(**{name: value})
 
