@@ -3,8 +3,8 @@
 Deviations from the released code: terminations are probabilities, which weight what follows instead of cutting it off;
 the last steps of an episode are learned from too, with what lies beyond left out; plans end in the value of the
 policy's most probable action, not of a sampled one, by critics drawn with every update, not with every iteration; the
-entropy is that of the squashed policy; at most 2,500 steps are random by default, and tasks of many actions get no more
-iterations than others.
+entropy is that of the squashed policy; at most 2,500 steps are random by default, 5,000 with actions that persist where
+uniform ones find no reward, and tasks of many actions get no more iterations than others.
 """
 
 from collections.abc import Mapping
