@@ -24,8 +24,6 @@ def policy_choices(facts: TaskFacts, *, sac: str, fitting: str) -> list[Choice]:
     # A policy that becomes deterministic early, or whose model misses falls, gets stuck in a single leap that ends in
     # a fall.
     choices.append(Choice(f"{sac}.target_entropy", 0.0, "episodes end early: explore more"))
-    if not facts.termination_known:
+    if not facts.termination_known and facts.mean_reward >= 0:  # else ends attract, the more so the more are predicted
         choices.append(Choice(f"{fitting}.termination", "next_state", "more falls are predicted"))
-        if facts.mean_reward < 0:
-            choices.append(Choice(f"{fitting}.caution", 0.0, "rewards are negative: an early end is attractive"))
     return choices

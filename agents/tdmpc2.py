@@ -3,8 +3,8 @@
 Deviations from the released code: terminations are probabilities, which weight what follows instead of cutting it off;
 the last steps of an episode are learned from too, with what lies beyond left out; plans end in the value of the
 policy's most probable action, not of a sampled one, by critics drawn with every update, not with every iteration; the
-entropy is that of the squashed policy; at most 2,500 steps are random by default, 5,000 with actions that persist where
-uniform ones find no reward, and tasks of many actions get no more iterations than others.
+entropy is that of the squashed policy; at most 2,500 steps are random by default, or 5,000 with actions that persist
+where uniform ones find no reward, and tasks of many actions get no more iterations than others.
 """
 
 from collections.abc import Mapping
@@ -73,6 +73,7 @@ class TDMPC2(Recipe):
         longest, ends = steps / 5, facts.ends_after is not None
         discount = min(max((longest - 1) / longest, 0.95), 0.99 if ends else 0.995)
         known, short = facts.termination_known, facts.state_dim <= 6 and steps <= 200
+        length = f"{facts.state_dim} observation dimensions" if facts.state_dim > 6 else f"{steps} steps an episode"
         return [
             *(Choice(f"latent.{name}", value, "one core") for name, value in SIZES["tiny"].items()),
             Choice("latent.discount", discount, f"{steps} steps an episode"),
@@ -87,7 +88,7 @@ class TDMPC2(Recipe):
             ),
             Choice("planner.random_shooting.n_samples", _SEARCH["n_samples"] * _SEARCH["n_iterations"], "one core"),
             Choice("n_proposals", 8, "few candidates"),
-            Choice("trainer.n_total_env_steps", 10_000 if short else 50_000, f"{steps} steps an episode"),
+            Choice("trainer.n_total_env_steps", 10_000 if short else 50_000, length),
         ]
 
     def build(self, task: TaskSpec, device: torch.device, *, seed: int) -> Hierarchy:

@@ -50,7 +50,7 @@ class RandomActions:
 
     Args:
         space: Space of the actions.
-        persistence: As of `ExplorationConfig`.
+        persistence: Probability with which an action is repeated; see `ExplorationConfig.persistence`.
         device: Device of the actions.
 
     Raises:
@@ -58,14 +58,14 @@ class RandomActions:
     """
 
     def __init__(self, space: spaces.Space[Any], persistence: float, device: torch.device) -> None:
-        if persistence and not isinstance(space, spaces.Box):
+        if persistence and not (isinstance(space, spaces.Box) and space.is_bounded()):
             raise TypeError(f"persistence is {persistence}, expected 0 for the action space {space}")
         self.space, self.persistence = space, persistence
         if isinstance(space, spaces.Box):
             self.low, self.high = (torch.as_tensor(x, device=device) for x in (space.low, space.high))
 
     def initial_memory(self, n_envs: int) -> dict[str, Tensor]:
-        """What has to be remembered between decisions, for so many environments; no action is held."""
+        """Memory between decisions, for so many environments; no action is held."""
         return {"held": self.low.new_full((n_envs, *self.low.shape), torch.nan)} if self.persistence else {}
 
     def draw(self, memory: Batch, generator: torch.Generator) -> tuple[Tensor, Batch]:

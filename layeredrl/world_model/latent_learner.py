@@ -25,7 +25,8 @@ class LatentLearningConfig:
     n_random_steps: int = 1000
     """Environment steps with random actions before the first update."""
     persistence: float = 0.0
-    """Probability with which a random action is repeated in the next decision; as of `ExplorationConfig`."""
+    """Probability with which a random action is repeated in the next decision. Above 0, each dimension of a random
+    action is at one of its bounds: such actions lead farther than uniform ones, which cancel each other."""
     first_updates: int | None = None
     """Number of updates when the random steps end; None for one for each transition."""
     updates_per_transition: float = 1.0
