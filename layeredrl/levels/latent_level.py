@@ -59,6 +59,7 @@ class LatentLevel(PlannerLevel):
             proposals=self.propose if n_proposals else None,
         )
         self.config, self.n_proposals, self.max_failed_plans = config, n_proposals, config.max_failed_plans
+        self.report_every = max(planner.horizon, 10)  # plans are short, and a forecast takes a tenth of a decision
         self.latent = LatentLearner(world, config, seed=seed)
         self.replay = Replay(config.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
         self.n_updates = self.last_report = 0

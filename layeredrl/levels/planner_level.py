@@ -50,6 +50,9 @@ class PlannerLevel(Level):
         proposals: Suggests sequences that compete with the planner's own candidates, such as those of a policy.
         name: Name of the level.
         seed: Seed of a new replay.
+
+    Attributes:
+        report_every: Number of decisions from one forecast to the next of an environment, at least the horizon.
     """
 
     def __init__(
@@ -99,6 +102,7 @@ class PlannerLevel(Level):
         if learning is not None and replay is None:
             replay = Replay(learning.replay_size, world.task.n_envs, seed=derive_seed(seed, "replay"))
         self.replay = replay
+        self.report_every = planner.horizon
 
     def _require_learner(self, learner: WorldModelLearner) -> ModelLearningConfig:
         """Settings of a learner that can learn from this level's transitions; raises for others."""
@@ -179,7 +183,7 @@ class PlannerLevel(Level):
         if not all_found:
             self._require_random(plan.found, obs, candidates, generator, count=explore)
             actions, warm_start = self._filled_in(plan, generator)
-        until_report = torch.where(due, self.planner.horizon, memory.until_report) - 1
+        until_report = torch.where(due, self.report_every, memory.until_report) - 1
         held = self._random_actions.initial_memory(len(obs))  # none: a plan ends the random action before
         memory = Batch({"warm_start": warm_start, "until_report": until_report, "random": memory.random} | held)
         duration, action = self._durations(len(obs)), actions[:, 0]
@@ -222,6 +226,7 @@ class PlannerLevel(Level):
     ) -> tuple[Plan, Tensor]:
         """The plan, and the candidates (E, N, H, A) of the last iteration."""
         last = torch.empty(0)
+        state, context = self.world.encode(obs)
         seed = seed_from(generator) if self.common_noise else None
 
         def score(candidates: Tensor) -> Tensor:
@@ -230,8 +235,8 @@ class PlannerLevel(Level):
             # The same numbers in every iteration: kept elites compete with the scores that they had.
             noise = generator if seed is None else torch.Generator(self.device).manual_seed(seed)
             with torch.inference_mode():  # a tenth faster than no_grad; its results must not be inference tensors
-                scores = self.world.score(
-                    obs, candidates, generator=noise, common_noise=self.common_noise, exploring=exploring
+                scores = self.world.score_from(
+                    state, context, candidates, generator=noise, common_noise=self.common_noise, exploring=exploring
                 )
             return scores.clone()
 

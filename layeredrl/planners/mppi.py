@@ -142,13 +142,12 @@ class MPPI(Planner):
         scores = scores.double()  # their squares neither overflow nor underflow
         finite = scores > -torch.inf
         gap = torch.where(finite[:, :1], scores - scores[:, :1], 0.0)
-        unit = torch.ones_like(gap[:, :1])
         if self.config.temperature_unit == "spread":
             gaps, n = torch.where(finite, gap, 0.0), finite.sum(1, keepdim=True).clamp(min=1)
             mean = gaps.sum(1, keepdim=True) / n
             unit = (torch.where(finite, gaps - mean, 0.0).square().sum(1, keepdim=True) / n).sqrt()
-            unit = unit.clamp(min=torch.finfo(unit.dtype).tiny)
-        return torch.softmax(gap / unit / self.config.temperature, 1).float()
+            gap = gap / unit.clamp(min=torch.finfo(unit.dtype).tiny)
+        return torch.softmax(gap / self.config.temperature, 1).float()
 
     def _with_std(self, refitted: Belief, first: Belief) -> Belief:
         """Replace standard deviations by the initial ones, or limit them to [min_std, init_std]."""

@@ -6,6 +6,7 @@ the termination is learned as a probability, by which planning weights what foll
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import torch
@@ -289,29 +290,37 @@ class LatentWorldModel(WorldModel):
         return self.scale.decode(self.reward_logits(torch.cat([state, action], -1)))
 
     @torch.no_grad()
-    def score(
+    def score_from(
         self,
-        obs: Tensor,
+        state: Tensor,
+        context: Tensor,
         actions: Tensor,
         *,
         generator: torch.Generator | None = None,
         common_noise: bool = False,
         exploring: bool = False,
     ) -> Tensor:
-        """As `WorldModel.score`, without gradients; nothing is random, so that this loop is all of a rollout."""
+        """As `WorldModel.score_from`, without gradients; nothing is random, so that this loop is all of a rollout.
+
+        The first layers' products with the first state, which all candidates of an environment share, are done once.
+        """
         n_envs, n_candidates, horizon = actions.shape[:3]
-        state, width = self.encode(obs)[0].repeat_interleave(n_candidates, 0), self.config.latent_dim
-        joint = state.new_empty(horizon, len(state), width + actions.shape[-1])
-        joint[..., width:] = actions.flatten(0, 1).transpose(0, 1)
-        weights = [state.new_ones(len(state))]  # discounted probability of being alive
-        for inputs in joint.unbind():
-            inputs[:, :width] = state
-            state = self.dynamics.net(inputs)
-            weights.append(weights[-1] * self.objective.discount)
-            if self.dynamics.ends is not None:
-                weights[-1] *= 1 - self.dynamics.term_prob(state)
-        rewards = self.scale.decode(self.reward_logits(joint.flatten(0, 1))).view(horizon, -1)
-        total = (torch.stack(weights[:-1]) * rewards).sum(0) + weights[-1] * self.value(state, state[:, :0])
+        n, width = n_envs * n_candidates, self.config.latent_dim
+        taken = actions.flatten(0, 1).transpose(0, 1)  # (H, E N, A)
+        joint = state.new_empty(horizon, n, width + actions.shape[-1])  # from the second state on
+        joint[:-1, :, width:] = taken[1:]
+        dynamics, rewarded = self.dynamics.net, self.reward_logits
+        first = rewarded.enter(state, taken[0])
+        joint[0, :, :width] = dynamics.go_on(dynamics.enter(state, taken[0]))
+        for before, after in pairwise(joint.unbind()):
+            after[:, :width] = dynamics(before)
+        hidden = torch.cat([first, rewarded.enter(joint[:-1].flatten(0, 1))])
+        rewards, states = self.scale.decode(rewarded.go_on(hidden)).view(horizon, n), joint[..., :width]
+        weights = self.objective.discount ** torch.arange(horizon + 1, device=state.device).unsqueeze(1)
+        if self.dynamics.ends is not None:  # discounted probability of being alive
+            survival = (1 - self.dynamics.term_prob(states)).cumprod(0)
+            weights = weights * torch.cat([torch.ones_like(survival[:1]), survival])
+        total = (weights[:-1] * rewards).sum(0) + weights[-1] * self.value(states[-1], state[:, :0])
         # A state that is not finite makes the value so, too.
         return total.masked_fill(~total.isfinite(), -torch.inf).view(n_envs, n_candidates)
 

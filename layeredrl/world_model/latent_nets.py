@@ -117,6 +117,24 @@ class Chain(nn.Sequential):
         out: Tensor = cast(Any, super()).forward(x)  # untyped in torch
         return out
 
+    def enter(self, x: Tensor, own: Tensor | None = None) -> Tensor:
+        """Outputs of the first layer, which is linear, without gradients.
+
+        Args:
+            x: Inputs (n, S + A); with `own` their first part, (E, S), each row of which is that of N inputs.
+            own: Second part of inputs (E N, A).
+        """
+        function, (weight, bias) = self._calls[0]
+        if own is None:
+            return function(x, weight, bias)
+        width = x.shape[1]
+        shared = function(x, weight[:, :width], bias).unsqueeze(1).expand(-1, len(own) // len(x), -1)
+        return torch.addmm(shared.reshape(len(own), -1), own, weight[:, width:].mT)
+
+    def go_on(self, x: Tensor) -> Tensor:
+        """Outputs of the layers that follow the first, of its outputs, without gradients."""
+        return _call_all(self._calls[1:], x)
+
 
 Activation = Literal["mish", "silu", "relu"]
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"mish": nn.Mish, "silu": nn.SiLU, "relu": nn.ReLU}
@@ -197,7 +215,8 @@ class LatentPolicy(nn.Module):
     def _moments(self, state: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and logarithm of the standard deviation before squashing, (..., A)."""
         mean, spread = self.net(state).chunk(2, -1)
-        return mean, LOWEST_LOG_STD + (HIGHEST_LOG_STD - LOWEST_LOG_STD) * (spread.tanh() + 1) / 2
+        half = (HIGHEST_LOG_STD - LOWEST_LOG_STD) / 2
+        return mean, spread.tanh() * half + (LOWEST_LOG_STD + half)
 
 
 LOWEST_LOG_STD, HIGHEST_LOG_STD = -10.0, 2.0
@@ -248,7 +267,7 @@ class LatentCritics(nn.Module):
 
     def _calls_by_member(self) -> list[_Calls]:
         """Calls of each critic with views of its parameters, made anew where these are elsewhere now."""
-        weight = next(self.parameters())
+        weight = next(layer for layer in self.layers.children() if isinstance(layer, StackedLinear)).weight
         if not self._members or self._members[0][0][1][0].data_ptr() != weight.data_ptr():
             self._members = [self._calls_of(i) for i in range(self.n_critics)]
         return self._members

@@ -196,8 +196,23 @@ class WorldModel(nn.Module):
         Returns:
             Scores (E, N).
         """
+        return self.score_from(
+            *self.encode(obs), actions, generator=generator, common_noise=common_noise, exploring=exploring
+        )
+
+    def score_from(
+        self,
+        state: Tensor,
+        context: Tensor,
+        actions: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+        common_noise: bool = False,
+        exploring: bool = False,
+    ) -> Tensor:
+        """`score` of encoded observations, states (E, S) and contexts (E, C); a subclass may compute it otherwise."""
         n_envs, n_candidates = actions.shape[:2]
-        state, context = (x.repeat_interleave(n_candidates, 0) for x in self.encode(obs))
+        state, context = (x.repeat_interleave(n_candidates, 0) for x in (state, context))
         result = self._rollout(
             state,
             context,

@@ -102,14 +102,14 @@ def nan_losses(when: Callable[[int], bool] = lambda call: True, member: int = 1)
 @contextlib.contextmanager
 def nan_scores(when: Callable[[int], bool] = lambda decision: True) -> Iterator[None]:
     """Have all candidates' scores be NaN in some decisions, counted from 1, of planners with two iterations."""
-    real, calls = WorldModel.score, iter(range(10**9))
+    real, calls = WorldModel.score_from, iter(range(10**9))
 
     def score(world: WorldModel, *args: Any, **kwargs: Any) -> torch.Tensor:
         scores = real(world, *args, **kwargs)
         return scores * torch.nan if when(next(calls) // 2 + 1) else scores
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WorldModel, "score", score)
+        patch.setattr(WorldModel, "score_from", score)
         yield
 
 

@@ -189,9 +189,9 @@ PLANNERS = {
 def test_exploration_uses_a_share_of_the_candidates(kind):
     """Plans of either kind continue those of the other."""
     level, tried = make(learning=None, planner=PLANNERS[kind], exploration=ExplorationConfig(effort=0.4)), []
-    score, memory = level.world.score, level.initial_memory(E)
-    level.world.score = lambda obs, candidates, **rest: (
-        tried.append(candidates.shape[1]) or score(obs, candidates, **rest)
+    score, memory = level.world.score_from, level.initial_memory(E)
+    level.world.score_from = lambda state, context, candidates, **rest: (
+        tried.append(candidates.shape[1]) or score(state, context, candidates, **rest)
     )
     for explore in (True, False, True):
         memory = act(level, explore=explore, memory=memory).memory
@@ -241,8 +241,8 @@ FAILING = torch.tensor([False, True, False])
 
 def failing(level, rows=FAILING):
     """Let all candidates of some environments fail."""
-    score = level.world.score
-    level.world.score = lambda *args, **rest: score(*args, **rest).masked_fill(rows[:, None], torch.nan)
+    score = level.world.score_from
+    level.world.score_from = lambda *args, **rest: score(*args, **rest).masked_fill(rows[:, None], torch.nan)
     return level
 
 
