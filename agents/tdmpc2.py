@@ -24,8 +24,8 @@ from layeredrl.trainer import TrainerConfig
 from layeredrl.world_model import LatentConfig, LatentLearningConfig, LatentWorldModel
 from layeredrl.world_model.latent import SIZES
 
-_SEARCH = {"n_samples": 64, "n_iterations": 3, "n_elites": 16}
-"""Search of few candidates, for one core."""
+_SEARCH = {"n_samples": 64, "n_iterations": 6, "n_elites": 16}
+"""Search of few candidates, for one core; fewer iterations cost more of the return than fewer candidates."""
 
 
 def _mppi(**search: int) -> PlannerConfig:
@@ -50,7 +50,7 @@ class TDMPC2(Recipe):
     """Networks of the world model."""
     learning: LatentLearningConfig = field(default_factory=LatentLearningConfig)
     """When and how they learn."""
-    planner: PlannerConfig = field(default_factory=lambda: _mppi(n_samples=128, n_iterations=4, n_elites=24))
+    planner: PlannerConfig = field(default_factory=lambda: _mppi(n_samples=128, n_iterations=6, n_elites=24))
     """Planner and its settings."""
     n_proposals: int = 12
     """Number of the policy's sequences among the planner's candidates."""
