@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -41,9 +42,14 @@ class EvaluateConfig:
     """Load the kept checkpoint with the best score instead of the newest."""
     device: str | None = None
     """Device of the agent: cpu, cuda, cuda:1; the one it was trained on by default."""
+    change: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Play with another setting of the agent than in training, such as planner.icem.n-samples=200; may be repeated."""
 
     def __post_init__(self) -> None:
         require_counts(self, episodes=1, seed=0)
+        for word in self.change:
+            if not re.fullmatch(r"[\w.-]+=.+", word):
+                raise ValueError(f"change is {word!r}, expected NAME=VALUE")
         if self.best and str(self.run).startswith(WANDB):
             raise ValueError(f"--best asks for the best checkpoint, but {self.run} holds the newest alone")
         if self.video is not None and self.video.suffix.lower() != ".gif":
@@ -59,7 +65,8 @@ def main() -> None:
         try:
             args: EvaluateConfig = command_line(EvaluateConfig, sys.argv[1:], prog=program("evaluate"))
             with downloaded(args.run) as folder:
-                config, agent, n_total_env_steps = load(folder, device=args.device, best=args.best)
+                changes = {n.replace("-", "_"): v for n, _, v in (word.partition("=") for word in args.change)}
+                config, agent, n_total_env_steps = load(folder, device=args.device, best=args.best, changes=changes)
             if args.video is not None and not can_render(config.environment):
                 raise ValueError(f"environment {config.env} cannot render an rgb_array, so there is no video of it")
             collector = at_end.enter_context(new_episodes(config, agent, args.episodes, args.seed))
@@ -75,6 +82,7 @@ def main() -> None:
     rows = {
         "run": str(args.run),
         "trained for": f"{n_total_env_steps} environment steps",
+        **({"changed": ", ".join(args.change)} if args.change else {}),
         "episodes": str(len(episodes)),
         "return": f"{returns.mean():.1f} ± {returns.std():.1f} (min {returns.min():.1f}, max {returns.max():.1f})",
         "length": f"{np.mean([episode.length for episode in episodes]):.1f}",

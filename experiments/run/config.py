@@ -18,7 +18,7 @@ from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 from agents.recipe import Choice, Recipe, with_choices
 from experiments.run.chosen import facts_of, located
 from experiments.run.command_line import command_line, program
-from experiments.run.env_kwargs import EnvKwargs
+from experiments.run.env_kwargs import EnvKwargs, json_or_text
 from experiments.run.flags import did_you_mean
 from experiments.run.short_help import short_help
 from experiments.run.wandb_sweep import SweepTrial, words_of_sweep
@@ -299,17 +299,23 @@ def to_dict(config: RunConfig[Any]) -> dict[str, Any]:
     return values | {"env_kwargs": dict(config.env_kwargs)}  # in which pydantic would replace infinity by null
 
 
-def from_json(path: Path) -> RunConfig[Any]:
+def from_json(path: Path, changes: Mapping[str, str] | None = None) -> RunConfig[Any]:
     """Read settings from a config.json.
 
+    Args:
+        path: The file.
+        changes: The agent's settings that are to be others, by names such as `planner.icem.horizon`, as text.
+
     Raises:
-        ValueError: The file does not exist, or does not hold the settings of a run.
+        ValueError: The file does not exist, or does not hold the settings of a run, or a change fits none.
     """
     try:
         text = path.read_bytes()
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     try:
+        if changes:
+            text = json.dumps(_changed(json.loads(text), changes)).encode()
         agent = TypeAdapter(_AgentName).validate_json(text).agent
         config: RunConfig[Any] = _adapter(agent).validate_json(text)
     except ValidationError as error:
@@ -318,6 +324,20 @@ def from_json(path: Path) -> RunConfig[Any]:
         raise ValueError(f"{path} does not hold the settings of a run: {where or 'file'}: {first['msg']}") from error
     _require_known(path, json.loads(text), to_dict(config))
     return config
+
+
+def _changed(found: dict[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    """Settings of a config.json, some of the agent's replaced."""
+    for name, text in changes.items():
+        place, (*path, last) = found["settings"], name.split(".")
+        for part in path:
+            place = place.get(part)
+            if not isinstance(place, dict):
+                break
+        if not isinstance(place, dict) or last not in place:
+            raise ValueError(f"{name} is no setting of {found['agent']}")
+        place[last] = json_or_text(text)
+    return found
 
 
 def _require_known(path: Path, found: Mapping[str, Any], known: Mapping[str, Any], prefix: str = "") -> None:

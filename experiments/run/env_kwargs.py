@@ -24,11 +24,11 @@ def parse_env_kwargs(words: list[str]) -> dict[str, Any]:
         key, given, value = word.partition("=")
         if not given or not key.isidentifier():
             raise ValueError(f"got {word!r}, expected KEY=VALUE, or one JSON object")
-        kwargs[key] = _value(value)
+        kwargs[key] = json_or_text(value)
     return kwargs
 
 
-def _value(text: str) -> Any:
+def json_or_text(text: str) -> Any:
     """Return JSON, or else the text itself; True, False and None as Python writes them, too."""
     names = {"True": True, "False": False, "None": None}
     try:

@@ -19,18 +19,21 @@ WANDB = "wandb:"
 """Prefix of the name of a model on W&B."""
 
 
-def load(folder: Path, *, device: str | None = None, best: bool = False) -> tuple[RunConfig[Any], Hierarchy, int]:
+def load(
+    folder: Path, *, device: str | None = None, best: bool = False, changes: Mapping[str, str] | None = None
+) -> tuple[RunConfig[Any], Hierarchy, int]:
     """Return the settings of a run, its agent, and the number of environment steps that the agent was trained for.
 
     Args:
         folder: Folder of the run.
         device: Device of the agent; the one it was trained on by default.
         best: If True, load the kept checkpoint with the best score instead of the newest.
+        changes: As of `from_json`.
 
     Raises:
         ValueError: The run cannot be read, or its checkpoint does not fit its settings.
     """
-    config = from_json(folder / CONFIG)
+    config = from_json(folder / CONFIG, changes)
     config = replace(config, device=device or config.device)
     if device is not None and config.env_device is not None:
         config = replace(config, env_device=device)

@@ -68,6 +68,16 @@ def test_the_best_checkpoint_can_be_played(folder: Path, capsys: pytest.CaptureF
         assert _row(capsys.readouterr().out, "trained for") == f"{steps} environment steps"
 
 
+def test_settings_may_be_others_than_in_training(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tables = []
+    for changes in ([], ["planner.icem.n-samples=9"], ["planner.icem.n-samples=9", "planner.icem.noise_exponent=0.5"]):
+        run_evaluate(trained, "--episodes", 1, *(word for x in changes for word in ("--change", x)))
+        tables.append(capsys.readouterr().out)
+    assert "changed" not in tables[0]
+    assert _row(tables[1], "changed") == "planner.icem.n-samples=9"
+    assert _row(tables[2], "changed").endswith("noise_exponent=0.5")
+
+
 def test_a_video_is_written(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_evaluate(trained, "--episodes", 1, "--seed", 3, "--video", "policy.GIF")
     table = capsys.readouterr().out
@@ -84,6 +94,10 @@ def test_a_video_is_written(trained: Path, capsys: pytest.CaptureFixture[str]) -
         (["--video", "nowhere/policy.gif"], "nowhere/policy.gif cannot be written"),
         (["--device", "abacus"], "device is 'abacus'"),
         (["--no-such-flag"], "--no-such-flag"),
+        (["--change", "planner"], "change is 'planner', expected NAME=VALUE"),
+        (["--change", "planner.icem.samples=9"], "planner.icem.samples is no setting of pets"),
+        (["--change", "planner.icem.n_samples=many"], "settings.planner.icem.n_samples: Input should be a valid int"),
+        (["--change", "planner.icem.n_samples=0"], "n_samples is 0"),
     ],
 )
 def test_bad_arguments(arguments: list[object], part: str, trained: Path, refusal: Refusal) -> None:
